@@ -1,0 +1,109 @@
+"""ToEditBatch: a collated batch that is edited when it is moved to its device, or first read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, MutableMapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from .surroundings import look_around
+
+if TYPE_CHECKING:
+    from .collator import ToEditCollator
+
+
+class ToEditBatch(MutableMapping[str, Any]):
+    """A batch that nobody can read unedited by accident.
+
+    It is collated in a DataLoader worker, where there is no prior, and edits itself in the main
+    process: when accelerate (so, a `Trainer`) moves it with `.to(device, non_blocking=...)`, or
+    when it is first read. Batches that a `Trainer` evaluates or predicts on are left as they are.
+    From then on it is a plain mapping; `batch.input_ids` is `batch["input_ids"]`.
+
+    Args:
+        data: the collated tensors.
+        collator_key: names the `ToEditCollator` that edits it; None: `data` is final.
+    """
+
+    def __init__(
+        self, data: Mapping[str, Any] | None = None, collator_key: str | None = None
+    ) -> None:
+        self._data: dict[str, Any] = dict(data or {})
+        self._collator_key = collator_key
+
+    @property
+    def is_pending(self) -> bool:
+        """True as long as the batch has been neither edited nor left for evaluation."""
+        return self._collator_key is not None
+
+    def to(self, device: str | torch.device | int, non_blocking: bool = False) -> ToEditBatch:
+        """Edit the batch, unless it is for evaluation, and move it; returns itself.
+
+        A batch that a resumed run skips is moved only: it is edited if someone reads it after all.
+        """
+        if self.is_pending and not look_around().skipping:
+            self._settle()
+        self._data = {
+            key: value.to(device, non_blocking=non_blocking) if hasattr(value, "to") else value
+            for key, value in self._data.items()
+        }
+        return self
+
+    def pin_memory(self) -> ToEditBatch:
+        """Pin the memory of all tensors, unedited (this runs in a thread of the DataLoader)."""
+        self._data = {
+            key: value.pin_memory() if isinstance(value, Tensor) else value
+            for key, value in self._data.items()
+        }
+        return self
+
+    def _settle(self) -> dict[str, Any]:
+        if self._collator_key is not None:
+            self._data = self._collator().edit_collated(self._data, look_around())
+            self._collator_key = None
+        return self._data
+
+    def _collator(self) -> ToEditCollator:
+        from .collator import find_collator
+
+        assert self._collator_key is not None
+        return find_collator(self._collator_key)
+
+    def __getitem__(self, key: str) -> Any:
+        return self._settle()[key]
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        self._settle()[key] = value
+
+    def __delitem__(self, key: str) -> None:
+        del self._settle()[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._settle())
+
+    def __len__(self) -> int:
+        return len(self._settle())
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._settle()
+
+    def __getattr__(self, name: str) -> Any:
+        # Only for names that are keys: hasattr() must be safe, in workers too.
+        data = self.__dict__.get("_data", {})
+        if name in data:
+            return self[name]
+        raise AttributeError(f"{type(self).__name__} has no attribute and no key {name!r}")
+
+    def __repr__(self) -> str:
+        state = "not yet edited" if self.is_pending else "final"
+        return f"{type(self).__name__}({', '.join(self._data)}; {state})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # From a worker to the main process: as collated, with the name of the collator.
+        return type(self), (self._data, self._collator_key)
+
+    def copy(self) -> dict[str, Any]:
+        """The batch as a plain dict."""
+        return dict(self._settle())

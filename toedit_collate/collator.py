@@ -1,0 +1,267 @@
+"""ToEditCollator: any collator, with its training batches edited by a prior."""
+
+from __future__ import annotations
+
+import logging
+import uuid
+import weakref
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import get_worker_info
+
+from .batch import ToEditBatch
+from .default_collator import DefaultCollator
+from .editing import EditResult, edit_tokens
+from .packing import packed_positions, with_new_lengths
+from .policy import EditPolicy
+from .prior import Prior
+from .stats import EditStats
+from .surroundings import Surroundings
+from .tokenizers import check_same_tokenizer
+
+logger = logging.getLogger("toedit_collate")
+
+BaseCollator = Callable[[Any], Any]
+
+# Where the prior perplexity is measured: at most so many tokens of a batch.
+NUM_SAMPLED = 64
+# Keys whose value says something of each token, and what stands for it at padding.
+_PER_TOKEN = {"token_type_ids": 0, "completion_mask": 0, "assistant_masks": 0, "loss_mask": 0}
+
+# Batches come back from workers with the key of their collator. Weak: a collator that is gone
+# must not keep its prior on the GPU.
+_COLLATORS: weakref.WeakValueDictionary[str, ToEditCollator] = weakref.WeakValueDictionary()
+
+
+class ToEditCollator:
+    """A data collator whose training batches are token-edited by a frozen prior.
+
+    Pass it to `Trainer` or `SFTTrainer` as `data_collator`. The base collator runs wherever the
+    DataLoader calls it, in workers too; the edit takes place in the main process, on the prior's
+    device, when the batch is moved to its device or first read. Evaluation and prediction of a
+    `Trainer` get their batches unedited. In a loop of your own, use `collator.base_collator` for
+    evaluation, and call `collator.set_epoch(n)` if your DataLoader is not accelerate's.
+
+    Args:
+        prior: scores the tokens.
+        policy: which tokens are edited, and how; default: the paper's.
+        base_collator: makes the batch; default: pads `input_ids` and `labels` with the tokenizer.
+        tokenizer: of the trainee; default: the prior's. It must be the prior's: same ids for the
+            same tokens.
+
+    Raises:
+        TypeError: `prior`, `policy` or `base_collator` is something else.
+        ValueError: another tokenizer than the prior's; or no base collator, and no tokenizer to
+            choose one from.
+
+    Example:
+        >>> collator = ToEditCollator(Prior.from_pretrained("gpt2"))  # doctest: +SKIP
+        >>> Trainer(model, args, collator, train_dataset, eval_dataset)  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        prior: Prior,
+        policy: EditPolicy | None = None,
+        *,
+        base_collator: BaseCollator | None = None,
+        tokenizer: Any = None,
+    ) -> None:
+        if not isinstance(prior, Prior):
+            raise TypeError(
+                f"prior must be a Prior, got {type(prior).__name__}; write Prior(model, tokenizer)"
+            )
+        if policy is not None and not isinstance(policy, EditPolicy):
+            raise TypeError(f"policy must be an EditPolicy, got {type(policy).__name__}")
+        if base_collator is not None and not callable(base_collator):
+            raise TypeError(
+                f"base_collator must be a function from features to a batch, got "
+                f"{type(base_collator).__name__}"
+            )
+        if isinstance(base_collator, ToEditCollator):
+            raise TypeError("base_collator is a ToEditCollator already; edit a batch once only")
+        self.prior: Prior | None = prior
+        self.policy = EditPolicy() if policy is None else policy
+        self.tokenizer = tokenizer if tokenizer is not None else prior.tokenizer
+        self.adopt_tokenizer(tokenizer)
+        self.base_collator: BaseCollator = base_collator or DefaultCollator(self.tokenizer)
+        self.epoch = 0
+        self._stats = EditStats()
+        self._key = uuid.uuid4().hex
+        _COLLATORS[self._key] = self
+
+    def __call__(self, features: Any) -> ToEditBatch:
+        """Collate features into a batch that will edit itself.
+
+        Raises:
+            ValueError: there are no features, or the base collator made no `input_ids`.
+            TypeError: the base collator did not return a mapping.
+        """
+        if hasattr(features, "__len__") and len(features) == 0:
+            raise ValueError("the batch is empty: the collator got no features")
+        collated = self.base_collator(features)
+        if not isinstance(collated, Mapping):
+            raise TypeError(
+                f"the base collator must return a dict of tensors, got {type(collated).__name__}"
+            )
+        if "input_ids" not in collated:
+            raise ValueError(
+                f"the base collator returned {sorted(collated)} without input_ids, so there are no "
+                "tokens to edit"
+            )
+        return ToEditBatch(collated, self._key)
+
+    @property
+    def stats(self) -> dict[str, float]:
+        """Running counts over all edited batches, and their shares.
+
+        `batches`, `tokens` (without padding), `scored` (those the policy was applied to),
+        `selected`, `changed`, `dropped`; `selected_share`, `changed_share` and `dropped_share` of
+        the scored tokens; `prior_perplexity` (of a sample of them); `seconds` of the edit pass and
+        `tokens_per_second`.
+        """
+        return self._stats.summary()
+
+    def set_epoch(self, epoch: int) -> None:
+        """Say which epoch this is, for `redraw="epoch"`; not needed with accelerate's loaders."""
+        self.epoch = epoch
+
+    def around(self, base_collator: BaseCollator) -> ToEditCollator:
+        """This collator around another base: same prior, policy and counts."""
+        other = ToEditCollator(
+            self._require_prior(), self.policy, base_collator=base_collator,
+            tokenizer=self.tokenizer,
+        )  # fmt: skip
+        other._stats = self._stats
+        return other
+
+    def adopt_tokenizer(self, tokenizer: Any) -> None:
+        """Compare the trainee's tokenizer with the prior's, or give it to a prior without one."""
+        prior = self._require_prior()
+        if tokenizer is None:
+            return
+        if prior.tokenizer is None:
+            prior.set_tokenizer(tokenizer)
+            self.tokenizer = self.tokenizer or tokenizer
+        check_same_tokenizer(tokenizer, prior.tokenizer, prior.vocab_size)
+
+    def edit_collated(self, batch: dict[str, Any], where: Surroundings) -> dict[str, Any]:
+        """Edit what the base collator made, unless it is read for evaluation.
+
+        Raises:
+            RuntimeError: in a DataLoader worker; or under accelerate's dispatching loader with
+                several processes.
+        """
+        if where.evaluating:
+            return batch
+        if where.dispatching and _world_size() > 1:
+            raise RuntimeError(DISPATCHING)
+        prior = self._require_prior()
+        _check_keys(batch)
+        positions = batch.get("position_ids")
+        if positions is None:
+            positions = packed_positions(batch)
+        elif isinstance(positions, Tensor) and positions.shape[0] == 1:
+            positions = positions.expand(batch["input_ids"].shape)
+        with self._stats.timing(prior.device):
+            result = edit_tokens(
+                prior,
+                batch["input_ids"],
+                attention_mask=batch.get("attention_mask"),
+                position_ids=positions,
+                labels=batch.get("labels"),
+                policy=self.policy,
+                epoch=self.epoch if where.epoch is None else where.epoch,
+                generation=prior.generation,
+                num_sampled=NUM_SAMPLED,
+            )
+        mask = batch.get("attention_mask")
+        self._stats.add(result, batch["input_ids"].numel() if mask is None else mask.sum())
+        return _with_edit(batch, result)
+
+    def _require_prior(self) -> Prior:
+        if self.prior is None:
+            raise RuntimeError(
+                "this ToEditCollator was sent to another process without its prior: batches can "
+                "be collated here, and are edited when they are read in the process that made it"
+            )
+        return self.prior
+
+    def __getstate__(self) -> dict[str, Any]:
+        # To workers: what collates, and nothing that holds the GPU.
+        return {
+            "base_collator": self.base_collator,
+            "tokenizer": self.tokenizer,
+            "epoch": self.epoch,
+            "_key": self._key,
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.prior = None
+        self.policy = EditPolicy()
+        self._stats = EditStats()
+
+    def __repr__(self) -> str:
+        return f"ToEditCollator({self.prior}, {self.policy}, around {self.base_collator})"
+
+
+DISPATCHING = (
+    "accelerate's dispatching loader (its default for an IterableDataset) collates and edits every "
+    "batch on rank 0 while the other ranks wait; pass "
+    'accelerator_config={"dispatch_batches": False} to the TrainingArguments, so that each rank '
+    "edits its own"
+)
+
+
+def find_collator(key: str) -> ToEditCollator:
+    """The collator that a batch belongs to.
+
+    Raises:
+        RuntimeError: in a DataLoader worker, or where the collator is gone.
+    """
+    if get_worker_info() is not None:
+        raise RuntimeError(
+            "a ToEditBatch was read in a DataLoader worker, where there is no prior; read it in "
+            "the main process (do further collating in base_collator)"
+        )
+    collator = _COLLATORS.get(key)
+    if collator is None:
+        raise RuntimeError(
+            "the ToEditCollator of this batch is gone, or lives in another process; keep a "
+            "reference to it while its batches are in use"
+        )
+    return collator
+
+
+def _with_edit(batch: dict[str, Any], result: EditResult) -> dict[str, Any]:
+    """The collated batch with the edit put in; other keys as they came."""
+    edited = dict(batch)
+    new = {
+        "input_ids": result.input_ids,
+        "labels": result.labels,
+        "attention_mask": result.attention_mask,
+    }
+    edited.update({key: value for key, value in new.items() if value is not None})
+    if result.source is not None:
+        edited = with_new_lengths(batch, edited, result, _PER_TOKEN)
+    return edited
+
+
+def _check_keys(batch: dict[str, Any]) -> None:
+    if "shift_labels" in batch:
+        raise ValueError(
+            "the batch has shift_labels, which would keep the tokens from before the edit; let the "
+            "model shift labels, and remove shift_labels from the base collator's output"
+        )
+    if "inputs_embeds" in batch:
+        raise ValueError("the batch has inputs_embeds: only token ids can be edited")
+
+
+def _world_size() -> int:
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_world_size()
+    return 1

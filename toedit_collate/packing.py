@@ -1,0 +1,95 @@
+"""How collators tell the documents of a packed row, besides by `position_ids`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .editing import EditResult
+
+
+def packed_positions(batch: dict[str, Any]) -> Tensor | None:
+    """Position ids from cumulative lengths or sequence numbers; None: rows are documents.
+
+    Args:
+        batch: with `cu_seq_lens_q` (N + 1,), the borders of the documents in the flattened row, or
+            `seq_idx` (B, T), the number of each token's document.
+
+    Returns:
+        (B, T) int64, restarting at 0 at each document; or None.
+    """
+    ids = batch["input_ids"]
+    borders = batch.get("cu_seq_lens_q")
+    if isinstance(borders, Tensor):
+        lengths = borders.diff().long()
+        starts = borders[:-1].long().repeat_interleave(lengths)
+        return (torch.arange(ids.numel(), device=ids.device) - starts).view(ids.shape)
+    numbers = batch.get("seq_idx")
+    if isinstance(numbers, Tensor):
+        first = torch.ones_like(numbers, dtype=torch.bool)
+        first[:, 1:] = numbers[:, 1:] != numbers[:, :-1]
+        place = torch.arange(ids.shape[1], device=ids.device).expand(ids.shape)
+        return place - torch.where(first, place, 0).cummax(-1).values
+    return None
+
+
+def with_new_lengths(
+    batch: dict[str, Any],
+    edited: dict[str, Any],
+    result: EditResult,
+    per_token: dict[str, int],
+) -> dict[str, Any]:
+    """Let everything that speaks of rows follow tokens that were removed.
+
+    Args:
+        batch: as collated.
+        edited: the batch with the new tokens, labels and mask.
+        result: of the edit, which removed tokens.
+        per_token: keys known to hold one value for each token, and their padding.
+
+    Raises:
+        ValueError: a key that isn't known seems to hold a value for each token.
+    """
+    B, T = batch["input_ids"].shape
+    positions, source = result.position_ids, result.source
+    assert source is not None
+    if "position_ids" in batch:
+        edited["position_ids"] = positions
+    for key, value in batch.items():
+        if not isinstance(value, Tensor) or key in _FOLLOWING:
+            continue
+        if key in per_token:
+            edited[key] = _kept(value, source, per_token[key])
+        elif T > 1 and value.shape[:2] == (B, T):
+            raise ValueError(
+                f"drop_below removed tokens, but the batch has {key!r} of shape "
+                f"{tuple(value.shape)}, which seems to hold something for each of them; remove "
+                "the key in the base collator, or set drop_below=None"
+            )
+    if positions is not None and "cu_seq_lens_q" in batch:
+        first = (positions.reshape(-1) == 0).nonzero().squeeze(-1)
+        borders = torch.cat([first, first.new_tensor([positions.numel()])])
+        for side in ("q", "k"):
+            edited[f"cu_seq_lens_{side}"] = borders.to(batch["cu_seq_lens_q"].dtype)
+            longest = int(borders.diff().max())
+            old = batch.get(f"max_length_{side}")
+            edited[f"max_length_{side}"] = (
+                torch.full_like(old, longest) if isinstance(old, Tensor) else longest
+            )
+    if positions is not None and "seq_idx" in batch:
+        numbers = (positions == 0).cumsum(-1) - 1
+        edited["seq_idx"] = numbers.to(batch["seq_idx"].dtype)
+    return edited
+
+
+_FOLLOWING = {
+    "input_ids", "labels", "attention_mask", "position_ids", "seq_idx",
+    "cu_seq_lens_q", "cu_seq_lens_k",
+}  # fmt: skip
+
+
+def _kept(value: Tensor, source: Tensor, padding: int) -> Tensor:
+    """(B, T) -> (B, T'): the values of the tokens that are left, where those now stand."""
+    return value.gather(1, source.clamp(min=0)).masked_fill(source < 0, padding)

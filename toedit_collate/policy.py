@@ -1,0 +1,273 @@
+"""EditPolicy: which tokens are edited, and how they are resampled."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+Region = Literal["above", "below", "none"]
+Sampler = Literal["top_k", "top_p", "rejection"]
+Scope = Literal["loss", "all"]
+Redraw = Literal["epoch", "never"]
+Protect = Callable[[Tensor, Any], Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EditPolicy:
+    """Which tokens are edited, and how they are resampled. The defaults are the paper's.
+
+    Source: "How to Synthesize Text Data without Model Collapse?" (arXiv:2412.14689), Algorithm 1
+    and Eq. 2; the ablations are its Tables 5 (samplers), 6 (`top_k`) and 7 (thresholds, regions).
+
+    Below, P is the probability that the prior gives a token after the tokens before it, from the
+    softmax over its whole vocabulary at temperature 1.
+
+    Attributes:
+        threshold: a probability, strictly between 0 and 1.
+        region: tokens to resample: "above" takes P >= threshold, "below" takes P <= threshold
+            (the reversed regions of Table 7), "none" takes no token (then only `drop_below` acts).
+        sampler: the candidates among which a selected token is drawn, renormalised over them:
+            "top_k", the `top_k` most probable tokens; "top_p", the smallest set of the most
+            probable tokens that holds at least `top_p`; "rejection", the whole vocabulary, that
+            is the distribution which rejection sampling with uniform proposals, accepted with
+            probability P(y) / max P, gives (drawn here by inversion, with the same result).
+        top_k: number of candidates of the sampler "top_k". Equal probabilities: the lower id wins.
+        top_p: mass of the sampler "top_p", in (0, 1].
+        temperature: candidates and draws follow softmax(logits / temperature); selection does not.
+        scope: "loss" edits tokens that have a label other than -100, "all" every token.
+        drop_below: remove tokens with P below this probability (the authors' script: 0.001).
+        exclude_original: draw among the *other* candidates, so that every selected token changes.
+            Where the sampler leaves no other, the most probable other token is taken.
+        protect_special: never edit, drop or draw special tokens and the markers of the chat
+            template (draws are renormalised over the candidates that remain).
+        protected_token_ids: further ids that are never edited or dropped.
+        protect: a function (input_ids (B, T) int64, tokenizer or None) -> (B, T) bool, True where
+            a token must not be edited or dropped.
+        seed: of the draws; 0 <= seed < 2**64.
+        redraw: "epoch" draws afresh in every epoch, "never" makes the same edit every time.
+
+    Raises:
+        ValueError: a value is out of its range.
+        TypeError: a value is of the wrong type.
+
+    Example:
+        >>> EditPolicy(threshold=0.999, top_k=64).threshold
+        0.999
+    """
+
+    threshold: float = 0.99
+    region: Region = "above"
+    sampler: Sampler = "top_k"
+    top_k: int = 8
+    top_p: float = 0.99
+    temperature: float = 1.0
+    scope: Scope = "loss"
+    drop_below: float | None = None
+    exclude_original: bool = False
+    protect_special: bool = True
+    protected_token_ids: tuple[int, ...] = ()
+    protect: Protect | None = None
+    seed: int = 0
+    redraw: Redraw = "epoch"
+
+    def __post_init__(self) -> None:
+        _require_choice("region", self.region, get_args(Region))
+        _require_choice("sampler", self.sampler, get_args(Sampler))
+        _require_choice("scope", self.scope, get_args(Scope))
+        _require_choice("redraw", self.redraw, get_args(Redraw))
+        _require_probability("threshold", self.threshold)
+        if self.drop_below is not None:
+            _require_probability("drop_below", self.drop_below)
+            if self.region != "none" and self.drop_below >= self.threshold:
+                raise ValueError(
+                    f"drop_below must be less than threshold, got drop_below={self.drop_below!r} "
+                    f"and threshold={self.threshold!r}; the authors' script uses 0.001 and 0.99"
+                )
+        _require_int("top_k", self.top_k, minimum=1, mend="it is a number of candidates")
+        _require_number("top_p", self.top_p)
+        if not 0 < self.top_p <= 1:
+            raise ValueError(
+                f"top_p must lie in (0, 1], got {self.top_p!r}; it is a probability: "
+                "write 0.9 for 90 %"
+            )
+        _require_number("temperature", self.temperature)
+        if not (self.temperature > 0 and math.isfinite(self.temperature)):
+            raise ValueError(
+                f"temperature must be a finite number above 0, got {self.temperature!r}; "
+                "for greedy draws use top_k=1"
+            )
+        _require_int("seed", self.seed, minimum=0, mend="pass a whole number in [0, 2**64)")
+        if self.seed >= 2**64:
+            raise ValueError(f"seed must be less than 2**64, got {self.seed!r}")
+        for flag in ("exclude_original", "protect_special"):
+            if not isinstance(getattr(self, flag), bool):
+                raise TypeError(f"{flag} must be True or False, got {getattr(self, flag)!r}")
+        if self.protect is not None and not callable(self.protect):
+            raise TypeError(
+                f"protect must be a function (input_ids, tokenizer) -> bool mask, got "
+                f"{self.protect!r}; to protect ids, use protected_token_ids"
+            )
+        object.__setattr__(self, "protected_token_ids", _as_token_ids(self.protected_token_ids))
+        if self.changes_nothing:
+            warnings.warn(
+                f"this policy can change no token: {self._why_nothing_changes()}",
+                UserWarning,
+                stacklevel=3,
+            )
+
+    @classmethod
+    def paper(cls, **overrides: Any) -> EditPolicy:
+        """The paper's setting: P >= 0.99, top-k with k = 8, temperature 1 (Algorithm 1)."""
+        return cls(**overrides)
+
+    @classmethod
+    def reference_code(
+        cls,
+        strategy: Literal["up_revise", "low_drop_up_revise", "filtering"] = "up_revise",
+        **overrides: Any,
+    ) -> EditPolicy:
+        """The settings of the script that the authors published, `toedit_resampling.py`.
+
+        It differs from the paper: 64 candidates (its example; its default is 8) and, in
+        "up_revise", temperature 1.5, so that it changes some twenty times more tokens.
+
+        Args:
+            strategy: "up_revise" resamples P > 0.99 at temperature 1.5; "low_drop_up_revise"
+                resamples them at temperature 1 and removes tokens with P < 0.001; "filtering"
+                removes those, and resamples nothing.
+            overrides: other fields of `EditPolicy`.
+
+        Raises:
+            ValueError: unknown `strategy`.
+
+        Note:
+            The script selects by P > 0.99, we by P >= 0.99: they differ where P is 0.99 exactly.
+        """
+        settings: dict[str, Any]
+        if strategy == "up_revise":
+            settings = {"top_k": 64, "temperature": 1.5}
+        elif strategy == "low_drop_up_revise":
+            settings = {"top_k": 64, "drop_below": 0.001}
+        elif strategy == "filtering":
+            settings = {"region": "none", "drop_below": 0.001}
+        else:
+            raise ValueError(
+                f"strategy must be 'up_revise', 'low_drop_up_revise' or 'filtering', got "
+                f"{strategy!r}"
+            )
+        return cls(**{**settings, **overrides})
+
+    def replace(self, **changes: Any) -> EditPolicy:
+        """A copy with some fields changed."""
+        return dataclasses.replace(self, **changes)
+
+    def selects(self, logprob: Tensor) -> Tensor:
+        """Which tokens are in the region (Eq. 2).
+
+        Args:
+            logprob: log P of the tokens, any shape, float32, nats. NaN is never selected.
+
+        Returns:
+            bool, the shape of `logprob`.
+        """
+        # In float32 and in log space: bf16 would store 0.99 as 0.98828125.
+        if self.region == "above":
+            return logprob.float() >= math.log(self.threshold)
+        if self.region == "below":
+            return logprob.float() <= math.log(self.threshold)
+        return torch.zeros_like(logprob, dtype=torch.bool)
+
+    def drops(self, logprob: Tensor) -> Tensor:
+        """Which tokens are removed because their P is below `drop_below`; shapes as `selects`."""
+        if self.drop_below is None:
+            return torch.zeros_like(logprob, dtype=torch.bool)
+        return logprob.float() < math.log(self.drop_below)
+
+    @property
+    def lowest_cut(self) -> float:
+        """The lowest log-probability at which a decision of this policy turns, in nats.
+
+        Everything under it is decided alike, so the head may stop as soon as an upper bound of
+        log P falls under it. Infinite when the policy decides nothing.
+        """
+        cuts = []
+        if self.region != "none":
+            cuts.append(math.log(self.threshold))
+        if self.drop_below is not None:
+            cuts.append(math.log(self.drop_below))
+        return min(cuts, default=math.inf)
+
+    @property
+    def decides(self) -> bool:
+        """True where a probability can lead this policy to do anything."""
+        return self.region != "none" or self.drop_below is not None
+
+    @property
+    def changes_nothing(self) -> bool:
+        """True where the draw can only give back the token that was there."""
+        return (
+            self.region == "above"
+            and self.drop_below is None
+            and not self.exclude_original
+            and self._why_nothing_changes() != ""
+        )
+
+    def _why_nothing_changes(self) -> str:
+        # Cooling (temperature <= 1) only raises the share of the most probable token.
+        if self.sampler == "top_p" and self.temperature <= 1 and self.top_p <= self.threshold:
+            return (
+                f"where P >= threshold={self.threshold}, the nucleus of top_p={self.top_p} is "
+                "the observed token alone; raise top_p or the temperature"
+            )
+        if self.sampler == "top_k" and self.top_k == 1 and self.threshold > 0.5:
+            return (
+                f"where P >= threshold={self.threshold}, the top_k=1 candidate is the observed "
+                "token; raise top_k, or set exclude_original=True"
+            )
+        return ""
+
+
+def _require_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+
+
+def _require_number(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+
+
+def _require_probability(name: str, value: object) -> None:
+    _require_number(name, value)
+    assert isinstance(value, (int, float))
+    if not 0 < value < 1:
+        raise ValueError(
+            f"{name} must lie strictly between 0 and 1, got {value!r}; it is a probability: "
+            "write 0.99 for 99 %"
+        )
+
+
+def _require_int(name: str, value: object, *, minimum: int, mend: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be a whole number, got {value!r}; {mend}")
+    if value < minimum:
+        raise ValueError(f"{name} must be at least {minimum}, got {value!r}; {mend}")
+
+
+def _as_token_ids(value: Any) -> tuple[int, ...]:
+    try:
+        ids = tuple(value)
+    except TypeError:
+        raise TypeError(
+            f"protected_token_ids must be a list of token ids, got {value!r}; write (5,) for one id"
+        ) from None
+    for token_id in ids:
+        _require_int("protected_token_ids", token_id, minimum=0, mend="pass token ids")
+    return ids

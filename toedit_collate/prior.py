@@ -1,0 +1,333 @@
+"""Prior: a frozen causal language model that scores documents."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .adapters import (
+    adapters_switched,
+    check_adapter_exists,
+    check_base_is_frozen,
+    evaluation_mode,
+)
+from .checkpoint import swap_weights
+from .families import find_head, find_trunk, max_positions, unwrap_model
+from .head import Head
+from .layout import Documents, scoring_rows
+from .protection import special_token_ids, template_sequences
+
+logger = logging.getLogger("toedit_collate")
+
+
+class Prior:
+    """A frozen causal language model that scores documents.
+
+    Args:
+        model: a causal language model of transformers. It is put into eval mode, and its
+            parameters are frozen. To score with the model that you train, use `Prior.shared`.
+        tokenizer: the model's tokenizer. With it, special tokens and the chat template's own
+            tokens are protected, padding ids of the vocabulary are never drawn, and a trainee
+            with another tokenizer is refused.
+
+    Raises:
+        TypeError: `model` is not a decoder-only language model of transformers.
+        ValueError: the model computes its logits in a way that this package does not know.
+
+    Example:
+        >>> prior = Prior.from_pretrained("meta-llama/Llama-3.2-1B")  # doctest: +SKIP
+    """
+
+    def __init__(self, model: nn.Module, tokenizer: Any = None) -> None:
+        self._setup(model, tokenizer, shared=False, adapter=None)
+
+    def _setup(
+        self, model: nn.Module, tokenizer: Any, *, shared: bool, adapter: str | None
+    ) -> None:
+        lm = unwrap_model(model)
+        find_trunk(lm)
+        self.model = model
+        self.is_shared = shared
+        self.adapter = adapter
+        self.autocast_dtype: torch.dtype | None = None
+        self.generation = 0
+        if not shared:
+            model.eval().requires_grad_(False)
+        self.set_tokenizer(tokenizer)
+        self._check_logits()
+
+    def set_tokenizer(self, tokenizer: Any) -> None:
+        """Use `tokenizer` to know special tokens, the chat template and the end of the vocabulary.
+
+        A `ToEditCollator` does this for a prior that came without one.
+        """
+        lm = unwrap_model(self.model)
+        self.tokenizer = tokenizer
+        self.special_ids = special_token_ids(tokenizer, lm.config)
+        self.template_sequences = template_sequences(tokenizer)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str | os.PathLike[str],
+        *,
+        dtype: str | torch.dtype = "auto",
+        device: str | torch.device | None = None,
+        quantization: Any = None,
+        adapter: str | os.PathLike[str] | None = None,
+        revision: str | None = None,
+        **model_kwargs: Any,
+    ) -> Prior:
+        """Load a prior, and its tokenizer, from the hub or from a folder.
+
+        Args:
+            name_or_path: of the model.
+            dtype: of the weights; "auto" takes the checkpoint's.
+            device: where to put it; None takes this process's GPU if there is one, else the CPU.
+            quantization: None, "8bit" or "4bit" (through bitsandbytes), or a quantization config
+                of transformers.
+            adapter: name or path of a PEFT adapter to put on the model.
+            revision: of the model on the hub.
+            model_kwargs: for `AutoModelForCausalLM.from_pretrained`.
+
+        Raises:
+            ValueError: unknown `quantization`.
+            OSError: there is no such model.
+        """
+        from transformers import AutoModelForCausalLM
+
+        config = _quantization_config(quantization)
+        if config is not None:
+            model_kwargs["quantization_config"] = config
+        if "device_map" not in model_kwargs:
+            model_kwargs["device_map"] = {"": _default_device() if device is None else device}
+        model: nn.Module = AutoModelForCausalLM.from_pretrained(
+            name_or_path, dtype=dtype, revision=revision, **model_kwargs
+        )
+        if adapter is not None:
+            from peft import PeftModel
+
+            model = PeftModel.from_pretrained(model, adapter)  # type: ignore[arg-type]
+        return cls(model, _load_tokenizer(name_or_path, revision))
+
+    @classmethod
+    def shared(
+        cls, trainee: nn.Module, adapter: str | None = None, *, tokenizer: Any = None
+    ) -> Prior:
+        """Score with the frozen base of the model in training: no second copy of its weights.
+
+        While scoring, the trainee's adapters are off (or the frozen one called `adapter` is on)
+        and the model is in eval mode; afterwards everything is as before.
+
+        Args:
+            trainee: the model that a `Trainer` gets or made (`trainer.model`); a PEFT model, or a
+                model that PEFT will be put on before training begins.
+            adapter: name of a frozen adapter to score with; None: the bare base.
+            tokenizer: of the trainee; None: the collator brings it.
+
+        Raises:
+            ValueError: the trainee trains weights that the prior would score with, or has no such
+                adapter. For a model without an adapter yet, at the first batch.
+        """
+        if getattr(trainee, "peft_config", None) or adapter is not None:
+            check_adapter_exists(trainee, adapter)
+            check_base_is_frozen(trainee, adapter)
+        prior = cls.__new__(cls)
+        prior._setup(trainee, tokenizer, shared=True, adapter=adapter)
+        return prior
+
+    def __repr__(self) -> str:
+        kind = "shared" if self.is_shared else "separate"
+        name = type(unwrap_model(self.model)).__name__
+        return f"Prior({name}, {kind}, vocab_size={self.vocab_size}, device={self.device})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        raise TypeError(
+            "a Prior holds a model on a device and can't be pickled; send the ToEditCollator to "
+            "worker processes instead, which leaves its prior at home"
+        )
+
+    @property
+    def device(self) -> torch.device:
+        """Where documents are scored."""
+        return unwrap_model(self.model).get_input_embeddings().weight.device
+
+    @property
+    def head(self) -> Head:
+        """The vocabulary projection."""
+        lm = unwrap_model(self.model)
+        return find_head(lm, self.adapter if self.is_shared else _active_adapter(self.model))
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids that the prior gives a probability to; padding included."""
+        return self.head.vocab_size
+
+    @property
+    def max_length(self) -> int | None:
+        """The longest document that the prior can score, in tokens; None: no limit."""
+        lm = unwrap_model(self.model)
+        return max_positions(lm.config)
+
+    @property
+    def pad_id(self) -> int:
+        """The id to pad rows with."""
+        lm = unwrap_model(self.model)
+        for holder in (self.tokenizer, lm.config.get_text_config()):
+            for name in ("pad_token_id", "eos_token_id"):
+                value = getattr(holder, name, None)
+                if isinstance(value, int) and value >= 0:
+                    return value
+        return 0
+
+    def forbidden_ids(self, *, forbid_special: bool) -> Tensor:
+        """Which ids must not be drawn: (V,) bool on the prior's device.
+
+        Ids behind the tokenizer's last are padding of the vocabulary; they never stand for text.
+        """
+        forbidden = torch.zeros(self.vocab_size, dtype=torch.bool)
+        if self.tokenizer is not None:
+            forbidden[len(self.tokenizer) :] = True
+        if forbid_special:
+            forbidden[[i for i in self.special_ids if i < self.vocab_size]] = True
+        return forbidden.to(self.device)
+
+    def predictive_states(self, documents: Documents, tokens: Tensor, wanted: Tensor) -> Tensor:
+        """The hidden states from which the head predicts some tokens, in one pass of the trunk.
+
+        Args:
+            documents: of the batch; M tokens.
+            tokens: (M,) int64, on the prior's device.
+            wanted: (M,) bool, which tokens are to be predicted; never the first of a document.
+
+        Returns:
+            (n, D), a row for each True in `wanted`, in their order.
+        """
+        trunk = find_trunk(unwrap_model(self.model))
+        pieces, places = [], []
+        with self._scoring():
+            for rows, members, cells in scoring_rows(documents, tokens):
+                here = wanted[members].nonzero().squeeze(-1)
+                if len(here) == 0:
+                    continue
+                # use_cache=False: a cache would cost memory, and hides document borders from the
+                # mask code of transformers.
+                hidden = trunk(input_ids=rows, use_cache=False, return_dict=True)[0]
+                # The state of the token before predicts the token. `nn.Module.requires_grad_` of
+                # gradient checkpointing marks embeddings even under no_grad; hence detach.
+                pieces.append(hidden.detach().flatten(0, 1)[cells[here] - 1])
+                places.append(members[here])
+        states = torch.cat(pieces)
+        if len(pieces) == 1:
+            return states
+        return states[torch.cat(places).argsort()]
+
+    def swap(self, source: str | os.PathLike[str] | Mapping[str, Tensor]) -> None:
+        """Take over the weights of a checkpoint, in place: all or nothing.
+
+        Everything is checked first; a checkpoint that is missing, half-written, of another shape
+        or not finite leaves the prior as it was. Only safetensors are read.
+
+        Args:
+            source: a folder with `model.safetensors` (or its shards and index) or with
+                `adapter_model.safetensors`; or a state dict of the model or of its adapter.
+
+        Raises:
+            FileNotFoundError: there is no such checkpoint.
+            ValueError: it can't be used; says why.
+        """
+        source = source if isinstance(source, Mapping) else Path(source)
+        self.model, self.adapter = swap_weights(
+            self.model, source, shared=self.is_shared, adapter=self.adapter
+        )
+        self.generation += 1
+        logger.info("prior swapped; it now is of generation %d", self.generation)
+
+    @contextmanager
+    def _scoring(self) -> Iterator[None]:
+        """The frozen weights, in eval mode, without gradients; afterwards all as before."""
+        with ExitStack() as stack:
+            # Not inference_mode: it marks tensors that FSDP2 must write to in its next step.
+            stack.enter_context(torch.no_grad())
+            if self.is_shared:
+                check_base_is_frozen(self.model, self.adapter)
+                stack.enter_context(adapters_switched(self.model, self.adapter))
+            stack.enter_context(evaluation_mode(self.model))
+            if self.autocast_dtype is not None:
+                stack.enter_context(torch.autocast(self.device.type, self.autocast_dtype))
+            yield
+
+    def _check_logits(self) -> None:
+        """Compare the logits that `Head` computes with the model's own, on a few tokens."""
+        lm = unwrap_model(self.model)
+        with ExitStack() as stack:
+            stack.enter_context(torch.no_grad())
+            stack.enter_context(adapters_switched(self.model, self._scored_adapter))
+            stack.enter_context(evaluation_mode(self.model))
+            ids = torch.arange(4, device=self.device).unsqueeze(0) % self.vocab_size
+            expected = lm(input_ids=ids, use_cache=False).logits[0].float()
+            hidden = find_trunk(lm)(input_ids=ids, use_cache=False, return_dict=True)[0]
+            logits = self.head.logits(hidden[0]).to(expected.device)
+        if logits.shape != expected.shape:
+            difference = float("inf")
+        else:
+            difference = float((logits - expected).abs().max() / (1 + expected.abs().max()))
+        # 16-bit models round a logit at 2**-8 of its size, and may be off by a few such steps.
+        tolerance = 1e-4 if hidden.dtype in (torch.float32, torch.float64) else 0.05
+        if difference > tolerance:
+            raise ValueError(
+                f"{type(lm).__name__} computes its logits in a way that toedit_collate does not "
+                f"know (off by {difference:.2g} of their size); please open an issue that names "
+                "the model"
+            )
+
+    @property
+    def _scored_adapter(self) -> str | None:
+        return self.adapter if self.is_shared else _active_adapter(self.model)
+
+
+def _active_adapter(model: Any) -> str | None:
+    return getattr(model, "active_adapter", None) if hasattr(model, "peft_config") else None
+
+
+def _default_device() -> torch.device:
+    if torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", torch.cuda.current_device())))
+    return torch.device("cpu")
+
+
+def _quantization_config(quantization: Any) -> Any:
+    if quantization is None or not isinstance(quantization, str):
+        return quantization
+    if quantization not in ("8bit", "4bit"):
+        raise ValueError(
+            f"quantization must be None, '8bit', '4bit' or a quantization config of transformers, "
+            f"got {quantization!r}"
+        )
+    from transformers import BitsAndBytesConfig
+
+    if quantization == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.bfloat16)
+
+
+def _load_tokenizer(name_or_path: str | os.PathLike[str], revision: str | None) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(name_or_path, revision=revision)
+    except (OSError, ValueError) as error:
+        logger.warning(
+            "no tokenizer found beside the prior %s (%s): special tokens can't be protected; pass "
+            "tokenizer= to ToEditCollator",
+            name_or_path,
+            str(error).splitlines()[0],
+        )
+        return None

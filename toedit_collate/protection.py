@@ -1,0 +1,116 @@
+"""Which token ids are structure rather than text: special tokens and the chat template's own."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+from torch import Tensor
+
+logger = logging.getLogger("toedit_collate")
+
+# Stand-ins for what people say, to see which tokens of a rendered conversation the template adds.
+_CONTENTS = ("Xylophone", "Quizmaster", "Jackdaw", "Vortex", "Zephyr")
+
+
+def special_token_ids(tokenizer: Any, config: Any) -> set[int]:
+    """Ids of special tokens, and of added tokens that the chat template writes.
+
+    Args:
+        tokenizer: of the prior, or None.
+        config: of the prior's model; its bos, eos and pad tokens count as special.
+    """
+    ids: set[int] = set()
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        value = getattr(config, name, None)
+        ids.update(value if isinstance(value, (list, tuple)) else () if value is None else (value,))
+    if tokenizer is not None:
+        ids.update(tokenizer.all_special_ids)
+        template = _template_text(tokenizer)
+        for token_id, token in getattr(tokenizer, "added_tokens_decoder", {}).items():
+            if token.special or token.content in template:
+                ids.add(token_id)
+    return {int(token_id) for token_id in ids if token_id is not None and int(token_id) >= 0}
+
+
+def template_sequences(tokenizer: Any) -> list[list[int]]:
+    r"""The runs of tokens that the chat template puts around what people say.
+
+    For ChatML, for example: `<|im_start|>user\n` and `<|im_end|>\n<|im_start|>assistant\n`. A
+    template that cannot be rendered, or a tokenizer without one, has none.
+    """
+    if tokenizer is None or not getattr(tokenizer, "chat_template", None):
+        return []
+    found: set[tuple[int, ...]] = set()
+    roles: tuple[str, ...]
+    for opening in (("user", "assistant"), ("system", "user", "assistant")):
+        roles = (*opening, "user", "assistant")
+        contents = _CONTENTS[: len(roles)]
+        messages = [
+            {"role": role, "content": content}
+            for role, content in zip(roles, contents, strict=True)
+        ]
+        for prompt in (False, True):
+            try:
+                text = tokenizer.apply_chat_template(
+                    messages[:-1] if prompt else messages,
+                    tokenize=False,
+                    add_generation_prompt=prompt,
+                )
+            except Exception as error:  # templates are programs: they may raise anything
+                logger.debug("chat template not rendered with roles %s: %s", roles, error)
+                continue
+            found.update(_runs_between(tokenizer, text, contents[:-1] if prompt else contents))
+    return [list(run) for run in sorted(found)]
+
+
+def structure_mask(input_ids: Tensor, special_ids: Tensor, sequences: list[list[int]]) -> Tensor:
+    """Where special tokens and runs of the chat template stand.
+
+    Args:
+        input_ids: (B, T) int64.
+        special_ids: (S,) int64, sorted.
+        sequences: runs of ids (`template_sequences`).
+
+    Returns:
+        (B, T) bool.
+    """
+    mask = torch.isin(input_ids, special_ids)
+    T = input_ids.shape[1]
+    for run in sequences:
+        if len(run) > T:
+            continue
+        width = T - len(run) + 1
+        here = torch.ones_like(mask[:, :width])
+        for offset, token_id in enumerate(run):
+            here &= input_ids[:, offset : offset + width] == token_id
+        for offset in range(len(run)):
+            mask[:, offset : offset + width] |= here
+    return mask
+
+
+def _template_text(tokenizer: Any) -> str:
+    template = getattr(tokenizer, "chat_template", None) or ""
+    return " ".join(template.values()) if isinstance(template, dict) else str(template)
+
+
+def _runs_between(tokenizer: Any, text: str, contents: tuple[str, ...]) -> list[tuple[int, ...]]:
+    """The tokens of `text` before, between and behind `contents`."""
+    if any(content not in text for content in contents) or not tokenizer.is_fast:
+        return []
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    runs: list[tuple[int, ...]] = []
+    run: list[int] = []
+    spans = [(text.index(content), text.index(content) + len(content)) for content in contents]
+    special = set(tokenizer.all_special_ids)
+    for token_id, (begin, end) in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True):
+        if any(begin < span_end and span_begin < end for span_begin, span_end in spans):
+            runs.append(tuple(run))
+            run = []
+        else:
+            run.append(token_id)
+    runs.append(tuple(run))
+    # A lone ordinary token (a line feed, say) occurs in text too: only runs that a reader would
+    # recognise as the template's count.
+    return [run for run in runs if len(run) > 1 or (run and run[0] in special)]

@@ -1,0 +1,97 @@
+"""Running counts of the edit pass, and what is logged of them."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .editing import EditResult
+
+COUNTS = ("batches", "tokens", "scored", "selected", "changed", "dropped")
+_SUMS = (*COUNTS, "sampled", "sampled_nll", "seconds")
+
+
+class EditStats:
+    """Running sums over the batches that were edited.
+
+    Counts stay on the device of the batches, and GPU time in events, until someone asks: so that
+    keeping them makes the host wait for nothing.
+    """
+
+    def __init__(self) -> None:
+        self._totals = dict.fromkeys(_SUMS, 0.0)
+        self._pending: dict[torch.device, Tensor] = {}
+        self._events: list[tuple[Any, Any]] = []
+        self._seconds = 0.0
+
+    def add(self, result: EditResult, num_tokens: Tensor | int) -> None:
+        """Count one edited batch of `num_tokens` tokens without padding."""
+        nll = -result.sample_logprob.double().sum()
+        device = nll.device
+        counts = [1, num_tokens, *(getattr(result, name).sum() for name in COUNTS[2:])]
+        row = torch.stack([torch.as_tensor(c, device=device).double() for c in counts])
+        num_sampled = row.new_tensor([float(result.sample_logprob.numel())])
+        row = torch.cat([row, num_sampled, nll.unsqueeze(0)])
+        self._pending[device] = self._pending.get(device, 0) + row
+
+    @contextmanager
+    def timing(self, device: torch.device) -> Iterator[None]:
+        """Measure the time of an edit pass, on the GPU's own clock where there is one."""
+        if device.type == "cuda":
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            with torch.cuda.device(device):
+                begin.record()
+                yield
+                end.record()
+            self._events.append((begin, end))
+        else:
+            started = time.perf_counter()
+            yield
+            self._seconds += time.perf_counter() - started
+
+    def totals(self) -> dict[str, float]:
+        """All sums so far; waits for the GPU."""
+        for row in self._pending.values():
+            for name, value in zip(_SUMS, row.tolist(), strict=False):
+                self._totals[name] += value
+        self._pending.clear()
+        for begin, end in self._events:
+            end.synchronize()
+            self._seconds += begin.elapsed_time(end) / 1000
+        self._events.clear()
+        self._totals["seconds"] = self._seconds
+        return dict(self._totals)
+
+    def summary(self) -> dict[str, float]:
+        """Counts and shares so far, for people; see `ToEditCollator.stats`."""
+        totals = self.totals()
+        counts = {name: int(totals[name]) for name in COUNTS}
+        return {**counts, "seconds": totals["seconds"], **shares(totals)}
+
+
+def shares(sums: dict[str, float]) -> dict[str, float]:
+    """Ratios of sums: shares of the scored tokens, perplexity, tokens per second.
+
+    A ratio of nothing to nothing is NaN.
+    """
+
+    def ratio(a: float, b: float) -> float:
+        return a / b if b else math.nan
+
+    return {
+        "selected_share": ratio(sums["selected"], sums["scored"]),
+        "changed_share": ratio(sums["changed"], sums["scored"]),
+        "dropped_share": ratio(sums["dropped"], sums["scored"]),
+        "prior_perplexity": (
+            math.exp(min(sums["sampled_nll"] / sums["sampled"], 700.0))
+            if sums["sampled"]
+            else math.nan
+        ),
+        "tokens_per_second": ratio(sums["tokens"], sums["seconds"]),
+    }

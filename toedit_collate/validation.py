@@ -1,0 +1,109 @@
+"""What `edit_tokens` refuses, and what it says then."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .layout import Documents
+
+
+def check_shapes(
+    input_ids: Tensor,
+    attention_mask: Tensor | None,
+    position_ids: Tensor | None,
+    labels: Tensor | None,
+) -> None:
+    """Raise unless the tensors describe one batch of B rows of T token ids."""
+    if not isinstance(input_ids, Tensor):
+        raise TypeError(
+            f"input_ids must be a torch tensor, got {type(input_ids).__name__}; let the collator "
+            "return PyTorch tensors (return_tensors='pt')"
+        )
+    if input_ids.dtype not in (torch.int64, torch.int32):
+        raise TypeError(
+            f"input_ids must hold token ids as int64, got {input_ids.dtype}; convert with .long()"
+        )
+    if input_ids.dim() != 2:
+        raise ValueError(
+            f"input_ids must have the shape (B, T), got {tuple(input_ids.shape)}; for one row use "
+            "input_ids.unsqueeze(0)"
+        )
+    if input_ids.numel() == 0:
+        raise ValueError(
+            f"input_ids is empty, of shape {tuple(input_ids.shape)}; skip such batches"
+        )
+    for name, tensor in (
+        ("attention_mask", attention_mask),
+        ("position_ids", position_ids),
+        ("labels", labels),
+    ):
+        if tensor is None:
+            continue
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name} must be a torch tensor, got {type(tensor).__name__}")
+        if tensor.shape != input_ids.shape:
+            raise ValueError(
+                f"{name} must have the shape of input_ids, {tuple(input_ids.shape)}, got "
+                f"{tuple(tensor.shape)}" + _MENDS[name]
+            )
+    if labels is not None and labels.is_floating_point():
+        raise TypeError(f"labels must hold token ids or -100, got {labels.dtype}")
+    if attention_mask is not None and not ((attention_mask == 0) | (attention_mask == 1)).all():
+        raise ValueError(
+            "attention_mask must be 0 at padding and 1 at tokens, got other values; mark the "
+            "documents of a packed row by position_ids that restart at 0"
+        )
+
+
+_MENDS = {
+    "attention_mask": (
+        "; documents of a packed row are told by position_ids, not by masks of more dimensions"
+    ),
+    "position_ids": "; position_ids of several dimensions (vision models) are not supported",
+    "labels": "; labels must stand at the tokens that they label, not shifted",
+}
+
+
+def check_labels(input_ids: Tensor, labels: Tensor | None) -> None:
+    """Raise unless each label is -100 or the token at its place."""
+    if labels is None:
+        return
+    wrong = (labels != -100) & (labels != input_ids)
+    if wrong.any():
+        b, t = wrong.nonzero()[0].tolist()
+        raise ValueError(
+            f"labels must be -100 or equal to input_ids (the model shifts them), got label "
+            f"{int(labels[b, t])} at token {int(input_ids[b, t])}, row {b}, column {t}; masked "
+            "language modelling and pre-shifted labels can't be edited"
+        )
+
+
+def check_documents(
+    documents: Documents, tokens: Tensor, *, vocab_size: int, max_length: int | None
+) -> None:
+    """Raise where the prior can't score these documents."""
+    if tokens.numel() == 0:
+        return
+    lowest, highest = (int(value) for value in torch.stack(tokens.aminmax()).tolist())
+    if lowest < 0 or highest >= vocab_size:
+        raise ValueError(
+            f"input_ids must lie in the prior's vocabulary, [0, {vocab_size}), got "
+            f"{lowest if lowest < 0 else highest}; the prior must have the trainee's tokenizer"
+        )
+    longest = max(documents.lengths)
+    if max_length is not None and longest > max_length:
+        raise ValueError(
+            f"a document of {longest} tokens is longer than the prior's {max_length} positions; "
+            f"shorten rows (max_length={max_length} or less), or use a prior with a longer context"
+        )
+
+
+def check_finite(logprob: Tensor, states: Tensor) -> None:
+    """Raise where the prior's numbers are not numbers."""
+    if not (logprob.isfinite().all() and states.isfinite().all()):
+        raise FloatingPointError(
+            f"the prior returned NaN or infinity for {int((~logprob.isfinite()).sum())} of "
+            f"{logprob.numel()} tokens; check its weights, and load it in bfloat16 or float32 "
+            "(float16 overflows in many models)"
+        )
