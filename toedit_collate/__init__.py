@@ -1,11 +1,15 @@
 """Token editing (ToEdit) of training batches, on the fly, by a frozen prior model."""
 
+from typing import TYPE_CHECKING, Any
+
 from .batch import ToEditBatch
-from .callback import ToEditCallback, attach
 from .collator import ToEditCollator
 from .editing import EditResult, edit_tokens
 from .policy import EditPolicy
 from .prior import Prior
+
+if TYPE_CHECKING:
+    from .callback import ToEditCallback, attach
 
 __all__ = [
     "EditPolicy",
@@ -18,3 +22,13 @@ __all__ = [
     "edit_tokens",
 ]
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    # transformers' callbacks import PEFT and datasets where those are installed: seconds that
+    # someone who only edits tensors need not wait.
+    if name in ("ToEditCallback", "attach"):
+        from . import callback
+
+        return getattr(callback, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

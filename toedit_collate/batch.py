@@ -24,19 +24,22 @@ class ToEditBatch(MutableMapping[str, Any]):
 
     Args:
         data: the collated tensors.
-        collator_key: names the `ToEditCollator` that edits it; None: `data` is final.
+        collator: the `ToEditCollator` that edits it, or the key of one in another process; None:
+            `data` is final.
     """
 
     def __init__(
-        self, data: Mapping[str, Any] | None = None, collator_key: str | None = None
+        self,
+        data: Mapping[str, Any] | None = None,
+        collator: ToEditCollator | str | None = None,
     ) -> None:
         self._data: dict[str, Any] = dict(data or {})
-        self._collator_key = collator_key
+        self._pending_on = collator
 
     @property
     def is_pending(self) -> bool:
         """True as long as the batch has been neither edited nor left for evaluation."""
-        return self._collator_key is not None
+        return self._pending_on is not None
 
     def to(self, device: str | torch.device | int, non_blocking: bool = False) -> ToEditBatch:
         """Edit the batch, unless it is for evaluation, and move it; returns itself.
@@ -60,16 +63,13 @@ class ToEditBatch(MutableMapping[str, Any]):
         return self
 
     def _settle(self) -> dict[str, Any]:
-        if self._collator_key is not None:
-            self._data = self._collator().edit_collated(self._data, look_around())
-            self._collator_key = None
+        if self._pending_on is not None:
+            from .collator import find_collator
+
+            collator = find_collator(self._pending_on)
+            self._data = collator.edit_collated(self._data, look_around())
+            self._pending_on = None
         return self._data
-
-    def _collator(self) -> ToEditCollator:
-        from .collator import find_collator
-
-        assert self._collator_key is not None
-        return find_collator(self._collator_key)
 
     def __getitem__(self, key: str) -> Any:
         return self._settle()[key]
@@ -102,7 +102,10 @@ class ToEditBatch(MutableMapping[str, Any]):
 
     def __reduce__(self) -> tuple[Any, ...]:
         # From a worker to the main process: as collated, with the name of the collator.
-        return type(self), (self._data, self._collator_key)
+        pending_on = self._pending_on
+        if pending_on is not None and not isinstance(pending_on, str):
+            pending_on = pending_on.key
+        return type(self), (self._data, pending_on)
 
     def copy(self) -> dict[str, Any]:
         """The batch as a plain dict."""

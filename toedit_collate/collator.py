@@ -54,8 +54,7 @@ class ToEditCollator:
 
     Raises:
         TypeError: `prior`, `policy` or `base_collator` is something else.
-        ValueError: another tokenizer than the prior's; or no base collator, and no tokenizer to
-            choose one from.
+        ValueError: another tokenizer than the prior's.
 
     Example:
         >>> collator = ToEditCollator(Prior.from_pretrained("gpt2"))  # doctest: +SKIP
@@ -90,8 +89,8 @@ class ToEditCollator:
         self.base_collator: BaseCollator = base_collator or DefaultCollator(self.tokenizer)
         self.epoch = 0
         self._stats = EditStats()
-        self._key = uuid.uuid4().hex
-        _COLLATORS[self._key] = self
+        self.key = uuid.uuid4().hex
+        _COLLATORS[self.key] = self
 
     def __call__(self, features: Any) -> ToEditBatch:
         """Collate features into a batch that will edit itself.
@@ -112,7 +111,7 @@ class ToEditCollator:
                 f"the base collator returned {sorted(collated)} without input_ids, so there are no "
                 "tokens to edit"
             )
-        return ToEditBatch(collated, self._key)
+        return ToEditBatch(collated, self)
 
     @property
     def stats(self) -> dict[str, float]:
@@ -145,7 +144,8 @@ class ToEditCollator:
             return
         if prior.tokenizer is None:
             prior.set_tokenizer(tokenizer)
-            self.tokenizer = self.tokenizer or tokenizer
+        if self.tokenizer is None:
+            self.tokenizer = tokenizer
         check_same_tokenizer(tokenizer, prior.tokenizer, prior.vocab_size)
 
     def edit_collated(self, batch: dict[str, Any], where: Surroundings) -> dict[str, Any]:
@@ -196,7 +196,7 @@ class ToEditCollator:
             "base_collator": self.base_collator,
             "tokenizer": self.tokenizer,
             "epoch": self.epoch,
-            "_key": self._key,
+            "key": self.key,
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -217,8 +217,8 @@ DISPATCHING = (
 )
 
 
-def find_collator(key: str) -> ToEditCollator:
-    """The collator that a batch belongs to.
+def find_collator(pending_on: ToEditCollator | str) -> ToEditCollator:
+    """The collator that a batch belongs to: itself, or by the key that came from a worker.
 
     Raises:
         RuntimeError: in a DataLoader worker, or where the collator is gone.
@@ -228,7 +228,9 @@ def find_collator(key: str) -> ToEditCollator:
             "a ToEditBatch was read in a DataLoader worker, where there is no prior; read it in "
             "the main process (do further collating in base_collator)"
         )
-    collator = _COLLATORS.get(key)
+    if not isinstance(pending_on, str):
+        return pending_on
+    collator = _COLLATORS.get(pending_on)
     if collator is None:
         raise RuntimeError(
             "the ToEditCollator of this batch is gone, or lives in another process; keep a "

@@ -56,6 +56,7 @@ class EditResult:
     sample_logprob: Tensor
 
 
+@torch.no_grad()
 def edit_tokens(
     prior: Prior,
     input_ids: Tensor,

@@ -74,8 +74,8 @@ def find_head(model: Any, adapter: str | None = None) -> Head:
         scale /= float(getattr(config, name, None) or 1.0)
     softcap = next((c for name in _CAPS if (c := getattr(config, name, None))), None)
     return Head(
-        weight=weight.detach() if plain and weight is not None else None,
-        bias=_detached(getattr(module, "bias", None)),
+        weight=weight if plain else None,
+        bias=getattr(module, "bias", None),
         module=module,
         vocab_size=int(weight.shape[0] if plain and weight is not None else config.vocab_size),
         scale=scale,
@@ -91,7 +91,3 @@ def max_positions(config: Any) -> int | None:
         if isinstance(value, int) and value > 0:
             return value
     return None
-
-
-def _detached(tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None else tensor.detach()

@@ -119,9 +119,11 @@ def observed_logprob(
         (n,) float32, nats: log P where that is >= `lowest_cut`; elsewhere an upper bound of log P
         that lies under `lowest_cut`. NaN where the prior's numbers are NaN.
     """
+    n = len(ids)
+    if n == 0:
+        return hidden.new_zeros(0, dtype=torch.float32)
     if head.weight is None:
         return _observed_logprob_opaque(head, hidden, ids)
-    n = len(ids)
     budget = tile_elements(n, head.vocab_size)
     first_ids = min(FIRST_TILE_IDS, head.vocab_size)
     logprob = [
@@ -132,7 +134,7 @@ def observed_logprob(
             strict=True,
         )
     ]
-    return torch.cat(logprob) if logprob else hidden.new_zeros(0, dtype=torch.float32)
+    return torch.cat(logprob)
 
 
 def _observed_logprob_rows(
@@ -171,7 +173,7 @@ def _observed_logprob_opaque(head: Head, hidden: Tensor, ids: Tensor) -> Tensor:
         head.logits(h).log_softmax(-1).gather(-1, i.unsqueeze(-1)).squeeze(-1)
         for h, i in row_tiles(head, hidden, ids)
     ]
-    return torch.cat(logprob) if logprob else hidden.new_zeros(0, dtype=torch.float32)
+    return torch.cat(logprob)
 
 
 def row_tiles(head: Head, *columns: Tensor) -> Iterator[tuple[Tensor, ...]]:

@@ -36,10 +36,12 @@ class Documents:
 
     @property
     def num_tokens(self) -> int:
+        """M: tokens without padding."""
         return self.index.numel()
 
     @property
     def num_documents(self) -> int:
+        """N."""
         return len(self.lengths)
 
 

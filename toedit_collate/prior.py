@@ -58,6 +58,7 @@ class Prior:
         self.adapter = adapter
         self.autocast_dtype: torch.dtype | None = None
         self.generation = 0
+        self._checked_frozen = False
         if not shared:
             model.eval().requires_grad_(False)
         self.set_tokenizer(tokenizer)
@@ -67,8 +68,19 @@ class Prior:
         """Use `tokenizer` to know special tokens, the chat template and the end of the vocabulary.
 
         A `ToEditCollator` does this for a prior that came without one.
+
+        Raises:
+            ValueError: the tokenizer has more tokens than the prior's vocabulary.
         """
         lm = unwrap_model(self.model)
+        if tokenizer is not None and len(tokenizer) > self.vocab_size:
+            # A padding token that was added to the tokenizer only does no harm.
+            special = set(tokenizer.all_special_ids)
+            if set(range(self.vocab_size, len(tokenizer))) - special:
+                raise ValueError(
+                    f"tokenizer has {len(tokenizer)} tokens, but the prior's vocabulary has only "
+                    f"{self.vocab_size}; pass the tokenizer that the prior was trained with"
+                )
         self.tokenizer = tokenizer
         self.special_ids = special_token_ids(tokenizer, lm.config)
         self.template_sequences = template_sequences(tokenizer)
@@ -257,7 +269,9 @@ class Prior:
             # Not inference_mode: it marks tensors that FSDP2 must write to in its next step.
             stack.enter_context(torch.no_grad())
             if self.is_shared:
-                check_base_is_frozen(self.model, self.adapter)
+                if not self._checked_frozen:
+                    check_base_is_frozen(self.model, self.adapter)
+                    self._checked_frozen = True
                 stack.enter_context(adapters_switched(self.model, self.adapter))
             stack.enter_context(evaluation_mode(self.model))
             if self.autocast_dtype is not None:

@@ -68,11 +68,13 @@ def draw_tokens(
     Returns:
         (n,) int64, the replacements.
     """
+    if len(observed) == 0:
+        return observed
     drawn = [
         _draw(head.logits(h), o, u, policy, forbidden)
         for h, o, u in row_tiles(head, hidden, observed, uniforms)
     ]
-    return torch.cat(drawn) if drawn else observed.clone()
+    return torch.cat(drawn)
 
 
 def _draw(

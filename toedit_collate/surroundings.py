@@ -25,12 +25,14 @@ class Surroundings:
         skipping: by a loader of accelerate that passes over batches to resume training.
         dispatching: by a loader of accelerate that sends batches from rank 0 to all ranks.
         epoch: number of the epoch, as the loader of accelerate counts it; None: not known.
+        trainer: the `Trainer` that trains on the batch; None: no `Trainer` does.
     """
 
     evaluating: bool = False
     skipping: bool = False
     dispatching: bool = False
     epoch: int | None = None
+    trainer: Any = None
 
 
 def look_around() -> Surroundings:
@@ -42,7 +44,7 @@ def look_around() -> Surroundings:
     dispatcher_class = getattr(loaders, "DataLoaderDispatcher", ())
 
     loader: Any = None
-    epoch: int | None = None
+    trainer: Any = None
     skipping = dispatching = evaluating = False
     frame = sys._getframe(1)
     while frame is not None:
@@ -50,19 +52,23 @@ def look_around() -> Surroundings:
         if loader is None and name in ("__iter__", "_fetch_batches"):
             owner = frame.f_locals.get("self")
             if isinstance(owner, (loader_class, dispatcher_class)):
-                loader, epoch = owner, owner.iteration
+                loader = owner
                 dispatching = isinstance(owner, dispatcher_class)
-                # The batch that is moved to the device is number `batch_index`.
-                skipping = frame.f_locals.get("batch_index", 0) < owner.skip_batches
+                skipping = _batch_number(frame) < owner.skip_batches
         elif name in _EVALUATION and isinstance(frame.f_locals.get("self"), trainer_class):
             evaluating = True
             break
         elif name in _TRAINING and isinstance(frame.f_locals.get("self"), trainer_class):
-            evaluating = loader is not None and _is_for_evaluation(loader, frame.f_locals["self"])
+            trainer = frame.f_locals["self"]
+            evaluating = loader is not None and not _is_for_training(loader, trainer)
             break
         frame = frame.f_back  # type: ignore[assignment]
     return Surroundings(
-        evaluating=evaluating, skipping=skipping, dispatching=dispatching, epoch=epoch
+        evaluating=evaluating,
+        skipping=skipping,
+        dispatching=dispatching,
+        epoch=None if loader is None else loader.iteration,
+        trainer=None if evaluating else trainer,
     )
 
 
@@ -77,8 +83,22 @@ def calling_instance(of_class: type) -> Any:
     return None
 
 
-def _is_for_evaluation(loader: Any, trainer: Any) -> bool:
-    """Whether a loader that is read in training, by a callback perhaps, is one for evaluation."""
-    known = list(getattr(trainer, "_eval_dataloaders", {}).values())
-    known.append(trainer.callback_handler.eval_dataloader)
-    return any(loader is one for one in known)
+def _batch_number(frame: Any) -> int:
+    """The number in its epoch of the batch that a loader of accelerate has in hand."""
+    if frame.f_code.co_name == "__iter__":
+        return frame.f_locals.get("batch_index", 0)
+    # The dispatching loader fetches one batch ahead of the one that it counts.
+    return frame.f_back.f_locals.get("batch_index", -1) + 1
+
+
+def _is_for_training(loader: Any, trainer: Any) -> bool:
+    """Whether a loader that is read in training feeds it; a callback may read one for evaluation.
+
+    To resume, accelerate makes a loader of its own; but it has the same dataset.
+    """
+    handler = trainer.callback_handler
+    evaluation = [*getattr(trainer, "_eval_dataloaders", {}).values(), handler.eval_dataloader]
+    if any(loader is one for one in evaluation):
+        return False
+    dataset = getattr(handler.train_dataloader, "dataset", None)
+    return dataset is None or loader.dataset is dataset

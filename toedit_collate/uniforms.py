@@ -11,15 +11,14 @@ import torch
 from torch import Tensor
 
 _MASK32 = 0xFFFFFFFF
+Words = tuple[Tensor, Tensor, Tensor, Tensor]
 # Multipliers and key increments of Philox4x32 (Salmon et al., "Parallel random numbers: as easy
 # as 1, 2, 3", SC 2011).
 _PHILOX_M0, _PHILOX_M1 = 0xD2511F53, 0xCD9E8D57
 _PHILOX_W0, _PHILOX_W1 = 0x9E3779B9, 0xBB67AE85
 
 
-def philox4x32(
-    counter: tuple[Tensor, ...], key: tuple[Tensor, Tensor]
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def philox4x32(counter: Words, key: tuple[Tensor, Tensor]) -> Words:
     """Philox4x32-10: four 32-bit words from four counter words and two key words.
 
     Args:
@@ -80,8 +79,13 @@ def token_uniforms(
     """
     # The seed is mixed into the key by a round of its own, so that seed and content can't cancel.
     key = (keys & _MASK32, (keys >> 32) & _MASK32)
-    words = (seed & _MASK32, seed >> 32, 0 if epoch is None else epoch + 1, generation)
-    seeded = philox4x32(tuple(torch.full_like(position, word & _MASK32) for word in words), key)
+
+    def word(value: int) -> Tensor:
+        return torch.full_like(position, value & _MASK32)
+
+    epoch_word = 0 if epoch is None else epoch + 1
+    counter = (word(seed), word(seed >> 32), word(epoch_word), word(generation))
+    seeded = philox4x32(counter, key)
     zero = torch.zeros_like(position)
     first, second, _, _ = philox4x32((position, zero, seeded[2], seeded[3]), seeded[:2])
     # float64 holds 53 bits: all of `first`, and the upper 21 of `second`.

@@ -1,0 +1,165 @@
+"""The method, slow and obvious: one document, one token, one candidate at a time, in float64.
+
+Nothing here calls the package's fast paths; the tests compare the two.
+"""
+
+from __future__ import annotations
+
+import torch
+
+MASK32 = 0xFFFFFFFF
+MASK64 = 2**64 - 1
+
+
+def documents_of(input_ids, attention_mask=None, position_ids=None):
+    """The documents of a batch: for each, the list of (row, column) of its tokens."""
+    documents = []
+    for b in range(len(input_ids)):
+        previous = None
+        for t in range(len(input_ids[b])):
+            if attention_mask is not None and attention_mask[b, t] == 0:
+                continue
+            continues = previous is not None and (
+                position_ids is None or position_ids[b, t] == previous + 1
+            )
+            if not continues:
+                documents.append([])
+            documents[-1].append((b, t))
+            previous = None if position_ids is None else int(position_ids[b, t])
+            previous = -1 if previous is None else previous
+    return documents
+
+
+def document_logits(model, ids):
+    """Logits of a document on its own, (L, V) float64, by the model's own forward pass."""
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([ids]), use_cache=False).logits
+    return logits[0].double()
+
+
+def logprob(model, input_ids, attention_mask=None, position_ids=None):
+    """log P(x_i | x_<i), (B, T) float64; NaN at first tokens and padding."""
+    result = torch.full(input_ids.shape, float("nan"), dtype=torch.float64)
+    for document in documents_of(input_ids, attention_mask, position_ids):
+        ids = [int(input_ids[b, t]) for b, t in document]
+        logits = document_logits(model, ids)
+        for i in range(1, len(ids)):
+            result[document[i]] = logits[i - 1].log_softmax(-1)[ids[i]]
+    return result
+
+
+def distribution(logits, observed, policy, forbidden=()):
+    """What a selected token is drawn from: a probability for each id, (V,) float64."""
+    logits = logits.double().clone() / policy.temperature
+    for token_id in forbidden:
+        logits[token_id] = -float("inf")
+    p = logits.softmax(-1)
+    by_probability = sorted(range(len(p)), key=lambda i: (-float(logits[i]), i))
+    by_probability = [i for i in by_probability if p[i] > 0 or logits[i] > -float("inf")]
+    if policy.sampler == "top_k":
+        candidates = by_probability[: policy.top_k]
+    elif policy.sampler == "top_p":
+        candidates, mass = [], 0.0
+        for i in by_probability:
+            candidates.append(i)
+            mass += float(p[i])
+            if mass >= policy.top_p:
+                break
+    else:
+        candidates = by_probability
+    if policy.exclude_original:
+        others = [i for i in candidates if i != observed]
+        candidates = others or [i for i in by_probability if i != observed][:1]
+    result = torch.zeros_like(p)
+    for i in candidates:
+        result[i] = p[i]
+    return result / result.sum()
+
+
+def philox(counter, key):
+    """Philox4x32-10 in whole numbers of Python."""
+    c, k = list(counter), list(key)
+    for _ in range(10):
+        product0, product1 = c[0] * 0xD2511F53, c[2] * 0xCD9E8D57
+        c = [
+            (product1 >> 32) ^ c[1] ^ k[0],
+            product1 & MASK32,
+            (product0 >> 32) ^ c[3] ^ k[1],
+            product0 & MASK32,
+        ]
+        k = [(k[0] + 0x9E3779B9) & MASK32, (k[1] + 0xBB67AE85) & MASK32]
+    return c
+
+
+def uniform(ids, position, *, seed, epoch, generation):
+    """The draw for one token of a document."""
+    key = 0
+    for i, token in enumerate(ids):
+        high, low, _, _ = philox((token, i, 0, 0), (0, 0))
+        key = (key + (high << 32 | low)) & MASK64
+    words = (seed & MASK32, seed >> 32, 0 if epoch is None else epoch + 1, generation)
+    seeded = philox(words, (key & MASK32, key >> 32))
+    first, second, _, _ = philox((position, 0, seeded[2], seeded[3]), (seeded[0], seeded[1]))
+    return (first * 2**21 + (second >> 11)) * 2.0**-53
+
+
+def draw(probabilities, observed, u):
+    """The token at `u` on a scale with the observed token first and the others by id."""
+    total = float(probabilities[observed])
+    if u < total:
+        return observed
+    last = observed
+    for i in range(len(probabilities)):
+        if i != observed and probabilities[i] > 0:
+            last = i
+            total += float(probabilities[i])
+            if u < total:
+                return i
+    return last
+
+
+def edit(
+    model,
+    input_ids,
+    policy,
+    *,
+    attention_mask=None,
+    position_ids=None,
+    labels=None,
+    epoch=0,
+    generation=0,
+    protected=None,
+    forbidden=(),
+):
+    """Algorithm 1 on a batch: (new ids, selected, changed, dropped), each (B, T)."""
+    new_ids = input_ids.clone()
+    selected = torch.zeros_like(input_ids, dtype=torch.bool)
+    dropped = torch.zeros_like(selected)
+    for document in documents_of(input_ids, attention_mask, position_ids):
+        ids = [int(input_ids[b, t]) for b, t in document]
+        logits = document_logits(model, ids)
+        for i in range(1, len(ids)):
+            b, t = document[i]
+            if policy.scope == "loss" and labels is not None and labels[b, t] == -100:
+                continue
+            if protected is not None and protected[b, t]:
+                continue
+            p = float(logits[i - 1].softmax(-1)[ids[i]])
+            if policy.drop_below is not None and p < policy.drop_below:
+                dropped[b, t] = True
+                continue
+            if policy.region == "above":
+                selected[b, t] = p >= policy.threshold
+            elif policy.region == "below":
+                selected[b, t] = p <= policy.threshold
+            if selected[b, t]:
+                u = uniform(
+                    ids,
+                    i,
+                    seed=policy.seed,
+                    epoch=epoch if policy.redraw == "epoch" else None,
+                    generation=generation,
+                )
+                probabilities = distribution(logits[i - 1], ids[i], policy, forbidden)
+                new_ids[b, t] = draw(probabilities, ids[i], u)
+    return new_ids, selected, new_ids != input_ids, dropped

@@ -1,0 +1,123 @@
+import dataclasses
+import math
+import pickle
+import warnings
+
+import pytest
+import torch
+
+from toedit_collate import EditPolicy
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"threshold": 99}, ValueError, r"threshold.*99.*write 0\.99"),
+        ({"threshold": 0.0}, ValueError, r"threshold.*strictly between 0 and 1"),
+        ({"threshold": 1.0}, ValueError, r"threshold.*strictly between 0 and 1"),
+        ({"threshold": "0.9"}, TypeError, r"threshold must be a number, got '0.9'"),
+        ({"threshold": float("nan")}, ValueError, r"threshold.*nan"),
+        ({"threshold": True}, TypeError, r"threshold.*True"),
+        ({"region": "between"}, ValueError, r"region.*'above', 'below'.*'between'"),
+        ({"sampler": "greedy"}, ValueError, r"sampler.*'top_k'.*'greedy'"),
+        ({"scope": "prompt"}, ValueError, r"scope.*'loss', 'all'.*'prompt'"),
+        ({"redraw": "step"}, ValueError, r"redraw.*'epoch', 'never'.*'step'"),
+        ({"top_k": 0}, ValueError, r"top_k must be at least 1, got 0"),
+        ({"top_k": 8.0}, TypeError, r"top_k must be a whole number, got 8.0"),
+        ({"top_p": 0.0}, ValueError, r"top_p must lie in \(0, 1\], got 0.0"),
+        ({"top_p": 1.5}, ValueError, r"top_p.*1\.5.*write 0\.9"),
+        ({"temperature": 0.0}, ValueError, r"temperature.*got 0.0.*top_k=1"),
+        ({"temperature": math.inf}, ValueError, r"temperature must be a finite number"),
+        ({"drop_below": 1.0}, ValueError, r"drop_below.*strictly between 0 and 1"),
+        ({"drop_below": 0.995}, ValueError, r"drop_below must be less than threshold"),
+        ({"seed": -1}, ValueError, r"seed must be at least 0, got -1"),
+        ({"seed": 2**64}, ValueError, r"seed must be less than 2\*\*64"),
+        ({"seed": 0.5}, TypeError, r"seed must be a whole number"),
+        ({"exclude_original": 1}, TypeError, r"exclude_original must be True or False, got 1"),
+        ({"protect_special": None}, TypeError, r"protect_special must be True or False"),
+        ({"protected_token_ids": 5}, TypeError, r"protected_token_ids.*write \(5,\)"),
+        ({"protected_token_ids": (-1,)}, ValueError, r"protected_token_ids.*-1"),
+        ({"protect": (1, 2)}, TypeError, r"protect must be a function"),
+    ],
+    ids=str,
+)
+def test_refuses(arguments, error, message):
+    with pytest.raises(error, match=message):
+        EditPolicy(**arguments)
+
+
+def test_defaults_are_the_papers():
+    policy = EditPolicy()
+    assert policy == EditPolicy.paper()
+    assert (policy.threshold, policy.region, policy.top_k, policy.temperature) == (
+        0.99, "above", 8, 1.0,
+    )  # fmt: skip
+
+
+def test_presets_of_the_authors_script():
+    up = EditPolicy.reference_code("up_revise")
+    assert (up.threshold, up.top_k, up.temperature, up.drop_below) == (0.99, 64, 1.5, None)
+    both = EditPolicy.reference_code("low_drop_up_revise")
+    assert (both.temperature, both.drop_below, both.region) == (1.0, 0.001, "above")
+    only_drop = EditPolicy.reference_code("filtering")
+    assert (only_drop.region, only_drop.drop_below) == ("none", 0.001)
+    assert EditPolicy.reference_code(top_k=8, seed=3) == up.replace(top_k=8, seed=3)
+    with pytest.raises(ValueError, match="strategy must be 'up_revise'.*'down'"):
+        EditPolicy.reference_code("down")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ({"sampler": "top_p", "top_p": 0.99}, "nucleus"),
+        ({"sampler": "top_p", "top_p": 0.9, "temperature": 0.5}, "nucleus"),
+        ({"top_k": 1}, "top_k=1"),
+    ],
+)
+def test_says_when_it_can_change_nothing(arguments, reason):
+    with pytest.warns(UserWarning, match=f"can change no token.*{reason}"):
+        policy = EditPolicy(**arguments)
+    assert policy.changes_nothing
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {},
+        {"sampler": "top_p", "top_p": 0.999},
+        {"sampler": "top_p", "top_p": 0.99, "temperature": 1.5},
+        {"top_k": 1, "exclude_original": True},
+        {"top_k": 1, "region": "below", "threshold": 0.1},
+    ],
+)
+def test_says_nothing_of_others(arguments):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert not EditPolicy(**arguments).changes_nothing
+
+
+def test_thresholds_are_compared_in_float32():
+    below = torch.tensor([0.9899], dtype=torch.float64).log()
+    assert not EditPolicy().selects(below.to(torch.float32)).any()
+    assert EditPolicy().selects(torch.tensor([0.9901]).log()).all()
+    nan = torch.tensor([float("nan")])
+    for policy in (EditPolicy(drop_below=0.1), EditPolicy(region="below")):
+        assert not policy.selects(nan).any()
+        assert not policy.drops(nan).any()
+
+
+def test_the_lowest_cut_is_the_lowest_of_its_decisions():
+    assert EditPolicy().lowest_cut == math.log(0.99)
+    assert EditPolicy(drop_below=0.001).lowest_cut == math.log(0.001)
+    assert EditPolicy.reference_code("filtering").lowest_cut == math.log(0.001)
+    assert EditPolicy(region="none").lowest_cut == math.inf
+    assert not EditPolicy(region="none").decides
+
+
+def test_is_frozen_plain_data():
+    policy = EditPolicy(protected_token_ids=[4, 5])
+    assert policy.protected_token_ids == (4, 5)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        policy.threshold = 0.5
+    assert pickle.loads(pickle.dumps(policy)) == policy
+    assert hash(policy) == hash(EditPolicy(protected_token_ids=(4, 5)))

@@ -1,0 +1,143 @@
+"""Resamples follow the distribution that the reference states."""
+
+import math
+
+import numpy as np
+import pytest
+import reference
+import torch
+from scipy import stats
+
+from toedit_collate import EditPolicy
+from toedit_collate.head import Head
+from toedit_collate.resample import draw_tokens, surely_kept
+
+V = 40
+NUM_DRAWS = 20_000
+
+POLICIES = {
+    "paper": {},
+    "k=1": {"top_k": 1, "region": "below"},
+    "k=V": {"top_k": V},
+    "hot": {"top_k": 64, "temperature": 1.5},
+    "cold": {"top_k": 64, "temperature": 0.5},
+    "top-p": {"sampler": "top_p", "top_p": 0.999},
+    "top-p hot": {"sampler": "top_p", "top_p": 0.9, "temperature": 2.0},
+    "rejection": {"sampler": "rejection"},
+    "rejection hot": {"sampler": "rejection", "temperature": 3.0},
+    "others, top-k": {"exclude_original": True},
+    "others, k=1": {"exclude_original": True, "top_k": 1},
+    "others, top-p": {"exclude_original": True, "sampler": "top_p", "top_p": 0.5},
+    "others, rejection": {"exclude_original": True, "sampler": "rejection"},
+}
+
+
+def make_logits(observed_share, seed=0):
+    """Logits whose id 7 has about that share."""
+    logits = torch.randn(V, generator=torch.Generator().manual_seed(seed)) * 1.5
+    rest = logits[torch.arange(V) != 7].logsumexp(0)
+    logits[7] = rest + math.log(observed_share / (1 - observed_share))
+    return logits
+
+
+def as_head(logits):
+    """A head that gives these logits to the hidden state (1,)."""
+    return Head(weight=logits.unsqueeze(1), bias=None, module=None, vocab_size=len(logits))
+
+
+def draws(logits, policy, uniforms, observed=7, forbidden=()):
+    n = len(uniforms)
+    mask = torch.zeros(len(logits), dtype=torch.bool)
+    mask[list(forbidden)] = True
+    return draw_tokens(
+        as_head(logits),
+        torch.ones(n, 1),
+        torch.full((n,), observed),
+        uniforms,
+        policy,
+        mask,
+    )
+
+
+@pytest.mark.parametrize("share", [0.993, 0.6, 0.02])
+@pytest.mark.parametrize("name", POLICIES)
+def test_draws_follow_the_distribution(name, share):
+    policy = EditPolicy(**POLICIES[name])
+    logits = make_logits(share)
+    forbidden = (3, 11)
+    uniforms = torch.rand(
+        NUM_DRAWS, dtype=torch.float64, generator=torch.Generator().manual_seed(1)
+    )
+    counts = np.bincount(draws(logits, policy, uniforms, forbidden=forbidden).numpy(), minlength=V)
+    expected = reference.distribution(logits, 7, policy, forbidden).numpy() * NUM_DRAWS
+    assert counts[expected == 0].sum() == 0
+    likely = expected >= 5  # what a chi-square test needs of a cell
+    cells = [*counts[likely], counts[~likely].sum()]
+    means = [*expected[likely], expected[~likely].sum()]
+    if means[-1] == 0:
+        cells, means = cells[:-1], means[:-1]
+    if len(cells) > 1:
+        assert stats.chisquare(cells, means).pvalue > 1e-4
+    if policy.exclude_original:
+        assert counts[7] == 0
+
+
+@pytest.mark.parametrize("name", POLICIES)
+@pytest.mark.parametrize("observed", [7, 20])
+def test_each_draw_is_the_references(name, observed):
+    policy = EditPolicy(**POLICIES[name])
+    logits = make_logits(0.7, seed=3)
+    uniforms = torch.linspace(0, 1 - 1e-9, 101, dtype=torch.float64)
+    got = draws(logits, policy, uniforms, observed=observed)
+    probabilities = reference.distribution(logits, observed, policy)
+    assert got.tolist() == [reference.draw(probabilities, observed, float(u)) for u in uniforms]
+
+
+@pytest.mark.parametrize("sampler", [{"top_k": 4}, {"sampler": "top_p", "top_p": 0.5}])
+def test_ties_are_settled_by_id(sampler):
+    """bf16 logits tie often; which of them is a candidate must not depend on the kernel."""
+    logits = torch.zeros(V)
+    logits[7] = 1.0
+    policy = EditPolicy(region="below", **sampler)
+    uniforms = torch.rand(2000, dtype=torch.float64)
+    got = set(draws(logits, policy, uniforms).tolist())
+    expected = reference.distribution(logits, 7, policy)
+    assert got == set(expected.nonzero().flatten().tolist())
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 1.5, 4.0])
+@pytest.mark.parametrize(
+    "sampler",
+    [{"top_k": 8}, {"top_k": 2}, {"sampler": "top_p", "top_p": 0.97}, {"sampler": "rejection"}],
+)
+def test_lazy_resample_never_differs_from_the_full_draw(temperature, sampler):
+    """What is surely kept is kept by the full draw, too; and it is most of what is kept."""
+    policy = EditPolicy(region="below", temperature=temperature, **sampler)
+    generator = torch.Generator().manual_seed(0)
+    kept_early = kept = 0
+    for seed, share in enumerate([0.2, 0.45, 0.51, 0.7, 0.95, 0.99, 0.9999]):
+        logits = make_logits(share, seed)
+        uniforms = torch.rand(500, dtype=torch.float64, generator=generator)
+        logprob = logits.log_softmax(-1)[7].expand(500)
+        most = policy.top_k if policy.sampler == "top_k" else V
+        sure = surely_kept(uniforms, logprob, policy, num_candidates=most)
+        same = draws(logits, policy, uniforms) == 7
+        assert not (sure & ~same).any()
+        kept_early += int(sure.sum())
+        kept += int(same.sum())
+    assert kept_early > 0.5 * kept
+
+
+def test_nothing_is_surely_kept_among_others():
+    policy = EditPolicy(exclude_original=True)
+    zero = torch.zeros(3, dtype=torch.float64)
+    assert not surely_kept(zero, torch.zeros(3), policy, num_candidates=8).any()
+
+
+def test_uniform_at_the_very_end_of_the_scale_gives_a_candidate():
+    logits = make_logits(0.3)
+    last = torch.tensor([1 - 2.0**-53], dtype=torch.float64)
+    for settings in POLICIES.values():
+        policy = EditPolicy(**settings)
+        token = int(draws(logits, policy, last))
+        assert reference.distribution(logits, 7, policy)[token] > 0

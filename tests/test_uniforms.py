@@ -1,0 +1,87 @@
+import pytest
+import reference
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from toedit_collate.uniforms import document_keys, philox4x32, token_uniforms
+
+
+def words(*values):
+    return tuple(torch.tensor([value]) for value in values)
+
+
+@pytest.mark.parametrize(
+    ("counter", "key", "expected"),
+    [
+        # Known answers of the authors' library Random123 (kat_vectors).
+        ((0, 0, 0, 0), (0, 0), (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
+        ((2**32 - 1,) * 4, (2**32 - 1,) * 2, (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD)),
+        (
+            (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344),
+            (0xA4093822, 0x299F31D0),
+            (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1),
+        ),
+    ],
+)
+def test_philox_gives_the_known_answers(counter, key, expected):
+    assert tuple(int(w) for w in philox4x32(words(*counter), words(*key))) == expected
+    assert tuple(reference.philox(counter, key)) == expected
+
+
+def draws(documents, *, seed=0, epoch=0, generation=0):
+    tokens = torch.cat([torch.tensor(ids) for ids in documents])
+    number = torch.cat([torch.full((len(ids),), n) for n, ids in enumerate(documents)])
+    position = torch.cat([torch.arange(len(ids)) for ids in documents])
+    keys = document_keys(tokens, number, position, len(documents))
+    uniforms = token_uniforms(keys[number], position, seed=seed, epoch=epoch, generation=generation)
+    return list(uniforms.split([len(ids) for ids in documents]))
+
+
+@given(
+    ids=st.lists(st.integers(0, 200_000), min_size=1, max_size=12),
+    seed=st.integers(0, 2**64 - 1),
+    epoch=st.none() | st.integers(0, 1000),
+    generation=st.integers(0, 100),
+)
+def test_matches_the_reference(ids, seed, epoch, generation):
+    (uniforms,) = draws([ids], seed=seed, epoch=epoch, generation=generation)
+    expected = [
+        reference.uniform(ids, i, seed=seed, epoch=epoch, generation=generation)
+        for i in range(len(ids))
+    ]
+    assert uniforms.tolist() == expected
+
+
+def test_a_document_has_the_same_draws_beside_any_other():
+    document, other = [5, 6, 7, 8], [9, 5]
+    (alone,) = draws([document])
+    _, beside = draws([other, document])
+    assert torch.equal(alone, beside)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"seed": 1}, {"seed": 2**32}, {"epoch": 1}, {"epoch": None}, {"generation": 1}],
+)
+def test_each_key_matters(change):
+    document = [5, 6, 7, 8]
+    assert not (draws([document])[0] == draws([document], **change)[0]).any()
+
+
+@pytest.mark.parametrize("other", [[5, 6, 8, 7], [5, 6, 7], [5, 6, 7, 8, 9], [6, 6, 7, 8]])
+def test_content_and_order_matter(other):
+    first, second = draws([[5, 6, 7, 8], other])
+    shared = min(len(first), len(second))
+    assert not (first[:shared] == second[:shared]).any()
+
+
+def test_draws_are_uniform_and_independent():
+    documents = [[n, n + 1, 3] * 10 for n in range(3000)]
+    uniforms = torch.stack(draws(documents))  # 90,000 draws
+    assert uniforms.min() >= 0
+    assert uniforms.max() < 1
+    assert stats.kstest(uniforms.flatten().numpy(), "uniform").pvalue > 0.001
+    correlation = torch.corrcoef(uniforms.T) - torch.eye(30)
+    assert correlation.abs().max() < 5 / 3000**0.5
