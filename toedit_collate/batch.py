@@ -63,12 +63,16 @@ class ToEditBatch(MutableMapping[str, Any]):
         return self
 
     def _settle(self) -> dict[str, Any]:
-        if self._pending_on is not None:
-            from .collator import find_collator
+        if self._pending_on is None:
+            return self._data
+        where = look_around()
+        if where.dispatching and where.skipping:
+            # The dispatching loader reads batches to glue them together, those it skips too.
+            return self._data
+        from .collator import find_collator
 
-            collator = find_collator(self._pending_on)
-            self._data = collator.edit_collated(self._data, look_around())
-            self._pending_on = None
+        self._data = find_collator(self._pending_on).edit_collated(self._data, where)
+        self._pending_on = None
         return self._data
 
     def __getitem__(self, key: str) -> Any:

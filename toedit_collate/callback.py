@@ -11,8 +11,7 @@ import torch
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import CallbackHandler
 
-from .collator import DISPATCHING, ToEditCollator
-from .families import unwrap_model
+from .collator import DISPATCHING, ToEditCollator, text_tokenizer
 from .policy import EditPolicy
 from .prior import Prior
 from .stats import shares
@@ -68,8 +67,7 @@ class ToEditCallback(TrainerCallback):
         self._come_first()
         loader = kwargs["train_dataloader"]
         _refuse_dispatching(loader)
-        self._check_prior(args, kwargs["model"])
-        self.collator.adopt_tokenizer(_text_tokenizer(kwargs.get("processing_class")))
+        self.collator.fit(kwargs["model"], args, kwargs.get("processing_class"))
         loader = getattr(loader, "base_dataloader", loader)
         present = _find_collator(loader.collate_fn)
         if present is None:
@@ -130,21 +128,6 @@ class ToEditCallback(TrainerCallback):
         if handler is not None and handler.callbacks[:1] != [self]:
             handler.callbacks = [self, *(c for c in handler.callbacks if c is not self)]
 
-    def _check_prior(self, args: Any, model: Any) -> None:
-        prior = self.collator._require_prior()
-        if unwrap_model(prior.model) is unwrap_model(model) and not prior.is_shared:
-            raise ValueError(
-                "the prior is the model in training, which Prior(model) has frozen; load a second "
-                "copy of the weights for the prior, or train with LoRA and use Prior.shared(model)"
-            )
-        if prior.is_shared and prior.autocast_dtype is None:
-            # accelerate wraps only the forward of the whole model in autocast; a shared prior's
-            # trunk is called by itself, and should compute as the trainee does.
-            if args.bf16:
-                prior.autocast_dtype = torch.bfloat16
-            elif args.fp16:
-                prior.autocast_dtype = torch.float16
-
 
 def attach(
     trainer: Trainer, prior: Prior, policy: EditPolicy | None = None, **kwargs: Any
@@ -170,18 +153,12 @@ def attach(
     """
     if isinstance(trainer.data_collator, ToEditCollator):
         raise ValueError("the trainer's data_collator is a ToEditCollator already; attach once")
-    kwargs.setdefault("tokenizer", _text_tokenizer(getattr(trainer, "processing_class", None)))
+    kwargs.setdefault("tokenizer", text_tokenizer(getattr(trainer, "processing_class", None)))
     kwargs.setdefault("base_collator", trainer.data_collator)
     collator = ToEditCollator(prior, policy, **kwargs)
     trainer.data_collator = collator  # type: ignore[assignment]
     trainer.add_callback(ToEditCallback(collator))
     return collator
-
-
-def _text_tokenizer(processing_class: Any) -> Any:
-    """The tokenizer itself, where the Trainer has a processor for several modalities."""
-    tokenizer = getattr(processing_class, "tokenizer", None)
-    return tokenizer if tokenizer is not None else processing_class
 
 
 def _find_collator(collate_fn: Any) -> ToEditCollator | None:

@@ -15,6 +15,7 @@ from torch.utils.data import get_worker_info
 from .batch import ToEditBatch
 from .default_collator import DefaultCollator
 from .editing import EditResult, edit_tokens
+from .families import unwrap_model
 from .packing import packed_positions, with_new_lengths
 from .policy import EditPolicy
 from .prior import Prior
@@ -89,6 +90,7 @@ class ToEditCollator:
         self.base_collator: BaseCollator = base_collator or DefaultCollator(self.tokenizer)
         self.epoch = 0
         self._stats = EditStats()
+        self._fitted: Callable[[], Any] = _no_model
         self.key = uuid.uuid4().hex
         _COLLATORS[self.key] = self
 
@@ -147,6 +149,36 @@ class ToEditCollator:
         if self.tokenizer is None:
             self.tokenizer = tokenizer
         check_same_tokenizer(tokenizer, prior.tokenizer, prior.vocab_size)
+        base = getattr(self, "base_collator", None)
+        if isinstance(base, DefaultCollator) and base.tokenizer is None:
+            base.tokenizer = tokenizer
+
+    def fit(self, model: Any, args: Any, processing_class: Any) -> None:
+        """Check that the prior fits what a `Trainer` trains, and compute as it does.
+
+        Args:
+            model: the trainee.
+            args: the `TrainingArguments`.
+            processing_class: the tokenizer or processor of the `Trainer`, or None.
+
+        Raises:
+            ValueError: the prior is the model in training, or the trainee has another tokenizer.
+        """
+        prior = self._require_prior()
+        if unwrap_model(prior.model) is unwrap_model(model) and not prior.is_shared:
+            raise ValueError(
+                "the prior is the model in training, which Prior(model) has frozen; load a second "
+                "copy of the weights for the prior, or train with LoRA and use Prior.shared(model)"
+            )
+        if prior.is_shared and prior.autocast_dtype is None:
+            # accelerate wraps only the forward of the whole model in autocast; a shared prior's
+            # trunk is called by itself, and should compute as the trainee does.
+            if args.bf16:
+                prior.autocast_dtype = torch.bfloat16
+            elif args.fp16:
+                prior.autocast_dtype = torch.float16
+        self.adopt_tokenizer(text_tokenizer(processing_class))
+        self._fitted = weakref.ref(model)
 
     def edit_collated(self, batch: dict[str, Any], where: Surroundings) -> dict[str, Any]:
         """Edit what the base collator made, unless it is read for evaluation.
@@ -160,6 +192,9 @@ class ToEditCollator:
         if where.dispatching and _world_size() > 1:
             raise RuntimeError(DISPATCHING)
         prior = self._require_prior()
+        trainer = where.trainer
+        if trainer is not None and self._fitted() is not trainer.model:
+            self.fit(trainer.model, trainer.args, getattr(trainer, "processing_class", None))
         _check_keys(batch)
         positions = batch.get("position_ids")
         if positions is None:
@@ -204,6 +239,7 @@ class ToEditCollator:
         self.prior = None
         self.policy = EditPolicy()
         self._stats = EditStats()
+        self._fitted = _no_model
 
     def __repr__(self) -> str:
         return f"ToEditCollator({self.prior}, {self.policy}, around {self.base_collator})"
@@ -261,6 +297,16 @@ def _check_keys(batch: dict[str, Any]) -> None:
         )
     if "inputs_embeds" in batch:
         raise ValueError("the batch has inputs_embeds: only token ids can be edited")
+
+
+def text_tokenizer(processing_class: Any) -> Any:
+    """The tokenizer itself, where a Trainer has a processor for several modalities."""
+    tokenizer = getattr(processing_class, "tokenizer", None)
+    return tokenizer if tokenizer is not None else processing_class
+
+
+def _no_model() -> None:
+    return None
 
 
 def _world_size() -> int:

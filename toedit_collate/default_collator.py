@@ -13,7 +13,8 @@ class DefaultCollator:
     end-of-sequence tokens included, and padding is not.
 
     Args:
-        tokenizer: pads; needed by the first call. It needs a padding token where rows differ in length.
+        tokenizer: pads; needed at the first call. It needs a padding token where rows differ in
+            length.
 
     Raises:
         ValueError: on the first call, there is no tokenizer, or it has no padding token, or the
@@ -24,6 +25,7 @@ class DefaultCollator:
         self.tokenizer = tokenizer
 
     def __call__(self, features: list[Any]) -> Any:
+        """Pad rows (dicts, or lists of ids) to a batch with `input_ids`, `labels` and a mask."""
         from transformers import DataCollatorForSeq2Seq
 
         if self.tokenizer is None:

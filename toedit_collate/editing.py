@@ -88,8 +88,7 @@ def edit_tokens(
     Raises:
         TypeError: a tensor is of the wrong type.
         ValueError: shapes differ; an id is not in the vocabulary; a document is longer than the
-            prior's positions; a label is neither -100 nor the token.
-        FloatingPointError: the prior returned NaN or infinity.
+            prior's positions; a label is neither -100 nor the token; the prior returned NaN.
 
     Example:
         >>> result = edit_tokens(prior, input_ids)  # doctest: +SKIP

@@ -16,7 +16,7 @@ MAX_TILE_ELEMENTS = 2**22
 MAX_TILE_SHARE = 1 / 32
 # Ids in the first tile. Tokenizers number frequent tokens first, so a small tile already holds
 # enough probability to reject most of the positions.
-FIRST_TILE_IDS = 1024
+FIRST_TILE_IDS = 512
 
 
 @dataclass(frozen=True)

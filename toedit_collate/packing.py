@@ -56,7 +56,8 @@ def with_new_lengths(
     positions, source = result.position_ids, result.source
     assert source is not None
     if "position_ids" in batch:
-        edited["position_ids"] = positions
+        old = batch["position_ids"].expand(B, T)
+        edited["position_ids"] = _numbered_as_before(positions, old, source)
     for key, value in batch.items():
         if not isinstance(value, Tensor) or key in _FOLLOWING:
             continue
@@ -93,3 +94,11 @@ _FOLLOWING = {
 def _kept(value: Tensor, source: Tensor, padding: int) -> Tensor:
     """(B, T) -> (B, T'): the values of the tokens that are left, where those now stand."""
     return value.gather(1, source.clamp(min=0)).masked_fill(source < 0, padding)
+
+
+def _numbered_as_before(positions: Tensor, old: Tensor, source: Tensor) -> Tensor:
+    """Let documents begin at the number where they began: some models count from 2, say."""
+    place = torch.arange(positions.shape[1], device=positions.device).expand(positions.shape)
+    first = torch.where(positions == 0, place, 0).cummax(-1).values
+    offset = _kept(old, source, 0).gather(1, first)
+    return (positions + offset).masked_fill(source < 0, 0).to(old.dtype)

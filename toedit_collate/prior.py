@@ -72,7 +72,6 @@ class Prior:
         Raises:
             ValueError: the tokenizer has more tokens than the prior's vocabulary.
         """
-        lm = unwrap_model(self.model)
         if tokenizer is not None and len(tokenizer) > self.vocab_size:
             # A padding token that was added to the tokenizer only does no harm.
             special = set(tokenizer.all_special_ids)
@@ -82,7 +81,7 @@ class Prior:
                     f"{self.vocab_size}; pass the tokenizer that the prior was trained with"
                 )
         self.tokenizer = tokenizer
-        self.special_ids = special_token_ids(tokenizer, lm.config)
+        self.special_ids = special_token_ids(tokenizer)
         self.template_sequences = template_sequences(tokenizer)
 
     @classmethod
@@ -232,9 +231,12 @@ class Prior:
                 # use_cache=False: a cache would cost memory, and hides document borders from the
                 # mask code of transformers.
                 hidden = trunk(input_ids=rows, use_cache=False, return_dict=True)[0]
-                # The state of the token before predicts the token. `nn.Module.requires_grad_` of
-                # gradient checkpointing marks embeddings even under no_grad; hence detach.
-                pieces.append(hidden.detach().flatten(0, 1)[cells[here] - 1])
+                # The state of the token before predicts the token. A model that is spread over
+                # several devices gives it on its last one.
+                before = (cells[here] - 1).to(hidden.device)
+                # detach: for gradient checkpointing, PEFT's hook marks embeddings as requiring
+                # gradients even under no_grad.
+                pieces.append(hidden.detach().flatten(0, 1)[before].to(tokens.device))
                 places.append(members[here])
         states = torch.cat(pieces)
         if len(pieces) == 1:

@@ -14,24 +14,20 @@ logger = logging.getLogger("toedit_collate")
 _CONTENTS = ("Xylophone", "Quizmaster", "Jackdaw", "Vortex", "Zephyr")
 
 
-def special_token_ids(tokenizer: Any, config: Any) -> set[int]:
+def special_token_ids(tokenizer: Any) -> set[int]:
     """Ids of special tokens, and of added tokens that the chat template writes.
 
     Args:
-        tokenizer: of the prior, or None.
-        config: of the prior's model; its bos, eos and pad tokens count as special.
+        tokenizer: of the prior; None: no token is known to be special.
     """
-    ids: set[int] = set()
-    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-        value = getattr(config, name, None)
-        ids.update(value if isinstance(value, (list, tuple)) else () if value is None else (value,))
-    if tokenizer is not None:
-        ids.update(tokenizer.all_special_ids)
-        template = _template_text(tokenizer)
-        for token_id, token in getattr(tokenizer, "added_tokens_decoder", {}).items():
-            if token.special or token.content in template:
-                ids.add(token_id)
-    return {int(token_id) for token_id in ids if token_id is not None and int(token_id) >= 0}
+    if tokenizer is None:
+        return set()
+    ids = set(tokenizer.all_special_ids)
+    template = _template_text(tokenizer)
+    for token_id, token in getattr(tokenizer, "added_tokens_decoder", {}).items():
+        if token.special or token.content in template:
+            ids.add(token_id)
+    return ids
 
 
 def template_sequences(tokenizer: Any) -> list[list[int]]:

@@ -102,7 +102,7 @@ def check_documents(
 def check_finite(logprob: Tensor, states: Tensor) -> None:
     """Raise where the prior's numbers are not numbers."""
     if not (logprob.isfinite().all() and states.isfinite().all()):
-        raise FloatingPointError(
+        raise ValueError(
             f"the prior returned NaN or infinity for {int((~logprob.isfinite()).sum())} of "
             f"{logprob.numel()} tokens; check its weights, and load it in bfloat16 or float32 "
             "(float16 overflows in many models)"

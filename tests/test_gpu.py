@@ -1,0 +1,85 @@
+"""What differs on a GPU: devices, dtypes, pinned memory, events. Run with `pytest -m gpu`."""
+
+import pytest
+import reference
+import torch
+from conftest import likely_ids, make_llama, make_tokenizer
+from torch.utils.data import DataLoader
+
+from toedit_collate import EditPolicy, Prior, ToEditCollator, edit_tokens
+from toedit_collate.uniforms import document_keys, token_uniforms
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"),
+]
+POLICY = EditPolicy(threshold=0.5, temperature=1.3, sampler="rejection")
+
+
+@pytest.fixture(scope="module")
+def ids():
+    return likely_ids(make_llama(), 6, 40)
+
+
+def test_draws_are_the_same_as_on_the_cpu():
+    position = torch.arange(500)
+    document = position // 50
+    tokens = position * 7919
+
+    def draws(device):
+        keys = document_keys(
+            tokens.to(device), document.to(device), position.to(device) % 50, 10
+        )
+        return token_uniforms(
+            keys[document.to(device)], position.to(device) % 50, seed=3, epoch=1, generation=2
+        ).cpu()
+
+    assert torch.equal(draws("cuda"), draws("cpu"))
+
+
+@pytest.mark.parametrize("policy", [POLICY, EditPolicy(region="below", threshold=0.1, top_k=5)])
+def test_the_edit_is_the_references(ids, policy):
+    model = make_llama()
+    expected, selected, changed, _ = reference.edit(model, ids, policy)
+    result = edit_tokens(Prior(make_llama().cuda()), ids.cuda(), policy=policy)
+    assert result.input_ids.is_cuda
+    assert torch.equal(result.selected.cpu(), selected)
+    assert torch.equal(result.input_ids.cpu(), expected)
+    assert changed.any()
+
+
+def test_tensors_come_back_to_the_device_they_came_from(ids):
+    result = edit_tokens(Prior(make_llama().cuda()), ids, policy=POLICY)
+    assert not result.input_ids.is_cuda
+    assert torch.equal(result.input_ids, reference.edit(make_llama(), ids, POLICY)[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+def test_16_bit_priors_agree_but_at_the_threshold(ids, dtype, implementation):
+    model = make_llama(attn_implementation=implementation).to("cuda", dtype)
+    result = edit_tokens(Prior(model), ids.cuda(), policy=POLICY, return_logprob=True)
+    expected = reference.logprob(make_llama(), ids)[:, 1:]
+    got = result.logprob.cpu().double()[:, 1:]
+    assert (got - expected).abs().median() < 0.05
+    clear = (expected.exp() - 0.5).abs() > 0.2
+    selected = result.selected.cpu()[:, 1:]
+    assert (selected == (expected.exp() >= 0.5))[clear].float().mean() > 0.98
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_pinned_batches_from_workers(ids, workers):
+    prior = Prior(make_llama().cuda(), make_tokenizer())
+    collator = ToEditCollator(prior, POLICY)
+    rows = [{"input_ids": row.tolist()} for row in ids]
+    loader = DataLoader(
+        rows, batch_size=3, collate_fn=collator, num_workers=workers, pin_memory=True,
+        multiprocessing_context="forkserver" if workers else None,
+    )  # fmt: skip
+    batches = [batch.to("cuda", non_blocking=True) for batch in loader]
+    new_ids = torch.cat([batch["input_ids"] for batch in batches])
+    assert torch.equal(new_ids, edit_tokens(prior, ids.cuda(), policy=POLICY).input_ids)
+    stats = collator.stats
+    assert stats["batches"] == 2
+    assert stats["changed"] == int((new_ids.cpu() != ids).sum())
+    assert stats["seconds"] > 0
