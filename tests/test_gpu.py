@@ -27,9 +27,7 @@ def test_draws_are_the_same_as_on_the_cpu():
     tokens = position * 7919
 
     def draws(device):
-        keys = document_keys(
-            tokens.to(device), document.to(device), position.to(device) % 50, 10
-        )
+        keys = document_keys(tokens.to(device), document.to(device), position.to(device) % 50, 10)
         return token_uniforms(
             keys[document.to(device)], position.to(device) % 50, seed=3, epoch=1, generation=2
         ).cpu()

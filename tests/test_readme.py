@@ -50,7 +50,9 @@ def test_every_public_name_can_be_had():
 
 def test_imports_point_down_only():
     """The order stands in CONTRIBUTING.md."""
-    text = (ROOT / "CONTRIBUTING.md").read_text().split("in this order:")[1].split("Tensor maths")[0]
+    text = (
+        (ROOT / "CONTRIBUTING.md").read_text().split("in this order:")[1].split("Tensor maths")[0]
+    )
     order = re.findall(r"`(\w+)`", text)
     package = ROOT / "toedit_collate"
     modules = {path.stem for path in package.glob("[a-z]*.py")} | {"demo"}

@@ -55,7 +55,7 @@ def with_new_lengths(
     B, T = batch["input_ids"].shape
     positions, source = result.position_ids, result.source
     assert source is not None
-    if "position_ids" in batch:
+    if positions is not None and "position_ids" in batch:
         old = batch["position_ids"].expand(B, T)
         edited["position_ids"] = _numbered_as_before(positions, old, source)
     for key, value in batch.items():
