@@ -436,4 +436,4 @@ def test_ids_of_the_sample_are_scored_exactly(prior, ids):
     allowed = ~torch.isin(ids, torch.tensor(sorted(prior.special_ids)))[:, 1:]
     assert torch.allclose(every.sample_logprob.double(), expected[allowed].flatten(), atol=1e-4)
     assert math.isfinite(float(every.sample_logprob.mean()))
-    assert VOCAB_SIZE == prior.vocab_size
+    assert prior.vocab_size == VOCAB_SIZE

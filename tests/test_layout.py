@@ -67,7 +67,9 @@ def test_rows_hold_every_document_once(batch, limits):
             assert torch.equal(cells % rows.shape[1], documents.position[members])
             # A row holds one document: as many real tokens as distinct (row, document) pairs.
             row = cells // rows.shape[1]
-            assert len(set(zip(row.tolist(), documents.document[members].tolist()))) == len(rows)
+            assert len(
+                set(zip(row.tolist(), documents.document[members].tolist(), strict=True))
+            ) == len(rows)
         assert (seen == 1).all()
     finally:
         layout.MAX_PADDED_SHARE, layout.MIN_PADDED_TOKENS = old

@@ -62,7 +62,7 @@ def test_presets_of_the_authors_script():
     only_drop = EditPolicy.reference_code("filtering")
     assert (only_drop.region, only_drop.drop_below) == ("none", 0.001)
     assert EditPolicy.reference_code(top_k=8, seed=3) == up.replace(top_k=8, seed=3)
-    with pytest.raises(ValueError, match="strategy must be 'up_revise'.*'down'"):
+    with pytest.raises(ValueError, match=r"strategy must be 'up_revise'.*'down'"):
         EditPolicy.reference_code("down")
 
 
@@ -75,7 +75,7 @@ def test_presets_of_the_authors_script():
     ],
 )
 def test_says_when_it_can_change_nothing(arguments, reason):
-    with pytest.warns(UserWarning, match=f"can change no token.*{reason}"):
+    with pytest.warns(UserWarning, match=rf"can change no token.*{reason}"):
         policy = EditPolicy(**arguments)
     assert policy.changes_nothing
 

@@ -99,7 +99,7 @@ def test_a_compiled_model_is_unwrapped(ids):
 
 
 def test_a_head_that_only_its_module_can_compute(prior, ids, monkeypatch):
-    """As with a quantised head: no weight to take tiles of; the module projects in tiles of rows."""
+    """As with a quantised head: there is no weight to take tiles of, so tiles are of rows."""
 
     class Quantised(torch.nn.Module):
         def __init__(self, linear):
@@ -119,6 +119,59 @@ def test_a_head_that_only_its_module_can_compute(prior, ids, monkeypatch):
         assert torch.equal(first.selected, second.selected)
         assert torch.equal(first.input_ids, second.input_ids)
         assert first.changed.any()
+
+
+def bad_checkpoints():
+    """What can be wrong with a folder: name -> (what spoils a good one, message)."""
+
+    def with_tensor(name, change):
+        def spoil(folder):
+            tensors = load_file(folder / "model.safetensors")
+            change(tensors, name)
+            save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+        return spoil
+
+    def cut(folder):
+        path = folder / "model.safetensors"
+        path.write_bytes(path.read_bytes()[:-1000])
+
+    def no_file(folder):
+        (folder / "model.safetensors").unlink()
+
+    def pickled(folder):
+        torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+        no_file(folder)
+
+    def lost_shard(folder):
+        no_file(folder)
+        make_llama(1).save_pretrained(folder, max_shard_size="20KB")
+        sorted(folder.glob("model-*.safetensors"))[-1].unlink()
+
+    def torn_index(folder):
+        no_file(folder)
+        (folder / "model.safetensors.index.json").write_text('{"weight_map": {')
+
+    last = "lm_head.weight"
+    return {
+        "cut off": (cut, r"not a whole safetensors file"),
+        "no file": (no_file, r"no model\.safetensors.*save_pretrained"),
+        "pickled only": (pickled, r"only safetensors are read"),
+        "lost shard": (lost_shard, r"lacks the shards.*model-"),
+        "torn index": (torn_index, r"index .* is not readable"),
+        "NaN": (with_tensor(last, lambda t, n: t[n].view(-1)[5:6].fill_(float("nan"))),
+                r"lm_head\.weight.*not finite"),
+        "infinite": (with_tensor(last, lambda t, n: t[n].view(-1)[5:6].fill_(float("inf"))),
+                     r"lm_head\.weight.*not finite"),
+        "other shape": (with_tensor(last, lambda t, n: t.update({n: t[n][:10].clone()})),
+                        r"lm_head\.weight.*shape \(10, 32\).*\(320, 32\)"),
+        "weight missing": (with_tensor(last, lambda t, n: t.pop(n)), r"missing.*lm_head"),
+        "weight too many": (with_tensor(last, lambda t, n: t.update({"extra": t[n].clone()})),
+                            r"does not fit.*unexpected.*extra"),
+    }  # fmt: skip
+
+
+BAD = bad_checkpoints()
 
 
 class TestSwap:
@@ -187,60 +240,9 @@ class TestSwap:
         assert trainee.active_adapter == "default"
         assert not any(p.requires_grad for n, p in trainee.named_parameters() if n not in grads)
 
-    def bad_checkpoints(tmp_path):
-        """What can be wrong with a folder: name -> (what spoils a good one, message)."""
-
-        def with_tensor(name, change):
-            def spoil(folder):
-                tensors = load_file(folder / "model.safetensors")
-                change(tensors, name)
-                save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-
-            return spoil
-
-        def cut(folder):
-            path = folder / "model.safetensors"
-            path.write_bytes(path.read_bytes()[:-1000])
-
-        def no_file(folder):
-            (folder / "model.safetensors").unlink()
-
-        def pickled(folder):
-            torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
-            no_file(folder)
-
-        def lost_shard(folder):
-            no_file(folder)
-            make_llama(1).save_pretrained(folder, max_shard_size="20KB")
-            sorted(folder.glob("model-*.safetensors"))[-1].unlink()
-
-        def torn_index(folder):
-            no_file(folder)
-            (folder / "model.safetensors.index.json").write_text('{"weight_map": {')
-
-        last = "lm_head.weight"
-        return {
-            "cut off": (cut, r"not a whole safetensors file"),
-            "no file": (no_file, r"no model\.safetensors.*save_pretrained"),
-            "pickled only": (pickled, r"only safetensors are read"),
-            "lost shard": (lost_shard, r"lacks the shards.*model-"),
-            "torn index": (torn_index, r"index .* is not readable"),
-            "NaN": (with_tensor(last, lambda t, n: t[n].view(-1)[5:6].fill_(float("nan"))),
-                    r"lm_head\.weight.*not finite"),
-            "infinite": (with_tensor(last, lambda t, n: t[n].view(-1)[5:6].fill_(float("inf"))),
-                         r"lm_head\.weight.*not finite"),
-            "other shape": (with_tensor(last, lambda t, n: t.update({n: t[n][:10].clone()})),
-                            r"lm_head\.weight.*shape \(10, 32\).*\(320, 32\)"),
-            "weight missing": (with_tensor(last, lambda t, n: t.pop(n)), r"missing.*lm_head"),
-            "weight too many": (with_tensor(last, lambda t, n: t.update({"extra": t[n].clone()})),
-                                r"does not fit.*unexpected.*extra"),
-        }  # fmt: skip
-
-    BAD = bad_checkpoints(None)
-
     @pytest.mark.parametrize("name", BAD)
     def test_a_bad_checkpoint_leaves_the_old_prior(self, tmp_path, ids, name):
-        spoil, message = self.BAD[name]
+        spoil, message = BAD[name]
         prior = Prior(make_llama(0))
         before = logprobs(prior, ids)
         make_llama(1).save_pretrained(tmp_path)
@@ -282,5 +284,5 @@ class TestSwap:
     def test_full_weights_into_a_shared_prior_are_refused(self, tmp_path):
         prior = Prior.shared(get_peft_model(make_llama(), LORA))
         make_llama(1).save_pretrained(tmp_path)
-        with pytest.raises(ValueError, match="full weights.*shares its base"):
+        with pytest.raises(ValueError, match=r"full weights.*shares its base"):
             prior.swap(tmp_path)

@@ -2,16 +2,34 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator, Mapping, MutableMapping
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.utils.data import get_worker_info
 
-from .surroundings import look_around
+from .surroundings import Surroundings, look_around
 
-if TYPE_CHECKING:
-    from .collator import ToEditCollator
+
+class BatchEditor(Protocol):
+    """What edits a batch: a `ToEditCollator`."""
+
+    key: str
+
+    def edit_collated(self, batch: dict[str, Any], where: Surroundings) -> dict[str, Any]:
+        """The batch as it is to be read there."""
+
+
+# Batches come back from workers with the key of their editor. Weak: a collator that is gone must
+# not keep its prior on the GPU.
+_EDITORS: weakref.WeakValueDictionary[str, BatchEditor] = weakref.WeakValueDictionary()
+
+
+def register_editor(editor: BatchEditor) -> None:
+    """Let batches that come from workers find their editor."""
+    _EDITORS[editor.key] = editor
 
 
 class ToEditBatch(MutableMapping[str, Any]):
@@ -24,17 +42,17 @@ class ToEditBatch(MutableMapping[str, Any]):
 
     Args:
         data: the collated tensors.
-        collator: the `ToEditCollator` that edits it, or the key of one in another process; None:
+        editor: the `ToEditCollator` that edits it, or the key of one in another process; None:
             `data` is final.
     """
 
     def __init__(
         self,
         data: Mapping[str, Any] | None = None,
-        collator: ToEditCollator | str | None = None,
+        editor: BatchEditor | str | None = None,
     ) -> None:
         self._data: dict[str, Any] = dict(data or {})
-        self._pending_on = collator
+        self._pending_on = editor
 
     @property
     def is_pending(self) -> bool:
@@ -69,9 +87,7 @@ class ToEditBatch(MutableMapping[str, Any]):
         if where.dispatching and where.skipping:
             # The dispatching loader reads batches to glue them together, those it skips too.
             return self._data
-        from .collator import find_collator
-
-        self._data = find_collator(self._pending_on).edit_collated(self._data, where)
+        self._data = _find_editor(self._pending_on).edit_collated(self._data, where)
         self._pending_on = None
         return self._data
 
@@ -114,3 +130,25 @@ class ToEditBatch(MutableMapping[str, Any]):
     def copy(self) -> dict[str, Any]:
         """The batch as a plain dict."""
         return dict(self._settle())
+
+
+def _find_editor(pending_on: BatchEditor | str) -> BatchEditor:
+    """The editor of a batch: itself, or by the key that came from a worker.
+
+    Raises:
+        RuntimeError: in a DataLoader worker, or where the editor is gone.
+    """
+    if get_worker_info() is not None:
+        raise RuntimeError(
+            "a ToEditBatch was read in a DataLoader worker, where there is no prior; read it in "
+            "the main process (do further collating in base_collator)"
+        )
+    if not isinstance(pending_on, str):
+        return pending_on
+    editor = _EDITORS.get(pending_on)
+    if editor is None:
+        raise RuntimeError(
+            "the ToEditCollator of this batch is gone, or lives in another process; keep a "
+            "reference to it while its batches are in use"
+        )
+    return editor

@@ -10,9 +10,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import get_worker_info
 
-from .batch import ToEditBatch
+from .batch import ToEditBatch, register_editor
 from .default_collator import DefaultCollator
 from .editing import EditResult, edit_tokens
 from .families import unwrap_model
@@ -21,7 +20,7 @@ from .policy import EditPolicy
 from .prior import Prior
 from .stats import EditStats
 from .surroundings import Surroundings
-from .tokenizers import check_same_tokenizer
+from .validation import check_same_tokenizer
 
 logger = logging.getLogger("toedit_collate")
 
@@ -31,10 +30,6 @@ BaseCollator = Callable[[Any], Any]
 NUM_SAMPLED = 64
 # Keys whose value says something of each token, and what stands for it at padding.
 _PER_TOKEN = {"token_type_ids": 0, "completion_mask": 0, "assistant_masks": 0, "loss_mask": 0}
-
-# Batches come back from workers with the key of their collator. Weak: a collator that is gone
-# must not keep its prior on the GPU.
-_COLLATORS: weakref.WeakValueDictionary[str, ToEditCollator] = weakref.WeakValueDictionary()
 
 
 class ToEditCollator:
@@ -92,7 +87,7 @@ class ToEditCollator:
         self._stats = EditStats()
         self._fitted: Callable[[], Any] = _no_model
         self.key = uuid.uuid4().hex
-        _COLLATORS[self.key] = self
+        register_editor(self)
 
     def __call__(self, features: Any) -> ToEditBatch:
         """Collate features into a batch that will edit itself.
@@ -251,28 +246,6 @@ DISPATCHING = (
     'accelerator_config={"dispatch_batches": False} to the TrainingArguments, so that each rank '
     "edits its own"
 )
-
-
-def find_collator(pending_on: ToEditCollator | str) -> ToEditCollator:
-    """The collator that a batch belongs to: itself, or by the key that came from a worker.
-
-    Raises:
-        RuntimeError: in a DataLoader worker, or where the collator is gone.
-    """
-    if get_worker_info() is not None:
-        raise RuntimeError(
-            "a ToEditBatch was read in a DataLoader worker, where there is no prior; read it in "
-            "the main process (do further collating in base_collator)"
-        )
-    if not isinstance(pending_on, str):
-        return pending_on
-    collator = _COLLATORS.get(pending_on)
-    if collator is None:
-        raise RuntimeError(
-            "the ToEditCollator of this batch is gone, or lives in another process; keep a "
-            "reference to it while its batches are in use"
-        )
-    return collator
 
 
 def _with_edit(batch: dict[str, Any], result: EditResult) -> dict[str, Any]:
