@@ -21,7 +21,6 @@ from toedit_collate.cli import main
 from toedit_collate.demo import DemoError
 from toedit_collate.demo.corpus import enough_examples, plain_text, python_topics, read_corpus
 from toedit_collate.demo.measure import edit_cost, survey
-from toedit_collate.demo.muon import orthogonalize
 from toedit_collate.demo.options import _use_color
 from toedit_collate.demo.pretrain import make_tokenizer
 from toedit_collate.demo.show import Passage, find_passage, legend, mark_edits
@@ -266,18 +265,6 @@ def test_tuning_leaves_the_prior_as_it_was(tmp_path):
     assert after.keys() == before.keys()
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
     assert not any(p.requires_grad for p in prior.model.parameters())
-
-
-@pytest.mark.parametrize("shape", [(64, 64), (64, 160), (160, 64)])
-def test_orthogonalize_keeps_directions_and_levels_sizes(shape):
-    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    u, before, vh = torch.linalg.svd(matrix, full_matrices=False)
-    levelled = u.T @ orthogonalize(matrix) @ vh.T
-    sizes = levelled.diagonal()
-    assert before.max() / before.min() > 2
-    assert sizes[before > 0.1 * before.max()].min() > 0.5
-    assert sizes.max() < 1.4
-    assert (levelled - sizes.diag()).abs().max() < 1e-3
 
 
 def test_the_made_tokenizer_gives_the_text_back():
