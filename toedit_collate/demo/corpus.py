@@ -45,18 +45,16 @@ def python_topics() -> Corpus:
 
     train, held_out = _split(sorted(topics.items()), key=lambda item: item[0])
     # Some topics are parts of others: what is held out must not be learned from those.
-    hidden = {paragraph for _, text in held_out for paragraph in _paragraphs(text)}
+    hidden = {paragraph for _, text in held_out for paragraph in _prose(text)}
     return Corpus(
         name=f"Python's help topics (pydoc_data.topics): {len(train)} to train on, "
         f"{len(held_out)} held out",
         train=[
             {"text": passage}
             for _, text in train
-            for passage in _passages(p for p in _paragraphs(text) if p not in hidden)
+            for passage in _passages(p for p in _prose(text) if p not in hidden)
         ],
-        held_out=[
-            {"text": passage} for _, text in held_out for passage in _passages(_paragraphs(text))
-        ],
+        held_out=[{"text": passage} for _, text in held_out for passage in _passages(_prose(text))],
     )
 
 
@@ -112,6 +110,15 @@ def plain_text(example: Example) -> str:
 
 def _paragraphs(text: str) -> list[str]:
     return [p.strip("\n") for p in re.split(r"\n[ \t]*\n", text) if p.strip()]
+
+
+def _prose(text: str) -> list[str]:
+    """The paragraphs but for tables and grammars, whose edits would be hard to read."""
+    return [
+        paragraph
+        for paragraph in _paragraphs(text)
+        if "::=" not in paragraph and not paragraph.lstrip().startswith(("+-", "|", "=="))
+    ]
 
 
 def _passages(paragraphs: Iterable[str]) -> Iterator[str]:

@@ -12,6 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..prior import Prior
+from .muon import Muon
 
 VOCAB_SIZE = 1024
 CONTEXT = 256
@@ -102,14 +103,7 @@ def _train(model: Any, stream: Tensor, seconds: float) -> int:
     """Train on random windows of `stream` until the time is up; returns the number of steps."""
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
     others = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
-    optimizers: list[torch.optim.Optimizer] = [
-        torch.optim.AdamW(others, lr=0.03, betas=(0.9, 0.95))
-    ]
-    if hasattr(torch.optim, "Muon"):
-        # From torch 2.9 on. It needs about a third of AdamW's steps: so a minute is enough.
-        optimizers.append(torch.optim.Muon(matrices, lr=0.03, weight_decay=0.0))
-    else:
-        optimizers.append(torch.optim.AdamW(matrices, lr=0.003, betas=(0.9, 0.95)))
+    optimizers = [Muon(matrices, lr=0.03), torch.optim.AdamW(others, lr=0.03, betas=(0.9, 0.95))]
     peaks = [optimizer.param_groups[0]["lr"] for optimizer in optimizers]
     length = min(CONTEXT, len(stream))
     model.train()

@@ -9,6 +9,8 @@ from .measure import Batch, Shares, edit_cost, survey
 from .show import find_passage, legend, mark_edits
 from .tune import BATCH_SIZE, MAX_HELD_OUT, Run, held_out_perplexity, tune
 
+_ENOUGH = 5  # changed tokens for a ratio to them to mean something
+
 
 def section(title: str) -> None:
     """Print a heading."""
@@ -51,15 +53,10 @@ def _compare(paper: Shares, script: Shares) -> str:
         return "No token is that certain to this prior: nothing to edit. Try a stronger one."
     if not script.changed:
         return "No resample was another token: too few were selected to see the presets differ."
-    if not paper.changed:
-        return (
-            f"The two select the same tokens; reference_code changed {script.changed} of them, "
-            "paper none."
-        )
-    return (
-        f"The two select the same tokens; reference_code changed "
-        f"{script.changed / paper.changed:.0f} times as many of them."
-    )
+    changes = f"reference_code changed {script.changed:,} of them, paper {paper.changed:,}"
+    if paper.changed >= _ENOUGH:
+        changes += f": {script.changed / paper.changed:.0f} times as many"
+    return f"The two select the same tokens; {changes}."
 
 
 def show_cost(prior: Prior, batches: list[Batch], name: str, policy: EditPolicy) -> None:
@@ -90,7 +87,7 @@ def show_runs(
     plain = tune(prior, corpus, None, steps=steps, seed=seed)
     print(f"  after, without editing    {plain.perplexity:9.3f}", flush=True)
     edited = tune(prior, corpus, policy, steps=steps, seed=seed)
-    print(f"  after, with {name:15}{edited.perplexity:9.3f}")
+    print(f"  after, with {name:14}{edited.perplexity:9.3f}")
     print(_verdict(plain, edited))
     stats = edited.stats or {}
     print(
