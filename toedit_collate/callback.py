@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import time
 from typing import Any
@@ -16,8 +15,6 @@ from .policy import EditPolicy
 from .prior import Prior
 from .stats import shares
 from .surroundings import calling_instance
-
-logger = logging.getLogger("toedit_collate")
 
 # Every number that is logged is a ratio of these sums since the last log, over all ranks.
 _LOGGED_SUMS = (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import uuid
 import weakref
 from collections.abc import Callable, Mapping
@@ -21,8 +20,6 @@ from .prior import Prior
 from .stats import EditStats
 from .surroundings import Surroundings
 from .validation import check_same_tokenizer
-
-logger = logging.getLogger("toedit_collate")
 
 BaseCollator = Callable[[Any], Any]
 

@@ -13,7 +13,7 @@ from torch import Tensor
 # A tile of logits holds at most this many elements (fp32: 16 MiB), and at most this share of the
 # full (tokens, vocabulary) matrix, so that small batches are tiled too.
 MAX_TILE_ELEMENTS = 2**22
-MAX_TILE_SHARE = 1 / 32
+MAX_TILE_SHARE = 1 / 22
 # Ids in the first tile. Tokenizers number frequent tokens first, so a small tile already holds
 # enough probability to reject most of the positions.
 FIRST_TILE_IDS = 512
