@@ -50,6 +50,13 @@ def test_ids_past_the_vocabulary_may_stand_at_padding(prior):
     assert torch.equal(result.input_ids[0, 5:], ids[0, 5:])
 
 
+def test_labels_at_padding_may_be_anything(prior):
+    ids, mask, labels = IDS.clone(), ONES.clone(), IDS.clone()
+    mask[0, 5:], labels[0, 5:] = 0, 3
+    result = edit_tokens(prior, ids, attention_mask=mask, labels=labels)
+    assert torch.equal(result.labels, labels)
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_prior_that_returns_nan(value):
     model = make_llama()

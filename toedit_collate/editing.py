@@ -96,7 +96,7 @@ def edit_tokens(
     """
     policy = EditPolicy() if policy is None else policy
     check_shapes(input_ids, attention_mask, position_ids, labels)
-    check_labels(input_ids, labels)
+    check_labels(input_ids, labels, attention_mask)
     batch = _Batch.on(prior.device, input_ids, attention_mask, position_ids, labels)
     documents, tokens = batch.documents, batch.tokens
     check_documents(documents, tokens, vocab_size=prior.vocab_size, max_length=prior.max_length)

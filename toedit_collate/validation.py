@@ -67,11 +67,13 @@ _MENDS = {
 }
 
 
-def check_labels(input_ids: Tensor, labels: Tensor | None) -> None:
-    """Raise unless each label is -100 or the token at its place."""
+def check_labels(input_ids: Tensor, labels: Tensor | None, attention_mask: Tensor | None) -> None:
+    """Raise unless each label is -100 or the token at its place; at padding it may be anything."""
     if labels is None:
         return
     wrong = (labels != -100) & (labels != input_ids)
+    if attention_mask is not None:
+        wrong &= attention_mask != 0
     if wrong.any():
         b, t = wrong.nonzero()[0].tolist()
         raise ValueError(
