@@ -5,6 +5,7 @@ import torch
 from conftest import likely_ids, make_llama
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
+from training import logprobs, move_adapters
 from transformers import AutoModelForCausalLM, MixtralConfig, MixtralForCausalLM
 
 from toedit_collate import EditPolicy, Prior, edit_tokens
@@ -12,23 +13,9 @@ from toedit_collate import EditPolicy, Prior, edit_tokens
 LORA = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
 
 
-def logprobs(prior, ids):
-    return edit_tokens(prior, ids, return_logprob=True).logprob[:, 1:]
-
-
 @pytest.fixture(scope="module")
 def ids():
     return likely_ids(make_llama(), 2, 20)
-
-
-def randomised(model, seed):
-    """Move LoRA weights away from their start, where they do nothing."""
-    torch.manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "lora_" in name:
-                parameter.normal_(std=0.3)
-    return model
 
 
 class TestFromPretrained:
@@ -52,7 +39,7 @@ class TestFromPretrained:
 
     def test_an_adapter_on_it(self, tmp_path, ids):
         make_llama().save_pretrained(tmp_path / "base")
-        tuned = randomised(get_peft_model(make_llama(), LORA), 1)
+        tuned = move_adapters(get_peft_model(make_llama(), LORA), 1)
         tuned.save_pretrained(tmp_path / "adapter")
         prior = Prior.from_pretrained(tmp_path / "base", adapter=tmp_path / "adapter")
         assert torch.allclose(logprobs(prior, ids), logprobs(Prior(tuned), ids), atol=1e-5)
@@ -218,7 +205,7 @@ class TestSwap:
     def test_takes_adapters_over_the_base_one_after_the_other(self, tmp_path, ids):
         prior = Prior(make_llama())
         for seed in (1, 2):
-            tuned = randomised(get_peft_model(make_llama(), LORA), seed)
+            tuned = move_adapters(get_peft_model(make_llama(), LORA), seed)
             tuned.save_pretrained(tmp_path / str(seed))
             prior.swap(tmp_path / str(seed))
             assert torch.allclose(logprobs(prior, ids), logprobs(Prior(tuned), ids), atol=1e-5)
@@ -226,12 +213,12 @@ class TestSwap:
         assert not any(p.requires_grad for p in prior.model.parameters())
 
     def test_a_shared_prior_takes_an_adapter_beside_the_one_in_training(self, tmp_path, ids):
-        trainee = randomised(get_peft_model(make_llama(), LORA), 1).train()
+        trainee = move_adapters(get_peft_model(make_llama(), LORA), 1).train()
         grads = {n: p.requires_grad for n, p in trainee.named_parameters()}
         flags = {n: m.training for n, m in trainee.named_modules()}
         prior = Prior.shared(trainee)
         for seed in (2, 3):
-            other = randomised(get_peft_model(make_llama(), LORA), seed)
+            other = move_adapters(get_peft_model(make_llama(), LORA), seed)
             other.save_pretrained(tmp_path / str(seed))
             prior.swap(tmp_path / str(seed))
             assert torch.allclose(logprobs(prior, ids), logprobs(Prior(other), ids), atol=1e-5)
@@ -265,7 +252,7 @@ class TestSwap:
 
     @pytest.mark.parametrize("shared", [False, True])
     def test_a_bad_adapter(self, tmp_path, ids, shared):
-        tuned = randomised(get_peft_model(make_llama(), LORA), 1)
+        tuned = move_adapters(get_peft_model(make_llama(), LORA), 1)
         tuned.save_pretrained(tmp_path)
         path = tmp_path / "adapter_model.safetensors"
         tensors = load_file(path)

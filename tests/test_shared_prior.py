@@ -13,14 +13,16 @@ from training import (
     counted_passes,
     dataset,
     documents,
+    logprobs,
     lora,
     make_trainee,
     make_trainer,
+    move_adapters,
     numbers_logged,
     weights,
 )
 
-from toedit_collate import EditPolicy, Prior, ToEditCollator, edit_tokens
+from toedit_collate import EditPolicy, Prior, ToEditCollator
 
 TEXTS = documents(8)
 
@@ -49,20 +51,6 @@ def flags(model):
             if hasattr(module, "_disable_adapters")
         },
     )
-
-
-def logprobs(prior, ids):
-    return edit_tokens(prior, ids, return_logprob=True).logprob[:, 1:]
-
-
-def move_adapters(model, seed=0):
-    """As training would: LoRA starts as nothing."""
-    torch.manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "lora_" in name:
-                parameter.normal_(std=0.3)
-    return model
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from transformers import (
 )
 from trl import SFTConfig, SFTTrainer
 
-from toedit_collate import EditPolicy, Prior, ToEditCallback, ToEditCollator, attach
+from toedit_collate import EditPolicy, Prior, ToEditCallback, ToEditCollator, attach, edit_tokens
 
 AGGRESSIVE = EditPolicy(threshold=0.05, exclude_original=True)
 # Scores every token, and selects none: the tiny prior is never that sure.
@@ -74,6 +74,21 @@ def make_prior(tokenizer=None) -> Prior:
 
 def make_trainee(seed: int = 1, **config):
     return make_llama(seed, sharpness=1.0, **config)
+
+
+def move_adapters(model, seed: int = 0):
+    """As training would: LoRA starts as nothing."""
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_" in name:
+                parameter.normal_(std=0.3)
+    return model
+
+
+def logprobs(prior: Prior, ids: torch.Tensor) -> torch.Tensor:
+    """Exact log P of all tokens but the first of each row."""
+    return edit_tokens(prior, ids, return_logprob=True).logprob[:, 1:]
 
 
 def lora(**settings) -> LoraConfig:

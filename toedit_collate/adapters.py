@@ -28,11 +28,17 @@ def adapter_names(model: nn.Module) -> set[str]:
     """The names of the adapters that `model` holds."""
     names: set[str] = set()
     for layer in adapter_layers(model):
-        for attribute in (*getattr(layer, "adapter_layer_names", ()), "modules_to_save"):
-            held: Any = getattr(layer, attribute, None)
-            if hasattr(held, "keys"):
-                names.update(held.keys())
+        for held in _holders(layer):
+            names.update(held.keys())
     return names
+
+
+def _holders(layer: Any) -> Iterator[Any]:
+    """The dictionaries in which a PEFT layer keeps the parts of its adapters, by their names."""
+    for attribute in (*getattr(layer, "adapter_layer_names", ()), "modules_to_save"):
+        held = getattr(layer, attribute, None)
+        if hasattr(held, "keys"):
+            yield held
 
 
 def unwrap_layer(module: Any, adapter: str | None) -> Any:
@@ -108,9 +114,9 @@ def check_base_is_frozen(model: nn.Module, adapter: str | None) -> None:
     ids_of_adapters = {
         id(parameter)
         for layer in layers
-        for attribute in (*getattr(layer, "adapter_layer_names", ()), "modules_to_save")
-        if isinstance(getattr(layer, attribute, None), nn.Module | nn.ParameterDict)
-        for name, parameter in getattr(layer, attribute).named_parameters()
+        for held in _holders(layer)
+        if isinstance(held, nn.Module)
+        for name, parameter in held.named_parameters()
         if adapter is None or name.split(".")[0] != adapter
     }
     stray = [

@@ -64,8 +64,10 @@ class ToEditBatch(MutableMapping[str, Any]):
 
         A batch that a resumed run skips is moved only: it is edited if someone reads it after all.
         """
-        if self.is_pending and not look_around().skipping:
-            self._settle()
+        if self._pending_on is not None:
+            where = look_around()
+            if not where.skipping:
+                self._edit(where)
         self._data = {
             key: value.to(device, non_blocking=non_blocking) if hasattr(value, "to") else value
             for key, value in self._data.items()
@@ -81,15 +83,17 @@ class ToEditBatch(MutableMapping[str, Any]):
         return self
 
     def _settle(self) -> dict[str, Any]:
-        if self._pending_on is None:
-            return self._data
-        where = look_around()
-        if where.dispatching and where.skipping:
+        if self._pending_on is not None:
+            where = look_around()
             # The dispatching loader reads batches to glue them together, those it skips too.
-            return self._data
+            if not (where.dispatching and where.skipping):
+                self._edit(where)
+        return self._data
+
+    def _edit(self, where: Surroundings) -> None:
+        assert self._pending_on is not None
         self._data = _find_editor(self._pending_on).edit_collated(self._data, where)
         self._pending_on = None
-        return self._data
 
     def __getitem__(self, key: str) -> Any:
         return self._settle()[key]

@@ -25,8 +25,6 @@ BaseCollator = Callable[[Any], Any]
 
 # Where the prior perplexity is measured: at most so many tokens of a batch.
 NUM_SAMPLED = 64
-# Keys whose value says something of each token, and what stands for it at padding.
-_PER_TOKEN = {"token_type_ids": 0, "completion_mask": 0, "assistant_masks": 0, "loss_mask": 0}
 
 
 class ToEditCollator:
@@ -78,8 +76,8 @@ class ToEditCollator:
         self.prior: Prior | None = prior
         self.policy = EditPolicy() if policy is None else policy
         self.tokenizer = tokenizer if tokenizer is not None else prior.tokenizer
-        self.adopt_tokenizer(tokenizer)
         self.base_collator: BaseCollator = base_collator or DefaultCollator(self.tokenizer)
+        self.adopt_tokenizer(tokenizer)
         self.epoch = 0
         self._stats = EditStats()
         self._fitted: Callable[[], Any] = _no_model
@@ -141,7 +139,7 @@ class ToEditCollator:
         if self.tokenizer is None:
             self.tokenizer = tokenizer
         check_same_tokenizer(tokenizer, prior.tokenizer, prior.vocab_size)
-        base = getattr(self, "base_collator", None)
+        base = self.base_collator
         if isinstance(base, DefaultCollator) and base.tokenizer is None:
             base.tokenizer = tokenizer
 
@@ -255,7 +253,7 @@ def _with_edit(batch: dict[str, Any], result: EditResult) -> dict[str, Any]:
     }
     edited.update({key: value for key, value in new.items() if value is not None})
     if result.source is not None:
-        edited = with_new_lengths(batch, edited, result, _PER_TOKEN)
+        edited = with_new_lengths(batch, edited, result)
     return edited
 
 

@@ -231,7 +231,6 @@ class _Batch:
     documents: Documents
     tokens: Tensor
     given_ids: Tensor
-    given_labels: Tensor | None
     given_mask: Tensor | None
     given_positions: Tensor | None
 
@@ -255,7 +254,6 @@ class _Batch:
             documents=documents,
             tokens=ids.reshape(-1)[documents.index],
             given_ids=input_ids,
-            given_labels=labels,
             given_mask=attention_mask,
             given_positions=position_ids,
         )

@@ -54,18 +54,8 @@ class Head:
         return self._finish(raw)
 
     def observed_logits(self, hidden: Tensor, ids: Tensor) -> Tensor:
-        """The logit of one id per row: (n, D) hidden states, (n,) ids -> (n,) float32."""
-        if self.weight is None:
-            assert self.module is not None
-            rows = [
-                self._finish(self.module(h)).gather(-1, i.unsqueeze(-1)).squeeze(-1)
-                for h, i in zip(
-                    hidden.split(self.rows_per_tile(len(hidden))),
-                    ids.split(self.rows_per_tile(len(hidden))),
-                    strict=True,
-                )
-            ]
-            return torch.cat(rows)
+        """The logit of one id per row, by `weight`: (n, D) states, (n,) ids -> (n,) float32."""
+        assert self.weight is not None
         hidden = self._ready(hidden)
         # fp32 sums, rounded once to the model's dtype: what a matrix product does, too. Without
         # the same rounding, an observed logit could not be compared with its competitors'.

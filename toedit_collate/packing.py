@@ -39,7 +39,6 @@ def with_new_lengths(
     batch: dict[str, Any],
     edited: dict[str, Any],
     result: EditResult,
-    per_token: dict[str, int],
 ) -> dict[str, Any]:
     """Let everything that speaks of rows follow tokens that were removed.
 
@@ -47,7 +46,6 @@ def with_new_lengths(
         batch: as collated.
         edited: the batch with the new tokens, labels and mask.
         result: of the edit, which removed tokens.
-        per_token: keys known to hold one value for each token, and their padding.
 
     Raises:
         ValueError: a key that isn't known seems to hold a value for each token.
@@ -61,8 +59,8 @@ def with_new_lengths(
     for key, value in batch.items():
         if not isinstance(value, Tensor) or key in _FOLLOWING:
             continue
-        if key in per_token:
-            edited[key] = _kept(value, source, per_token[key])
+        if key in _PER_TOKEN:
+            edited[key] = _kept(value, source)
         elif T > 1 and value.shape[:2] == (B, T):
             raise ValueError(
                 f"drop_below removed tokens, but the batch has {key!r} of shape "
@@ -85,20 +83,22 @@ def with_new_lengths(
     return edited
 
 
+# Keys whose value says something of each token.
+_PER_TOKEN = {"token_type_ids", "completion_mask", "assistant_masks", "loss_mask"}
 _FOLLOWING = {
     "input_ids", "labels", "attention_mask", "position_ids", "seq_idx",
     "cu_seq_lens_q", "cu_seq_lens_k",
 }  # fmt: skip
 
 
-def _kept(value: Tensor, source: Tensor, padding: int) -> Tensor:
-    """(B, T) -> (B, T'): the values of the tokens that are left, where those now stand."""
-    return value.gather(1, source.clamp(min=0)).masked_fill(source < 0, padding)
+def _kept(value: Tensor, source: Tensor) -> Tensor:
+    """(B, T) -> (B, T'): the values of the tokens left, where those now stand; 0 at padding."""
+    return value.gather(1, source.clamp(min=0)).masked_fill(source < 0, 0)
 
 
 def _numbered_as_before(positions: Tensor, old: Tensor, source: Tensor) -> Tensor:
     """Let documents begin at the number where they began: some models count from 2, say."""
     place = torch.arange(positions.shape[1], device=positions.device).expand(positions.shape)
     first = torch.where(positions == 0, place, 0).cummax(-1).values
-    offset = _kept(old, source, 0).gather(1, first)
+    offset = _kept(old, source).gather(1, first)
     return (positions + offset).masked_fill(source < 0, 0).to(old.dtype)

@@ -81,6 +81,7 @@ class Prior:
                     f"{self.vocab_size}; pass the tokenizer that the prior was trained with"
                 )
         self.tokenizer = tokenizer
+        self._forbidden: dict[tuple[bool, torch.device], Tensor] = {}
         self.special_ids = special_token_ids(tokenizer)
         self.template_sequences = template_sequences(tokenizer)
 
@@ -203,12 +204,15 @@ class Prior:
 
         Ids behind the tokenizer's last are padding of the vocabulary; they never stand for text.
         """
+        known = self._forbidden.get((forbid_special, self.device))
+        if known is not None:
+            return known
         forbidden = torch.zeros(self.vocab_size, dtype=torch.bool)
         if self.tokenizer is not None:
             forbidden[len(self.tokenizer) :] = True
         if forbid_special:
             forbidden[[i for i in self.special_ids if i < self.vocab_size]] = True
-        return forbidden.to(self.device)
+        return self._forbidden.setdefault((forbid_special, self.device), forbidden.to(self.device))
 
     def predictive_states(self, documents: Documents, tokens: Tensor, wanted: Tensor) -> Tensor:
         """The hidden states from which the head predicts some tokens, in one pass of the trunk.
@@ -266,27 +270,32 @@ class Prior:
 
     @contextmanager
     def _scoring(self) -> Iterator[None]:
+        """As `_frozen`, once it is certain that training does not change what is scored with."""
+        if self.is_shared and not self._checked_frozen:
+            check_base_is_frozen(self.model, self.adapter)
+            self._checked_frozen = True
+        with self._frozen():
+            if self.autocast_dtype is None:
+                yield
+            else:
+                with torch.autocast(self.device.type, self.autocast_dtype):
+                    yield
+
+    @contextmanager
+    def _frozen(self) -> Iterator[None]:
         """The frozen weights, in eval mode, without gradients; afterwards all as before."""
         with ExitStack() as stack:
             # Not inference_mode: it marks tensors that FSDP2 must write to in its next step.
             stack.enter_context(torch.no_grad())
             if self.is_shared:
-                if not self._checked_frozen:
-                    check_base_is_frozen(self.model, self.adapter)
-                    self._checked_frozen = True
                 stack.enter_context(adapters_switched(self.model, self.adapter))
             stack.enter_context(evaluation_mode(self.model))
-            if self.autocast_dtype is not None:
-                stack.enter_context(torch.autocast(self.device.type, self.autocast_dtype))
             yield
 
     def _check_logits(self) -> None:
         """Compare the logits that `Head` computes with the model's own, on a few tokens."""
         lm = unwrap_model(self.model)
-        with ExitStack() as stack:
-            stack.enter_context(torch.no_grad())
-            stack.enter_context(adapters_switched(self.model, self._scored_adapter))
-            stack.enter_context(evaluation_mode(self.model))
+        with self._frozen():
             ids = torch.arange(4, device=self.device).unsqueeze(0) % self.vocab_size
             expected = lm(input_ids=ids, use_cache=False).logits[0].float()
             hidden = find_trunk(lm)(input_ids=ids, use_cache=False, return_dict=True)[0]
@@ -303,10 +312,6 @@ class Prior:
                 f"know (off by {difference:.2g} of their size); please open an issue that names "
                 "the model"
             )
-
-    @property
-    def _scored_adapter(self) -> str | None:
-        return self.adapter if self.is_shared else _active_adapter(self.model)
 
 
 def _active_adapter(model: Any) -> str | None:

@@ -28,7 +28,6 @@ class EditStats:
         self._totals = dict.fromkeys(_SUMS, 0.0)
         self._pending: dict[torch.device, Tensor] = {}
         self._events: list[tuple[Any, Any]] = []
-        self._seconds = 0.0
 
     def add(self, result: EditResult, num_tokens: Tensor | int) -> None:
         """Count one edited batch of `num_tokens` tokens without padding."""
@@ -53,7 +52,7 @@ class EditStats:
         else:
             started = time.perf_counter()
             yield
-            self._seconds += time.perf_counter() - started
+            self._totals["seconds"] += time.perf_counter() - started
 
     def totals(self) -> dict[str, float]:
         """All sums so far; waits for the GPU."""
@@ -63,9 +62,8 @@ class EditStats:
         self._pending.clear()
         for begin, end in self._events:
             end.synchronize()
-            self._seconds += begin.elapsed_time(end) / 1000
+            self._totals["seconds"] += begin.elapsed_time(end) / 1000
         self._events.clear()
-        self._totals["seconds"] = self._seconds
         return dict(self._totals)
 
     def summary(self) -> dict[str, float]:
