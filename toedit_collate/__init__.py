@@ -4,9 +4,11 @@ from typing import TYPE_CHECKING, Any
 
 from .batch import ToEditBatch
 from .collator import ToEditCollator
-from .editing import EditResult, edit_tokens
+from .editing import edit_tokens
+from .journal import Journal
 from .policy import EditPolicy
 from .prior import Prior
+from .token_batch import EditResult
 
 if TYPE_CHECKING:
     from .callback import ToEditCallback, attach
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
 __all__ = [
     "EditPolicy",
     "EditResult",
+    "Journal",
     "Prior",
     "ToEditBatch",
     "ToEditCallback",

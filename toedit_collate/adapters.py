@@ -33,6 +33,11 @@ def adapter_names(model: nn.Module) -> set[str]:
     return names
 
 
+def active_adapter(model: Any) -> str | None:
+    """The adapter that a PEFT model has switched on; None for other models."""
+    return getattr(model, "active_adapter", None) if hasattr(model, "peft_config") else None
+
+
 def _holders(layer: Any) -> Iterator[Any]:
     """The dictionaries in which a PEFT layer keeps the parts of its adapters, by their names."""
     for attribute in (*getattr(layer, "adapter_layer_names", ()), "modules_to_save"):
@@ -96,6 +101,19 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
+def parameters_used(model: nn.Module, adapter: str | None) -> list[nn.Parameter]:
+    """The parameters of `model` with exactly `adapter` on, or with adapters off; in their order."""
+    of_others = {
+        id(parameter)
+        for layer in adapter_layers(model)
+        for held in _holders(layer)
+        if isinstance(held, nn.Module)
+        for name, parameter in held.named_parameters()
+        if adapter is None or name.split(".")[0] != adapter
+    }
+    return [parameter for parameter in model.parameters() if id(parameter) not in of_others]
+
+
 def check_base_is_frozen(model: nn.Module, adapter: str | None) -> None:
     """Raise where the weights that a shared prior scores with would change in training."""
     layers = adapter_layers(model)
@@ -111,18 +129,11 @@ def check_base_is_frozen(model: nn.Module, adapter: str | None) -> None:
             "Prior.shared: the trainee's adapter is merged into its base; call "
             "model.unmerge_adapter() first"
         )
-    ids_of_adapters = {
-        id(parameter)
-        for layer in layers
-        for held in _holders(layer)
-        if isinstance(held, nn.Module)
-        for name, parameter in held.named_parameters()
-        if adapter is None or name.split(".")[0] != adapter
-    }
+    scored_with = {id(parameter) for parameter in parameters_used(model, adapter)}
     stray = [
         name
         for name, parameter in model.named_parameters()
-        if parameter.requires_grad and id(parameter) not in ids_of_adapters
+        if parameter.requires_grad and id(parameter) in scored_with
     ]
     if stray:
         raise ValueError(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from torch import Tensor, nn
 
 from .adapters import adapter_names
 from .families import unwrap_model
+from .sharding import copy_into, storage_of
 
 SHARED_ADAPTER = "toedit_prior"
 
@@ -36,29 +39,41 @@ class _Weights:
             ) from error
 
 
-def swap_weights(
-    model: nn.Module, source: Path | Mapping[str, Tensor], *, shared: bool, adapter: str | None
-) -> tuple[nn.Module, str | None]:
-    """Copy the weights of `source` into a prior's model; see `Prior.swap`.
+@dataclass(frozen=True)
+class PreparedSwap:
+    """A checkpoint that was checked, and is not copied yet.
 
-    Returns:
-        The model (wrapped by PEFT if an adapter came to it) and, for a shared prior, the name of
-        the adapter to score with from now on.
+    Attributes:
+        model: the prior's model, wrapped by PEFT if an adapter comes to it.
+        adapter: name of the adapter with which a shared prior is to score.
+        copy: writes the weights into the model; a collective where it is sharded over ranks.
+        discard: leaves the model as it was.
     """
+
+    model: nn.Module
+    adapter: str | None
+    copy: Callable[[], None]
+    discard: Callable[[], Any]
+
+
+def prepare_swap(
+    model: nn.Module, source: Path | Mapping[str, Tensor], *, shared: bool, adapter: str | None
+) -> PreparedSwap:
+    """Check all of a checkpoint, to copy it into a prior's model; see `Prior.swap`."""
     weights = _from_state(source) if isinstance(source, Mapping) else _from_folder(source)
     if _holds_adapter(weights):
-        return _swap_adapter(model, source, weights, shared=shared, adapter=adapter)
+        return _prepare_adapter(model, source, weights, shared=shared, adapter=adapter)
     if shared:
         raise ValueError(
             f"checkpoint {weights.where} holds full weights, but this prior shares its base with "
             "the trainee; swap in an adapter, or use a separate prior"
         )
-    _swap_full(unwrap_model(model), source, weights)
-    return model, None
+    copy_all = _prepare_full(unwrap_model(model), source, weights)
+    return PreparedSwap(model, None, copy_all, discard=partial(_same, None))
 
 
-def _same(tensor: Tensor) -> Tensor:
-    return tensor
+def _same(thing: Any) -> Any:
+    return thing
 
 
 def _from_state(state: Mapping[str, Tensor]) -> _Weights:
@@ -67,9 +82,7 @@ def _from_state(state: Mapping[str, Tensor]) -> _Weights:
             name = name.removeprefix(prefix)
         return name
 
-    return _Weights(
-        "state dict", {plain(name): partial(_same, tensor) for name, tensor in state.items()}
-    )
+    return _Weights("state dict", {plain(name): partial(state.__getitem__, name) for name in state})
 
 
 def _from_folder(folder: Path) -> _Weights:
@@ -117,7 +130,9 @@ def _holds_adapter(weights: _Weights) -> bool:
     return any("lora_" in name or name.startswith("base_model.") for name in weights.names)
 
 
-def _swap_full(lm: Any, source: Path | Mapping[str, Tensor], weights: _Weights) -> None:
+def _prepare_full(
+    lm: Any, source: Path | Mapping[str, Tensor], weights: _Weights
+) -> Callable[[], None]:
     # state_dict() returns the tensors themselves; PEFT layers keep theirs under `base_layer`.
     target = {
         name.replace(".base_layer.", "."): tensor
@@ -129,7 +144,7 @@ def _swap_full(lm: Any, source: Path | Mapping[str, Tensor], weights: _Weights) 
         # say): let transformers do the conversion, on the CPU.
         weights = _converted(lm, source)
     _check_names(target, weights)
-    _check_and_copy(target, weights)
+    return _checked(target, weights)
 
 
 def _converted(lm: Any, folder: Path) -> _Weights:
@@ -150,12 +165,12 @@ def _converted(lm: Any, folder: Path) -> _Weights:
 
 def _check_names(target: dict[str, Tensor], weights: _Weights) -> None:
     unexpected = sorted(set(weights.names) - set(target))
-    present = {target[name].data_ptr() for name in weights.names if name in target}
+    present = {storage_of(target[name]) for name in weights.names if name in target}
     # A tied weight is saved once, under one of its names.
     missing = sorted(
         name
         for name, tensor in target.items()
-        if name not in weights.names and tensor.data_ptr() not in present
+        if name not in weights.names and storage_of(tensor) not in present
     )
     if unexpected or missing:
         raise ValueError(
@@ -164,8 +179,8 @@ def _check_names(target: dict[str, Tensor], weights: _Weights) -> None:
         )
 
 
-def _check_and_copy(target: dict[str, Tensor], weights: _Weights) -> None:
-    """Read everything once to check it, and only then once more to copy it."""
+def _checked(target: dict[str, Tensor], weights: _Weights) -> Callable[[], None]:
+    """Read everything once to check it; returns what reads it once more to copy it."""
     for name in weights.names:
         tensor = weights[name]
         if tensor.shape != target[name].shape:
@@ -178,28 +193,27 @@ def _check_and_copy(target: dict[str, Tensor], weights: _Weights) -> None:
                 f"checkpoint {weights.where}: {name!r} is not finite; training has diverged, so "
                 "the old prior is kept"
             )
-    with torch.no_grad():
-        for name in weights.names:
-            target[name].copy_(weights[name])
+
+    def copy_all() -> None:
+        with torch.no_grad():
+            for name in weights.names:
+                copy_into(target[name], weights[name])
+
+    return copy_all
 
 
-def _swap_adapter(
+def _prepare_adapter(
     model: Any,
     source: Path | Mapping[str, Tensor],
     weights: _Weights,
     *,
     shared: bool,
     adapter: str | None,
-) -> tuple[nn.Module, str | None]:
+) -> PreparedSwap:
     name = (adapter or SHARED_ADAPTER) if shared else getattr(model, "active_adapter", "default")
-    undo: Callable[[], Any] | None = None
+    discard: Callable[[], Any] = partial(_same, None)
     if name not in adapter_names(model):
-        if not isinstance(source, Path):
-            raise ValueError(
-                "the state dict of an adapter has no configuration, and the prior has no adapter "
-                "to put it in; pass the folder of a saved adapter first"
-            )
-        model, undo = _add_empty_adapter(model, source, name, shared=shared)
+        model, discard = _add_empty_adapter(model, _adapter_config(source), name, shared=shared)
     # In memory, the name of an adapter stands in the names of its weights; in files it does not.
     target = {
         key.replace(f".{name}", ""): tensor
@@ -215,41 +229,63 @@ def _swap_adapter(
                 f"the adapter of {weights.where} does not fit the prior's adapter {name!r}: they "
                 f"differ in {sorted(set(plain.names) ^ set(target))[:3]}"
             )
-        _check_and_copy(target, plain)
+        copy_all = _checked(target, plain)
     except ValueError:
-        if undo is not None:
-            undo()
+        discard()
         raise
-    return model, name if shared else None
+    return PreparedSwap(model, name if shared else None, copy_all, discard)
+
+
+def _adapter_config(source: Path | Mapping[str, Tensor]) -> Any:
+    from peft import PeftConfig
+
+    if isinstance(source, Path):
+        try:
+            return PeftConfig.from_pretrained(str(source))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"adapter {source} has no configuration ({error})") from error
+    config = getattr(source, "peft_config", None)
+    if config is None:
+        raise ValueError(
+            "the state dict of an adapter has no configuration, and the prior has no adapter to "
+            "put it in; pass the folder of a saved adapter first"
+        )
+    return copy.deepcopy(config)
 
 
 def _add_empty_adapter(
-    model: Any, folder: Path, name: str, *, shared: bool
+    model: Any, config: Any, name: str, *, shared: bool
 ) -> tuple[Any, Callable[[], Any]]:
-    """Add a frozen adapter without effect, with the configuration in `folder`.
+    """Add a frozen adapter without effect.
 
     Returns:
         The model, and a function that takes the adapter away again.
     """
-    from peft import PeftConfig, get_peft_model
+    from peft import get_peft_model
 
     if shared and not hasattr(model, "peft_config"):
         raise ValueError(
             "Prior.shared was given a model before PEFT was put on it, so that no second adapter "
             "can be added; share `trainer.model` instead"
         )
+    config.inference_mode = True
     try:
-        config = PeftConfig.from_pretrained(str(folder))
-        config.inference_mode = True
-        with _flags_kept(model):
+        # Its weights are drawn at random, before they are overwritten; training must not notice.
+        with _flags_kept(model), _random_state_kept(model):
             if hasattr(model, "peft_config"):
                 model.add_adapter(name, config)
                 return model, lambda: model.delete_adapter(name)
             wrapped = get_peft_model(model, config, adapter_name=name)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
-        raise ValueError(f"adapter {folder} can't be put on the prior: {error}") from error
+        raise ValueError(f"the adapter can't be put on the prior: {error}") from error
     wrapped.eval().requires_grad_(False)
     return wrapped, wrapped.unload
+
+
+def _random_state_kept(model: nn.Module) -> Any:
+    device = next(model.parameters()).device
+    devices = [device] if device.type == "cuda" else []
+    return torch.random.fork_rng(devices=devices)
 
 
 @contextmanager

@@ -12,13 +12,17 @@ from torch import Tensor
 
 from .batch import ToEditBatch, register_editor
 from .default_collator import DefaultCollator
-from .editing import EditResult, edit_tokens
+from .editing import edit_tokens
 from .families import unwrap_model
-from .packing import packed_positions, with_new_lengths
+from .journal import Journal
+from .journaled import JournaledEdit, edit_with_journal
+from .packing import document_positions, with_new_lengths
 from .policy import EditPolicy
 from .prior import Prior
+from .sharding import barrier, world_size
 from .stats import EditStats
 from .surroundings import Surroundings
+from .token_batch import EditResult
 from .validation import check_same_tokenizer
 
 BaseCollator = Callable[[Any], Any]
@@ -42,9 +46,12 @@ class ToEditCollator:
         base_collator: makes the batch; default: pads `input_ids` and `labels` with the tokenizer.
         tokenizer: of the trainee; default: the prior's. It must be the prior's: same ids for the
             same tokens.
+        journal: keeps what is changed, so that a document has one edit per generation (`redraw`
+            then has no effect) and a generation edits what the one before it made; without one,
+            every generation edits the source.
 
     Raises:
-        TypeError: `prior`, `policy` or `base_collator` is something else.
+        TypeError: `prior`, `policy`, `base_collator` or `journal` is something else.
         ValueError: another tokenizer than the prior's.
 
     Example:
@@ -59,6 +66,7 @@ class ToEditCollator:
         *,
         base_collator: BaseCollator | None = None,
         tokenizer: Any = None,
+        journal: Journal | None = None,
     ) -> None:
         if not isinstance(prior, Prior):
             raise TypeError(
@@ -73,12 +81,19 @@ class ToEditCollator:
             )
         if isinstance(base_collator, ToEditCollator):
             raise TypeError("base_collator is a ToEditCollator already; edit a batch once only")
+        if journal is not None and not isinstance(journal, Journal):
+            raise TypeError(
+                f"journal must be a Journal, got {type(journal).__name__}; write Journal(path)"
+            )
         self.prior: Prior | None = prior
         self.policy = EditPolicy() if policy is None else policy
         self.tokenizer = tokenizer if tokenizer is not None else prior.tokenizer
         self.base_collator: BaseCollator = base_collator or DefaultCollator(self.tokenizer)
         self.adopt_tokenizer(tokenizer)
+        self.journal = journal
         self.epoch = 0
+        self._step = 0
+        self._journal_is_at: tuple[int, int] | None = None
         self._stats = EditStats()
         self._fitted: Callable[[], Any] = _no_model
         self.key = uuid.uuid4().hex
@@ -112,7 +127,8 @@ class ToEditCollator:
         `batches`, `tokens` (without padding), `scored` (those the policy was applied to),
         `selected`, `changed`, `dropped`; `selected_share`, `changed_share` and `dropped_share` of
         the scored tokens; `prior_perplexity` (of a sample of them); `seconds` of the edit pass and
-        `tokens_per_second`.
+        `tokens_per_second`; `replayed` tokens, whose edit the journal knew (they are not counted
+        as scored again), and `replayed_share`.
         """
         return self._stats.summary()
 
@@ -124,7 +140,7 @@ class ToEditCollator:
         """This collator around another base: same prior, policy and counts."""
         other = ToEditCollator(
             self._require_prior(), self.policy, base_collator=base_collator,
-            tokenizer=self.tokenizer,
+            tokenizer=self.tokenizer, journal=self.journal,
         )  # fmt: skip
         other._stats = self._stats
         return other
@@ -179,33 +195,59 @@ class ToEditCollator:
         """
         if where.evaluating:
             return batch
-        if where.dispatching and _world_size() > 1:
+        if where.dispatching and world_size() > 1:
             raise RuntimeError(DISPATCHING)
         prior = self._require_prior()
         trainer = where.trainer
         if trainer is not None and self._fitted() is not trainer.model:
             self.fit(trainer.model, trainer.args, getattr(trainer, "processing_class", None))
         _check_keys(batch)
-        positions = batch.get("position_ids")
-        if positions is None:
-            positions = packed_positions(batch)
-        elif isinstance(positions, Tensor) and positions.shape[0] == 1:
-            positions = positions.expand(batch["input_ids"].shape)
+        tensors: dict[str, Any] = {
+            "attention_mask": batch.get("attention_mask"),
+            "position_ids": document_positions(batch),
+            "labels": batch.get("labels"),
+        }
+        epoch = self.epoch if where.epoch is None else where.epoch
         with self._stats.timing(prior.device):
-            result = edit_tokens(
-                prior,
-                batch["input_ids"],
-                attention_mask=batch.get("attention_mask"),
-                position_ids=positions,
-                labels=batch.get("labels"),
-                policy=self.policy,
-                epoch=self.epoch if where.epoch is None else where.epoch,
-                generation=prior.generation,
-                num_sampled=NUM_SAMPLED,
-            )
+            if self.journal is None:
+                edited: EditResult | None = edit_tokens(
+                    prior, batch["input_ids"], **tensors, policy=self.policy, epoch=epoch,
+                    generation=prior.generation, num_sampled=NUM_SAMPLED,
+                )  # fmt: skip
+                assert edited is not None
+                final, num_replayed = edited, 0
+            else:
+                step = self._step if trainer is None else trainer.state.global_step
+                both = self._edit_with_journal(batch["input_ids"], tensors, epoch, step)
+                final, edited, num_replayed = both.final, both.edited, both.num_replayed
+                self._step += 1
         mask = batch.get("attention_mask")
-        self._stats.add(result, batch["input_ids"].numel() if mask is None else mask.sum())
-        return _with_edit(batch, result)
+        num_tokens = batch["input_ids"].numel() if mask is None else mask.sum()
+        self._stats.add(edited, num_tokens, num_replayed)
+        return _with_edit(batch, final)
+
+    def _edit_with_journal(
+        self, input_ids: Tensor, tensors: dict[str, Any], epoch: int, step: int
+    ) -> JournaledEdit:
+        prior, journal = self._require_prior(), self.journal
+        assert journal is not None
+        if step and self._journal_is_at is None and not journal.run_started:
+            raise ValueError(
+                "the Trainer resumes a run with a journal, of which a part may have to be taken "
+                "back; pass callbacks=[ToEditCallback(collator)], which does it"
+            )
+        if (prior.generation, epoch) != self._journal_is_at:
+            if world_size() > 1:
+                # Other ranks get other documents in each epoch, which may have been edited here.
+                journal.flush()
+                barrier()
+                journal.refresh()
+            journal.start_generation(prior.generation + 1, prior.fingerprint, self.policy.record())
+            self._journal_is_at = (prior.generation, epoch)
+        return edit_with_journal(
+            prior, journal, input_ids, **tensors, policy=self.policy, step=step,
+            num_sampled=NUM_SAMPLED,
+        )  # fmt: skip
 
     def _require_prior(self) -> Prior:
         if self.prior is None:
@@ -228,6 +270,7 @@ class ToEditCollator:
         self.__dict__.update(state)
         self.prior = None
         self.policy = EditPolicy()
+        self.journal = None
         self._stats = EditStats()
         self._fitted = _no_model
 
@@ -275,9 +318,3 @@ def text_tokenizer(processing_class: Any) -> Any:
 
 def _no_model() -> None:
     return None
-
-
-def _world_size() -> int:
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_world_size()
-    return 1

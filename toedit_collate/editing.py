@@ -3,57 +3,18 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from .head import observed_logprob
-from .layout import Documents, find_documents
 from .policy import EditPolicy
 from .prior import Prior
 from .protection import structure_mask
 from .resample import draw_tokens, surely_kept
-from .shrink import positions_left, shrink_rows
-from .uniforms import document_keys, token_uniforms
+from .token_batch import EditResult, TokenBatch
+from .uniforms import token_uniforms
 from .validation import check_documents, check_finite, check_labels, check_shapes
-
-
-@dataclass(frozen=True)
-class EditResult:
-    """What `edit_tokens` did to a batch of B rows of T tokens.
-
-    With `drop_below`, rows lose tokens: then `input_ids`, `labels`, `attention_mask` and
-    `position_ids` are (B, T') with T' <= T. The masks speak of the batch as it was given.
-
-    Attributes:
-        input_ids: (B, T) int64, the edited tokens.
-        labels: as given, with the new token wherever a token changed and its label was not -100;
-            None if none were given.
-        attention_mask: as given, or of the shrunken rows.
-        position_ids: as given, or of the shrunken rows.
-        selected: (B, T) bool, tokens in the policy's region, which were resampled.
-        changed: (B, T) bool, selected tokens whose resample is another token.
-        dropped: (B, T) bool, tokens removed by `drop_below`.
-        scored: (B, T) bool, tokens to which the policy was applied.
-        source: (B, T') int64, where in its row each token of `input_ids` was, -1 at padding; None
-            where no token was removed.
-        logprob: None, or (B, T) float32: log P(x_i | x_<i) in nats at every token but the first of
-            each document; NaN there and at padding.
-        sample_logprob: (S,) float32, exact log P in nats of some scored tokens (`num_sampled`).
-    """
-
-    input_ids: Tensor
-    labels: Tensor | None
-    attention_mask: Tensor | None
-    position_ids: Tensor | None
-    selected: Tensor
-    changed: Tensor
-    dropped: Tensor
-    scored: Tensor
-    source: Tensor | None
-    logprob: Tensor | None
-    sample_logprob: Tensor
 
 
 @torch.no_grad()
@@ -97,9 +58,26 @@ def edit_tokens(
     policy = EditPolicy() if policy is None else policy
     check_shapes(input_ids, attention_mask, position_ids, labels)
     check_labels(input_ids, labels, attention_mask)
-    batch = _Batch.on(prior.device, input_ids, attention_mask, position_ids, labels)
+    batch = TokenBatch.on(prior.device, input_ids, attention_mask, position_ids, labels)
+    check_documents(
+        batch.documents, batch.tokens, vocab_size=prior.vocab_size, max_length=prior.max_length
+    )
+    return prior.run(
+        lambda: _edit(prior, policy, batch, epoch, generation, return_logprob, num_sampled)
+    )
+
+
+def _edit(
+    prior: Prior,
+    policy: EditPolicy,
+    batch: TokenBatch,
+    epoch: int,
+    generation: int,
+    return_logprob: bool,
+    num_sampled: int,
+) -> EditResult:
+    """Algorithm 1 on a batch that was checked."""
     documents, tokens = batch.documents, batch.tokens
-    check_documents(documents, tokens, vocab_size=prior.vocab_size, max_length=prior.max_length)
     editable = _find_editable(prior, policy, batch)
     wanted = documents.position > 0 if return_logprob else editable
     states, logprob, sample = _score(
@@ -131,7 +109,7 @@ def edit_tokens(
     )
 
 
-def _find_editable(prior: Prior, policy: EditPolicy, batch: _Batch) -> Tensor:
+def _find_editable(prior: Prior, policy: EditPolicy, batch: TokenBatch) -> Tensor:
     """Which tokens may be edited: (M,) bool."""
     # The first token of a document has no context that could score it.
     editable = batch.documents.position > 0
@@ -163,7 +141,7 @@ def _user_mask(policy: EditPolicy, input_ids: Tensor, tokenizer: object) -> Tens
 def _score(
     prior: Prior,
     policy: EditPolicy,
-    batch: _Batch,
+    batch: TokenBatch,
     wanted: Tensor,
     editable: Tensor,
     *,
@@ -181,6 +159,7 @@ def _score(
     tokens = batch.tokens
     logprob = torch.full(tokens.shape, math.nan, device=tokens.device)
     if not wanted.any():
+        prior.stand_by()
         return logprob.new_zeros(0, 1), logprob, logprob[:0]
     states = prior.predictive_states(batch.documents, tokens, wanted)
     head = prior.head
@@ -220,117 +199,3 @@ def _resample(
         prior.forbidden_ids(forbid_special=policy.protect_special),
     )
     return drawn
-
-
-@dataclass(frozen=True)
-class _Batch:
-    """A batch on the prior's device, as documents and as the tensors that came."""
-
-    input_ids: Tensor
-    labels: Tensor | None
-    documents: Documents
-    tokens: Tensor
-    given_ids: Tensor
-    given_mask: Tensor | None
-    given_positions: Tensor | None
-
-    @classmethod
-    def on(
-        cls,
-        device: torch.device,
-        input_ids: Tensor,
-        attention_mask: Tensor | None,
-        position_ids: Tensor | None,
-        labels: Tensor | None,
-    ) -> _Batch:
-        def there(tensor: Tensor | None) -> Tensor | None:
-            return None if tensor is None else tensor.to(device)
-
-        ids = input_ids.to(device=device, dtype=torch.int64)
-        documents = find_documents(ids, there(attention_mask), there(position_ids))
-        return cls(
-            input_ids=ids,
-            labels=there(labels),
-            documents=documents,
-            tokens=ids.reshape(-1)[documents.index],
-            given_ids=input_ids,
-            given_mask=attention_mask,
-            given_positions=position_ids,
-        )
-
-    @property
-    def keys(self) -> Tensor:
-        """(N,) int64, a key of each document's content."""
-        documents = self.documents
-        return document_keys(
-            self.tokens, documents.document, documents.position, documents.num_documents
-        )
-
-    def result(
-        self,
-        *,
-        new_tokens: Tensor,
-        selected: Tensor,
-        dropped: Tensor,
-        scored: Tensor,
-        logprob: Tensor | None,
-        sample_logprob: Tensor,
-        pad_id: int,
-    ) -> EditResult:
-        """Bring values of the M tokens back into the (B, T) batch, on the device it came from."""
-        home = self.given_ids.device
-        changed = self._spread(new_tokens != self.tokens, False)
-        input_ids = self.input_ids.clone()
-        input_ids.view(-1)[self.documents.index] = new_tokens
-        labels = self.labels
-        if labels is not None:
-            labels = torch.where(changed & (labels != -100), input_ids.to(labels.dtype), labels)
-        mask, positions, source = self.given_mask, self.given_positions, None
-        if dropped.any():
-            input_ids, labels, mask, positions, source = self._shrink(
-                dropped, input_ids, labels, pad_id
-            )
-        return EditResult(
-            input_ids=input_ids.to(device=home, dtype=self.given_ids.dtype),
-            labels=None if labels is None else labels.to(home),
-            attention_mask=None if mask is None else mask.to(home),
-            position_ids=None if positions is None else positions.to(home),
-            selected=self._spread(selected, False).to(home),
-            changed=changed.to(home),
-            dropped=self._spread(dropped, False).to(home),
-            scored=self._spread(scored, False).to(home),
-            source=None if source is None else source.to(home),
-            logprob=None if logprob is None else self._spread(logprob, math.nan).to(home),
-            sample_logprob=sample_logprob.to(home),
-        )
-
-    def _spread(self, values: Tensor, background: float) -> Tensor:
-        spread = torch.full_like(self.input_ids, background, dtype=values.dtype)
-        spread.view(-1)[self.documents.index] = values
-        return spread
-
-    def _shrink(
-        self, dropped: Tensor, input_ids: Tensor, labels: Tensor | None, pad_id: int
-    ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor]:
-        padding = self.given_ids[self.given_mask == 0] if self.given_mask is not None else None
-        if padding is not None and padding.numel():
-            pad_id = int(padding[0])
-        positions = self._spread(positions_left(self.documents, dropped), 0)
-        place = torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
-        columns = {
-            "input_ids": (input_ids, pad_id),
-            "position_ids": (positions, 0),
-            "source": (place, -1),
-        }
-        if labels is not None:
-            columns["labels"] = (labels, -100)
-        shrunk, real = shrink_rows(self.documents, dropped, columns, input_ids.shape[1])
-        mask: Tensor | None = None
-        if self.given_mask is not None:
-            mask = real.to(self.given_mask.dtype)
-        elif self.given_positions is None and not real.all():
-            # Packed rows keep to position_ids (padding then is a document of one token at
-            # position 0, as TRL has it): a 2-D mask beside them would hide their borders.
-            mask = real.to(torch.int64)
-        kept_positions = None if self.given_positions is None else shrunk["position_ids"]
-        return shrunk["input_ids"], shrunk.get("labels"), mask, kept_positions, shrunk["source"]

@@ -82,7 +82,9 @@ def find_documents(
     return Documents(index, document, position, start, (ends - start).tolist())
 
 
-def scoring_rows(documents: Documents, tokens: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+def scoring_rows(
+    documents: Documents, tokens: Tensor, needed: list[bool] | None = None
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Lay the documents out for the prior: one to a row, padded on the right.
 
     In this layout a causal model needs no mask: a document never sees the padding behind it, nor
@@ -92,6 +94,7 @@ def scoring_rows(documents: Documents, tokens: Tensor) -> Iterator[tuple[Tensor,
     Args:
         documents: of the batch.
         tokens: (M,) int64, their tokens.
+        needed: which of the N documents to lay out; None: all.
 
     Yields:
         rows: (n, L) int64, documents padded to the longest of their group, padding being id 0.
@@ -99,7 +102,8 @@ def scoring_rows(documents: Documents, tokens: Tensor) -> Iterator[tuple[Tensor,
         cells: (m,) int64, where each of them stands in the flattened (n * L) rows.
     """
     lengths = torch.tensor(documents.lengths)
-    for group in _groups_of_similar_length(documents.lengths):
+    chosen = [n for n in range(documents.num_documents) if needed is None or needed[n]]
+    for group in _groups_of_similar_length(chosen, documents.lengths):
         L = int(lengths[group].max())
         if len(group) == documents.num_documents:
             slot_of_document = torch.arange(len(group), device=tokens.device)
@@ -115,9 +119,9 @@ def scoring_rows(documents: Documents, tokens: Tensor) -> Iterator[tuple[Tensor,
         yield rows.view(len(group), L), members, cells
 
 
-def _groups_of_similar_length(lengths: list[int]) -> list[list[int]]:
+def _groups_of_similar_length(chosen: list[int], lengths: list[int]) -> list[list[int]]:
     """Split documents into groups, so that padding each to its longest wastes little."""
-    order = sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)
+    order = sorted(chosen, key=lengths.__getitem__, reverse=True)
     groups: list[list[int]] = []
     padded = 0
     for number in order:

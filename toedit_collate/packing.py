@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .editing import EditResult
+from .token_batch import EditResult
 
 
-def packed_positions(batch: dict[str, Any]) -> Tensor | None:
+def packed_positions(batch: Mapping[str, Any]) -> Tensor | None:
     """Position ids from cumulative lengths or sequence numbers; None: rows are documents.
 
     Args:
@@ -33,6 +34,16 @@ def packed_positions(batch: dict[str, Any]) -> Tensor | None:
         place = torch.arange(ids.shape[1], device=ids.device).expand(ids.shape)
         return place - torch.where(first, place, 0).cummax(-1).values
     return None
+
+
+def document_positions(batch: Mapping[str, Any]) -> Tensor | None:
+    """What tells the documents of a collated batch: (B, T) position ids; None: its rows."""
+    positions = batch.get("position_ids")
+    if positions is None:
+        return packed_positions(batch)
+    if isinstance(positions, Tensor) and positions.shape[0] == 1:
+        return positions.expand(batch["input_ids"].shape)
+    return positions
 
 
 def with_new_lengths(

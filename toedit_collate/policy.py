@@ -77,6 +77,15 @@ class EditPolicy:
     seed: int = 0
     redraw: Redraw = "epoch"
 
+    def record(self) -> dict[str, Any]:
+        """What decides an edit, as JSON has it: all but `redraw`; `protect` by its name."""
+        record = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        del record["redraw"]
+        record["protected_token_ids"] = list(self.protected_token_ids)
+        if self.protect is not None:
+            record["protect"] = getattr(self.protect, "__qualname__", type(self.protect).__name__)
+        return record
+
     def __post_init__(self) -> None:
         _require_choice("region", self.region, get_args(Region))
         _require_choice("sampler", self.sampler, get_args(Sampler))

@@ -2,29 +2,37 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from .adapters import (
+    active_adapter,
     adapters_switched,
     check_adapter_exists,
     check_base_is_frozen,
     evaluation_mode,
+    parameters_used,
 )
-from .checkpoint import swap_weights
+from .checkpoint import PreparedSwap, prepare_swap
 from .families import find_head, find_trunk, max_positions, unwrap_model
 from .head import Head
 from .layout import Documents, scoring_rows
 from .protection import special_token_ids, template_sequences
+from .sharding import all_reduce, full_tensor, is_sharded, run_inside
 
 logger = logging.getLogger("toedit_collate")
+T = TypeVar("T")
+
+# A prior's fingerprint looks at so many numbers of each weight.
+FINGERPRINT_SAMPLES = 64
 
 
 class Prior:
@@ -59,6 +67,8 @@ class Prior:
         self.autocast_dtype: torch.dtype | None = None
         self.generation = 0
         self._checked_frozen = False
+        self._is_running = False
+        self._fingerprint = ""
         if not shared:
             model.eval().requires_grad_(False)
         self.set_tokenizer(tokenizer)
@@ -175,7 +185,7 @@ class Prior:
     def head(self) -> Head:
         """The vocabulary projection."""
         lm = unwrap_model(self.model)
-        return find_head(lm, self.adapter if self.is_shared else _active_adapter(self.model))
+        return find_head(lm, self.adapter if self.is_shared else active_adapter(self.model))
 
     @property
     def vocab_size(self) -> int:
@@ -225,13 +235,15 @@ class Prior:
         Returns:
             (n, D), a row for each True in `wanted`, in their order.
         """
+        # Documents without a wanted token need no pass.
+        needed = torch.zeros(documents.num_documents, dtype=torch.bool, device=tokens.device)
+        needed[documents.document[wanted]] = True
         trunk = find_trunk(unwrap_model(self.model))
         pieces, places = [], []
+        num_passes = 0
         with self._scoring():
-            for rows, members, cells in scoring_rows(documents, tokens):
+            for rows, members, cells in scoring_rows(documents, tokens, needed.tolist()):
                 here = wanted[members].nonzero().squeeze(-1)
-                if len(here) == 0:
-                    continue
                 # use_cache=False: a cache would cost memory, and hides document borders from the
                 # mask code of transformers.
                 hidden = trunk(input_ids=rows, use_cache=False, return_dict=True)[0]
@@ -242,10 +254,58 @@ class Prior:
                 # gradients even under no_grad.
                 pieces.append(hidden.detach().flatten(0, 1)[before].to(tokens.device))
                 places.append(members[here])
+                num_passes += 1
+        self.stand_by(num_passes)
         states = torch.cat(pieces)
         if len(pieces) == 1:
             return states
         return states[torch.cat(places).argsort()]
+
+    def run(self, function: Callable[[], T]) -> T:
+        """Call a function that uses parts of the prior, gathered first if FSDP2 has sharded it."""
+        if self._is_running:
+            return function()
+        self._is_running = True
+        try:
+            return run_inside(self.model, function)
+        finally:
+            self._is_running = False
+
+    def stand_by(self, num_passes: int = 0) -> None:
+        """Take part in the forward passes of other ranks, beyond the `num_passes` made here.
+
+        To make a pass, a prior that is sharded over ranks needs all of them.
+        """
+        if not is_sharded(self.model):
+            return
+        missing = int(all_reduce([num_passes], "max")[0]) - num_passes
+        if missing:
+            trunk = find_trunk(unwrap_model(self.model))
+            row = torch.zeros(1, 1, dtype=torch.int64, device=self.device)
+            with self._scoring():
+                self.run(lambda: [trunk(input_ids=row, use_cache=False) for _ in range(missing)])
+
+    @property
+    def fingerprint(self) -> str:
+        """Tells priors apart by a sample of each weight: the same on any device.
+
+        With weights sharded over ranks, reading it is a collective.
+        """
+        if not self._fingerprint:
+            digest = hashlib.sha256()
+            adapter = self.adapter if self.is_shared else active_adapter(self.model)
+            for parameter in parameters_used(self.model, adapter):
+                values = full_tensor(parameter).detach().flatten()
+                count = min(len(values), FINGERPRINT_SAMPLES)
+                # In whole numbers, which no device rounds.
+                places = torch.arange(count, device=values.device) * (len(values) - 1)
+                sample = values[places // max(count - 1, 1)].cpu().contiguous()
+                digest.update(f"{parameter.dtype} {tuple(parameter.shape)}".encode())
+                digest.update(sample.view(torch.uint8).numpy().tobytes())
+            self._fingerprint = digest.hexdigest()[:32]
+        if self.autocast_dtype is None:
+            return self._fingerprint
+        return f"{self._fingerprint} in {self.autocast_dtype}"
 
     def swap(self, source: str | os.PathLike[str] | Mapping[str, Tensor]) -> None:
         """Take over the weights of a checkpoint, in place: all or nothing.
@@ -261,11 +321,19 @@ class Prior:
             FileNotFoundError: there is no such checkpoint.
             ValueError: it can't be used; says why.
         """
+        self.complete_swap(self.prepare_swap(source))
+
+    def prepare_swap(self, source: str | os.PathLike[str] | Mapping[str, Tensor]) -> PreparedSwap:
+        """The first half of `swap`: check everything, so that several ranks can agree on it."""
         source = source if isinstance(source, Mapping) else Path(source)
-        self.model, self.adapter = swap_weights(
-            self.model, source, shared=self.is_shared, adapter=self.adapter
-        )
+        return prepare_swap(self.model, source, shared=self.is_shared, adapter=self.adapter)
+
+    def complete_swap(self, prepared: PreparedSwap) -> None:
+        """The second half of `swap`: copy the weights."""
+        prepared.copy()
+        self.model, self.adapter = prepared.model, prepared.adapter
         self.generation += 1
+        self._fingerprint = ""
         logger.info("prior swapped; it now is of generation %d", self.generation)
 
     @contextmanager
@@ -295,11 +363,16 @@ class Prior:
     def _check_logits(self) -> None:
         """Compare the logits that `Head` computes with the model's own, on a few tokens."""
         lm = unwrap_model(self.model)
-        with self._frozen():
-            ids = torch.arange(4, device=self.device).unsqueeze(0) % self.vocab_size
-            expected = lm(input_ids=ids, use_cache=False).logits[0].float()
+        ids = torch.arange(4, device=self.device).unsqueeze(0) % self.vocab_size
+
+        def in_parts() -> tuple[Tensor, Tensor]:
             hidden = find_trunk(lm)(input_ids=ids, use_cache=False, return_dict=True)[0]
-            logits = self.head.logits(hidden[0]).to(expected.device)
+            return hidden, self.head.logits(hidden[0])
+
+        with self._frozen():
+            expected = lm(input_ids=ids, use_cache=False).logits[0].float()
+            hidden, logits = self.run(in_parts)
+            logits = logits.to(expected.device)
         if logits.shape != expected.shape:
             difference = float("inf")
         else:
@@ -312,10 +385,6 @@ class Prior:
                 f"know (off by {difference:.2g} of their size); please open an issue that names "
                 "the model"
             )
-
-
-def _active_adapter(model: Any) -> str | None:
-    return getattr(model, "active_adapter", None) if hasattr(model, "peft_config") else None
 
 
 def _default_device() -> torch.device:

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .editing import EditResult
+from .token_batch import EditResult
 
 COUNTS = ("batches", "tokens", "scored", "selected", "changed", "dropped")
-_SUMS = (*COUNTS, "sampled", "sampled_nll", "seconds")
+_SUMS = (*COUNTS, "sampled", "sampled_nll", "replayed", "seconds")
 
 
 class EditStats:
@@ -29,8 +29,21 @@ class EditStats:
         self._pending: dict[torch.device, Tensor] = {}
         self._events: list[tuple[Any, Any]] = []
 
-    def add(self, result: EditResult, num_tokens: Tensor | int) -> None:
-        """Count one edited batch of `num_tokens` tokens without padding."""
+    def add(
+        self, result: EditResult | None, num_tokens: Tensor | int, num_replayed: int = 0
+    ) -> None:
+        """Count one batch of `num_tokens` tokens without padding.
+
+        Args:
+            result: of the edit; None if the journal knew all of it.
+            num_tokens: of the batch.
+            num_replayed: those of documents whose edit came from the journal.
+        """
+        self._totals["replayed"] += num_replayed
+        if result is None:
+            self._totals["batches"] += 1
+            self._totals["tokens"] += float(num_tokens)
+            return
         nll = -result.sample_logprob.double().sum()
         device = nll.device
         counts = [1, num_tokens, *(getattr(result, name).sum() for name in COUNTS[2:])]
@@ -70,6 +83,7 @@ class EditStats:
         """Counts and shares so far, for people; see `ToEditCollator.stats`."""
         totals = self.totals()
         counts = {name: int(totals[name]) for name in COUNTS}
+        counts["replayed"] = int(totals["replayed"])
         return {**counts, "seconds": totals["seconds"], **shares(totals)}
 
 
@@ -86,6 +100,7 @@ def shares(sums: dict[str, float]) -> dict[str, float]:
         "selected_share": ratio(sums["selected"], sums["scored"]),
         "changed_share": ratio(sums["changed"], sums["scored"]),
         "dropped_share": ratio(sums["dropped"], sums["scored"]),
+        "replayed_share": ratio(sums["replayed"], sums["tokens"]),
         "prior_perplexity": (
             math.exp(min(sums["sampled_nll"] / sums["sampled"], 700.0))
             if sums["sampled"]

@@ -83,6 +83,16 @@ def calling_instance(of_class: type) -> Any:
     return None
 
 
+def argument_of_caller(function: str, argument: str) -> Any:
+    """What the innermost caller of that name was given for an argument; or None."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code.co_name == function:
+            return frame.f_locals.get(argument)
+        frame = frame.f_back  # type: ignore[assignment]
+    return None
+
+
 def _batch_number(frame: Any) -> int:
     """The number in its epoch of the batch that a loader of accelerate has in hand."""
     if frame.f_code.co_name == "__iter__":

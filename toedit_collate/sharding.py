@@ -1,0 +1,127 @@
+"""Models whose weights are spread over ranks: FSDP2 (DTensor), and DeepSpeed ZeRO-3.
+
+Everything here that says "collective" must happen on all ranks, in the same order.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+T = TypeVar("T")
+
+
+def world_size() -> int:
+    """Number of ranks; 1 without torch.distributed."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_world_size()
+    return 1
+
+
+def rank() -> int:
+    """Number of this rank, from 0."""
+    if world_size() > 1:
+        return torch.distributed.get_rank()
+    return int(os.environ.get("RANK", "0"))
+
+
+def all_reduce(values: list[float], operation: str = "sum") -> list[float]:
+    """Sums or extremes ("min", "max") of numbers over all ranks; collective."""
+    if world_size() == 1:
+        return values
+    from accelerate import PartialState
+
+    tensor = torch.tensor(values, dtype=torch.float64, device=PartialState().device)
+    kind = {"sum": "SUM", "min": "MIN", "max": "MAX"}[operation]
+    torch.distributed.all_reduce(tensor, getattr(torch.distributed.ReduceOp, kind))
+    return tensor.tolist()
+
+
+def barrier() -> None:
+    """Wait until all ranks are here; collective."""
+    all_reduce([0.0])
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether FSDP2 keeps a part of the weights only on each rank."""
+    return any(_is_dtensor(p) for p in model.parameters())
+
+
+def is_zero3(model: nn.Module) -> bool:
+    """Whether DeepSpeed ZeRO-3 keeps a part of the weights only on each rank."""
+    return any(hasattr(p, "ds_id") for p in model.parameters())
+
+
+def has_fsdp1(model: nn.Module) -> bool:
+    """Whether FSDP version 1 has wrapped parts of the model."""
+    return any(type(m).__name__ == "FullyShardedDataParallel" for m in model.modules())
+
+
+def global_shape(tensor: Tensor) -> torch.Size:
+    """The shape of a parameter, however it is spread."""
+    return getattr(tensor, "ds_shape", tensor.shape)
+
+
+def full_tensor(tensor: Tensor) -> Tensor:
+    """The whole of a parameter: itself, or gathered from all ranks (collective)."""
+    if _is_dtensor(tensor):
+        return tensor.full_tensor()  # type: ignore[attr-defined]
+    if hasattr(tensor, "ds_id"):
+        from deepspeed.zero import GatheredParameters
+
+        with GatheredParameters([tensor]):
+            return tensor.detach().clone()
+    return tensor
+
+
+def storage_of(tensor: Tensor) -> int:
+    """Tells tied weights: where in memory a parameter, or the part of it that is here, stands."""
+    local = tensor.to_local() if _is_dtensor(tensor) else tensor  # type: ignore[attr-defined]
+    return local.data_ptr() or id(tensor)
+
+
+def copy_into(target: Tensor, whole: Tensor) -> None:
+    """Write a whole tensor into a parameter, of which a rank may hold a part (collective)."""
+    if _is_dtensor(target):
+        from torch.distributed.tensor import distribute_tensor
+
+        whole = whole.to(device=target.device, dtype=target.dtype)
+        whole = distribute_tensor(whole, target.device_mesh, target.placements)  # type: ignore[attr-defined]
+    target.copy_(whole)
+
+
+def run_inside(model: nn.Module, function: Callable[[], T]) -> T:
+    """Call a function as if it were the forward pass of a model that FSDP2 has sharded.
+
+    FSDP2 gathers the weights of its outermost module when that is called: the embeddings, and the
+    head. Parts of the model can be called only within.
+    """
+    root = next((m for m in model.modules() if _is_fsdp(m)), None)
+    if root is None:
+        return function()
+    result: list[T] = []
+
+    def instead(*args: Any, **kwargs: Any) -> None:
+        del root.forward
+        result.append(function())
+
+    root.forward = instead
+    try:
+        root()
+    finally:
+        root.__dict__.pop("forward", None)
+    # The optimizer writes to the parts, not to what was gathered of them.
+    root.reshard()  # type: ignore[operator]
+    return result[0]
+
+
+def _is_dtensor(tensor: Tensor) -> bool:
+    return hasattr(tensor, "full_tensor") and hasattr(tensor, "placements")
+
+
+def _is_fsdp(module: nn.Module) -> bool:
+    return hasattr(module, "unshard") and hasattr(module, "reshard")
