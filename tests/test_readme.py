@@ -55,14 +55,22 @@ def test_imports_point_down_only():
     )
     order = re.findall(r"`(\w+)`", text)
     package = ROOT / "toedit_collate"
-    modules = {path.stem for path in package.glob("[a-z]*.py")} | {"demo"}
+    modules = {path.stem for path in package.glob("[a-z]*.py")}
+    modules |= {path.parent.name for path in package.glob("*/__init__.py")}
     assert set(order) == modules
     for place, name in enumerate(order):
         if name == "demo":
             continue
-        tree = ast.parse((package / f"{name}.py").read_text())
-        for node in tree.body:  # at the top level: what is imported when it is imported
-            if isinstance(node, ast.ImportFrom) and node.level == 1 and node.module:
-                target = node.module.split(".")[0]
-                if target in order:
-                    assert order.index(target) < place, f"{name} imports {target}"
+        files = [(package / f"{name}.py", 1)]
+        if (package / name).is_dir():
+            files = [(path, 2) for path in (package / name).glob("*.py")]
+        for path, level in files:
+            _check_imports(ast.parse(path.read_text()), level, order, place)
+
+
+def _check_imports(tree, level, order, place):
+    for node in tree.body:  # at the top level: what is imported when it is imported
+        if isinstance(node, ast.ImportFrom) and node.level == level and node.module:
+            target = node.module.split(".")[0]
+            if target in order:
+                assert order.index(target) < place, f"{order[place]} imports {target}"
