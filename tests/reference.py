@@ -163,3 +163,32 @@ def edit(
                 probabilities = distribution(logits[i - 1], ids[i], policy, forbidden)
                 new_ids[b, t] = draw(probabilities, ids[i], u)
     return new_ids, selected, new_ids != input_ids, dropped
+
+
+class SlowJournal:
+    """What each generation did to each document, in dicts; replayed a token at a time."""
+
+    def __init__(self):
+        self.generations = {}
+
+    def record(self, generation, source, changes):
+        """`changes`: position in the document as it was before -> new token, None: removed."""
+        self.generations.setdefault(generation, {}).setdefault(tuple(source), changes)
+
+    def revise(self, source, generation):
+        """The document after a generation, and where in the source each of its tokens stood."""
+        tokens = list(zip(source, range(len(source)), strict=True))
+        for number in range(1, generation + 1):
+            changes = self.generations.get(number, {}).get(tuple(source), {})
+            after = []
+            for position, (token, place) in enumerate(tokens):
+                new = changes.get(position, token)
+                if new is not None:
+                    after.append((new, place))
+            tokens = after
+        return [token for token, _ in tokens], [place for _, place in tokens]
+
+    def count(self, generation):
+        """(changed, removed) tokens of all documents."""
+        new = [n for changes in self.generations[generation].values() for n in changes.values()]
+        return len(new) - new.count(None), new.count(None)

@@ -11,7 +11,7 @@ from torch import Tensor
 from .editing import edit_tokens
 from .journal import Journal
 from .journal.frames import Array
-from .journal.journal import keys_of
+from .journal.keys import keys_of
 from .journal.replay import Texts
 from .policy import EditPolicy
 from .prior import Prior
@@ -54,18 +54,24 @@ def edit_with_journal(
 
     Args:
         prior: of this generation.
-        journal: in which this generation was started.
+        journal: gets what is edited.
         input_ids: as for `edit_tokens`.
         attention_mask: likewise.
         position_ids: likewise.
         labels: likewise.
-        policy: likewise; `redraw` has no effect.
+        policy: likewise; each document is drawn for once, as in epoch 0.
         step: updates of the trainee before this batch.
         num_sampled: as for `edit_tokens`.
+
+    Raises:
+        TypeError: as `edit_tokens`.
+        ValueError: likewise; or the journal's generation was made with another prior or policy, or
+            it has later ones.
     """
     check_shapes(input_ids, attention_mask, position_ids, labels)
     check_labels(input_ids, labels, attention_mask)
     generation = prior.generation + 1
+    journal.start_generation(generation, prior.fingerprint, policy.record())
     source = TokenBatch.on(torch.device("cpu"), input_ids, attention_mask, position_ids, labels)
     documents = source.documents
     keys = keys_of(source.tokens, documents.lengths)
@@ -76,10 +82,10 @@ def edit_with_journal(
     new = new[np.unique(keys[new], return_index=True)[1]]  # a batch may hold a document twice
     new.sort()
     texts = Texts.of(source.tokens.numpy(), documents.start.numpy())
+    journal.bring_forward(texts, keys, generation - 1)
     edited = None
     if len(new):
-        journal.bring_forward(texts, keys, generation - 1)
-        rows, mask, row_labels = _as_rows(source, texts, new)
+        rows, mask, row_labels = _as_rows(source, texts, new, prior.pad_id)
         edited = edit_tokens(
             prior,
             rows,
@@ -91,21 +97,21 @@ def edit_with_journal(
             num_sampled=num_sampled,
         )
         _record(journal, keys[new], lengths[new], rows, edited, step)
-        texts = Texts.of(source.tokens.numpy(), documents.start.numpy())
     else:
-        prior.stand_by()
-    journal.bring_forward(texts, keys, generation)
+        prior.run(prior.stand_by)  # as edit_tokens: ranks must call a sharded prior alike
+    journal.bring_forward(texts, keys, generation, since=generation - 1)
+    removed = torch.from_numpy(texts.removed)
+    # A token that was changed and is removed now is removed, as seen from the source.
+    tokens = torch.where(removed, source.tokens, torch.from_numpy(texts.tokens))
     return JournaledEdit(
-        final=source.revised(
-            torch.from_numpy(texts.tokens), torch.from_numpy(texts.removed), pad_id=prior.pad_id
-        ),
+        final=source.revised(tokens, removed, pad_id=prior.pad_id),
         edited=edited,
         num_replayed=int(lengths[known].sum()),
     )
 
 
 def _as_rows(
-    source: TokenBatch, texts: Texts, chosen: Array
+    source: TokenBatch, texts: Texts, chosen: Array, pad_id: int
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Some documents, one to a row, padded on the right: tokens, attention mask and labels."""
     document = source.documents.document.numpy()
@@ -126,7 +132,7 @@ def _as_rows(
     if source.labels is not None:
         of_source = source.labels.reshape(-1)[source.documents.index].numpy()[here]
         labels = lay_out(np.where(of_source == -100, -100, tokens), -100)
-    return lay_out(tokens, 0), lay_out(np.ones_like(tokens), 0), labels
+    return lay_out(tokens, pad_id), lay_out(np.ones_like(tokens), 0), labels
 
 
 def _record(

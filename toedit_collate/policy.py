@@ -78,9 +78,8 @@ class EditPolicy:
     redraw: Redraw = "epoch"
 
     def record(self) -> dict[str, Any]:
-        """What decides an edit, as JSON has it: all but `redraw`; `protect` by its name."""
+        """What decides an edit, as JSON has it; `protect` by its name."""
         record = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        del record["redraw"]
         record["protected_token_ids"] = list(self.protected_token_ids)
         if self.protect is not None:
             record["protect"] = getattr(self.protect, "__qualname__", type(self.protect).__name__)

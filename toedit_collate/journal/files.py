@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Iterator
@@ -11,6 +12,11 @@ from typing import Any
 import numpy as np
 
 from .frames import Array, Frame, encode, read_frames, whole_length
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 _NAME = re.compile(r"generation-(\d+)\.rank-(\d+)\.journal")
 
@@ -44,6 +50,7 @@ class JournalWriter:
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
+        self._pid = os.getpid()
         self._file = path.open("ab", buffering=0)
         try:
             _lock(self._file.fileno(), path)
@@ -53,23 +60,37 @@ class JournalWriter:
             self._file.close()
             raise
 
-    def append(self, frame: Frame) -> None:
-        """Write a frame, and see it safely on the disk."""
-        data = encode(frame)
-        written = self._file.write(data)
-        if written != len(data):
-            raise OSError(f"journal file {self.path} could not be written: is the disk full?")
-        os.fsync(self._file.fileno())
+    def append(self, frame: Frame) -> int:
+        """Write a frame, and see it safely on the disk; returns its length in bytes.
+
+        Raises:
+            OSError: it can't be written, the disk being full, say; then the file is as before.
+        """
+        data = memoryview(encode(frame))
+        end = os.fstat(self._file.fileno()).st_size
+        written = 0
+        try:
+            while written < len(data):  # a write may be short
+                written += self._file.write(data[written:])
+            os.fsync(self._file.fileno())
+        except BaseException:
+            # No torn frame may stay: the next one would stand behind it.
+            self._file.truncate(end)
+            raise
+        return written
 
     def close(self) -> None:
         """Let another process write the file."""
+        # A forked worker shares the lock, so that closing the file would not end it; and a worker
+        # that closes the file must not end the lock of the process that writes.
+        if fcntl is not None and not self._file.closed and os.getpid() == self._pid:
+            with contextlib.suppress(OSError):
+                fcntl.flock(self._file.fileno(), fcntl.LOCK_UN)
         self._file.close()
 
 
 def _lock(descriptor: int, path: Path) -> None:
-    try:
-        import fcntl
-    except ImportError:  # Windows
+    if fcntl is None:
         return
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,6 +1,7 @@
 """The files of a journal: frames behind one another, each an Arrow table with a checksum.
 
-A frame is a header (magic, length, CRC-32 of what follows) and two Arrow IPC streams, compressed:
+A frame is a header (magic, length, CRC-32 of what follows, CRC-32 of these twelve bytes) and two
+Arrow IPC streams, compressed:
 
 | stream | a row for each | columns |
 | --- | --- | --- |
@@ -27,6 +28,8 @@ import numpy.typing as npt
 
 MAGIC = b"TEJ1"
 _HEADER = struct.Struct("<4sII")
+_CHECKSUM = struct.Struct("<I")
+_HEADER_SIZE = _HEADER.size + _CHECKSUM.size
 _METADATA = b"toedit"
 STEP_COLUMNS = ("step", "documents", "tokens", "scored", "selected")
 
@@ -112,7 +115,8 @@ def encode(frame: Frame) -> bytes:
         with pa.ipc.new_stream(sink, batch.schema, options=options) as stream:
             stream.write_batch(batch)
     payload = sink.getvalue().to_pybytes()
-    return _HEADER.pack(MAGIC, len(payload), zlib.crc32(payload)) + payload
+    header = _HEADER.pack(MAGIC, len(payload), zlib.crc32(payload))
+    return header + _CHECKSUM.pack(zlib.crc32(header)) + payload
 
 
 def read_frames(path: Path) -> Iterator[Frame]:
@@ -131,27 +135,24 @@ def whole_length(path: Path) -> int:
     end = 0
     with path.open("rb") as file:
         for begin, payload in _payloads(file, path):
-            end = begin + _HEADER.size + len(payload)
+            end = begin + _HEADER_SIZE + len(payload)
     return end
 
 
 def _payloads(file: BinaryIO, path: Path) -> Iterator[tuple[int, bytes]]:
     while True:
         begin = file.tell()
-        header = file.read(_HEADER.size)
-        if len(header) < _HEADER.size:
-            # A torn header still begins like one.
-            if not MAGIC.startswith(header[: len(MAGIC)]):
-                raise _damage(path, begin, "there is no frame")
-            return
-        magic, length, checksum = _HEADER.unpack(header)
-        if magic != MAGIC:
+        header = file.read(_HEADER_SIZE)
+        # A torn header still begins like one.
+        if not MAGIC.startswith(header[: len(MAGIC)]):
             raise _damage(path, begin, "there is no frame")
+        if len(header) < _HEADER_SIZE:
+            return
+        if _CHECKSUM.pack(zlib.crc32(header[: _HEADER.size])) != header[_HEADER.size :]:
+            raise _damage(path, begin, "the checksum of a frame's header is wrong")
+        _, length, checksum = _HEADER.unpack(header[: _HEADER.size])
         payload = file.read(length)
         if len(payload) < length:
-            # The header's length itself may be what is damaged: then whole frames follow.
-            if MAGIC in payload:
-                raise _damage(path, begin, "a frame is longer than the file")
             return
         if zlib.crc32(payload) != checksum:
             raise _damage(path, begin, "the checksum of a frame is wrong")

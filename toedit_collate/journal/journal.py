@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import atexit
-import contextlib
 import os
-import time
-import uuid
-import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,20 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..sharding import rank
-from ..uniforms import document_keys
-from .files import JournalWriter, file_of, read_valid, sizes
-from .frames import STEP_COLUMNS, Array, arrow
-from .pending import PendingEdits
+from .frames import Array, arrow
+from .keys import keys_of
 from .replay import Texts, replay_generation
-from .table import EditTable, Found
-
-# Edits are written when there are so many documents, or after so many seconds; and, by
-# `ToEditCallback`, before each checkpoint.
-MAX_PENDING_DOCUMENTS = 50_000
-MAX_PENDING_SECONDS = 60.0
-
-_STORES: weakref.WeakValueDictionary[Path, _Store] = weakref.WeakValueDictionary()
+from .store import store_of
+from .table import Found
 
 
 class Journal:
@@ -61,10 +47,7 @@ class Journal:
         if self.path.exists() and not self.path.is_dir():
             raise NotADirectoryError(f"path of a journal must be a folder, got the file {path}")
         # Journals of one path in one process know the same, written yet or not.
-        store = _STORES.get(self.path)
-        if store is None:
-            store = _STORES[self.path] = _Store(self.path)
-        self._store = store
+        self._store = store_of(self.path)
 
     def __repr__(self) -> str:
         return f"Journal({str(self.path)!r}, generations={self.generations})"
@@ -111,10 +94,13 @@ class Journal:
         """Whether a generation edited a document, changed or not."""
         self._check_generation(generation)
         keys = _key_of(np.asarray(ids, dtype=np.int64))
-        return generation > 0 and bool(self.look_up(keys, generation).known.all())
+        return generation > 0 and bool(self.look_up(keys, generation).known.any())
 
     def stats(self) -> dict[int, dict[str, float]]:
-        """What each generation did, every document counted once.
+        """What each generation did.
+
+        Each document counts once, but for one that stands in the data several times, if several
+        ranks edited it in the same epoch: it counts for each of them.
 
         For each generation: `documents`, `tokens` of them, `scored`, `selected`, `changed` and
         `dropped` tokens, `selected_share` and `changed_share` of the scored ones (Table 9).
@@ -178,21 +164,23 @@ class Journal:
         """The edits that one generation made of n documents, by their (n,) uint64 keys."""
         return self._store.table(generation).look_up(keys)
 
-    def bring_forward(self, texts: Texts, keys: Array, generation: int) -> Array:
-        """Bring n source documents to their state after `generation`, in place.
+    def bring_forward(self, texts: Texts, keys: Array, generation: int, *, since: int = 0) -> None:
+        """Bring n documents from their state after `since` (0: the source) to that after another.
 
-        Returns:
-            (n,) bool, which of them that generation edited.
+        Args:
+            texts: the documents, changed in place.
+            keys: (n,) uint64, of the source documents.
+            generation: whose edit is the last.
+            since: the generation whose edit they have.
+
+        Raises:
+            ValueError: the edits belong to other documents.
         """
-        known = np.zeros(len(keys), bool)
-        for number in range(1, generation + 1):
-            found = self.look_up(keys, number)
-            known = found.known
+        for number in range(since + 1, generation + 1):
             try:
-                replay_generation(texts, found)
+                replay_generation(texts, self.look_up(keys, number))
             except ValueError as error:
                 raise ValueError(f"journal {self.path}, generation {number}: {error}") from error
-        return known
 
     def record(
         self, keys: Array, lengths: Array, counts: Array, changes: Array, step: int, **sums: int
@@ -221,207 +209,5 @@ class Journal:
             )
 
 
-class _Store:
-    """What one process knows of the journal in one folder."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._tables: dict[int, EditTable] = {}
-        self._sizes: dict[str, int] | None = None
-        self._writer: JournalWriter | None = None
-        self._generation: int | None = None
-        self._made_with: dict[str, Any] = {}
-        self._run: dict[str, Any] = {"run": uuid.uuid4().hex, "attempt": 0, "resumed_at": 0}
-        self.run_started = False
-        self._pending = PendingEdits()
-        self._last_write = time.monotonic()
-        self._pid = os.getpid()
-        # What was not written is written at exit; not by a forked worker, which has a copy of it.
-        atexit.register(_flush_at_exit, weakref.ref(self))
-
-    def __del__(self) -> None:
-        with contextlib.suppress(AttributeError):  # __init__ did not get far
-            self.close()
-
-    def start_run(self, run: str, attempt: int, resumed_at: int) -> None:
-        self.flush()
-        self._run = {"run": run, "attempt": attempt, "resumed_at": resumed_at}
-        self.run_started = True
-        if attempt:
-            # On the disk before the first edit: from here on, what it says is void is void.
-            with contextlib.closing(self._open_writer(0)) as writer:
-                writer.append(PendingEdits().as_frame({"generation": 0, **self._run}))
-        self.refresh()
-
-    def last_attempt(self, run: str) -> int | None:
-        attempts = [f.info["attempt"] for _, f, _ in read_valid(self._path) if f.info["run"] == run]
-        return max(attempts, default=None)
-
-    def start_generation(self, generation: int, prior: str, policy: dict[str, Any]) -> None:
-        made_with = {"prior": prior, "policy": policy}
-        if (generation, made_with) == (self._generation, self._made_with):
-            return
-        self.close()
-        for _, frame, holds in read_valid(self._path):
-            there = frame.info["generation"]
-            if not holds.any():
-                continue
-            if there > generation:
-                raise ValueError(
-                    f"the journal {self._path} already holds generation {there}, so generation "
-                    f"{generation} can't be edited any more; give the run a new journal, or resume "
-                    "the run that wrote it (resume_from_checkpoint=True)"
-                )
-            if there == generation:
-                _check_made_alike(self._path, generation, frame.info, made_with)
-        self._generation, self._made_with = generation, made_with
-
-    def generations(self) -> list[int]:
-        self._load_changed()
-        return sorted(number for number, table in self._tables.items() if len(table))
-
-    def table(self, generation: int) -> EditTable:
-        if self._sizes is None:
-            self._load_changed()
-        return self._tables.setdefault(generation, EditTable())
-
-    def stats(self) -> dict[int, dict[str, float]]:
-        self.flush()
-        sums: dict[int, dict[str, float]] = {}
-        for _, frame, holds in read_valid(self._path):
-            if not holds.any():
-                continue
-            of = sums.setdefault(
-                frame.info["generation"],
-                dict.fromkeys((*STEP_COLUMNS[1:], "changed", "dropped"), 0),
-            )
-            kept = np.isin(frame.steps["step"], frame.step_of_document[holds])
-            for name in STEP_COLUMNS[1:]:
-                of[name] += int(frame.steps[name][kept].sum())
-            new = frame.changes[np.repeat(holds, frame.counts), 2]
-            of["changed"] += int((new >= 0).sum())
-            of["dropped"] += int((new < 0).sum())
-        for of in sums.values():
-            for name in ("selected", "changed"):
-                of[f"{name}_share"] = of[name] / of["scored"] if of["scored"] else float("nan")
-        return dict(sorted(sums.items()))
-
-    def record(
-        self,
-        keys: Array,
-        lengths: Array,
-        counts: Array,
-        changes: Array,
-        step: int,
-        sums: dict[str, int],
-    ) -> None:
-        if self._generation is None:
-            raise RuntimeError("start_generation() comes before record()")
-        if not len(keys):
-            return
-        table = self.table(self._generation)
-        ends = np.cumsum(counts)
-        for key, begin, end in zip(keys.tolist(), ends - counts, ends, strict=True):
-            table.add(key, changes[begin:end])
-        self._pending.add(keys, counts, changes, step, tokens=int(lengths.sum()), **sums)
-        waited = time.monotonic() - self._last_write
-        if len(self._pending) >= MAX_PENDING_DOCUMENTS or waited > MAX_PENDING_SECONDS:
-            self.flush()
-
-    def refresh(self) -> None:
-        self.flush()
-        self._sizes = None
-        self._tables.clear()
-
-    def flush(self) -> None:
-        self._last_write = time.monotonic()
-        if not len(self._pending) or os.getpid() != self._pid:
-            return
-        assert self._generation is not None
-        if self._writer is None:
-            self._writer = self._open_writer(self._generation)
-        info = {"generation": self._generation, **self._made_with, **self._run}
-        self._writer.append(self._pending.as_frame(info))
-        self._pending = PendingEdits()
-        if self._sizes is not None:
-            self._sizes = sizes(self._path)
-
-    def close(self) -> None:
-        self.flush()
-        if self._writer is not None:
-            self._writer.close()
-        self._writer = None
-        self._generation = None
-
-    def _open_writer(self, generation: int) -> JournalWriter:
-        return JournalWriter(file_of(self._path, generation, rank()))
-
-    def _load_changed(self) -> None:
-        """Read the files if another process has written to them."""
-        now = sizes(self._path)
-        if now == self._sizes:
-            return
-        self.flush()
-        parts: dict[int, list[tuple[Array, Array, Array, Array]]] = {}
-        for written_by, frame, holds in read_valid(self._path):
-            order = np.stack([frame.step_of_document, np.full(len(frame.keys), written_by)], axis=1)
-            parts.setdefault(frame.info["generation"], []).append(
-                (
-                    order[holds],
-                    frame.keys[holds],
-                    frame.counts[holds],
-                    frame.changes[np.repeat(holds, frame.counts)],
-                )
-            )
-        self._tables = {number: _table_of(part) for number, part in parts.items()}
-        self._sizes = sizes(self._path)
-
-
-def _table_of(parts: list[tuple[Array, Array, Array, Array]]) -> EditTable:
-    """A table of frames in which, of two edits of a document, that of the earlier step stands."""
-    table = EditTable()
-    order, keys, counts, changes = (np.concatenate(column) for column in zip(*parts, strict=True))
-    begin = np.cumsum(counts) - counts
-    by_step = np.lexsort((order[:, 1], order[:, 0]))
-    rows = np.concatenate(
-        [np.arange(b, b + n) for b, n in zip(begin[by_step], counts[by_step], strict=True) if n]
-        or [np.zeros(0, np.int64)]
-    )
-    table.add_many(keys[by_step], counts[by_step], changes[rows])
-    return table
-
-
-def _check_made_alike(
-    path: Path, generation: int, there: dict[str, Any], now: dict[str, Any]
-) -> None:
-    if there["prior"] != now["prior"]:
-        raise ValueError(
-            f"generation {generation} of the journal {path} was made with another prior (or the "
-            "same in another precision); give the run a new journal, or, to go on with the next "
-            f"generation, set prior.generation = {generation}"
-        )
-    for name, value in now["policy"].items():
-        if there["policy"].get(name) != value:
-            raise ValueError(
-                f"generation {generation} of the journal {path} was made with "
-                f"{name}={there['policy'].get(name)!r} in its policy, now it is {value!r}; give "
-                "the run a new journal"
-            )
-
-
 def _key_of(tokens: Array) -> Array:
     return keys_of(torch.from_numpy(tokens), [len(tokens)] if len(tokens) else [])
-
-
-def keys_of(tokens: torch.Tensor, lengths: Sequence[int]) -> Array:
-    """(n,) uint64 keys of n documents, whose tokens stand one after another."""
-    of_each = torch.as_tensor(lengths)
-    document = torch.arange(len(of_each)).repeat_interleave(of_each)
-    position = torch.arange(len(tokens)) - (of_each.cumsum(0) - of_each)[document]
-    return document_keys(tokens, document, position, len(of_each)).numpy().view(np.uint64)
-
-
-def _flush_at_exit(store: weakref.ref[_Store]) -> None:
-    alive = store()
-    if alive is not None:
-        alive.flush()

@@ -42,8 +42,10 @@ def replay_generation(texts: Texts, found: Found) -> None:
         return
     position, old, new = found.changes.T
     left = np.flatnonzero(~texts.removed)
-    place = np.searchsorted(left, texts.start)[found.document] + position
-    if (place >= len(left)).any() or (texts.tokens[left[place]] != old).any():
+    borders = np.searchsorted(left, np.append(texts.start, len(texts.tokens)))
+    place = borders[found.document] + position
+    outside = place >= borders[found.document + 1]
+    if outside.any() or (texts.tokens[left[place]] != old).any():
         raise ValueError(
             "its changes belong to another document: the old tokens are not there; is the text, "
             "or the tokenizer, another one than in training?"

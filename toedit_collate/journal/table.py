@@ -12,7 +12,8 @@ from .frames import Array
 # Edits of this run gather in a dictionary; at so many, or at this share of the whole, they are
 # sorted in with the others.
 MAX_RECENT = 8192
-MAX_RECENT_SHARE = 0.25
+MAX_RECENT_SHARE = 1 / 16
+_NO_CHANGES = np.zeros((0, 3), np.int32)  # of most documents
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class EditTable:
     def __init__(self) -> None:
         self._keys = np.zeros(0, np.uint64)
         self._begin = np.zeros(1, np.int64)  # of the changes of each key, and the end of the last
-        self._changes = np.zeros((0, 3), np.int32)
+        self._changes = _NO_CHANGES
         self._recent: dict[int, Array] = {}
 
     def __len__(self) -> int:
@@ -52,14 +53,11 @@ class EditTable:
 
     def add(self, key: int, changes: Array) -> None:
         """Add one document's (c, 3) changes."""
-        self._recent.setdefault(key, changes.astype(np.int32))
+        if self._is_sorted_in(key):
+            return
+        self._recent.setdefault(key, changes.astype(np.int32) if len(changes) else _NO_CHANGES)
         if len(self._recent) > max(MAX_RECENT, MAX_RECENT_SHARE * len(self._keys)):
-            recent, self._recent = self._recent, {}
-            self.add_many(
-                np.fromiter(recent, np.uint64, len(recent)),
-                np.fromiter(map(len, recent.values()), np.int64, len(recent)),
-                np.concatenate(list(recent.values())),
-            )
+            self._sort_in_recent()
 
     def add_many(self, keys: Array, counts: Array, changes: Array) -> None:
         """Add the changes of many documents; they stand behind those that are there.
@@ -69,6 +67,24 @@ class EditTable:
             counts: (n,) int64, changes of each.
             changes: (c, 3), of all, one after the other.
         """
+        self._sort_in_recent()
+        self._sort_in(keys, counts, changes)
+
+    def _is_sorted_in(self, key: int) -> bool:
+        place = np.searchsorted(self._keys, np.uint64(key))
+        return bool(place < len(self._keys) and self._keys[place] == key)
+
+    def _sort_in_recent(self) -> None:
+        if not self._recent:
+            return
+        recent, self._recent = self._recent, {}
+        self._sort_in(
+            np.fromiter(recent, np.uint64, len(recent)),
+            np.fromiter(map(len, recent.values()), np.int64, len(recent)),
+            np.concatenate(list(recent.values())),
+        )
+
+    def _sort_in(self, keys: Array, counts: Array, changes: Array) -> None:
         keys = np.concatenate([self._keys, keys])
         counts = np.concatenate([np.diff(self._begin), counts])
         begin = np.cumsum(counts) - counts
@@ -76,19 +92,19 @@ class EditTable:
         # unique() gives the first place of each key, so that the first edit stands.
         self._keys, first = np.unique(keys, return_index=True)
         counts = counts[first]
-        self._changes = changes[_ranges(begin[first], counts)]
+        self._changes = changes[ranges(begin[first], counts)]
         self._begin = np.concatenate([[0], np.cumsum(counts)])
 
     def look_up(self, keys: Array) -> Found:
         """Find the edits of n documents, (n,) uint64 keys."""
         known = np.zeros(len(keys), bool)
         counts = np.zeros(len(keys), np.int64)
-        changes = np.zeros((0, 3), np.int32)
+        changes = _NO_CHANGES
         if len(self._keys):
             place = np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)
             known = self._keys[place] == keys
             counts = np.where(known, self._begin[place + 1] - self._begin[place], 0)
-            changes = self._changes[_ranges(self._begin[place], counts)]
+            changes = self._changes[ranges(self._begin[place], counts)]
         document = np.repeat(np.arange(len(keys)), counts)
         missed = np.flatnonzero(~known) if self._recent else ()
         more = [(row, self._recent.get(int(keys[row]))) for row in missed]
@@ -107,7 +123,7 @@ class EditTable:
         yield from self._recent
 
 
-def _ranges(begin: Array, counts: Array) -> Array:
+def ranges(begin: Array, counts: Array) -> Array:
     """The numbers begin[i], begin[i] + 1, ... (counts[i] of them) for each i, one after another."""
     ends = np.cumsum(counts)
     total = int(ends[-1]) if len(ends) else 0
