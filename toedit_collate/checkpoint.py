@@ -214,12 +214,12 @@ def _prepare_adapter(
     discard: Callable[[], Any] = partial(_same, None)
     if name not in adapter_names(model):
         model, discard = _add_empty_adapter(model, _adapter_config(source), name, shared=shared)
+    from peft import get_peft_model_state_dict
+
     # In memory, the name of an adapter stands in the names of its weights; in files it does not.
-    target = {
-        key.replace(f".{name}", ""): tensor
-        for key, tensor in model.state_dict().items()
-        if f".{name}." in key or key.endswith(f".{name}")
-    }
+    target = get_peft_model_state_dict(
+        model, state_dict=model.state_dict(), adapter_name=name, save_embedding_layers=False
+    )
     plain = _Weights(
         weights.where, {key.replace(".default", ""): read for key, read in weights.names.items()}
     )

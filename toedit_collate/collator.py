@@ -19,7 +19,7 @@ from .journaled import JournaledEdit, edit_with_journal
 from .packing import document_positions, with_new_lengths
 from .policy import EditPolicy
 from .prior import Prior
-from .sharding import barrier, world_size
+from .sharding import barrier, check_not_zero3, has_fsdp1, world_size
 from .stats import EditStats
 from .surroundings import Surroundings
 from .token_batch import EditResult
@@ -47,8 +47,8 @@ class ToEditCollator:
         tokenizer: of the trainee; default: the prior's. It must be the prior's: same ids for the
             same tokens.
         journal: keeps what is changed, so that a document has one edit per generation (`redraw`
-            then has no effect) and a generation edits what the one before it made; without one,
-            every generation edits the source.
+            then makes no fresh draws) and a generation edits what the one before it made; without
+            one, every generation edits the source.
 
     Raises:
         TypeError: `prior`, `policy`, `base_collator` or `journal` is something else.
@@ -168,7 +168,8 @@ class ToEditCollator:
             processing_class: the tokenizer or processor of the `Trainer`, or None.
 
         Raises:
-            ValueError: the prior is the model in training, or the trainee has another tokenizer.
+            ValueError: the prior is the model in training, the trainee has another tokenizer, or a
+                shared prior can't score with a trainee that is spread over ranks so.
         """
         prior = self._require_prior()
         if unwrap_model(prior.model) is unwrap_model(model) and not prior.is_shared:
@@ -176,6 +177,14 @@ class ToEditCollator:
                 "the prior is the model in training, which Prior(model) has frozen; load a second "
                 "copy of the weights for the prior, or train with LoRA and use Prior.shared(model)"
             )
+        if prior.is_shared:
+            check_not_zero3(model, shared=True)
+            if has_fsdp1(model):
+                raise ValueError(
+                    "Prior.shared can't score with a model that FSDP version 1 has wrapped; set "
+                    "fsdp_version: 2 (in fsdp_config, or accelerate's config), or load a separate "
+                    "prior with Prior.from_pretrained"
+                )
         if prior.is_shared and prior.autocast_dtype is None:
             # accelerate wraps only the forward of the whole model in autocast; a shared prior's
             # trunk is called by itself, and should compute as the trainee does.
@@ -242,7 +251,6 @@ class ToEditCollator:
                 journal.flush()
                 barrier()
                 journal.refresh()
-            journal.start_generation(prior.generation + 1, prior.fingerprint, self.policy.record())
             self._journal_is_at = (prior.generation, epoch)
         return edit_with_journal(
             prior, journal, input_ids, **tensors, policy=self.policy, step=step,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -25,14 +24,18 @@ from .checkpoint import PreparedSwap, prepare_swap
 from .families import find_head, find_trunk, max_positions, unwrap_model
 from .head import Head
 from .layout import Documents, scoring_rows
+from .loading import load_model, load_tokenizer
 from .protection import special_token_ids, template_sequences
-from .sharding import all_reduce, full_tensor, is_sharded, run_inside
+from .sharding import (
+    all_reduce,
+    check_not_zero3,
+    fingerprint,
+    is_sharded,
+    run_inside,
+)
 
 logger = logging.getLogger("toedit_collate")
 T = TypeVar("T")
-
-# A prior's fingerprint looks at so many numbers of each weight.
-FINGERPRINT_SAMPLES = 64
 
 
 class Prior:
@@ -61,6 +64,7 @@ class Prior:
     ) -> None:
         lm = unwrap_model(model)
         find_trunk(lm)
+        check_not_zero3(model, shared=shared)
         self.model = model
         self.is_shared = shared
         self.adapter = adapter
@@ -123,21 +127,19 @@ class Prior:
             ValueError: unknown `quantization`.
             OSError: there is no such model.
         """
-        from transformers import AutoModelForCausalLM
-
-        config = _quantization_config(quantization)
-        if config is not None:
-            model_kwargs["quantization_config"] = config
-        if "device_map" not in model_kwargs:
-            model_kwargs["device_map"] = {"": _default_device() if device is None else device}
-        model: nn.Module = AutoModelForCausalLM.from_pretrained(
-            name_or_path, dtype=dtype, revision=revision, **model_kwargs
+        model = load_model(
+            name_or_path,
+            dtype=dtype,
+            device=device,
+            quantization=quantization,
+            revision=revision,
+            **model_kwargs,
         )
         if adapter is not None:
             from peft import PeftModel
 
             model = PeftModel.from_pretrained(model, adapter)  # type: ignore[arg-type]
-        return cls(model, _load_tokenizer(name_or_path, revision))
+        return cls(model, load_tokenizer(name_or_path, revision))
 
     @classmethod
     def shared(
@@ -238,11 +240,12 @@ class Prior:
         # Documents without a wanted token need no pass.
         needed = torch.zeros(documents.num_documents, dtype=torch.bool, device=tokens.device)
         needed[documents.document[wanted]] = True
+        layout = list(scoring_rows(documents, tokens, needed.tolist()))
+        num_idle = self._idle_passes(len(layout))
         trunk = find_trunk(unwrap_model(self.model))
         pieces, places = [], []
-        num_passes = 0
         with self._scoring():
-            for rows, members, cells in scoring_rows(documents, tokens, needed.tolist()):
+            for rows, members, cells in layout:
                 here = wanted[members].nonzero().squeeze(-1)
                 # use_cache=False: a cache would cost memory, and hides document borders from the
                 # mask code of transformers.
@@ -254,8 +257,7 @@ class Prior:
                 # gradients even under no_grad.
                 pieces.append(hidden.detach().flatten(0, 1)[before].to(tokens.device))
                 places.append(members[here])
-                num_passes += 1
-        self.stand_by(num_passes)
+        self._make_idle_passes(num_idle)
         states = torch.cat(pieces)
         if len(pieces) == 1:
             return states
@@ -271,19 +273,26 @@ class Prior:
         finally:
             self._is_running = False
 
-    def stand_by(self, num_passes: int = 0) -> None:
-        """Take part in the forward passes of other ranks, beyond the `num_passes` made here.
+    def stand_by(self) -> None:
+        """Make no pass, but take part in those of other ranks, if the prior is sharded over them.
 
-        To make a pass, a prior that is sharded over ranks needs all of them.
+        Ranks with such a prior must edit equally often.
         """
+        self.run(lambda: self._make_idle_passes(self._idle_passes(0)))
+
+    def _idle_passes(self, num_passes: int) -> int:
+        """How many passes other ranks make beyond ours; a sharded prior needs all ranks in each."""
         if not is_sharded(self.model):
-            return
-        missing = int(all_reduce([num_passes], "max")[0]) - num_passes
-        if missing:
+            return 0
+        return int(all_reduce([num_passes], "max")[0]) - num_passes
+
+    def _make_idle_passes(self, count: int) -> None:
+        if count:
             trunk = find_trunk(unwrap_model(self.model))
             row = torch.zeros(1, 1, dtype=torch.int64, device=self.device)
             with self._scoring():
-                self.run(lambda: [trunk(input_ids=row, use_cache=False) for _ in range(missing)])
+                for _ in range(count):
+                    trunk(input_ids=row, use_cache=False)
 
     @property
     def fingerprint(self) -> str:
@@ -292,17 +301,8 @@ class Prior:
         With weights sharded over ranks, reading it is a collective.
         """
         if not self._fingerprint:
-            digest = hashlib.sha256()
             adapter = self.adapter if self.is_shared else active_adapter(self.model)
-            for parameter in parameters_used(self.model, adapter):
-                values = full_tensor(parameter).detach().flatten()
-                count = min(len(values), FINGERPRINT_SAMPLES)
-                # In whole numbers, which no device rounds.
-                places = torch.arange(count, device=values.device) * (len(values) - 1)
-                sample = values[places // max(count - 1, 1)].cpu().contiguous()
-                digest.update(f"{parameter.dtype} {tuple(parameter.shape)}".encode())
-                digest.update(sample.view(torch.uint8).numpy().tobytes())
-            self._fingerprint = digest.hexdigest()[:32]
+            self._fingerprint = fingerprint(parameters_used(self.model, adapter))
         if self.autocast_dtype is None:
             return self._fingerprint
         return f"{self._fingerprint} in {self.autocast_dtype}"
@@ -365,13 +365,14 @@ class Prior:
         lm = unwrap_model(self.model)
         ids = torch.arange(4, device=self.device).unsqueeze(0) % self.vocab_size
 
-        def in_parts() -> tuple[Tensor, Tensor]:
+        def both_ways() -> tuple[Tensor, Tensor, Tensor]:
+            # .forward: where FSDP2 has sharded the model, this is inside its call already.
+            expected = lm.forward(input_ids=ids, use_cache=False).logits[0].float()
             hidden = find_trunk(lm)(input_ids=ids, use_cache=False, return_dict=True)[0]
-            return hidden, self.head.logits(hidden[0])
+            return expected, hidden, self.head.logits(hidden[0])
 
         with self._frozen():
-            expected = lm(input_ids=ids, use_cache=False).logits[0].float()
-            hidden, logits = self.run(in_parts)
+            expected, hidden, logits = self.run(both_ways)
             logits = logits.to(expected.device)
         if logits.shape != expected.shape:
             difference = float("inf")
@@ -385,39 +386,3 @@ class Prior:
                 f"know (off by {difference:.2g} of their size); please open an issue that names "
                 "the model"
             )
-
-
-def _default_device() -> torch.device:
-    if torch.cuda.is_available():
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", torch.cuda.current_device())))
-    return torch.device("cpu")
-
-
-def _quantization_config(quantization: Any) -> Any:
-    if quantization is None or not isinstance(quantization, str):
-        return quantization
-    if quantization not in ("8bit", "4bit"):
-        raise ValueError(
-            f"quantization must be None, '8bit', '4bit' or a quantization config of transformers, "
-            f"got {quantization!r}"
-        )
-    from transformers import BitsAndBytesConfig
-
-    if quantization == "8bit":
-        return BitsAndBytesConfig(load_in_8bit=True)
-    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.bfloat16)
-
-
-def _load_tokenizer(name_or_path: str | os.PathLike[str], revision: str | None) -> Any:
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(name_or_path, revision=revision)
-    except (OSError, ValueError) as error:
-        logger.warning(
-            "no tokenizer found beside the prior %s (%s): special tokens can't be protected; pass "
-            "tokenizer= to ToEditCollator",
-            name_or_path,
-            str(error).splitlines()[0],
-        )
-        return None

@@ -5,14 +5,19 @@ Everything here that says "collective" must happen on all ranks, in the same ord
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 T = TypeVar("T")
+
+# A fingerprint looks at so many numbers of each weight.
+FINGERPRINT_SAMPLES = 64
 
 
 def world_size() -> int:
@@ -56,6 +61,43 @@ def is_zero3(model: nn.Module) -> bool:
     return any(hasattr(p, "ds_id") for p in model.parameters())
 
 
+def check_not_zero3(model: nn.Module, *, shared: bool) -> None:
+    """Raise where a prior's weights are spread over ranks by DeepSpeed ZeRO-3.
+
+    A second forward pass through a model that ZeRO-3 trains spoils the order in which it fetches
+    weights, and training fails in the backward pass.
+    """
+    if not is_zero3(model):
+        return
+    if shared:
+        raise ValueError(
+            "Prior.shared can't score with a model that DeepSpeed ZeRO-3 has partitioned; load a "
+            "separate prior with Prior.from_pretrained (each rank holds it whole), or train with "
+            "ZeRO-2 or FSDP2"
+        )
+    raise ValueError(
+        "the prior's weights were partitioned by DeepSpeed ZeRO-3 when it was loaded; load it with "
+        "Prior.from_pretrained, or before the TrainingArguments are made"
+    )
+
+
+@contextmanager
+def without_zero3() -> Iterator[None]:
+    """Load a model whole, though TrainingArguments with DeepSpeed ZeRO-3 were made before."""
+    from transformers.integrations import deepspeed
+
+    reference = getattr(deepspeed, "_hf_deepspeed_config_weak_ref", None)
+    config = None if reference is None else reference()
+    if config is None:
+        yield
+        return
+    deepspeed.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        deepspeed.set_hf_deepspeed_config(config)
+
+
 def has_fsdp1(model: nn.Module) -> bool:
     """Whether FSDP version 1 has wrapped parts of the model."""
     return any(type(m).__name__ == "FullyShardedDataParallel" for m in model.modules())
@@ -71,9 +113,9 @@ def full_tensor(tensor: Tensor) -> Tensor:
     if _is_dtensor(tensor):
         return tensor.full_tensor()  # type: ignore[attr-defined]
     if hasattr(tensor, "ds_id"):
-        from deepspeed.zero import GatheredParameters
+        import deepspeed
 
-        with GatheredParameters([tensor]):
+        with deepspeed.zero.GatheredParameters([tensor]):
             return tensor.detach().clone()
     return tensor
 
@@ -125,3 +167,17 @@ def _is_dtensor(tensor: Tensor) -> bool:
 
 def _is_fsdp(module: nn.Module) -> bool:
     return hasattr(module, "unshard") and hasattr(module, "reshard")
+
+
+def fingerprint(parameters: Iterable[Tensor]) -> str:
+    """Tells weights apart by a sample of each; a collective where they are spread over ranks."""
+    digest = hashlib.sha256()
+    for parameter in parameters:
+        values = full_tensor(parameter).detach().flatten()
+        count = min(len(values), FINGERPRINT_SAMPLES)
+        # In whole numbers, which no device rounds.
+        places = torch.arange(count, device=values.device) * (len(values) - 1)
+        sample = values[places // max(count - 1, 1)].cpu().contiguous()
+        digest.update(f"{parameter.dtype} {tuple(parameter.shape)}".encode())
+        digest.update(sample.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:32]

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .adapters import active_adapter
+from .adapters import active_adapter, parameters_used
 from .families import unwrap_model
 from .prior import Prior
-from .sharding import full_tensor, global_shape, is_sharded
+from .sharding import full_tensor, is_sharded
 
 
 class LiveWeights(Mapping[str, Tensor]):
@@ -79,9 +79,10 @@ def save_prior(prior: Prior, folder: Path, *, writes: bool) -> None:
         gathered = _on_cpu(lm.state_dict()) if sharded else None
         if writes:
             lm.save_pretrained(unfinished, state_dict=gathered)
-    if writes and not folder.exists():
-        unfinished.rename(folder)
-    shutil.rmtree(unfinished, ignore_errors=True)
+    if writes:
+        if not folder.exists():
+            unfinished.rename(folder)
+        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def link_folder(source: Path, target: Path) -> None:
@@ -128,10 +129,11 @@ def _on_cpu(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         }
 
 
-def shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
-    """The shapes of a model's own weights, without adapters, by their names."""
+def own_weights(model: nn.Module) -> dict[str, nn.Parameter]:
+    """A model's own weights, without adapters, by the names that they have without PEFT."""
+    own = {id(parameter) for parameter in parameters_used(model, None)}
     return {
-        name.replace(".base_layer.", "."): tuple(global_shape(tensor))
-        for name, tensor in unwrap_model(model).state_dict(keep_vars=True).items()
-        if "lora_" not in name
+        name.replace(".base_layer.", ".").replace(".original_module.", "."): parameter
+        for name, parameter in unwrap_model(model).named_parameters()
+        if id(parameter) in own
     }

@@ -1,0 +1,74 @@
+"""Loading a prior from the hub or from a folder."""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import Any
+
+import torch
+from torch import nn
+
+from .sharding import without_zero3
+
+logger = logging.getLogger("toedit_collate")
+
+
+def load_model(
+    name_or_path: str | os.PathLike[str],
+    *,
+    dtype: str | torch.dtype,
+    device: str | torch.device | None,
+    quantization: Any,
+    revision: str | None,
+    **model_kwargs: Any,
+) -> nn.Module:
+    """Load a causal language model, whole on this rank; see `Prior.from_pretrained`."""
+    from transformers import AutoModelForCausalLM
+
+    config = _quantization_config(quantization)
+    if config is not None:
+        model_kwargs["quantization_config"] = config
+    if "device_map" not in model_kwargs:
+        model_kwargs["device_map"] = {"": _default_device() if device is None else device}
+    with without_zero3():
+        return AutoModelForCausalLM.from_pretrained(
+            name_or_path, dtype=dtype, revision=revision, **model_kwargs
+        )
+
+
+def _default_device() -> torch.device:
+    if torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", torch.cuda.current_device())))
+    return torch.device("cpu")
+
+
+def _quantization_config(quantization: Any) -> Any:
+    if quantization is None or not isinstance(quantization, str):
+        return quantization
+    if quantization not in ("8bit", "4bit"):
+        raise ValueError(
+            f"quantization must be None, '8bit', '4bit' or a quantization config of transformers, "
+            f"got {quantization!r}"
+        )
+    from transformers import BitsAndBytesConfig
+
+    if quantization == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.bfloat16)
+
+
+def load_tokenizer(name_or_path: str | os.PathLike[str], revision: str | None) -> Any:
+    """The tokenizer beside a model; None, with a warning, if there is none."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(name_or_path, revision=revision)
+    except (OSError, ValueError) as error:
+        logger.warning(
+            "no tokenizer found beside the prior %s (%s): special tokens can't be protected; pass "
+            "tokenizer= to ToEditCollator",
+            name_or_path,
+            str(error).splitlines()[0],
+        )
+        return None
