@@ -7,6 +7,7 @@ import os
 import pathlib
 import sys
 
+import resume_run
 import torch
 from conftest import make_tokenizer
 from peft import get_peft_model
@@ -25,6 +26,7 @@ from training import (
 )
 
 from toedit_collate import EditPolicy, Prior
+from toedit_collate.generations import last_checkpoint
 
 TEXTS = documents(8)
 ODD = documents(7)
@@ -110,6 +112,29 @@ def shared(folder, policy=None, **settings) -> dict:
     return result
 
 
+def swapped(folder, kind, name, *, stop_at=resume_run.STEPS, **settings) -> dict:
+    """Swaps and a journal, no dropout; four documents to a step, however many ranks there are.
+
+    In a folder of which a checkpoint is there already, the run is resumed.
+    """
+    folder = folder / name
+    ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    result = resume_run.run(
+        folder, kind, stop_at=stop_at, dropout=0.0, per_device_train_batch_size=2 // ranks,
+        ddp_find_unused_parameters=False, resume_from=last_checkpoint(folder / "out"), **settings,
+    )  # fmt: skip
+    result["collator"].journal.close()
+    return {key: result[key] for key in ("rows", "losses", "generation", "prior", "passes")}
+
+
+def cut_short(folder, kind, name, **settings) -> dict:
+    """Stopped at step 6, and resumed."""
+    return {
+        "first": swapped(folder, kind, name, stop_at=6, **settings),
+        "second": swapped(folder, kind, name, **settings),
+    }
+
+
 CHECKPOINTING = {
     "gradient_checkpointing": True,
     "gradient_checkpointing_kwargs": {"use_reentrant": False},
@@ -125,6 +150,10 @@ SCENARIOS = {
     "shared, idle": lambda folder: shared(folder, IDLE),
     "shared, edited": lambda folder: shared(folder, MOVED),
     "shared, plain, checkpointing": lambda folder: shared(folder, None, **CHECKPOINTING),
+    "swapped, epoch": lambda folder: swapped(folder, "full, epoch", "epoch"),
+    "swapped, save": lambda folder: swapped(folder, "shared, save", "save"),
+    "swapped, resumed": lambda folder: cut_short(folder, "shared, epoch", "resumed"),
+    "swapped, stopped": lambda folder: swapped(folder, "full, 3", "stopped", stop_at=6),
     "shared, idle, checkpointing": lambda folder: shared(folder, IDLE, **CHECKPOINTING),
 }
 

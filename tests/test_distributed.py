@@ -1,15 +1,16 @@
 """Two ranks on the CPU, under torchrun (`accelerate launch --cpu` would run a single one)."""
 
 import json
-import os
 import pathlib
-import subprocess
-import sys
+import shutil
 
 import distributed_run
 import pytest
 import torch
+from launch import run_on_two_ranks
 from training import assert_same_weights, by_first_token
+
+from toedit_collate import Journal
 
 HERE = pathlib.Path(__file__).parent
 
@@ -18,17 +19,7 @@ HERE = pathlib.Path(__file__).parent
 def run(tmp_path_factory):
     """The folder with the results of both ranks, and what they printed."""
     folder = tmp_path_factory.mktemp("distributed")
-    paths = [str(HERE), str(HERE.parent), os.environ.get("PYTHONPATH", "")]
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    done = subprocess.run(
-        [*launcher, str(HERE / "distributed_run.py"), str(folder)],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    if not (folder / "rank-1.json").exists():
-        pytest.fail(f"the ranks did not finish:\n{done.stdout[-2000:]}\n{done.stderr[-8000:]}")
+    done = run_on_two_ranks(distributed_run, folder, "rank-1.json")
     return folder, done
 
 
@@ -135,3 +126,62 @@ def test_a_shared_prior_that_edits_keeps_ranks_in_step(run, ranks):
     assert second["stats"]["changed"] > 0
     assert_same_weights(*(torch.load(folder / each["weights"]) for each in (first, second)))
     assert first["losses"] != ranks[0]["shared, plain"]["losses"]
+
+
+SWAPPED = {"epoch": "full, epoch", "save": "shared, save", "resumed": "shared, epoch"}
+
+
+def steps_of(rows_of_ranks, first=0):
+    """The documents of each step, sorted; `rows_of_ranks`: the batches of each rank."""
+    num = sum(len(batch) for batch in rows_of_ranks[0]) * len(rows_of_ranks) // 4
+    each = [[row for batch in batches for row in batch] for batches in rows_of_ranks]
+    size = 4 // len(each)
+    steps = [
+        sorted(row for rows in each for row in rows[i * size : (i + 1) * size]) for i in range(num)
+    ]
+    return dict(enumerate(steps, first))
+
+
+def journal_of(folder):
+    journal = Journal(folder / "journal")
+    texts = distributed_run.resume_run.TEXTS
+    return {
+        "replay": {g: [journal.replay(text, g) for text in texts] for g in journal.generations},
+        "stats": journal.stats(),
+    }
+
+
+@pytest.mark.parametrize("name", SWAPPED)
+def test_swaps_and_journal_are_those_of_one_process(run, ranks, tmp_path, name):
+    kind = SWAPPED[name]
+    alone = distributed_run.swapped(tmp_path, kind, name)
+    results = [rank[f"swapped, {name}"] for rank in ranks]
+    expected = steps_of([alone["rows"]])
+    if name == "resumed":
+        firsts, results = ([r[part] for r in results] for part in ("first", "second"))
+        given = steps_of([r["rows"] for r in firsts])
+        given |= steps_of([r["rows"] for r in results], first=6)
+        # The batches of the first six steps cost no pass again.
+        assert [r["passes"] for r in firsts + results] == [12] * 4
+    else:
+        given = steps_of([r["rows"] for r in results])
+    assert len(given) == 12
+    assert given == expected
+    assert [r["generation"] for r in results] == [alone["generation"]] * 2
+    assert results[0]["prior"] == results[1]["prior"]
+    ours, theirs = journal_of(run[0] / name), journal_of(tmp_path / name)
+    assert (
+        list(ours["replay"]) == list(theirs["replay"]) == [1, 2, 3, 4, 5, 6][: alone["generation"]]
+    )
+    assert ours == theirs
+
+
+def test_two_processes_resumed_on_one(run, ranks, tmp_path):
+    kind = "full, 3"
+    alone = distributed_run.swapped(tmp_path, kind, "whole")
+    stopped = steps_of([rank["swapped, stopped"]["rows"] for rank in ranks])
+    shutil.copytree(run[0] / "stopped", tmp_path / "stopped")
+    resumed = distributed_run.swapped(tmp_path, kind, "stopped")
+    assert stopped | steps_of([resumed["rows"]], first=6) == steps_of([alone["rows"]])
+    assert resumed["generation"] == alone["generation"] == 4
+    assert journal_of(tmp_path / "stopped") == journal_of(tmp_path / "whole")

@@ -6,7 +6,7 @@ import torch
 from conftest import likely_ids, make_llama, make_tokenizer
 from torch.utils.data import DataLoader
 
-from toedit_collate import EditPolicy, Prior, ToEditCollator, edit_tokens
+from toedit_collate import EditPolicy, Journal, Prior, ToEditCollator, edit_tokens
 from toedit_collate.uniforms import document_keys, token_uniforms
 
 pytestmark = [
@@ -81,3 +81,35 @@ def test_pinned_batches_from_workers(ids, workers):
     assert stats["batches"] == 2
     assert stats["changed"] == int((new_ids.cpu() != ids).sum())
     assert stats["seconds"] > 0
+
+
+def test_a_prior_has_the_same_fingerprint_as_on_the_cpu():
+    assert Prior(make_llama().cuda()).fingerprint == Prior(make_llama()).fingerprint
+
+
+def test_a_swap_is_in_place(tmp_path, ids):
+    prior = Prior(make_llama().cuda())
+    storage = [p.data_ptr() for p in prior.model.parameters()]
+    make_llama(1).save_pretrained(tmp_path)
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    prior.swap(tmp_path)
+    largest = max(p.nbytes for p in prior.model.parameters())
+    assert torch.cuda.max_memory_allocated() - before <= 2 * largest + 2**20
+    assert [p.data_ptr() for p in prior.model.parameters()] == storage
+    assert edit_tokens(prior, ids, policy=POLICY).input_ids.equal(
+        reference.edit(make_llama(1), ids, POLICY)[0]
+    )
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_journal_keeps_what_a_gpu_edits(tmp_path, ids, device):
+    prior = Prior(make_llama().cuda())
+    collator = ToEditCollator(prior, POLICY, base_collator=dict, journal=Journal(tmp_path))
+    expected = reference.edit(make_llama(), ids, POLICY)[0]
+    for _ in range(2):
+        edited = collator({"input_ids": ids.to(device)})["input_ids"]
+        assert edited.device.type == device
+        assert torch.equal(edited.cpu(), expected)
+    assert collator.stats["replayed"] == ids.numel()
+    assert [collator.journal.replay(row, 1) for row in ids.tolist()] == expected.tolist()

@@ -151,8 +151,9 @@ def counted_passes(prior: Prior):
 
     def count(module, args, kwargs) -> None:
         # A shared prior's trunk is the trainee's, which also trains and evaluates with it.
-        scoring = not prior.is_shared or module.layers[0].self_attn.q_proj.disable_adapters
-        if scoring:
+        layer = module.layers[0].self_attn.q_proj
+        training = prior.is_shared and not layer.disable_adapters
+        if not (training and layer.active_adapters == ["default"]):
             passes.append(len(kwargs["input_ids"]))
 
     handle = trunk.register_forward_pre_hook(count, with_kwargs=True)
@@ -186,6 +187,8 @@ def make_trainer(
     callbacks=(),
     trainer_class=None,
     trainer_arguments=None,
+    refresh=None,
+    journal=None,
     **settings,
 ):
     """A trainer, and the collator that edits its batches.
@@ -194,6 +197,8 @@ def make_trainer(
         kind: "Trainer" or "SFTTrainer".
         way: how editing is asked for: "collator" (as the data_collator), "callback" (alone),
             "both", "attach", or None: not at all.
+        refresh: for the callback.
+        journal: for the collator.
         settings: for the training arguments.
     """
     arguments = {**QUIET, **settings}
@@ -210,10 +215,11 @@ def make_trainer(
     callbacks = list(callbacks)
     if way in ("collator", "both", "callback"):
         collator = ToEditCollator(
-            prior, policy, base_collator=None if way == "callback" else base, tokenizer=tokenizer
-        )
+            prior, policy, base_collator=None if way == "callback" else base, tokenizer=tokenizer,
+            journal=journal,
+        )  # fmt: skip
     if way in ("callback", "both"):
-        callbacks.append(ToEditCallback(collator))
+        callbacks.append(ToEditCallback(collator, refresh))
     trainer = trainer_class(
         model=model if model is not None else make_trainee(),
         args=args,
@@ -224,7 +230,7 @@ def make_trainer(
         **(trainer_arguments or {}),
     )
     if way == "attach":
-        collator = attach(trainer, prior, policy)
+        collator = attach(trainer, prior, policy, refresh=refresh, journal=journal)
     return trainer, collator
 
 

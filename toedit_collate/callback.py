@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from transformers import Trainer, TrainerCallback
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import CallbackHandler
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from .collator import DISPATCHING, ToEditCollator, text_tokenizer
 from .journal import Journal
+from .journal.files import read_valid
 from .policy import EditPolicy
 from .prior import Prior
 from .refresh import Refresh, Refresher, check_refresh, share_run
@@ -85,6 +87,7 @@ class ToEditCallback(TrainerCallback):
         self._refresher = Refresher(collator._require_prior(), refresh)
         self._before_save = _BeforeSave(self)
         self._run: str | None = None
+        self._attempt: int | None = None
         self._wrapped: ToEditCollator | None = None
         self._logged = dict.fromkeys(_LOGGED_SUMS, 0.0)
         self._step_seconds = 0.0
@@ -161,10 +164,11 @@ class ToEditCallback(TrainerCallback):
     def _begin_run(self, args: Any, state: Any, model: Any) -> None:
         journal = self.collator.journal
         saved = state.stateful_callbacks.get(STATE_KEY, {}).get("attributes")
+        self._refresher.begin()
         is_resumed = state.global_step > 0
         if is_resumed and saved is not None:
-            _check_same_journal(saved, journal)
-            self._refresher.restore(saved, _resumed_from(args, state), model)
+            _check_same_journal(saved, journal, state.global_step)
+            self._refresher.restore(saved, _resumed_from(args, state), model, state)
         elif is_resumed:
             logger.warning(
                 "the checkpoint at step %d was not written with ToEditCallback: the prior is taken "
@@ -172,25 +176,22 @@ class ToEditCallback(TrainerCallback):
                 state.global_step,
                 self.collator._require_prior().generation,
             )
-        self._run = None
+        self._run, self._attempt = None, None
         if journal is not None:
             run = saved["run"] if is_resumed and saved else uuid.uuid4().hex
             run, last = share_run(run, journal.last_attempt(run))
-            attempt = 0 if last is None else last + 1
-            journal.start_run(run, attempt=attempt, resumed_at=state.global_step)
-            self._run = run
+            self._run, self._attempt = run, 0 if last is None else last + 1
+            journal.start_run(run, attempt=self._attempt, resumed_at=state.global_step)
         self._remember(state)
 
     def _remember(self, state: Any) -> None:
         """Put what resuming needs where the Trainer saves it, in trainer_state.json."""
-        prior = self.collator._require_prior()
         state.stateful_callbacks[STATE_KEY] = {
             "args": {},
             "attributes": {
-                "generation": prior.generation,
-                "has_swapped": self._refresher.has_swapped,
-                "prior": prior.fingerprint,
+                **self._refresher.state,
                 "run": self._run,
+                "attempt": self._attempt,
             },
         }
 
@@ -246,6 +247,9 @@ class _BeforeSave(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if control.should_save:
             self._owner.before_save(args, state)
+            if args.should_save:
+                # If it is written over an older one, it is not whole until its state is there.
+                (_checkpoint_of(args, state) / TRAINER_STATE_NAME).unlink(missing_ok=True)
 
     on_epoch_end = on_step_end
     on_log = on_step_end
@@ -318,7 +322,7 @@ def _resumed_from(args: Any, state: Any) -> Path:
     return Path(given) if isinstance(given, str) else _checkpoint_of(args, state)
 
 
-def _check_same_journal(saved: dict[str, Any], journal: Journal | None) -> None:
+def _check_same_journal(saved: dict[str, Any], journal: Journal | None, step: int) -> None:
     if saved["run"] is not None and journal is None:
         raise ValueError(
             "the run that is resumed has a journal, by which its documents are edited; pass the "
@@ -331,8 +335,21 @@ def _check_same_journal(saved: dict[str, Any], journal: Journal | None) -> None:
             "the run that is resumed has no journal, so what it has edited is not known; leave "
             "journal out, or begin a new run"
         )
-    if not journal.generations:
+    if journal.last_attempt(saved["run"]) is None:
+        held = f"holds generations {journal.generations} of another run"
         raise ValueError(
-            f"the run that is resumed has a journal, but the one in {journal.path} is empty; pass "
-            "the journal that it wrote"
+            "the run that is resumed has a journal, but the one in "
+            f"{journal.path} {held if journal.generations else 'is empty'}; pass the journal that "
+            "it wrote"
+        )
+    later = [
+        frame.info["resumed_at"]
+        for _, frame, _ in read_valid(journal.path)
+        if frame.info["run"] == saved["run"] and frame.info["attempt"] > saved["attempt"]
+    ]
+    if min(later, default=step) < step:
+        raise ValueError(
+            f"the checkpoint of step {step} was written before the run was resumed at step "
+            f"{min(later)}, when the journal took back all later edits; resume from a checkpoint "
+            "that was written since, or from one of that step or before"
         )

@@ -45,7 +45,7 @@ class GenerationReport:
         dropped: tokens that were removed.
         perplexity: held-out, per token, of the model that was trained on this generation; None
             without an eval_dataset.
-        train_loss: mean over its training; None for generation 0.
+        train_loss: mean of the losses that its Trainer logged; None for generation 0.
         folder: where its model is.
     """
 
@@ -105,8 +105,8 @@ def self_edit(
         collator_settings: further settings for `ToEditCollator`.
 
     Raises:
-        ValueError: `generations` is not positive, `start` is something else, or the prior has been
-            swapped before.
+        ValueError: `generations` is not positive, `start` is something else, the prior has been
+            swapped before, or there is `refresh` among the settings.
 
     Returns:
         A report of generation 0 (the prior as it comes) and of each generation.
@@ -121,6 +121,11 @@ def self_edit(
         raise ValueError(f"generations must be a positive whole number, got {generations!r}")
     if start not in ("base", "previous"):
         raise ValueError(f"start must be 'base' or 'previous', got {start!r}")
+    if "refresh" in collator_settings:
+        raise ValueError(
+            "self_edit swaps the prior after each generation; leave refresh out, or train one run "
+            "with ToEditCallback(collator, refresh=...)"
+        )
     if isinstance(prior, Prior) and prior.generation != 0:
         raise ValueError(
             f"prior must be the one before the first generation, got one of generation "
@@ -146,12 +151,12 @@ def self_edit(
         if number == 1:
             first = GenerationReport(generation=0, perplexity=_perplexity(trainer, collator, own))
             reports.append(_finish(first, before, trainer, save=None))
-        outcome = trainer.train(
+        trainer.train(
             resume_from_checkpoint=last_checkpoint(trainer.args.output_dir or folder, number - 1)
         )
         journal.flush()
         barrier()
-        reports.append(_end(number, here, trainer, collator, own, journal, outcome.training_loss))
+        reports.append(_end(number, here, trainer, collator, own, journal))
     return reports
 
 
@@ -237,7 +242,6 @@ def _end(
     collator: ToEditCollator,
     prior: Prior,
     journal: Journal,
-    train_loss: float,
 ) -> GenerationReport:
     """Save a generation's model, make it the prior, and report."""
     unfinished = folder.with_name(f"{folder.name}.unfinished")
@@ -250,7 +254,7 @@ def _end(
         generation=number,
         **{name: int(counts.get(name, 0)) for name in names},  # type: ignore[arg-type]
         perplexity=_perplexity(trainer, collator, prior),
-        train_loss=train_loss,
+        train_loss=_mean_loss(trainer),
         folder=str(folder),
     )
     return _finish(report, folder, trainer, save=unfinished)
@@ -268,6 +272,16 @@ def _finish(
         unfinished.rename(folder)
     barrier()
     return report
+
+
+def _mean_loss(trainer: Trainer) -> float | None:
+    """Over all steps that were logged; what `train()` returns begins where it was resumed."""
+    logged = [(e["step"], e["loss"]) for e in trainer.state.log_history if "loss" in e]
+    befores = [0, *(step for step, _ in logged)]
+    total = sum(
+        loss * (step - before) for before, (step, loss) in zip(befores, logged, strict=False)
+    )
+    return total / befores[-1] if logged else None
 
 
 def _is_finished(folder: Path) -> bool:

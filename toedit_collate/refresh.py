@@ -8,7 +8,6 @@ prior's weights where they are not those of the checkpoint itself.
 from __future__ import annotations
 
 import logging
-import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,14 +18,23 @@ from torch import Tensor, nn
 from .adapters import active_adapter
 from .families import unwrap_model
 from .prior import Prior
-from .sharding import all_reduce, barrier, has_fsdp1, world_size
-from .snapshot import LiveWeights, link_folder, save_prior, shapes, unwrap_wrappers
+from .sharding import (
+    all_reduce,
+    barrier,
+    global_shape,
+    has_fsdp1,
+    is_sharded,
+    is_zero3,
+    world_size,
+)
+from .snapshot import LiveWeights, link_folder, own_weights, save_prior, unwrap_wrappers
 
 logger = logging.getLogger("toedit_collate")
 
 Refresh = Literal["epoch", "save"] | int | None
 
-# Folder of saved priors: in a checkpoint, and in the output folder.
+# Folder of saved priors, in a checkpoint and in the output folder; each in a folder of its own in
+# it. (On resuming, a Trainer puts every adapter on the trainee that lies right below a checkpoint.)
 FOLDER = "toedit_prior"
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors")
 
@@ -54,7 +62,11 @@ class Refresher:
     def __init__(self, prior: Prior, when: Refresh) -> None:
         self.prior = prior
         self.when = when
-        self.has_swapped = False
+        self.swapped_at: int | None = None
+
+    def begin(self) -> None:
+        """Begin a run in which nothing was swapped yet."""
+        self.swapped_at = None
 
     def check(self, args: Any, trainee: nn.Module) -> None:
         """Raise at the start of training where a swap could never work.
@@ -76,51 +88,44 @@ class Refresher:
             )
         model = unwrap_wrappers(trainee)
         lm: Any = unwrap_model(self.prior.model)
-        if active_adapter(model) is None and self.prior.is_shared:
+        has_adapter = active_adapter(model) is not None
+        if self.prior.is_shared and not has_adapter:
             raise ValueError(
                 "refresh with a shared prior takes snapshots of the trainee's adapter, but it has "
                 "none; train with LoRA (peft_config=...), or load a separate prior"
             )
-        if active_adapter(model) is None and getattr(lm, "quantization_method", None):
+        if _is_quantised(lm) and not has_adapter:
             raise ValueError(
                 "refresh can't put full weights into a quantised prior; load the prior without "
                 "quantization, or train with LoRA"
             )
-        if self.prior.is_shared or getattr(lm, "quantization_method", None):
-            return
-        ours, theirs = shapes(self.prior.model), shapes(model)
-        differ = sorted(n for n in set(ours) | set(theirs) if ours.get(n) != theirs.get(n))
-        if differ:
-            raise ValueError(
-                f"refresh puts the trainee's weights into the prior, but the prior "
-                f"({type(lm).__name__}) is another model than the trainee "
-                f"({type(unwrap_model(model)).__name__}): {differ[0]!r} has shape "
-                f"{ours.get(differ[0])} in the prior, {theirs.get(differ[0])} in the trainee; "
-                "load the trainee's own model as the prior, or set refresh=None"
-            )
+        # What is quantised has other shapes than what it was made from.
+        if not (self.prior.is_shared or _is_quantised(lm) or _is_quantised(unwrap_model(model))):
+            _check_same_model(self.prior.model, model, same_values=has_adapter)
 
     def swap_live(self, trainee: nn.Module, step: int) -> bool:
         """Take over the trainee's weights as they are in memory; True if it worked."""
-        return self._swap(LiveWeights(trainee), f"the trainee at step {step}")
+        return self._swap(LiveWeights(trainee), f"the trainee at step {step}", step)
 
     def swap_saved(self, folder: Path, trainee: nn.Module, step: int) -> bool:
         """Take over a checkpoint that the Trainer has written; True if it worked.
 
-        Where it holds no safetensors (shards of FSDP or DeepSpeed), the live weights, which are
-        the same.
+        FSDP and DeepSpeed may write shards of their own and no safetensors; then the live weights,
+        which are the same.
         """
         barrier()  # it may be that another rank writes it
-        readable = any((folder / name).is_file() for name in _WEIGHTS)
-        if folder.is_dir() and not all_reduce([float(readable)], "max")[0]:
-            return self.swap_live(trainee, step)
-        return self._swap(folder, str(folder))
+        if is_sharded(trainee) or is_zero3(trainee):
+            readable = any((folder / name).is_file() for name in _WEIGHTS)
+            if not all_reduce([float(readable)], "max")[0]:
+                return self.swap_live(trainee, step)
+        return self._swap(folder, str(folder), step)
 
-    def _swap(self, source: Path | Mapping[str, Tensor], name: str) -> bool:
+    def _swap(self, source: Path | Mapping[str, Tensor], name: str, step: int) -> bool:
         problem: Exception | None = None
         prepared = None
         try:
             prepared = self.prior.prepare_swap(source)
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, RuntimeError) as error:
             problem = error
         if not all_reduce([float(problem is None)], "min")[0]:
             if prepared is not None:
@@ -135,16 +140,26 @@ class Refresher:
             return False
         assert prepared is not None
         self.prior.complete_swap(prepared)
-        self.has_swapped = True
+        self.swapped_at = step
         return True
 
     # What a checkpoint needs.
 
+    @property
+    def state(self) -> dict[str, Any]:
+        """What `restore` needs, as JSON."""
+        return {
+            "refresh": self.when,
+            "generation": self.prior.generation,
+            "swapped_at": self.swapped_at,
+            "prior": self.prior.fingerprint,
+        }
+
     def store(self, args: Any) -> None:
         """Save the prior, unless it can be had again, before a checkpoint is written."""
-        if not self.has_swapped or self.when == "save":
+        if not self._must_be_stored:
             return
-        folder = self._stored(Path(args.output_dir))
+        folder = _stored(Path(args.output_dir), self.state)
         if not _exists_everywhere(folder):
             save_prior(self.prior, folder, writes=args.should_save)
         if args.should_save:
@@ -152,54 +167,68 @@ class Refresher:
 
     def link_into(self, checkpoint: Path, args: Any) -> None:
         """Put the saved prior into a checkpoint, so that it is whole by itself."""
-        if self.has_swapped and self.when != "save" and args.should_save:
-            link_folder(self._stored(Path(args.output_dir)), checkpoint / FOLDER)
+        if self._must_be_stored:
+            state = self.state
+            if args.should_save:
+                link_folder(_stored(Path(args.output_dir), state), _stored(checkpoint, state))
 
-    def _stored(self, output_dir: Path) -> Path:
-        return output_dir / FOLDER / f"generation-{self.prior.generation:04d}"
+    @property
+    def _must_be_stored(self) -> bool:
+        # With "save", the prior is the checkpoint itself.
+        return self.swapped_at is not None and self.when != "save"
 
-    def restore(self, saved: dict[str, Any], checkpoint: Path, trainee: nn.Module) -> None:
+    def restore(
+        self, saved: dict[str, Any], checkpoint: Path, trainee: nn.Module, state: Any
+    ) -> None:
         """Bring the prior to where it was when the uninterrupted run went on from a checkpoint.
 
         Args:
-            saved: what was in the checkpoint's state: `generation`, `has_swapped`, `prior`.
+            saved: the `state` that was in the checkpoint.
             checkpoint: its folder.
             trainee: with the checkpoint's weights.
+            state: the `TrainerState` of the checkpoint.
 
         Raises:
             FileNotFoundError: the prior's weights are not in the checkpoint.
             ValueError: this prior is not the one of the run.
         """
-        generation = saved["generation"]
-        self.has_swapped = False
-        if self.when == "save":
-            # The run saved its state, and then took the checkpoint up.
-            step = int(re.sub(r"\D", "", checkpoint.name) or 0)
-            if self.swap_saved(checkpoint, trainee, step):
-                self.prior.generation = generation + 1
-                return
-        if saved["has_swapped"]:
-            self._restore_stored(generation, checkpoint)
+        step = state.global_step
+        self.prior.generation = saved["generation"]
+        self.swapped_at = saved["swapped_at"]
+        # The run saved its state, and then took the checkpoint up.
+        if saved["refresh"] == "save" and self.swap_saved(checkpoint, trainee, step):
             return
-        if self.prior.fingerprint != saved["prior"]:
+        if saved["swapped_at"] is not None:
+            self._restore_stored(saved, checkpoint)
+        elif self.prior.fingerprint != saved["prior"]:
             raise ValueError(
                 f"prior is not the one with which the run in {checkpoint} was edited (or it is in "
                 "another precision); pass the same prior, or begin a new run"
             )
-        self.prior.generation = generation
+        # A checkpoint of an epoch's last step is written before the epoch is over; a run that is
+        # resumed from it begins with the next.
+        is_over = state.epoch is not None and state.epoch == int(state.epoch)
+        if saved["refresh"] == self.when == "epoch" and is_over and self.swapped_at != step:
+            self.swap_live(trainee, step)
 
-    def _restore_stored(self, generation: int, checkpoint: Path) -> None:
-        self.prior.generation = generation
-        for folder in (checkpoint / FOLDER, self._stored(checkpoint.parent)):
+    def _restore_stored(self, saved: dict[str, Any], checkpoint: Path) -> None:
+        # A run that was killed right after it had written the checkpoint had not linked it yet.
+        places = [_stored(checkpoint, saved), _stored(checkpoint.parent, saved)]
+        for folder in places:
             if folder.is_dir():
                 self.prior.swap(folder)
-                self.prior.generation = generation
-                self.has_swapped = True
+                self.prior.generation = saved["generation"]
                 return
         raise FileNotFoundError(
-            f"checkpoint {checkpoint} was made with a prior of generation {generation}, whose "
-            f"weights are not in {checkpoint / FOLDER}; resume from another checkpoint"
+            f"checkpoint {checkpoint} was made with a prior of generation {saved['generation']}, "
+            f"whose weights are not in {places[0]}; resume from another checkpoint"
         )
+
+
+def _stored(folder: Path, state: dict[str, Any]) -> Path:
+    # With the fingerprint: another run in the same folder had other priors.
+    name = f"generation-{state['generation']:04d}-{state['prior'][:12]}"
+    return folder / FOLDER / name
 
 
 def _exists_everywhere(folder: Path) -> bool:
@@ -208,9 +237,45 @@ def _exists_everywhere(folder: Path) -> bool:
 
 def _remove_older(folder: Path) -> None:
     """Keep the last two: a checkpoint of the one before may have no copy of its own yet."""
-    kept = sorted(f for f in folder.parent.iterdir() if re.fullmatch(r"generation-\d+", f.name))
-    for old in kept[:-2]:
+    others = [f for f in folder.parent.glob("generation-*") if f.is_dir() and f != folder]
+    for old in sorted(others, key=lambda f: f.stat().st_mtime_ns)[:-1]:
         shutil.rmtree(old, ignore_errors=True)
+
+
+def _is_quantised(lm: Any) -> bool:
+    return bool(getattr(lm, "quantization_method", None))
+
+
+def _check_same_model(prior: nn.Module, trainee: nn.Module, *, same_values: bool) -> None:
+    """Raise unless both have the same weights: their shapes, or their values too."""
+    ours, theirs = own_weights(prior), own_weights(trainee)
+    names = f"({type(unwrap_model(prior)).__name__})", f"({type(unwrap_model(trainee)).__name__})"
+    for name in sorted(set(ours) | set(theirs)):
+        shapes = [tuple(global_shape(w[name])) if name in w else None for w in (ours, theirs)]
+        if shapes[0] != shapes[1]:
+            raise ValueError(
+                f"refresh puts the trainee's weights into the prior, but the prior {names[0]} is "
+                f"another model than the trainee {names[1]}: {name!r} has shape {shapes[0]} in "
+                f"the prior, {shapes[1]} in the trainee; load the trainee's own model as the "
+                "prior, or set refresh=None"
+            )
+    if same_values:
+        differ = [name for name in ours if not _about_equal(ours[name], theirs[name])]
+        if differ:
+            raise ValueError(
+                "refresh puts the trainee's adapter over the prior's base, but that is another "
+                f"base than the trainee's: they differ in {differ[0]!r}; load the trainee's base "
+                "as the prior, or set refresh=None"
+            )
+
+
+def _about_equal(ours: Tensor, theirs: Tensor) -> bool:
+    """Whether weights are the same up to their precision, by a few of them."""
+    here = [getattr(t, "to_local", lambda t=t: t)() for t in (ours, theirs)]
+    a, b = (tensor.detach().flatten()[:64].float().cpu() for tensor in here)
+    if here[0].shape != here[1].shape:  # one of the two is spread over ranks
+        return True
+    return bool((a - b).abs().max() <= 0.02 * a.abs().max()) if len(a) else True
 
 
 def share_run(run: str, journal_attempt: int | None) -> tuple[str, int | None]:

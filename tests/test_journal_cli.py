@@ -1,0 +1,848 @@
+"""`toedit journal`: what it shows, what it finds, and that an export is what was trained on."""
+
+import datetime
+import io
+import itertools
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+import datasets
+import numpy as np
+import pytest
+from conftest import make_llama, make_tokenizer
+from datasets import Dataset, load_from_disk
+from journals import POLICY, record
+from tokenizers.normalizers import Lowercase
+from tokenizers.processors import TemplateProcessing
+from training import Recorder, by_first_token, dataset, documents, make_prior, make_trainer
+from transformers import DataCollatorForSeq2Seq
+
+from toedit_collate import EditPolicy, Journal, attach
+from toedit_collate.cli import main
+from toedit_collate.journal.files import JournalWriter, list_files
+from toedit_collate.journal.frames import Frame, encode, read_frames
+from toedit_collate.journal_cli import export as export_module
+from toedit_collate.journal_cli.rows import BATCH_SIZE, open_data
+
+REMOVING = EditPolicy(threshold=0.05, exclude_original=True, drop_below=1e-3)
+FIRST, SECOND = list(range(10, 22)), list(range(30, 38))
+
+
+def toedit(capsys, *argv):
+    """Exit status, and what was printed and said of errors."""
+    capsys.readouterr()
+    status = main(["journal", *map(str, argv)])
+    printed = capsys.readouterr()
+    return status, printed.out, printed.err
+
+
+def export(capsys, journal, data, output, *options):
+    status, printed, error = toedit(
+        capsys, "export", journal, "--data", data, "--output", output, *options
+    )
+    assert status == 0, error
+    return read(output), printed
+
+
+def read(path):
+    if path.suffix == ".jsonl":
+        return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    return load_from_disk(str(path)).to_list()
+
+
+def write(path, rows):
+    """Save rows by the name of the file."""
+    if path.suffix == ".jsonl":
+        path.write_text("".join(f"{json.dumps(row)}\n" for row in rows), "utf-8")
+    elif path.suffix == ".parquet":
+        Dataset.from_list(rows).to_parquet(path)
+    else:
+        Dataset.from_list(rows).save_to_disk(path)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def no_bars():
+    datasets.disable_progress_bars()
+    yield
+    datasets.enable_progress_bars()
+
+
+@pytest.fixture(scope="module")
+def tokenizer_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tokenizer")
+    make_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def journal(tmp_path):
+    """Two documents: the first has edits in two generations, the second in the first alone."""
+    with Journal(tmp_path / "journal") as journal:
+        record(journal, FIRST, {1: 99, 3: None, 5: 98})
+        record(journal, SECOND, {})
+        record(journal, FIRST, {2: None, 4: 97}, generation=2, prior="b" * 32)
+    return tmp_path / "journal"
+
+
+# The first document, after one generation and after two: of the source, places 3 and 2 are gone.
+FIRST_AFTER_1 = [10, 99, 12, 14, 98, *FIRST[6:]]
+FIRST_AFTER_2 = [10, 99, 14, 97, *FIRST[6:]]
+
+
+# --- export: what the model was given ---
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run of two generations with prompts and removals: its folder, and what was trained on."""
+    folder = tmp_path_factory.mktemp("trained")
+    tokenizer = make_tokenizer()
+    texts = documents(12, seed=3)
+    labels = [[-100] * 3 + text[3:] for text in texts]
+    train = dataset(texts, labels=labels, number=list(range(12)))
+    trainer, _ = make_trainer(
+        folder, tokenizer, train=train, base_collator=DataCollatorForSeq2Seq(tokenizer),
+        num_train_epochs=2,
+    )  # fmt: skip
+    recorder = Recorder(trainer.model)
+    attach(
+        trainer, make_prior(tokenizer), REMOVING, journal=Journal(folder / "journal"),
+        refresh="epoch",
+    )  # fmt: skip
+    trainer.train()
+    given = [
+        {row[0]: (row, label) for one in epoch for row, label in zip(one.rows, one.labels)}  # noqa: B905
+        for epoch in (recorder.given[:6], recorder.given[6:])
+    ]
+    assert [len(of) for of in given] == [12, 12]
+    assert given[0] != given[1]
+    rows = train.to_list()
+    for name in ("data", "data.jsonl", "data.parquet"):
+        write(folder / name, rows)
+    return folder, rows, given
+
+
+@pytest.mark.parametrize("kind", ["data", "data.jsonl", "data.parquet"])
+@pytest.mark.parametrize("output", ["out", "out.jsonl"])
+def test_an_export_is_what_the_model_was_given(trained, tmp_path, capsys, kind, output):
+    folder, source, given = trained
+    for generation in (1, 2):
+        exported, _ = export(
+            capsys, folder / "journal", folder / kind, tmp_path / f"{generation}" / output,
+            "--generation", generation,
+        )  # fmt: skip
+        assert [row["number"] for row in exported] == list(range(12))
+        for row, before in zip(exported, source, strict=True):
+            ids, labels = given[generation - 1][row["input_ids"][0]]
+            assert row["input_ids"] == ids
+            assert row["labels"] == labels
+            assert row.keys() == before.keys()
+    assert sum(len(row["input_ids"]) for row in exported) < sum(
+        len(row["input_ids"]) for row in source
+    )
+
+
+def test_the_last_generation_is_the_default(trained, tmp_path, capsys):
+    folder, source, _ = trained
+    default, printed = export(capsys, folder / "journal", folder / "data", tmp_path / "a.jsonl")
+    last, _ = export(
+        capsys, folder / "journal", folder / "data", tmp_path / "b.jsonl", "--generation", 2
+    )
+    assert default == last
+    assert "12 rows as generation 2 trained on them" in printed
+    changed = removed = 0
+    for row in source:
+        tokens, places = Journal(folder / "journal").revise(row["input_ids"], 2)
+        changed += int((tokens != np.array(row["input_ids"])[places]).sum())
+        removed += len(row["input_ids"]) - len(tokens)
+    assert changed > 5
+    assert removed > 5
+    assert f": {changed:,} changed, {removed:,} removed" in printed
+
+
+def test_generation_0_is_the_source(trained, tmp_path, capsys):
+    folder, source, _ = trained
+    rows, printed = export(
+        capsys, folder / "journal", folder / "data", tmp_path / "out", "--generation", 0
+    )
+    assert rows == source
+    assert "12 rows, the source" in printed
+
+
+@pytest.mark.parametrize("output", ["out", "out.jsonl"])
+def test_packed_rows(tmp_path, capsys, tokenizer, output):
+    """What SFTTrainer packs, and saves as its train_dataset; each document is replayed."""
+    trainer, _ = make_trainer(
+        tmp_path / "run", tokenizer, kind="SFTTrainer", train=dataset(documents(12, seed=3)),
+        packing=True, max_length=40, num_train_epochs=2,
+    )  # fmt: skip
+    recorder = Recorder(trainer.model)
+    attach(
+        trainer, make_prior(tokenizer), REMOVING, journal=Journal(tmp_path / "journal"),
+        refresh="epoch",
+    )  # fmt: skip
+    trainer.train()
+    trainer.train_dataset.save_to_disk(tmp_path / "data")
+    num_steps = len(recorder.given) // 2
+    epochs = [split_by_position(recorder.given[:num_steps])]
+    epochs.append(split_by_position(recorder.given[num_steps:]))
+    for generation, given in enumerate(epochs, 1):
+        exported, printed = export(
+            capsys, tmp_path / "journal", tmp_path / "data", tmp_path / f"{generation}" / output,
+            "--generation", generation,
+        )  # fmt: skip
+        ours = [one for row in exported for one in split(row["input_ids"], row["seq_lengths"])]
+        labels = [one for row in exported for one in split(row["labels"], row["seq_lengths"])]
+        assert max(len(row["seq_lengths"]) for row in exported) > 1
+        assert len(ours) == 12
+        assert by_first_token(ours) == by_first_token(given)
+        assert labels == ours
+        assert "12 documents" in printed
+    assert epochs[0] != epochs[1]
+
+
+def split(values, lengths):
+    assert sum(lengths) == len(values)
+    ends = np.cumsum(lengths)
+    return [values[end - n : end] for n, end in zip(lengths, ends, strict=True)]
+
+
+def split_by_position(given):
+    found = []
+    for one in given:
+        for row, positions in zip(one.rows, one.positions, strict=True):
+            starts = [i for i, p in enumerate(positions) if p == 0] + [len(row)]
+            found += [row[a:b] for a, b in itertools.pairwise(starts)]
+    return found
+
+
+# --- export: columns ---
+
+
+def test_columns_follow_the_tokens(journal, tmp_path, capsys):
+    T = len(FIRST)
+    rows = [
+        {
+            "id": "a",
+            "input_ids": FIRST,
+            "labels": [-100, -100, *FIRST[2:]],
+            "attention_mask": [1] * T,
+            "completion_mask": [0, 0] + [1] * (T - 2),
+            "weights": [n / 2 for n in range(T)],
+            "spans": [[n, n + 1] for n in range(T)],
+            "by_chance": list(range(T)),
+            "text": "the source",
+        },
+        {
+            "id": "b",
+            "input_ids": SECOND,
+            "labels": SECOND,
+            "attention_mask": [1] * 8,
+            "completion_mask": [1] * 8,
+            "weights": [1.0] * 8,
+            "spans": [[n, n] for n in range(8)],
+            "by_chance": [1, 2],
+            "text": "unchanged",
+        },
+    ]
+    data = write(tmp_path / "data", rows)
+    (first, second), printed = export(capsys, journal, data, tmp_path / "out")
+    kept = [n for n in range(T) if n not in (2, 3)]
+    assert first == {
+        "id": "a",
+        "input_ids": FIRST_AFTER_2,
+        "labels": [-100, -100, 14, 97, *FIRST[6:]],
+        "attention_mask": [1] * (T - 2),
+        "completion_mask": [[0, 0, *[1] * (T - 2)][n] for n in kept],
+        "weights": [n / 2 for n in kept],
+        "spans": [[n, n + 1] for n in kept],
+        "by_chance": list(range(T)),  # in the other row it is of another length
+    }
+    del rows[1]["text"]
+    assert second == rows[1]
+    assert re.search(
+        r"2 documents, of which generation 2 knows 1; .*as after generation 1", printed
+    )
+    assert "column text was left out" in printed
+
+
+def test_padding_stays(journal, tmp_path, capsys, tokenizer, tokenizer_folder):
+    """A row that was padded when it was tokenized: padding is no part of its document."""
+    row = {"input_ids": [2, 2, *FIRST, 2], "attention_mask": [0, 0, *[1] * len(FIRST), 0]}
+    (row,), _ = export(
+        capsys, journal, write(tmp_path / "d.jsonl", [row]), tmp_path / "o.jsonl",
+        "--tokenizer", tokenizer_folder,
+    )  # fmt: skip
+    assert row["input_ids"] == [2, 2, *FIRST_AFTER_2, 2]
+    assert row["text"] == tokenizer.decode(FIRST_AFTER_2)
+    assert row["attention_mask"] == [0, 0, *[1] * len(FIRST_AFTER_2), 0]
+
+
+def test_documents_by_position_ids(journal, tmp_path, capsys):
+    positions = [*range(2, 2 + len(SECOND)), *range(len(FIRST)), *range(len(SECOND))]
+    row = {"input_ids": [*SECOND, *FIRST, *SECOND], "position_ids": positions}
+    (row,), _ = export(capsys, journal, write(tmp_path / "d.jsonl", [row]), tmp_path / "o.jsonl")
+    assert row["input_ids"] == [*SECOND, *FIRST_AFTER_2, *SECOND]
+    left = len(FIRST_AFTER_2)
+    assert row["position_ids"] == [*range(2, 10), *range(left), *range(len(SECOND))]
+
+
+def test_lists_of_fixed_length_may_shrink(journal, tmp_path, capsys):
+    T = len(FIRST)
+    features = datasets.Features(
+        {
+            "input_ids": datasets.List(datasets.Value("int32"), length=T),
+            "attention_mask": datasets.List(datasets.Value("int8"), length=T),
+            "vector": datasets.List(datasets.Value("float32"), length=2),
+        }
+    )
+    row = {"input_ids": FIRST, "attention_mask": [1] * T, "vector": [0.5, 1.5]}
+    Dataset.from_list([row], features=features).save_to_disk(tmp_path / "data")
+    (row,), _ = export(capsys, journal, tmp_path / "data", tmp_path / "out")
+    assert row["input_ids"] == FIRST_AFTER_2
+    written = load_from_disk(tmp_path / "out").features
+    assert written["input_ids"] == datasets.List(datasets.Value("int32"))
+    assert written["vector"] == features["vector"]
+
+
+def test_columns_of_json_lines_may_be_missing_or_null(journal, tmp_path, capsys):
+    rows = [{"input_ids": SECOND, "note": None}] * (2 * BATCH_SIZE)
+    rows += [{"input_ids": FIRST, "note": "n", "more": 1}]
+    data = write(tmp_path / "data.jsonl", rows)
+    exported, _ = export(capsys, journal, data, tmp_path / "out")
+    assert exported[0] == {"input_ids": SECOND, "note": None, "more": None}
+    assert exported[-1] == {"input_ids": FIRST_AFTER_2, "note": "n", "more": 1}
+    assert len(exported) == len(rows)
+
+
+def test_dates_become_text_in_json_lines(journal, tmp_path, capsys):
+    day = datetime.datetime(2024, 2, 29, 12)
+    data = write(tmp_path / "data", [{"input_ids": FIRST, "at": day}])
+    (row,), _ = export(capsys, journal, data, tmp_path / "out.jsonl")
+    assert row["at"] == "2024-02-29T12:00:00"
+
+
+# --- export: text ---
+
+
+def test_text_is_decoded(journal, tmp_path, capsys, tokenizer, tokenizer_folder):
+    data = write(tmp_path / "data.jsonl", [{"input_ids": FIRST, "text": "old"}])
+    options = ("--tokenizer", tokenizer_folder)
+    (row,), _ = export(capsys, journal, data, tmp_path / "a.jsonl", *options)
+    assert row["text"] == tokenizer.decode(FIRST_AFTER_2)
+    assert row["text"] != tokenizer.decode(FIRST)
+    (row,), printed = export(capsys, journal, data, tmp_path / "b.jsonl", *options, "--no-text")
+    assert row == {"input_ids": FIRST_AFTER_2}
+    assert "column text was left out" in printed
+
+
+@pytest.mark.parametrize("output", ["out", "out.jsonl"])
+def test_data_of_text(tmp_path, capsys, output):
+    """Text is tokenized as a whole; what the tokenizer adds is not written back as text."""
+    tokenizer = make_tokenizer()
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<|bos|> $A <|eos|>", special_tokens=[("<|bos|>", 0), ("<|eos|>", 1)]
+    )
+    tokenizer.backend_tokenizer.normalizer = Lowercase()
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    first, second = "the quick <|im_start|>brown fox", "A lazy Dog"  # which decoding would not give
+    ids = tokenizer(first)["input_ids"]
+    assert (ids[0], ids[-1]) == (0, 1)
+    new = tokenizer.convert_tokens_to_ids("X")
+    with Journal(tmp_path / "journal") as journal:
+        record(journal, ids, {1: None, 2: new})
+    data = write(tmp_path / "data.jsonl", [{"text": first, "n": 1}, {"text": second, "n": 2}])
+    rows, printed = export(
+        capsys, tmp_path / "journal", data, tmp_path / output,
+        "--tokenizer", tmp_path / "tokenizer",
+    )  # fmt: skip
+    assert rows[0]["input_ids"] == [0, new, *ids[3:]]
+    assert rows[0]["text"] == "X" + tokenizer.decode(ids[3:-1])
+    assert "<|im_start|>" in rows[0]["text"]
+    unchanged = {"input_ids": tokenizer(second)["input_ids"], "text": second, "n": 2}
+    assert rows[1] == unchanged
+    assert "2 documents, of which generation 1 knows 1;" in printed
+
+
+# --- export: what it reads and writes ---
+
+
+def test_rows_come_in_small_batches(tmp_path):
+    rows = [{"input_ids": [n]} for n in range(2 * BATCH_SIZE + 5)]
+    for name in ("data", "data.jsonl", "data.parquet"):
+        data = open_data(write(tmp_path / name, rows), None)
+        batches = list(data.batches())
+        assert [row for batch in batches for row in batch.rows] == rows
+        assert len(batches) == 3
+        assert data.count_rows() == len(rows)
+        assert re.search(rf"\b{len(rows) - (not name.endswith('jsonl'))}\b", batches[-1].names[-1])
+
+
+def test_a_split_of_several(journal, tmp_path, capsys):
+    both = {"a": Dataset.from_list([{"input_ids": FIRST}] * 2), "b": dataset([SECOND])}
+    datasets.DatasetDict(both).save_to_disk(tmp_path / "data")
+    status, _, error = toedit(
+        capsys, "export", journal, "--data", tmp_path / "data", "--output", tmp_path / "out"
+    )
+    assert status == 2
+    assert "it holds several splits; add --split with one of a, b" in error
+    rows, _ = export(capsys, journal, tmp_path / "data", tmp_path / "out", "--split", "a")
+    assert [row["input_ids"] for row in rows] == [FIRST_AFTER_2] * 2
+
+
+@pytest.mark.parametrize("name", ["out", "out.jsonl"])
+def test_nothing_is_overwritten(journal, tmp_path, capsys, name):
+    data = write(tmp_path / "data.jsonl", [{"input_ids": FIRST}])
+    rows, _ = export(capsys, journal, data, tmp_path / name)
+    status, _, error = toedit(
+        capsys, "export", journal, "--data", data, "--output", tmp_path / name,
+        "--generation", 1,
+    )  # fmt: skip
+    assert status == 2
+    assert f"--output {tmp_path / name}: is there already; remove it" in error
+    assert read(tmp_path / name) == rows
+
+
+@pytest.mark.parametrize("name", ["out", "out.jsonl"])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, None])
+def test_an_export_that_ends_early_leaves_nothing(
+    journal, tmp_path, capsys, monkeypatch, name, error
+):
+    rows = [{"input_ids": FIRST}] * BATCH_SIZE + [{"input_ids": "no list"}]
+    data = write(tmp_path / "data.jsonl", rows[: BATCH_SIZE + (error is None)])
+    argv = ["export", journal, "--data", data, "--output", tmp_path / name]
+    before = sorted(tmp_path.iterdir())
+    if error is not None:
+        seen = []
+
+        def stop(self, batch):
+            seen.extend(tmp_path.glob(f".{name}.partial-*"))
+            raise error
+
+        monkeypatch.setattr(export_module.Reviser, "revise", stop)
+        with pytest.raises(error):
+            toedit(capsys, *argv)
+        assert seen
+    elif name == "out":  # the types of the columns are looked for first
+        status, _, message = toedit(capsys, *argv)
+        assert (status, "write to a .jsonl file" in message) == (2, True)
+    else:
+        status, _, message = toedit(capsys, *argv)
+        assert status == 2
+        assert f"input_ids of line {BATCH_SIZE + 1} must be a list of whole numbers" in message
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_an_error_on_the_way_to_a_dataset_is_ours(journal, tmp_path, capsys):
+    data = write(tmp_path / "data", [{"input_ids": FIRST, "seq_lengths": [3]}])
+    status, _, error = toedit(
+        capsys, "export", journal, "--data", data, "--output", tmp_path / "out"
+    )
+    assert status == 2
+    message = f"seq_lengths of row 0 (from 0) sum to 3, but it has {len(FIRST)} tokens"
+    assert error.startswith(f"toedit journal export: error: --data {data}: {message}")
+    assert error.count("\n") == 1
+
+
+def test_the_bar_is_for_terminals(journal, tmp_path, capsys, monkeypatch):
+    data = write(tmp_path / "data.jsonl", [{"input_ids": FIRST}] * 7)
+    argv = ["journal", "export", str(journal), "--data", str(data), "--output"]
+    assert main([*argv, str(tmp_path / "a.jsonl")]) == 0
+    assert capsys.readouterr().err == ""
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True
+    monkeypatch.setattr(sys, "stderr", terminal)
+    assert main([*argv, str(tmp_path / "b.jsonl")]) == 0
+    assert "/7 " in terminal.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("rows", "options", "message"),
+    [
+        ([{"input_ids": [1, 2]}], [], r"generation 2 .* none of its documents; .*train_dataset\."),
+        ([{"input_ids": FIRST}], ["--generation", "3"], r"--generation 3: not in .* of \[1, 2\]"),
+        ([{"messages": []}], [], r"line 1 has the columns \['messages'\], no input_ids and no tex"),
+        ([{"text": "a"}], [], r"line 1 has text and no input_ids; add --tokenizer.*save_to_disk"),
+        ([{"input_ids": FIRST}], ["--tokenizer", "./no"], r"--tokenizer \./no: can't be loaded"),
+        ([{"input_ids": FIRST}], ["--split", "a"], r"--split a: the file .* leave --split out"),
+        ([{"input_ids": [1.5]}], [], r"input_ids of line 1 must be .* got \[1\.5\]"),
+        ([{"input_ids": [-5]}], [], r"line 1 has the token -5 in input_ids"),
+        ([{"input_ids": FIRST, "labels": [1]}], [], r"labels of line 1 .* 12 tokens, got 1 values"),
+        ([{"input_ids": FIRST, "loss_mask": [1]}], [], r"loss_mask of line 1 .*tokens, got 1 valu"),
+        ([{"input_ids": FIRST, "position_ids": [1]}], [], r"position_ids of line 1 holds 1 numb"),
+        ([], [], r"it holds no rows"),
+        ([5], [], r"line 1 is a int; write one JSON object a line"),
+    ],
+)
+def test_what_an_export_says_of_mistakes(journal, tmp_path, capsys, rows, options, message):
+    data = write(tmp_path / "data.jsonl", rows)
+    status, _, error = toedit(
+        capsys, "export", journal, "--data", data, "--output", tmp_path / "out.jsonl", *options
+    )
+    assert status == 2
+    assert re.match(rf"toedit journal export: error: .*{message}", error)
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("data.txt", "a", r"ends in '\.txt'; give \.jsonl, \.parquet, or a folder"),
+        ("data.jsonl", '{"input_ids": [1]}\n{"inp', r"line 2 is not JSON .*one JSON object a li"),
+        ("data.parquet", "no", r"not a parquet file"),
+        ("folder", None, r"can't be loaded as a dataset .*save_to_disk"),
+        ("none.jsonl", "", r"there is no such file or folder"),
+    ],
+)
+def test_data_that_cannot_be_used(journal, tmp_path, capsys, name, content, message):
+    path = tmp_path / name
+    if content is None:
+        path.mkdir()
+    elif content:
+        path.write_text(content)
+    status, _, error = toedit(
+        capsys, "export", journal, "--data", path, "--output", tmp_path / "out.jsonl"
+    )
+    assert status == 2
+    assert re.match(rf"toedit journal export: error: --data {path}: .*{message}", error)
+
+
+def test_outputs_of_other_formats(journal, tmp_path, capsys):
+    data = write(tmp_path / "data.jsonl", [{"input_ids": FIRST}])
+    status, _, error = toedit(capsys, "export", journal, "--data", data, "--output", "out.csv")
+    assert status == 2
+    assert re.search(r"ends in '\.csv'; write \.jsonl, or the name of a folder", error)
+
+
+@pytest.mark.parametrize("action", ["show", "verify"])
+def test_paths_without_a_journal(tmp_path, capsys, action):
+    (tmp_path / "file").touch()
+    (tmp_path / "empty").mkdir()
+    for name, message in (
+        ("none", "does not exist"), ("file", "is a file"), ("empty", "without journal files"),
+    ):  # fmt: skip
+        status, _, error = toedit(capsys, action, tmp_path / name)
+        assert status == 2
+        assert re.match(
+            rf"toedit journal {action}: error: PATH {tmp_path / name} .*{message}", error
+        )
+
+
+# --- show ---
+
+
+def test_show_has_the_numbers_of_each_generation(trained, capsys):
+    folder, _, _ = trained
+    status, printed, _ = toedit(capsys, "show", folder / "journal", "--limit", 0)
+    assert status == 0
+    names, *rows = (line.split() for line in printed.split("\n\n")[0].splitlines())
+    assert names[0] == "generation"
+    stats = Journal(folder / "journal").stats()
+    assert [int(row[0]) for row in rows] == [1, 2]
+    for row, (generation, of) in zip(rows, stats.items(), strict=True):
+        numbers = [cell for cell in row if not cell.startswith("(")]
+        shares = [float(cell.strip("(%)")) for cell in row if cell.startswith("(")]
+        expected = ["documents", "tokens", "scored", "selected", "changed", "dropped"]
+        assert numbers[1:7] == [f"{of[name]:,}" for name in expected]
+        assert shares[0] == pytest.approx(100 * of["selected_share"], rel=0.01)
+        assert shares[1] == pytest.approx(100 * of["changed_share"], rel=0.01)
+        sizes = [p.stat().st_size for g, _, p in list_files(folder / "journal") if g == generation]
+        assert numbers[7:9] == [f"{len(sizes)}", f"{sum(sizes):,}"]
+        each = sum(sizes) / (of["changed"] + of["dropped"])
+        assert float(numbers[9]) == pytest.approx(each, abs=0.1)
+
+
+def test_show_says_what_made_a_generation(trained, journal, capsys):
+    _, printed, _ = toedit(capsys, "show", journal, "--limit", 0)
+    assert "generation 1: prior a, EditPolicy()\n" in printed.replace("a prior", "a")
+    assert "generation 2: prior bbbbbbbbbbbb, EditPolicy()\n" in printed
+    _, printed, _ = toedit(capsys, "show", trained[0] / "journal", "--generation", 2)
+    assert re.search(
+        r"^generation 2: prior [0-9a-f]{12}, "
+        r"EditPolicy\(threshold=0\.05, drop_below=0\.001, exclude_original=True\)$",
+        printed,
+        re.M,
+    )
+    assert "generation 1" not in printed
+
+
+def test_show_lists_changes(journal, capsys, tokenizer, tokenizer_folder):
+    _, printed, _ = toedit(capsys, "show", journal)
+    changes = [line.split(maxsplit=3) for line in printed.split("change\n")[-1].splitlines()]
+    key = next(read_frames(list_files(journal)[0][2])).keys[0]
+    assert changes == [
+        ["1", f"{key:016x}", "1", "11 -> 99"],
+        ["1", f"{key:016x}", "3", "13 -> removed"],
+        ["1", f"{key:016x}", "5", "15 -> 98"],
+        ["2", f"{key:016x}", "2", "12 -> removed"],
+        ["2", f"{key:016x}", "4", "98 -> 97"],
+    ]
+    _, printed, _ = toedit(
+        capsys, "show", journal, "--tokenizer", tokenizer_folder, "--generation", 2, "--limit", 1
+    )
+    text = tokenizer.decode([12])
+    assert printed.splitlines()[-2].endswith(f" 2  {text!r} (12) -> removed")
+    assert "--limit shows more" in printed.splitlines()[-1]
+
+
+def test_show_while_a_frame_is_being_written(journal, capsys):
+    file = list_files(journal)[0][2]
+    _, before, _ = toedit(capsys, "show", journal)
+    frame = file.read_bytes()
+    with file.open("ab") as end:
+        end.write(frame[:-5])
+    status, after, _ = toedit(capsys, "show", journal)
+    assert status == 0
+    assert after.split("change\n")[-1] == before.split("change\n")[-1]
+
+
+def test_show_refuses_a_damaged_journal(journal, capsys):
+    flip_a_byte(list_files(journal)[0][2])
+    status, _, error = toedit(capsys, "show", journal)
+    assert status == 2
+    assert re.search(r"is damaged at byte 0.*`toedit journal verify .*` checks all files", error)
+
+
+# --- verify ---
+
+
+def verify(capsys, journal, *options):
+    status, printed, error = toedit(capsys, "verify", journal, *options)
+    assert status in (0, 1), error
+    verdict = printed.splitlines()[-1]
+    assert verdict == f"{journal}: sound" if status == 0 else "not sound, " in verdict
+    return status, printed
+
+
+def flip_a_byte(path, place=-20):
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+
+
+def test_a_sound_journal(trained, capsys):
+    folder, _, _ = trained
+    data = [folder / name for name in ("data", "data.jsonl", "data.parquet")]
+    status, printed = verify(capsys, folder / "journal", "--data", *data)
+    assert status == 0
+    assert re.search(r"^generation-0001\.rank-00000\.journal: 1 frame, 12 documents, ", printed)
+    for path in data:
+        assert re.search(
+            rf"^{path}: 12 documents, all replayed; .* 12 in generation 1", printed, re.M
+        )
+
+
+def test_a_damaged_file_does_not_hide_others(journal, capsys):
+    first, second = (path for _, _, path in list_files(journal))
+    flip_a_byte(first)
+    flip_a_byte(second)
+    status, printed = verify(capsys, journal, "--data", "not looked at")
+    assert status == 1
+    for path in (first, second):
+        assert f"{path.name}: 0 frames, 0 documents, 0 changes, then DAMAGED" in printed
+        assert f"problem: journal file {path} is damaged at byte 0: the checksum" in printed
+    assert "not sound, 2 problems" in printed
+    assert "--data was not replayed" in printed
+
+
+def test_a_torn_tail_is_no_damage(journal, capsys):
+    file = list_files(journal)[0][2]
+    file.write_bytes(file.read_bytes() + file.read_bytes()[:-7])
+    status, printed = verify(capsys, journal)
+    assert status == 0
+    torn = file.stat().st_size // 2 - 3
+    assert re.search(rf"{file.name}: 1 frame, .* {torn:,} bytes of an unfinished one", printed)
+
+
+def test_edits_of_one_document_by_two_ranks(journal, tmp_path, capsys):
+    with Journal(tmp_path / "other") as other:
+        record(other, FIRST, {1: 99, 3: None, 5: 98})
+    file = list_files(tmp_path / "other")[0][2]
+    shutil.copy(file, journal / "generation-0001.rank-00001.journal")
+    status, printed = verify(capsys, journal)
+    assert status == 0
+    assert "generation 1: 2 documents, 1 of them recorded again with the same edit" in printed
+
+    with Journal(tmp_path / "third") as third:
+        record(third, FIRST, {1: 99, 3: None, 5: 97})
+    file = list_files(tmp_path / "third")[0][2]
+    shutil.copy(file, journal / "generation-0001.rank-00002.journal")
+    status, printed = verify(capsys, journal)
+    assert status == 1
+    key = next(read_frames(file)).keys[0]
+    assert re.search(
+        rf"problem: generation 1 edited 1 document twice, and differently \({key:016x}\)", printed
+    )
+    assert "\ngeneration 1: 2 documents\n" in printed
+
+
+@pytest.mark.parametrize(
+    "other", [{"prior": "another"}, {"policy": {**POLICY, "top_k": 64}}], ids=["prior", "policy"]
+)
+def test_a_generation_made_in_two_ways(journal, tmp_path, capsys, other):
+    with Journal(tmp_path / "other") as second:
+        record(second, [5, 6, 7], {}, **other)
+    file = list_files(tmp_path / "other")[0][2]
+    shutil.copy(file, journal / "generation-0001.rank-00001.journal")
+    status, printed = verify(capsys, journal)
+    assert status == 1
+    seen = "prior another" if "prior" in other else r"EditPolicy\(top_k=64\)"
+    assert re.search(rf"problem: generation 1 was made in 2 ways: .*{seen}.*rank-00001", printed)
+
+
+def test_void_edits_are_counted(tmp_path, capsys):
+    with Journal(tmp_path / "journal") as journal:
+        journal.start_run("run")
+        record(journal, FIRST, {1: 99}, step=0)
+        record(journal, SECOND, {1: 99}, step=5)
+    with Journal(tmp_path / "journal") as journal:
+        journal.start_run("run", attempt=1, resumed_at=3)
+        record(journal, SECOND, {1: 98}, step=3)
+    status, printed = verify(capsys, tmp_path / "journal")
+    assert status == 0
+    assert "generation-0000.rank-00000.journal: 1 resumed run noted\n" in printed
+    assert re.search(r"^1 edit is void", printed, re.M)
+    assert "generation 1: 2 documents\n" in printed
+    _, shown, _ = toedit(capsys, "show", tmp_path / "journal")
+    assert "31 -> 98" in shown
+    assert "31 -> 99" not in shown
+
+
+def frame_with(**changes):
+    """A frame of one document, changes (1, 7, 8) and (4, 7, -1), or with something wrong in it."""
+    settings = {
+        "info": {
+            "generation": 1, "prior": "p", "policy": POLICY, "run": "r", "attempt": 0,
+            "resumed_at": 0,
+        },
+        "keys": np.array([5], np.uint64),
+        "counts": np.array([2]),
+        "changes": np.array([[1, 7, 8], [4, 7, -1]]),
+        "steps": {name: np.array([1]) for name in
+                  ("step", "documents", "tokens", "scored", "selected")},
+    }  # fmt: skip
+    return Frame(**{**settings, **changes})
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({}, None),
+        ({"changes": np.array([[4, 7, 8], [1, 7, 8]])}, "changes of a document are out of order"),
+        ({"changes": np.array([[1, 7, 8], [1, 8, 9]])}, "changes of a document are out of order"),
+        ({"changes": np.array([[0, 7, 8], [1, 7, 8]])}, "the first token of a document is changed"),
+        ({"changes": np.array([[1, 7, 7], [2, 7, 8]])}, "a change is none"),
+        ({"changes": np.array([[1, 7, -2], [2, 7, 8]])}, "a change is none"),
+        (
+            {"steps": {**frame_with().steps, "documents": np.array([2])}},
+            "its steps have other numbers of documents",
+        ),
+        ({"info": {**frame_with().info, "generation": 2}}, "it is of generation 2; was the file"),
+        ({"info": {"generation": 1, "run": "r"}}, "not name attempt, policy, prior, resumed_at"),
+    ],
+)
+def test_frames_that_no_writer_writes(tmp_path, capsys, wrong, message):
+    (tmp_path / "journal").mkdir()
+    path = tmp_path / "journal" / "generation-0001.rank-00000.journal"
+    path.write_bytes(encode(frame_with()) + encode(frame_with(**wrong)))
+    status, printed = verify(capsys, tmp_path / "journal")
+    assert (status == 0) == (message is None)
+    if message is not None:
+        assert f"problem: {path.name}, frame 1 (from 0): " in printed
+        assert message in printed
+
+
+def test_data_that_does_not_fit_the_edits(journal, tmp_path, capsys):
+    """Only a wrong journal can do this: a document is known by its content."""
+    file = journal / "generation-0002.rank-00000.journal"
+    frame = next(read_frames(file))
+    file.unlink()
+    writer = JournalWriter(file)
+    changes = frame.changes.copy()
+    changes[0, 1] = 200  # the old token
+    writer.append(Frame(frame.info, frame.keys, frame.counts, changes, frame.steps))
+    writer.close()
+    data = write(tmp_path / "data.jsonl", [{"input_ids": SECOND}, {"input_ids": FIRST}])
+    status, printed = verify(capsys, journal, "--data", data)
+    assert status == 1
+    assert re.search(
+        rf"problem: --data {data}: a document of line 2 can't be replayed: .* generation 2: its "
+        "changes belong to another document",
+        printed,
+    )
+
+
+def test_data_of_which_nothing_is_known(journal, tmp_path, capsys):
+    data = write(tmp_path / "data.jsonl", [{"input_ids": [1, 2]}])
+    status, _, error = toedit(capsys, "verify", journal, "--data", data)
+    assert status == 2
+    assert re.search(r"none of its documents; .*tokenized, truncated or packed otherwise", error)
+
+
+# --- the command ---
+
+
+@pytest.mark.parametrize("argv", [["--limit", "-1"], ["--generation", "x"]])
+def test_numbers_out_of_range_are_refused_by_argparse(capsys, argv):
+    with pytest.raises(SystemExit, match="2"):
+        main(["journal", "show", "x", *argv])
+    assert re.search(rf"{argv[0]}: must be a whole number .*{argv[1]}", capsys.readouterr().err)
+
+
+def test_help_is_light_and_a_closed_pipe_is_no_error(journal):
+    code = (
+        "import sys, contextlib, io\n"
+        "from toedit_collate.cli import main\n"
+        "with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()) as said:\n"
+        "    main(['journal', 'export', '--help'])\n"
+        "assert 'train_dataset' in said.getvalue()\n"
+        "loaded = {'datasets', 'pyarrow', 'trl'} & set(sys.modules)\n"
+        "if loaded: sys.exit(f'loaded: {loaded}')\n"
+        f"sys.exit(main(['journal', 'show', {str(journal)!r}]))"
+    )
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, "-c", code], stdout=writer, stderr=subprocess.PIPE, text=True
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_bench_measures_bytes_and_a_priors_share(tmp_path, capsys, tokenizer_folder, monkeypatch):
+    monkeypatch.setattr("toedit_collate.journal_cli.bench.ROWS", (2, 16))
+    make_llama().save_pretrained(tokenizer_folder)
+    data = write(tmp_path / "data.jsonl", [{"text": "the quick brown fox " * 500}])
+    status, printed, error = toedit(
+        capsys, "bench", "--tokens", 500_000, "--prior", tokenizer_folder, "--data", data
+    )
+    assert status == 0, error
+    rows = [line.split() for line in printed.splitlines() if re.match(r" +[\d,]+ ", line)]
+    assert [row[0] for row in rows] == ["256", "512", "1,024"]
+    # A key takes 8 bytes; what else a document needs is little, as only 0.1 % changes.
+    assert all(8 < float(row[1]) < 40 for row in rows)
+    # As many documents for a billion tokens as fit.
+    for length, row in zip((256, 512, 1024), rows, strict=True):
+        assert float(row[3]) == pytest.approx(float(row[1]) * 1000 / length, rel=0.02)
+    assert len(re.findall(r"edit pass of 2 x 16 tokens, \w+: .* replayed", printed)) == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--prior", "x"], "--prior and --data belong together"),
+        (["--prior", "no/such", "--data", "DATA"], "--prior no/such: can't be loaded"),
+        (["--prior", "PRIOR", "--data", "DATA"], r"holds \d+ tokens, 65,536 are needed"),
+    ],
+)
+def test_what_bench_says_of_mistakes(tmp_path, capsys, tokenizer_folder, options, message):
+    make_llama().save_pretrained(tokenizer_folder)
+    names = {"PRIOR": tokenizer_folder, "DATA": write(tmp_path / "d.jsonl", [{"text": "a b"}])}
+    status, _, error = toedit(capsys, "bench", *(names.get(o, o) for o in options))
+    assert status == 2
+    assert re.search(message, error)
