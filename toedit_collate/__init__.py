@@ -12,6 +12,7 @@ from .token_batch import EditResult
 
 if TYPE_CHECKING:
     from .callback import ToEditCallback, attach
+    from .generations import format_reports, self_edit
 
 __all__ = [
     "EditPolicy",
@@ -23,6 +24,8 @@ __all__ = [
     "ToEditCollator",
     "attach",
     "edit_tokens",
+    "format_reports",
+    "self_edit",
 ]
 __version__ = "0.1.0"
 
@@ -34,4 +37,8 @@ def __getattr__(name: str) -> Any:
         from . import callback
 
         return getattr(callback, name)
+    if name in ("format_reports", "self_edit"):
+        from . import generations
+
+        return getattr(generations, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

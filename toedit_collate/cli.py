@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
 from .demo import DemoError, add_demo
+from .journal_cli import UnusableError, add_journal
+
+# What a command raises when an argument or a file can't be used: one line for the user.
+_UNUSABLE = (DemoError, UnusableError)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the `toedit` command.
 
+    A command sets `run`, which takes the parsed arguments and returns its exit status, or None
+    for 0.
+
     Args:
         argv: its arguments; None: those of this process.
 
     Returns:
-        The exit status: 0, or 2 where the arguments or the data can't be used.
+        The exit status: 0, or 2 where the arguments or the data can't be used; 1 is what
+        `toedit journal verify` says of a journal that is not sound.
 
     Raises:
         SystemExit: `--help`, or arguments that argparse refuses (status 2).
@@ -28,15 +37,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     add_demo(commands)
+    add_journal(commands)
     args = parser.parse_args(argv)
     if hasattr(sys.stdout, "reconfigure"):  # a terminal of another encoding is no reason to stop
         sys.stdout.reconfigure(errors="replace")
     try:
-        args.run(args)
-    except DemoError as error:
+        status = args.run(args) or 0
+        sys.stdout.flush()
+    except _UNUSABLE as error:
         print(f"toedit {args.command}: error: {error}", file=sys.stderr)
         return 2
-    return 0
+    except BrokenPipeError:  # `toedit ... | head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return status
 
 
 if __name__ == "__main__":
