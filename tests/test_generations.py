@@ -104,7 +104,9 @@ def perplexity_by_hand(model, texts):
     return math.exp(nll / count)
 
 
-@pytest.fixture(scope="module", params=["full, base", "full, previous", "lora, base"])
+@pytest.fixture(
+    scope="module", params=["full, base", "full, previous", "lora, base", "lora, previous"]
+)
 def loop(request, tmp_path_factory):
     kind, start = request.param.split(", ")
     one = Loop(tmp_path_factory.mktemp("loop"), adapter=kind == "lora", start=start)
@@ -247,3 +249,20 @@ class TestRefusals:
         prior.swap(make_llama(1).state_dict())
         with pytest.raises(ValueError, match="got one of generation 1; load it anew"):
             self_edit(Loop(tmp_path).make_trainer, prior, generations=1, output_dir=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("start", "policy", "message"),
+    [
+        ("previous", POLICY, r"generation-0, .* start='base', now it is 'previous'.*output_dir"),
+        ("base", POLICY.replace(top_k=9), r"generation-0, .* top_k=8, now it is 9"),
+    ],
+)
+def test_a_folder_of_another_loop_is_refused(tmp_path, start, policy, message):
+    loop = Loop(tmp_path)
+    loop(generations=1)
+    with pytest.raises(ValueError, match=message):
+        self_edit(
+            loop.make_trainer, Prior(make_llama(), TOKENIZER), policy, generations=1,
+            output_dir=tmp_path, start=start,
+        )  # fmt: skip

@@ -817,7 +817,7 @@ def test_help_is_light_and_a_closed_pipe_is_no_error(journal):
 def test_bench_measures_bytes_and_a_priors_share(tmp_path, capsys, tokenizer_folder, monkeypatch):
     monkeypatch.setattr("toedit_collate.journal_cli.bench.ROWS", (2, 16))
     make_llama().save_pretrained(tokenizer_folder)
-    data = write(tmp_path / "data.jsonl", [{"text": "the quick brown fox " * 500}])
+    data = write(tmp_path / "data.jsonl", [{"text": "the quick brown fox " * 1500}])
     status, printed, error = toedit(
         capsys, "bench", "--tokens", 500_000, "--prior", tokenizer_folder, "--data", data
     )
@@ -837,7 +837,7 @@ def test_bench_measures_bytes_and_a_priors_share(tmp_path, capsys, tokenizer_fol
     [
         (["--prior", "x"], "--prior and --data belong together"),
         (["--prior", "no/such", "--data", "DATA"], "--prior no/such: can't be loaded"),
-        (["--prior", "PRIOR", "--data", "DATA"], r"holds \d+ tokens, 65,536 are needed"),
+        (["--prior", "PRIOR", "--data", "DATA"], r"holds \d+ tokens, 172,032 are needed"),
     ],
 )
 def test_what_bench_says_of_mistakes(tmp_path, capsys, tokenizer_folder, options, message):

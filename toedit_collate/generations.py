@@ -106,7 +106,8 @@ def self_edit(
 
     Raises:
         ValueError: `generations` is not positive, `start` is something else, the prior has been
-            swapped before, or there is `refresh` among the settings.
+            swapped before, there is `refresh` among the settings, or what is in `output_dir` was
+            made with another policy or `start`.
 
     Returns:
         A report of generation 0 (the prior as it comes) and of each generation.
@@ -133,13 +134,15 @@ def self_edit(
         )
     folder = Path(output_dir)
     journal = Journal(folder / "journal") if journal is None else journal
+    policy = EditPolicy() if policy is None else policy
+    made_with = {"start": start, **policy.record()}
     reports: list[GenerationReport] = []
     for number in range(1, generations + 1):
         here, before = (folder / f"generation-{n}" for n in (number, number - 1))
         if _is_finished(here) and (number > 1 or _is_finished(before)):
             if number == 1:
-                reports.append(_read_report(before))
-            reports.append(_read_report(here))
+                reports.append(_read_report(before, made_with))
+            reports.append(_read_report(here, made_with))
             continue
         weights = before if number > 1 else None
         trainer = make_trainer(number, weights if start == "previous" else None)
@@ -150,13 +153,13 @@ def self_edit(
         collator = attach(trainer, own, policy, journal=journal, **collator_settings)
         if number == 1:
             first = GenerationReport(generation=0, perplexity=_perplexity(trainer, collator, own))
-            reports.append(_finish(first, before, trainer, save=None))
+            reports.append(_finish(first, before, trainer, made_with, save=None))
         trainer.train(
             resume_from_checkpoint=last_checkpoint(trainer.args.output_dir or folder, number - 1)
         )
         journal.flush()
         barrier()
-        reports.append(_end(number, here, trainer, collator, own, journal))
+        reports.append(_end(number, here, trainer, collator, own, journal, made_with))
     return reports
 
 
@@ -242,6 +245,7 @@ def _end(
     collator: ToEditCollator,
     prior: Prior,
     journal: Journal,
+    made_with: dict[str, Any],
 ) -> GenerationReport:
     """Save a generation's model, make it the prior, and report."""
     unfinished = folder.with_name(f"{folder.name}.unfinished")
@@ -257,17 +261,23 @@ def _end(
         train_loss=_mean_loss(trainer),
         folder=str(folder),
     )
-    return _finish(report, folder, trainer, save=unfinished)
+    return _finish(report, folder, trainer, made_with, save=unfinished)
 
 
 def _finish(
-    report: GenerationReport, folder: Path, trainer: Trainer, *, save: Path | None
+    report: GenerationReport,
+    folder: Path,
+    trainer: Trainer,
+    made_with: dict[str, Any],
+    *,
+    save: Path | None,
 ) -> GenerationReport:
     """Write a report; the folder has its name only once it is whole."""
     if trainer.args.should_save:
         unfinished = folder.with_name(f"{folder.name}.unfinished") if save is None else save
         unfinished.mkdir(parents=True, exist_ok=True)
-        (unfinished / _REPORT).write_text(json.dumps(dataclasses.asdict(report), indent=2))
+        content = {"report": dataclasses.asdict(report), "made_with": made_with}
+        (unfinished / _REPORT).write_text(json.dumps(content, indent=2))
         shutil.rmtree(folder, ignore_errors=True)
         unfinished.rename(folder)
     barrier()
@@ -288,8 +298,16 @@ def _is_finished(folder: Path) -> bool:
     return (folder / _REPORT).is_file()
 
 
-def _read_report(folder: Path) -> GenerationReport:
-    return GenerationReport(**json.loads((folder / _REPORT).read_text()))
+def _read_report(folder: Path, made_with: dict[str, Any]) -> GenerationReport:
+    content = json.loads((folder / _REPORT).read_text())
+    for name, value in made_with.items():
+        if content["made_with"].get(name) != value:
+            raise ValueError(
+                f"output_dir holds {folder.name}, which was made with "
+                f"{name}={content['made_with'].get(name)!r}, now it is {value!r}; give another "
+                "output_dir"
+            )
+    return GenerationReport(**content["report"])
 
 
 def _perplexity(trainer: Trainer, collator: ToEditCollator, prior: Prior) -> float | None:
