@@ -24,11 +24,11 @@ from toedit_collate.snapshot import LiveWeights, save_prior
 TOKENIZER = make_tokenizer()
 
 
-def shard(model):
+def shard(model, *, root=True):
     trunk = (model.get_base_model() if hasattr(model, "peft_config") else model).model
     for layer in trunk.layers:
         fully_shard(layer)
-    return fully_shard(model)
+    return fully_shard(model) if root else model
 
 
 def edits(prior, rows) -> list[list[list[int]]]:
@@ -49,6 +49,8 @@ def separate(rows, folder, rank) -> dict:
         "edits": edits(sharded, rows) == edits(plain, rows),
         "logprobs": close(logprobs(sharded, rows), logprobs(plain, rows)),
         "fingerprint": sharded.fingerprint == plain.fingerprint,
+        "layers alone": edits(Prior(shard(make_llama(), root=False), TOKENIZER), rows)
+        == edits(plain, rows),
     }
     # Rank 0 has nothing to edit in its second row, rank 1 in its first.
     labels = [ids if (number + rank) % 2 else ids * 0 - 100 for number, ids in enumerate(rows)]

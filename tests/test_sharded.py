@@ -14,7 +14,7 @@ from toedit_collate import Prior
 
 SCENARIOS = [
     *(("separate", name) for name in (
-        "edits", "logprobs", "fingerprint", "nothing to edit on one rank",
+        "edits", "logprobs", "fingerprint", "layers alone", "nothing to edit on one rank",
         "another number of passes", "swap state", "swap folder", "swap live",
         "in place state", "in place folder", "in place live", "live weights", "saved",
     )),

@@ -14,6 +14,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from .families import unwrap_model
+
 T = TypeVar("T")
 
 # A fingerprint looks at so many numbers of each weight.
@@ -142,8 +144,12 @@ def run_inside(model: nn.Module, function: Callable[[], T]) -> T:
     FSDP2 gathers the weights of its outermost module when that is called: the embeddings, and the
     head. Parts of the model can be called only within.
     """
-    root = next((m for m in model.modules() if _is_fsdp(m)), None)
-    if root is None:
+    embeddings = unwrap_model(model).get_input_embeddings()
+    roots = (
+        m for m in model.modules() if _is_fsdp(m) and any(e is embeddings for e in m.modules())
+    )
+    root = next(roots, None)
+    if root is None:  # not sharded, or only parts that are called as a whole
         return function()
     result: list[T] = []
 
@@ -156,8 +162,8 @@ def run_inside(model: nn.Module, function: Callable[[], T]) -> T:
         root()
     finally:
         root.__dict__.pop("forward", None)
-    # The optimizer writes to the parts, not to what was gathered of them.
-    root.reshard()  # type: ignore[operator]
+        # The optimizer writes to the parts, not to what was gathered of them.
+        root.reshard()  # type: ignore[operator]
     return result[0]
 
 
