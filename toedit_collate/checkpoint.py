@@ -214,12 +214,8 @@ def _prepare_adapter(
     discard: Callable[[], Any] = partial(_same, None)
     if name not in adapter_names(model):
         model, discard = _add_empty_adapter(model, _adapter_config(source), name, shared=shared)
-    from peft import get_peft_model_state_dict
-
     # In memory, the name of an adapter stands in the names of its weights; in files it does not.
-    target = get_peft_model_state_dict(
-        model, state_dict=model.state_dict(), adapter_name=name, save_embedding_layers=False
-    )
+    target = adapter_weights(model, name)
     plain = _Weights(
         weights.where, {key.replace(".default", ""): read for key, read in weights.names.items()}
     )
@@ -234,6 +230,21 @@ def _prepare_adapter(
         discard()
         raise
     return PreparedSwap(model, name if shared else None, copy_all, discard)
+
+
+def adapter_weights(model: Any, adapter: str) -> dict[str, Tensor]:
+    """The parameters of an adapter, under the names that they have in its checkpoint.
+
+    They are the parameters themselves, which know how they are spread over ranks.
+    """
+    from peft import get_peft_model_state_dict
+
+    return get_peft_model_state_dict(
+        model,
+        state_dict=model.state_dict(keep_vars=True),
+        adapter_name=adapter,
+        save_embedding_layers=False,
+    )
 
 
 def _adapter_config(source: Path | Mapping[str, Tensor]) -> Any:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .adapters import active_adapter, parameters_used
+from .checkpoint import adapter_weights
 from .families import unwrap_model
 from .prior import Prior
 from .sharding import full_tensor, is_sharded
@@ -107,17 +108,10 @@ def unwrap_wrappers(model: Any) -> Any:
 
 
 def _weights_of(model: Any, adapter: str | None) -> dict[str, Tensor]:
+    if adapter is not None:
+        return adapter_weights(model, adapter)
     # keep_vars: the parameters themselves, which know how they are spread over ranks.
-    if adapter is None:
-        return unwrap_model(model).state_dict(keep_vars=True)
-    from peft import get_peft_model_state_dict
-
-    return get_peft_model_state_dict(
-        model,
-        state_dict=model.state_dict(keep_vars=True),
-        adapter_name=adapter,
-        save_embedding_layers=False,
-    )
+    return unwrap_model(model).state_dict(keep_vars=True)
 
 
 def _on_cpu(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
