@@ -9,7 +9,7 @@ import sys
 
 import resume_run
 import torch
-from conftest import make_tokenizer
+from conftest import make_llama, make_tokenizer
 from peft import get_peft_model
 from torch.utils.data import IterableDataset
 from training import (
@@ -25,7 +25,7 @@ from training import (
     weights,
 )
 
-from toedit_collate import EditPolicy, Prior
+from toedit_collate import DecisionCache, EditPolicy, Prior
 from toedit_collate.generations import last_checkpoint
 
 TEXTS = documents(8)
@@ -45,7 +45,7 @@ def report(trainer, recorder, collator) -> dict:
         "rows": recorder.rows(training=True),
         "evaluated": recorder.rows(training=False),
         "logged": [
-            {key: entry[key] for key in KEYS}
+            {key: entry.get(key) for key in KEYS}
             for entry in trainer.state.log_history
             if KEYS[0] in entry
         ],
@@ -69,6 +69,14 @@ def edited(folder, way="callback", texts=TEXTS, **settings) -> dict:
     recorder = Recorder(trainer.model)
     trainer.train()
     return report(trainer, recorder, collator)
+
+
+def cached(folder) -> dict:
+    """Each epoch gives a rank other documents; what either has decided is known to both."""
+    prior = Prior(make_llama(), make_tokenizer())
+    with counted_passes(prior) as passes:
+        result = edited(folder, prior=prior, cache=DecisionCache(folder / "cache"))
+    return {**result, "documents_scored": sum(passes)}
 
 
 def stream(folder) -> dict:
@@ -142,6 +150,7 @@ CHECKPOINTING = {
 SCENARIOS = {
     "collator": lambda folder: edited(folder, "collator"),
     "callback": edited,
+    "cached": cached,
     "odd": lambda folder: edited(folder, texts=ODD),
     "stream": stream,
     "dispatched": dispatched,

@@ -49,7 +49,7 @@ def edits_of_both(ranks, name, num_documents=8):
     return merged
 
 
-@pytest.mark.parametrize("name", ["collator", "callback"])
+@pytest.mark.parametrize("name", ["collator", "callback", "cached"])
 def test_edits_are_those_of_one_process(ranks, alone, name):
     assert edits_of_both(ranks, name) == edits(alone["rows"], 8)
     originals = by_first_token(distributed_run.TEXTS)
@@ -76,6 +76,11 @@ def test_metrics_are_of_both_ranks(ranks, alone):
     assert first["stats"]["scored"] != second["stats"]["scored"]
     both = {key: first["stats"][key] + second["stats"][key] for key in ("scored", "changed")}
     assert both == {key: alone["stats"][key] for key in both}
+
+
+def test_decisions_of_one_rank_are_known_to_the_other(ranks):
+    """Each of the 8 documents is scored once, in the first epoch of two."""
+    assert sum(rank["cached"]["documents_scored"] for rank in ranks) == 8
 
 
 def test_an_odd_number_of_documents(ranks):

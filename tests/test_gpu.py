@@ -7,7 +7,7 @@ from conftest import likely_ids, make_llama, make_tokenizer
 from torch.utils.data import DataLoader
 
 from toedit_collate import EditPolicy, Journal, Prior, ToEditCollator, edit_tokens
-from toedit_collate.uniforms import document_keys, token_uniforms
+from toedit_collate.uniforms import Draws, document_keys, token_uniforms
 
 pytestmark = [
     pytest.mark.gpu,
@@ -28,9 +28,8 @@ def test_draws_are_the_same_as_on_the_cpu():
 
     def draws(device):
         keys = document_keys(tokens.to(device), document.to(device), position.to(device) % 50, 10)
-        return token_uniforms(
-            keys[document.to(device)], position.to(device) % 50, seed=3, epoch=1, generation=2
-        ).cpu()
+        there = document.to(device), position.to(device) % 50
+        return token_uniforms(keys, *there, Draws(seed=3, epoch=1, generation=2)).cpu()
 
     assert torch.equal(draws("cuda"), draws("cpu"))
 

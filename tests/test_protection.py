@@ -83,9 +83,19 @@ def test_templates_of_plain_text_and_odd_ones():
 
 
 def test_structure_mask_marks_whole_runs_only():
-    ids = torch.tensor([[9, 1, 2, 3, 1, 2], [1, 2, 3, 1, 2, 3]])
-    mask = structure_mask(ids, torch.tensor([9]), [[1, 2, 3], [1] * 7])
-    assert mask.long().tolist() == [[1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 1]]
+    tokens = torch.tensor([9, 1, 2, 3, 1, 2, 1, 2, 3, 1, 2, 3])
+    document = torch.arange(12) // 6
+    mask = structure_mask(tokens, document, torch.tensor([9]), [[1, 2, 3], [1] * 13])
+    assert mask.long().tolist() == [1, 1, 1, 1, 0, 0, 1, 1, 1, 1, 1, 1]
+
+
+def test_a_run_lies_in_one_document():
+    """A packed row is no conversation: the end of one and the beginning of the next are no run."""
+    tokens = torch.tensor([5, 1, 2, 3, 1, 2, 3])
+    mask = structure_mask(
+        tokens, torch.tensor([0, 0, 0, 1, 1, 1, 1]), torch.tensor([9]), [[1, 2, 3]]
+    )
+    assert mask.long().tolist() == [0, 0, 0, 0, 1, 1, 1]
 
 
 class TestUserProtection:

@@ -56,6 +56,7 @@ def draws(logits, policy, uniforms, observed=7, forbidden=()):
         uniforms,
         policy,
         mask,
+        budget=1600,
     )
 
 

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from toedit_collate.uniforms import document_keys, philox4x32, token_uniforms
+from toedit_collate.uniforms import Draws, document_keys, philox4x32, token_uniforms
 
 
 def words(*values):
@@ -35,7 +35,7 @@ def draws(documents, *, seed=0, epoch=0, generation=0):
     number = torch.cat([torch.full((len(ids),), n) for n, ids in enumerate(documents)])
     position = torch.cat([torch.arange(len(ids)) for ids in documents])
     keys = document_keys(tokens, number, position, len(documents))
-    uniforms = token_uniforms(keys[number], position, seed=seed, epoch=epoch, generation=generation)
+    uniforms = token_uniforms(keys, number, position, Draws(seed, epoch, generation))
     return list(uniforms.split([len(ids) for ids in documents]))
 
 

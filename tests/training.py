@@ -189,6 +189,7 @@ def make_trainer(
     trainer_arguments=None,
     refresh=None,
     journal=None,
+    cache=None,
     **settings,
 ):
     """A trainer, and the collator that edits its batches.
@@ -199,6 +200,7 @@ def make_trainer(
             "both", "attach", or None: not at all.
         refresh: for the callback.
         journal: for the collator.
+        cache: likewise.
         settings: for the training arguments.
     """
     arguments = {**QUIET, **settings}
@@ -216,7 +218,7 @@ def make_trainer(
     if way in ("collator", "both", "callback"):
         collator = ToEditCollator(
             prior, policy, base_collator=None if way == "callback" else base, tokenizer=tokenizer,
-            journal=journal,
+            journal=journal, cache=cache,
         )  # fmt: skip
     if way in ("callback", "both"):
         callbacks.append(ToEditCallback(collator, refresh))
@@ -230,7 +232,7 @@ def make_trainer(
         **(trainer_arguments or {}),
     )
     if way == "attach":
-        collator = attach(trainer, prior, policy, refresh=refresh, journal=journal)
+        collator = attach(trainer, prior, policy, refresh=refresh, journal=journal, cache=cache)
     return trainer, collator
 
 

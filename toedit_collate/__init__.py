@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from .batch import ToEditBatch
+from .cache import DecisionCache
 from .collator import ToEditCollator
 from .editing import edit_tokens
 from .journal import Journal
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from .generations import format_reports, self_edit
 
 __all__ = [
+    "DecisionCache",
     "EditPolicy",
     "EditResult",
     "Journal",

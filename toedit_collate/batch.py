@@ -18,8 +18,10 @@ class BatchEditor(Protocol):
 
     key: str
 
-    def edit_collated(self, batch: dict[str, Any], where: Surroundings) -> dict[str, Any]:
-        """The batch as it is to be read there."""
+    def edit_collated(
+        self, batch: dict[str, Any], where: Surroundings, device: torch.device | None = None
+    ) -> dict[str, Any]:
+        """The batch as it is to be read there; `device` is where it will be moved then."""
 
 
 # Batches come back from workers with the key of their editor. Weak: a collator that is gone must
@@ -67,7 +69,7 @@ class ToEditBatch(MutableMapping[str, Any]):
         if self._pending_on is not None:
             where = look_around()
             if not where.skipping:
-                self._edit(where)
+                self._edit(where, _as_device(device))
         self._data = {
             key: value.to(device, non_blocking=non_blocking) if hasattr(value, "to") else value
             for key, value in self._data.items()
@@ -90,9 +92,9 @@ class ToEditBatch(MutableMapping[str, Any]):
                 self._edit(where)
         return self._data
 
-    def _edit(self, where: Surroundings) -> None:
+    def _edit(self, where: Surroundings, device: torch.device | None = None) -> None:
         assert self._pending_on is not None
-        self._data = _find_editor(self._pending_on).edit_collated(self._data, where)
+        self._data = _find_editor(self._pending_on).edit_collated(self._data, where, device)
         self._pending_on = None
 
     def __getitem__(self, key: str) -> Any:
@@ -134,6 +136,11 @@ class ToEditBatch(MutableMapping[str, Any]):
     def copy(self) -> dict[str, Any]:
         """The batch as a plain dict."""
         return dict(self._settle())
+
+
+def _as_device(device: str | torch.device | int) -> torch.device:
+    """As tensors understand it: a number is one of the accelerator's."""
+    return torch.zeros(0).to(device).device if isinstance(device, int) else torch.device(device)
 
 
 def _find_editor(pending_on: BatchEditor | str) -> BatchEditor:

@@ -148,9 +148,8 @@ class ToEditCallback(TrainerCallback):
         self._mark = time.perf_counter()
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Write what the journal has not written yet."""
-        if self.collator.journal is not None:
-            self.collator.journal.flush()
+        """Write what the journal and the cache have not written yet."""
+        self.collator.flush()
 
     def before_save(self, args: Any, state: Any) -> None:
         """Bring to the disk what the checkpoint that may be written now relies on."""

@@ -8,21 +8,21 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from .batch import ToEditBatch, register_editor
+from .cache import DecisionCache, Identity
 from .default_collator import DefaultCollator
-from .editing import edit_tokens
+from .editing import edit_batch
 from .families import unwrap_model
 from .journal import Journal
-from .journaled import JournaledEdit, edit_with_journal
+from .journaled import edit_with_journal
 from .packing import document_positions, with_new_lengths
 from .policy import EditPolicy
 from .prior import Prior
 from .sharding import barrier, check_not_zero3, has_fsdp1, world_size
 from .stats import EditStats
 from .surroundings import Surroundings
-from .token_batch import EditResult
+from .token_batch import EditResult, TokenBatch
 from .validation import check_same_tokenizer
 
 BaseCollator = Callable[[Any], Any]
@@ -49,9 +49,11 @@ class ToEditCollator:
         journal: keeps what is changed, so that a document has one edit per generation (`redraw`
             then makes no fresh draws) and a generation edits what the one before it made; without
             one, every generation edits the source.
+        cache: keeps what the prior decides, so that a document needs a forward pass only the first
+            time; draws are as without it. With `cache.prior()` for the prior, none is needed.
 
     Raises:
-        TypeError: `prior`, `policy`, `base_collator` or `journal` is something else.
+        TypeError: `prior`, `policy`, `base_collator`, `journal` or `cache` is something else.
         ValueError: another tokenizer than the prior's.
 
     Example:
@@ -67,6 +69,7 @@ class ToEditCollator:
         base_collator: BaseCollator | None = None,
         tokenizer: Any = None,
         journal: Journal | None = None,
+        cache: DecisionCache | None = None,
     ) -> None:
         if not isinstance(prior, Prior):
             raise TypeError(
@@ -85,15 +88,21 @@ class ToEditCollator:
             raise TypeError(
                 f"journal must be a Journal, got {type(journal).__name__}; write Journal(path)"
             )
+        if cache is not None and not isinstance(cache, DecisionCache):
+            raise TypeError(
+                f"cache must be a DecisionCache, got {type(cache).__name__}; write "
+                "DecisionCache(path), or DecisionCache() to keep it in memory"
+            )
         self.prior: Prior | None = prior
         self.policy = EditPolicy() if policy is None else policy
         self.tokenizer = tokenizer if tokenizer is not None else prior.tokenizer
         self.base_collator: BaseCollator = base_collator or DefaultCollator(self.tokenizer)
         self.adopt_tokenizer(tokenizer)
         self.journal = journal
+        self.cache = cache
         self.epoch = 0
         self._step = 0
-        self._journal_is_at: tuple[int, int] | None = None
+        self._is_at: tuple[int, int] | None = None  # generation and epoch
         self._stats = EditStats()
         self._fitted: Callable[[], Any] = _no_model
         self.key = uuid.uuid4().hex
@@ -132,6 +141,15 @@ class ToEditCollator:
         """
         return self._stats.summary()
 
+    def flush(self) -> None:
+        """Write what the journal and the cache have not written yet."""
+        for store in self._stores:
+            store.flush()
+
+    @property
+    def _stores(self) -> list[Journal | DecisionCache]:
+        return [store for store in (self.journal, self.cache) if store is not None]
+
     def set_epoch(self, epoch: int) -> None:
         """Say which epoch this is, for `redraw="epoch"`; not needed with accelerate's loaders."""
         self.epoch = epoch
@@ -140,7 +158,7 @@ class ToEditCollator:
         """This collator around another base: same prior, policy and counts."""
         other = ToEditCollator(
             self._require_prior(), self.policy, base_collator=base_collator,
-            tokenizer=self.tokenizer, journal=self.journal,
+            tokenizer=self.tokenizer, journal=self.journal, cache=self.cache,
         )  # fmt: skip
         other._stats = self._stats
         return other
@@ -195,8 +213,15 @@ class ToEditCollator:
         self.adopt_tokenizer(text_tokenizer(processing_class))
         self._fitted = weakref.ref(model)
 
-    def edit_collated(self, batch: dict[str, Any], where: Surroundings) -> dict[str, Any]:
+    def edit_collated(
+        self, batch: dict[str, Any], where: Surroundings, device: torch.device | None = None
+    ) -> dict[str, Any]:
         """Edit what the base collator made, unless it is read for evaluation.
+
+        Args:
+            batch: of tensors.
+            where: it is read.
+            device: where it goes next; what was edited goes there at once. None: nowhere.
 
         Raises:
             RuntimeError: in a DataLoader worker; or under accelerate's dispatching loader with
@@ -217,45 +242,50 @@ class ToEditCollator:
             "labels": batch.get("labels"),
         }
         epoch = self.epoch if where.epoch is None else where.epoch
+        step = self._step if trainer is None else trainer.state.global_step
+        if step and self._is_at is None and self.journal and not self.journal.run_started:
+            raise ValueError(
+                "the Trainer resumes a run with a journal, of which a part may have to be taken "
+                "back; pass callbacks=[ToEditCallback(collator)], which does it"
+            )
+        self._learn_from_other_ranks(epoch)
+        self._step += 1
         with self._stats.timing(prior.device):
             if self.journal is None:
-                edited: EditResult | None = edit_tokens(
-                    prior, batch["input_ids"], **tensors, policy=self.policy, epoch=epoch,
-                    generation=prior.generation, num_sampled=NUM_SAMPLED,
+                edited: EditResult | None = edit_batch(
+                    prior, self.policy, TokenBatch.of(batch["input_ids"], **tensors, home=device),
+                    epoch=epoch, generation=prior.generation, num_sampled=NUM_SAMPLED,
+                    cache=self.cache,
                 )  # fmt: skip
                 assert edited is not None
                 final, num_replayed = edited, 0
             else:
-                step = self._step if trainer is None else trainer.state.global_step
-                both = self._edit_with_journal(batch["input_ids"], tensors, epoch, step)
+                both = edit_with_journal(
+                    prior, self.journal, batch["input_ids"], **tensors, policy=self.policy,
+                    step=step, num_sampled=NUM_SAMPLED, cache=self.cache,
+                )  # fmt: skip
                 final, edited, num_replayed = both.final, both.edited, both.num_replayed
-                self._step += 1
         mask = batch.get("attention_mask")
         num_tokens = batch["input_ids"].numel() if mask is None else mask.sum()
         self._stats.add(edited, num_tokens, num_replayed)
         return _with_edit(batch, final)
 
-    def _edit_with_journal(
-        self, input_ids: Tensor, tensors: dict[str, Any], epoch: int, step: int
-    ) -> JournaledEdit:
-        prior, journal = self._require_prior(), self.journal
-        assert journal is not None
-        if step and self._journal_is_at is None and not journal.run_started:
-            raise ValueError(
-                "the Trainer resumes a run with a journal, of which a part may have to be taken "
-                "back; pass callbacks=[ToEditCallback(collator)], which does it"
-            )
-        if (prior.generation, epoch) != self._journal_is_at:
-            if world_size() > 1:
-                # Other ranks get other documents in each epoch, which may have been edited here.
-                journal.flush()
-                barrier()
-                journal.refresh()
-            self._journal_is_at = (prior.generation, epoch)
-        return edit_with_journal(
-            prior, journal, input_ids, **tensors, policy=self.policy, step=step,
-            num_sampled=NUM_SAMPLED,
-        )  # fmt: skip
+    def _learn_from_other_ranks(self, epoch: int) -> None:
+        """At the first batch of an epoch or generation: read what the ranks wrote; collective.
+
+        Each rank gets other documents in each epoch, which may have been edited on another.
+        """
+        prior = self._require_prior()
+        if (prior.generation, epoch) == self._is_at:
+            return
+        self._is_at = (prior.generation, epoch)
+        if world_size() > 1 and self._stores:
+            if self.cache is not None:
+                self.cache.open(Identity.of(prior, self.policy))
+            self.flush()
+            barrier()
+            for store in self._stores:
+                store.refresh()
 
     def _require_prior(self) -> Prior:
         if self.prior is None:
@@ -279,6 +309,7 @@ class ToEditCollator:
         self.prior = None
         self.policy = EditPolicy()
         self.journal = None
+        self.cache = None
         self._stats = EditStats()
         self._fitted = _no_model
 

@@ -7,14 +7,18 @@ import math
 import torch
 from torch import Tensor
 
-from .head import observed_logprob
+from .cache import DecisionCache
+from .cached import edit_with_cache
+from .head import tile_elements
 from .policy import EditPolicy
 from .prior import Prior
-from .protection import structure_mask
 from .resample import draw_tokens, surely_kept
+from .scores import Scores
+from .scoring import find_editable, score
 from .token_batch import EditResult, TokenBatch
-from .uniforms import token_uniforms
-from .validation import check_documents, check_finite, check_labels, check_shapes
+from .transfer import fetch, on_host, send
+from .uniforms import Draws
+from .validation import check_documents
 
 
 @torch.no_grad()
@@ -30,6 +34,7 @@ def edit_tokens(
     generation: int = 0,
     return_logprob: bool = False,
     num_sampled: int = 0,
+    cache: DecisionCache | None = None,
 ) -> EditResult:
     """Resample the tokens that the prior finds too easy: Algorithm 1 and Eq. 2.
 
@@ -45,6 +50,8 @@ def edit_tokens(
         generation: number of the generation.
         return_logprob: also compute log P exactly wherever there is one. The edit is the same.
         num_sampled: compute log P exactly for that many scored tokens, evenly spread.
+        cache: of decisions; documents that it knows need no forward pass, the others are added. The
+            edit is the same. With `return_logprob` it is not used.
 
     Raises:
         TypeError: a tensor is of the wrong type.
@@ -56,146 +63,103 @@ def edit_tokens(
         >>> print(result.selected.sum(), result.changed.sum())  # doctest: +SKIP
     """
     policy = EditPolicy() if policy is None else policy
-    check_shapes(input_ids, attention_mask, position_ids, labels)
-    check_labels(input_ids, labels, attention_mask)
-    batch = TokenBatch.on(prior.device, input_ids, attention_mask, position_ids, labels)
+    batch = TokenBatch.of(input_ids, attention_mask, position_ids, labels)
+    return edit_batch(
+        prior, policy, batch, epoch=epoch, generation=generation, return_logprob=return_logprob,
+        num_sampled=num_sampled, cache=cache,
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def edit_batch(
+    prior: Prior,
+    policy: EditPolicy,
+    batch: TokenBatch,
+    *,
+    epoch: int,
+    generation: int,
+    return_logprob: bool = False,
+    num_sampled: int = 0,
+    cache: DecisionCache | None = None,
+) -> EditResult:
+    """`edit_tokens` on a batch that is on the host; arguments as there.
+
+    Raises:
+        ValueError: as `edit_tokens`.
+    """
     check_documents(
         batch.documents, batch.tokens, vocab_size=prior.vocab_size, max_length=prior.max_length
     )
-    return prior.run(
-        lambda: _edit(prior, policy, batch, epoch, generation, return_logprob, num_sampled)
-    )
+    draws = Draws(policy.seed, epoch if policy.redraw == "epoch" else None, generation)
+    if cache is not None and not return_logprob:
+        return prior.run(lambda: edit_with_cache(prior, policy, batch, cache, draws, num_sampled))
+    return prior.run(lambda: _edit(prior, policy, batch, draws, return_logprob, num_sampled))
 
 
 def _edit(
     prior: Prior,
     policy: EditPolicy,
     batch: TokenBatch,
-    epoch: int,
-    generation: int,
+    draws: Draws,
     return_logprob: bool,
     num_sampled: int,
 ) -> EditResult:
-    """Algorithm 1 on a batch that was checked."""
-    documents, tokens = batch.documents, batch.tokens
-    editable = _find_editable(prior, policy, batch)
-    wanted = documents.position > 0 if return_logprob else editable
-    states, logprob, sample = _score(
-        prior, policy, batch, wanted, editable, exact=return_logprob, num_sampled=num_sampled
-    )
+    """Algorithm 1."""
+    editable = find_editable(prior, policy, batch)
+    wanted = batch.documents.position > 0 if return_logprob else editable
+    where = wanted.nonzero().squeeze(-1)
+    states = prior.predictive_states(batch.documents, batch.tokens, where)
+    # While the device computes them, the host draws.
+    uniforms = batch.uniforms(where, draws)
+    tokens = send(batch.tokens[where], states.device)
+    scores, sample = score(
+        prior, policy, states, tokens, editable[where], exact=return_logprob,
+        num_sampled=num_sampled,
+    )  # fmt: skip
 
     # x'_i = x_i where P(x_i | x_<i) < p; x'_i ~ P(. | x_<i) where it is >= p (Eq. 2).
-    dropped = editable & policy.drops(logprob)
-    selected = editable & policy.selects(logprob) & ~dropped
-    uniforms = token_uniforms(
-        batch.keys[documents.document[selected]],
-        documents.position[selected],
-        seed=policy.seed,
-        epoch=epoch if policy.redraw == "epoch" else None,
-        generation=generation,
+    dropped = None
+    selected = policy.selects(scores.logprob)
+    if return_logprob:
+        selected &= send(editable[where], states.device)
+    if policy.drop_below is not None:
+        dropped = policy.drops(scores.logprob) & send(editable[where], states.device)
+        selected &= ~dropped
+    at = send(_to_draw(prior, policy, scores, selected, uniforms), states.device)
+    drawn = draw_tokens(
+        prior.head,
+        states[at],
+        tokens[at],
+        send(uniforms, states.device)[at],
+        policy,
+        prior.forbidden_ids(forbid_special=policy.protect_special),
+        tile_elements(len(where), prior.vocab_size, states.device),
     )
     new_tokens = tokens.clone()
-    new_tokens[selected] = _resample(
-        prior, policy, states[selected[wanted]], tokens[selected], logprob[selected], uniforms
-    )
+    new_tokens[at] = torch.where(selected[at], drawn, tokens[at])
     return batch.result(
+        where=where,
         new_tokens=new_tokens,
         selected=selected,
         dropped=dropped,
         scored=editable,
-        logprob=logprob if return_logprob else None,
+        logprob=scores.logprob if return_logprob else None,
         sample_logprob=sample,
         pad_id=prior.pad_id,
     )
 
 
-def _find_editable(prior: Prior, policy: EditPolicy, batch: TokenBatch) -> Tensor:
-    """Which tokens may be edited: (M,) bool."""
-    # The first token of a document has no context that could score it.
-    editable = batch.documents.position > 0
-    if not policy.decides:
-        return torch.zeros_like(editable)
-    if policy.scope == "loss" and batch.labels is not None:
-        editable &= batch.labels.reshape(-1)[batch.documents.index] != -100
-    special = set(prior.special_ids) if policy.protect_special else set()
-    runs = prior.template_sequences if policy.protect_special else []
-    ids = torch.tensor(sorted(special | set(policy.protected_token_ids)), dtype=torch.int64)
-    protected = structure_mask(batch.input_ids, ids.to(batch.input_ids.device), runs)
-    if policy.protect is not None:
-        protected = protected | _user_mask(policy, batch.input_ids, prior.tokenizer)
-    return editable & ~protected.reshape(-1)[batch.documents.index]
-
-
-def _user_mask(policy: EditPolicy, input_ids: Tensor, tokenizer: object) -> Tensor:
-    assert policy.protect is not None
-    mask = policy.protect(input_ids, tokenizer)
-    if not isinstance(mask, Tensor) or mask.shape != input_ids.shape or mask.dtype != torch.bool:
-        got = f"{mask.dtype} {tuple(mask.shape)}" if isinstance(mask, Tensor) else repr(mask)
-        raise ValueError(
-            f"protect must return a bool tensor of the shape of input_ids, "
-            f"{tuple(input_ids.shape)}, got {got}"
-        )
-    return mask.to(input_ids.device)
-
-
-def _score(
-    prior: Prior,
-    policy: EditPolicy,
-    batch: TokenBatch,
-    wanted: Tensor,
-    editable: Tensor,
-    *,
-    exact: bool,
-    num_sampled: int,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Score the tokens that are `wanted`.
-
-    Returns:
-        states: a row (D,) for each wanted token.
-        logprob: (M,) float32, NaN where not wanted; under `policy.lowest_cut` only a bound, unless
-            `exact`.
-        sample: (S,) float32, exact log P of S <= `num_sampled` editable tokens.
-    """
-    tokens = batch.tokens
-    logprob = torch.full(tokens.shape, math.nan, device=tokens.device)
-    if not wanted.any():
-        prior.stand_by()
-        return logprob.new_zeros(0, 1), logprob, logprob[:0]
-    states = prior.predictive_states(batch.documents, tokens, wanted)
-    head = prior.head
-    cut = -math.inf if exact else policy.lowest_cut
-    scores = observed_logprob(head, states, tokens[wanted], lowest_cut=cut)
-    check_finite(scores, states)
-    logprob[wanted] = scores
-    sampled = editable[wanted].nonzero().squeeze(-1)
-    if num_sampled < len(sampled):
-        places = torch.linspace(0, len(sampled) - 1, num_sampled, device=sampled.device)
-        sampled = sampled[places.long()]
-    sample = observed_logprob(head, states[sampled], tokens[wanted][sampled])
-    return states, logprob, sample
-
-
-def _resample(
-    prior: Prior,
-    policy: EditPolicy,
-    states: Tensor,
-    tokens: Tensor,
-    logprob: Tensor,
-    uniforms: Tensor,
+def _to_draw(
+    prior: Prior, policy: EditPolicy, scores: Scores, selected: Tensor, uniforms: Tensor
 ) -> Tensor:
-    """Draw replacements for the n selected tokens: (n,) int64."""
-    drawn = tokens.clone()
-    head = prior.head
-    is_open = torch.ones_like(tokens, dtype=torch.bool)
-    if policy.region == "above":  # there, log P of a selected token is exact
-        most = policy.top_k if policy.sampler == "top_k" else head.vocab_size
-        is_open = ~surely_kept(uniforms, logprob, policy, num_candidates=most)
-    drawn[is_open] = draw_tokens(
-        head,
-        states[is_open],
-        tokens[is_open],
-        uniforms[is_open],
-        policy,
-        prior.forbidden_ids(forbid_special=policy.protect_special),
-    )
-    return drawn
+    """Which of the n scored tokens may change, so need candidates: (m,) int64, on the host."""
+    if policy.region != "above":
+        # There, most selected tokens are known by a bound of P alone.
+        return fetch(selected)[0].nonzero().squeeze(-1)
+    most = policy.top_k if policy.sampler == "top_k" else prior.vocab_size
+    if on_host(selected):
+        kept = surely_kept(uniforms, scores.logprob, policy, num_candidates=most)
+        return (selected & ~kept).nonzero().squeeze(-1)
+    # To ask for P would be a wait; the threshold, which a selected token reaches, does nearly.
+    kept = surely_kept(uniforms, math.log(policy.threshold), policy, num_candidates=most)
+    return (scores.is_open & ~kept).nonzero().squeeze(-1)

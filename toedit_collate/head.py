@@ -1,8 +1,7 @@
-"""The vocabulary projection, in tiles: log P of observed tokens without the (B, T, V) logits."""
+"""The vocabulary projection, in tiles: logits of some ids, without the (B, T, V) logits."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -10,13 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# A tile of logits holds at most this many elements (fp32: 16 MiB), and at most this share of the
-# full (tokens, vocabulary) matrix, so that small batches are tiled too.
+# A tile of logits holds at most this many elements (fp32: 16 MiB, about the cache of a CPU, and
+# 64 MiB), and at most this share of the full (tokens, vocabulary) matrix, so that small batches
+# are tiled too.
 MAX_TILE_ELEMENTS = 2**22
+MAX_TILE_ELEMENTS_GPU = 2**24
 MAX_TILE_SHARE = 1 / 22
-# Ids in the first tile. Tokenizers number frequent tokens first, so a small tile already holds
-# enough probability to reject most of the positions.
-FIRST_TILE_IDS = 512
 
 
 @dataclass(frozen=True)
@@ -47,34 +45,39 @@ class Head:
         stop = self.vocab_size if stop is None else stop
         if self.weight is not None:
             bias = None if self.bias is None else self.bias[start:stop]
-            raw = F.linear(self._ready(hidden), self.weight[start:stop], bias)
+            raw = F.linear(self.ready(hidden), self.weight[start:stop], bias)
         else:
             assert self.module is not None
             raw = self.module(hidden)[:, start:stop]
         return self._finish(raw)
 
+    def logits_of(self, hidden: Tensor, ids: Tensor) -> Tensor:
+        """Logits of m ids, the same for all rows, by `weight`: (n, D), (m,) -> (n, m) float32."""
+        assert self.weight is not None
+        bias = None if self.bias is None else self.bias[ids]
+        return self._finish(F.linear(self.ready(hidden), self.weight[ids], bias))
+
     def observed_logits(self, hidden: Tensor, ids: Tensor) -> Tensor:
         """The logit of one id per row, by `weight`: (n, D) states, (n,) ids -> (n,) float32."""
         assert self.weight is not None
-        hidden = self._ready(hidden)
+        hidden = self.ready(hidden)
         # fp32 sums, rounded once to the model's dtype: what a matrix product does, too. Without
         # the same rounding, an observed logit could not be compared with its competitors'.
+        rows = max(1, MAX_TILE_ELEMENTS // hidden.shape[-1])
         raw = torch.cat(
             [
                 (h.float() * self.weight[i].float()).sum(-1)
-                for h, i in zip(hidden.split(4096), ids.split(4096), strict=True)
+                for h, i in zip(hidden.split(rows), ids.split(rows), strict=True)
             ]
         )
         if self.bias is not None:
             raw = raw + self.bias[ids].float()
         return self._finish(raw.to(hidden.dtype))
 
-    def rows_per_tile(self, num_rows: int) -> int:
-        """How many rows may be projected at once on to the whole vocabulary."""
-        return max(1, tile_elements(num_rows, self.vocab_size) // self.vocab_size)
-
-    def _ready(self, hidden: Tensor) -> Tensor:
-        assert self.weight is not None
+    def ready(self, hidden: Tensor) -> Tensor:
+        """Hidden states on the device and in the dtype of `weight`."""
+        if self.weight is None:
+            return hidden
         return hidden.to(device=self.weight.device, dtype=self.weight.dtype)
 
     def _finish(self, raw: Tensor) -> Tensor:
@@ -85,88 +88,14 @@ class Head:
         return raw.float()
 
 
-def tile_elements(num_rows: int, vocab_size: int) -> int:
-    """The largest number of logits to hold at once for `num_rows` positions."""
-    return max(1, min(MAX_TILE_ELEMENTS, int(num_rows * vocab_size * MAX_TILE_SHARE)))
+def tile_elements(num_rows: int, vocab_size: int, device: torch.device | None = None) -> int:
+    """The largest number of logits to hold at once for a batch of `num_rows` positions."""
+    on_gpu = device is not None and device.type == "cuda"
+    most = MAX_TILE_ELEMENTS_GPU if on_gpu else MAX_TILE_ELEMENTS
+    return max(1, min(most, int(num_rows * vocab_size * MAX_TILE_SHARE)))
 
 
-def observed_logprob(
-    head: Head, hidden: Tensor, ids: Tensor, *, lowest_cut: float = -math.inf
-) -> Tensor:
-    """Log P of one id per row, exact wherever it can matter.
-
-    Summing over a part of the vocabulary bounds P from above. So the tiles of the vocabulary are
-    visited in turn, and a row whose bound has fallen under `lowest_cut` is left out of the rest:
-    early reject. With the default, every row is visited to the end.
-
-    Args:
-        head: of the prior; V ids.
-        hidden: (n, D), the hidden states that predict `ids`.
-        ids: (n,) int64, in [0, V).
-        lowest_cut: nats. No decision turns under it (`EditPolicy.lowest_cut`).
-
-    Returns:
-        (n,) float32, nats: log P where that is >= `lowest_cut`; elsewhere an upper bound of log P
-        that lies under `lowest_cut`. NaN where the prior's numbers are NaN.
-    """
-    n = len(ids)
-    if n == 0:
-        return hidden.new_zeros(0, dtype=torch.float32)
-    if head.weight is None:
-        return _observed_logprob_opaque(head, hidden, ids)
-    budget = tile_elements(n, head.vocab_size)
-    first_ids = min(FIRST_TILE_IDS, head.vocab_size)
-    logprob = [
-        _observed_logprob_rows(head, h, i, lowest_cut, first_ids, budget)
-        for h, i in zip(
-            hidden.split(max(1, budget // first_ids)),
-            ids.split(max(1, budget // first_ids)),
-            strict=True,
-        )
-    ]
-    return torch.cat(logprob)
-
-
-def _observed_logprob_rows(
-    head: Head, hidden: Tensor, ids: Tensor, lowest_cut: float, first_ids: int, budget: int
-) -> Tensor:
-    observed = head.observed_logits(hidden, ids)
-    # log-sum-exp over the *other* ids that were visited; the observed one joins at the end.
-    others = torch.full_like(observed, -math.inf)
-    bound = torch.zeros_like(observed)
-    still_open = torch.arange(len(ids), device=ids.device)
-    start, stop = 0, min(first_ids, budget, head.vocab_size)
-    while True:
-        rows_are_all = len(still_open) == len(ids)
-        tile_hidden = hidden if rows_are_all else hidden[still_open]
-        tile_ids = ids if rows_are_all else ids[still_open]
-        tile = head.logits(tile_hidden, start, stop)
-        in_tile = (tile_ids >= start) & (tile_ids < stop)
-        column = (tile_ids - start).clamp(0, stop - start - 1).unsqueeze(-1)
-        own = tile.gather(-1, column).masked_fill_(in_tile.unsqueeze(-1), -math.inf)
-        tile.scatter_(-1, column, own)
-        others[still_open] = torch.logaddexp(others[still_open], tile.logsumexp(-1))
-        # log P = -log(1 + sum_others / e^observed): keeps its precision where P is close to 1.
-        bound[still_open] = -F.softplus(others[still_open] - observed[still_open])
-        if stop == head.vocab_size:
-            return bound
-        # ~(<) and not (>=), so that NaN stays in and comes out as NaN.
-        still_open = still_open[~(bound[still_open] < lowest_cut)]
-        if len(still_open) == 0:
-            return bound
-        start = stop
-        stop = min(head.vocab_size, start + max(1, budget // len(still_open)))
-
-
-def _observed_logprob_opaque(head: Head, hidden: Tensor, ids: Tensor) -> Tensor:
-    logprob = [
-        head.logits(h).log_softmax(-1).gather(-1, i.unsqueeze(-1)).squeeze(-1)
-        for h, i in row_tiles(head, hidden, ids)
-    ]
-    return torch.cat(logprob)
-
-
-def row_tiles(head: Head, *columns: Tensor) -> Iterator[tuple[Tensor, ...]]:
+def row_tiles(head: Head, budget: int, *columns: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """Cut tensors of n rows into pieces that may be projected on to the whole vocabulary."""
-    rows = head.rows_per_tile(len(columns[0]))
+    rows = max(1, budget // head.vocab_size)
     yield from zip(*(column.split(rows) for column in columns), strict=True)

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .cache import DecisionCache
 from .editing import edit_tokens
 from .journal import Journal
 from .journal.frames import Array
@@ -16,7 +17,6 @@ from .journal.replay import Texts
 from .policy import EditPolicy
 from .prior import Prior
 from .token_batch import EditResult, TokenBatch
-from .validation import check_labels, check_shapes
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,7 @@ def edit_with_journal(
     policy: EditPolicy,
     step: int,
     num_sampled: int,
+    cache: DecisionCache | None = None,
 ) -> JournaledEdit:
     """Bring each document to its state after the last generation, and edit it, or replay its edit.
 
@@ -62,17 +63,16 @@ def edit_with_journal(
         policy: likewise; each document is drawn for once, as in epoch 0.
         step: updates of the trainee before this batch.
         num_sampled: as for `edit_tokens`.
+        cache: likewise.
 
     Raises:
         TypeError: as `edit_tokens`.
         ValueError: likewise; or the journal's generation was made with another prior or policy, or
             it has later ones.
     """
-    check_shapes(input_ids, attention_mask, position_ids, labels)
-    check_labels(input_ids, labels, attention_mask)
     generation = prior.generation + 1
     journal.start_generation(generation, prior.fingerprint, policy.record())
-    source = TokenBatch.on(torch.device("cpu"), input_ids, attention_mask, position_ids, labels)
+    source = TokenBatch.of(input_ids, attention_mask, position_ids, labels)
     documents = source.documents
     keys = keys_of(source.tokens, documents.lengths)
     lengths = np.asarray(documents.lengths)
@@ -95,6 +95,7 @@ def edit_with_journal(
             epoch=0,
             generation=prior.generation,
             num_sampled=num_sampled,
+            cache=cache,
         )
         _record(journal, keys[new], lengths[new], rows, edited, step)
     else:

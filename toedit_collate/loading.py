@@ -46,16 +46,41 @@ def _default_device() -> torch.device:
 def _quantization_config(quantization: Any) -> Any:
     if quantization is None or not isinstance(quantization, str):
         return quantization
-    if quantization not in ("8bit", "4bit"):
-        raise ValueError(
-            f"quantization must be None, '8bit', '4bit' or a quantization config of transformers, "
-            f"got {quantization!r}"
-        )
-    from transformers import BitsAndBytesConfig
+    if quantization in ("8bit", "4bit"):
+        from transformers import BitsAndBytesConfig
 
-    if quantization == "8bit":
-        return BitsAndBytesConfig(load_in_8bit=True)
-    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.bfloat16)
+        if quantization == "8bit":
+            return BitsAndBytesConfig(load_in_8bit=True)
+        return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.bfloat16)
+    if quantization in ("int8", "fp8"):
+        from transformers import TorchAoConfig
+
+        return TorchAoConfig(_torchao_config(quantization))
+    raise ValueError(
+        f"quantization must be None, '8bit', '4bit', 'int8', 'fp8' or a quantization config of "
+        f"transformers, got {quantization!r}"
+    )
+
+
+def _torchao_config(quantization: str) -> Any:
+    try:
+        from torchao.quantization import (  # type: ignore[import-not-found]
+            Float8DynamicActivationFloat8WeightConfig,
+            Int8WeightOnlyConfig,
+            PerRow,
+        )
+    except ImportError:
+        raise ImportError(
+            f"quantization={quantization!r} needs torchao; pip install torchao, or use '8bit'"
+        ) from None
+    if quantization == "int8":
+        return Int8WeightOnlyConfig()
+    if not (torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 9)):
+        raise ValueError(
+            "quantization='fp8' needs a GPU of compute capability 8.9 or newer (Ada, Hopper); use "
+            "'int8' or '8bit'"
+        )
+    return Float8DynamicActivationFloat8WeightConfig(granularity=PerRow())
 
 
 def load_tokenizer(name_or_path: str | os.PathLike[str], revision: str | None) -> Any:

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from . import kernels
 from .adapters import (
     active_adapter,
     adapters_switched,
@@ -23,9 +24,10 @@ from .adapters import (
 from .checkpoint import PreparedSwap, prepare_swap
 from .families import find_head, find_trunk, max_positions, unwrap_model
 from .head import Head
-from .layout import Documents, scoring_rows
+from .layout import PASS_COST, Documents, Pass, plan_passes
 from .loading import load_model, load_tokenizer
 from .protection import special_token_ids, template_sequences
+from .scores import Competitors, measure_competitors
 from .sharding import (
     all_reduce,
     check_not_zero3,
@@ -33,6 +35,8 @@ from .sharding import (
     is_sharded,
     run_inside,
 )
+from .transfer import send
+from .trunk import can_pack, hidden_states
 
 logger = logging.getLogger("toedit_collate")
 T = TypeVar("T")
@@ -73,6 +77,9 @@ class Prior:
         self._checked_frozen = False
         self._is_running = False
         self._fingerprint = ""
+        self.uses_kernel = False
+        self._can_pack: bool | None = None
+        self._competitors: Competitors | None = None
         if not shared:
             model.eval().requires_grad_(False)
         self.set_tokenizer(tokenizer)
@@ -117,14 +124,16 @@ class Prior:
             name_or_path: of the model.
             dtype: of the weights; "auto" takes the checkpoint's.
             device: where to put it; None takes this process's GPU if there is one, else the CPU.
-            quantization: None, "8bit" or "4bit" (through bitsandbytes), or a quantization config
-                of transformers.
+            quantization: None; "8bit" or "4bit" (through bitsandbytes); "int8" (weights alone) or
+                "fp8" (weights and activations, on Ada, Hopper and later), through torchao; or a
+                quantization config of transformers.
             adapter: name or path of a PEFT adapter to put on the model.
             revision: of the model on the hub.
             model_kwargs: for `AutoModelForCausalLM.from_pretrained`.
 
         Raises:
-            ValueError: unknown `quantization`.
+            ValueError: unknown `quantization`, or one that the GPU can't compute with.
+            ImportError: the library that it needs is not installed.
             OSError: there is no such model.
         """
         model = load_model(
@@ -212,11 +221,12 @@ class Prior:
         return 0
 
     def forbidden_ids(self, *, forbid_special: bool) -> Tensor:
-        """Which ids must not be drawn: (V,) bool on the prior's device.
+        """Which ids must not be drawn: (V,) bool on the device of the head.
 
         Ids behind the tokenizer's last are padding of the vocabulary; they never stand for text.
         """
-        known = self._forbidden.get((forbid_special, self.device))
+        device = self.device if self.head.weight is None else self.head.weight.device
+        known = self._forbidden.get((forbid_special, device))
         if known is not None:
             return known
         forbidden = torch.zeros(self.vocab_size, dtype=torch.bool)
@@ -224,44 +234,107 @@ class Prior:
             forbidden[len(self.tokenizer) :] = True
         if forbid_special:
             forbidden[[i for i in self.special_ids if i < self.vocab_size]] = True
-        return self._forbidden.setdefault((forbid_special, self.device), forbidden.to(self.device))
+        return self._forbidden.setdefault((forbid_special, device), forbidden.to(device))
 
-    def predictive_states(self, documents: Documents, tokens: Tensor, wanted: Tensor) -> Tensor:
+    def predictive_states(self, documents: Documents, tokens: Tensor, where: Tensor) -> Tensor:
         """The hidden states from which the head predicts some tokens, in one pass of the trunk.
+
+        The pass is queued; the host does not wait for it.
 
         Args:
             documents: of the batch; M tokens.
-            tokens: (M,) int64, on the prior's device.
-            wanted: (M,) bool, which tokens are to be predicted; never the first of a document.
+            tokens: (M,) int64, on the host.
+            where: (n,) int64, on the host: which tokens are to be predicted, ascending; never the
+                first of a document.
 
         Returns:
-            (n, D), a row for each True in `wanted`, in their order.
+            (n, D), on the device of the head.
         """
+        if len(where) == 0:
+            self.stand_by()
+            return torch.zeros(0, 1, device=self.device)
         # Documents without a wanted token need no pass.
-        needed = torch.zeros(documents.num_documents, dtype=torch.bool, device=tokens.device)
-        needed[documents.document[wanted]] = True
-        layout = list(scoring_rows(documents, tokens, needed.tolist()))
-        num_idle = self._idle_passes(len(layout))
+        needed = torch.zeros(documents.num_documents, dtype=torch.bool)
+        needed[documents.document[where]] = True
+        place = torch.full((len(tokens),), -1)  # in `where`
+        place[where] = torch.arange(len(where))
         trunk = find_trunk(unwrap_model(self.model))
+        passes = self._passes(documents, tokens, needed)
+        num_idle = self._idle_passes(len(passes))
         pieces, places = [], []
         with self._scoring():
-            for rows, members, cells in layout:
-                here = wanted[members].nonzero().squeeze(-1)
-                # use_cache=False: a cache would cost memory, and hides document borders from the
-                # mask code of transformers.
-                hidden = trunk(input_ids=rows, use_cache=False, return_dict=True)[0]
+            for one in passes:
+                hidden = hidden_states(trunk, one.arguments, self.device)
+                here = (place[one.members] >= 0).nonzero().squeeze(-1)
                 # The state of the token before predicts the token. A model that is spread over
                 # several devices gives it on its last one.
-                before = (cells[here] - 1).to(hidden.device)
+                before = send(one.cells[here] - 1, hidden.device)
                 # detach: for gradient checkpointing, PEFT's hook marks embeddings as requiring
                 # gradients even under no_grad.
-                pieces.append(hidden.detach().flatten(0, 1)[before].to(tokens.device))
-                places.append(members[here])
+                pieces.append(hidden.detach().flatten(0, 1)[before])
+                places.append(place[one.members[here]])
         self._make_idle_passes(num_idle)
-        states = torch.cat(pieces)
+        states = self.head.ready(pieces[0] if len(pieces) == 1 else torch.cat(pieces))
         if len(pieces) == 1:
             return states
-        return states[torch.cat(places).argsort()]
+        return states[send(torch.cat(places).argsort(), states.device)]
+
+    def _passes(self, documents: Documents, tokens: Tensor, needed: Tensor) -> list[Pass]:
+        if self._can_pack is None:
+            with self._frozen():
+                self._can_pack = can_pack(unwrap_model(self.model), self.device)
+        kind = "cpu" if self.device.type == "cpu" else "gpu"
+        return plan_passes(
+            documents,
+            tokens,
+            needed,
+            packed=self._can_pack,
+            pass_cost=PASS_COST["sharded" if is_sharded(self.model) else kind],
+        )
+
+    def likely_competitors(self, states: Tensor) -> Competitors | None:
+        """The ids that the head should visit first; measured on the first states it is given.
+
+        None for a head that only its module can compute: it is always computed whole.
+        """
+        if self.head.weight is None or len(states) == 0:
+            return None
+        if self._competitors is None or self._competitors.order.device != states.device:
+            self._competitors = measure_competitors(self.head, states)
+        return self._competitors
+
+    def compile(self, **options: Any) -> None:
+        """Compile the trunk by `torch.compile`, for batches of any shape.
+
+        The first batch takes the compiler a minute or so; batches of other shapes do not compile
+        again (but for a single row, which is compiled once more). Weights, also of later swaps, are
+        those of the model.
+
+        Args:
+            options: for `torch.compile`; `dynamic` is True unless given.
+
+        Raises:
+            ValueError: a shared prior, which is the model in training.
+        """
+        if self.is_shared:
+            raise ValueError(
+                "a shared prior is the model in training; compile that, by torch_compile=True in "
+                "the TrainingArguments, or load a separate prior"
+            )
+        find_trunk(unwrap_model(self.model)).compile(**{"dynamic": True, **options})
+
+    def use_kernel(self, wanted: bool = True) -> None:
+        """Compute log P by one fused kernel of triton instead of PyTorch's tiles, on NVIDIA GPUs.
+
+        `selected` is the same, up to the rounding of logits in 16-bit weights.
+
+        Raises:
+            ValueError: triton is not installed, the GPU can't run it, or the vocabulary projection
+                is quantised.
+        """
+        if wanted:
+            kernels.check_usable(self.head)
+        self.uses_kernel = wanted
 
     def run(self, function: Callable[[], T]) -> T:
         """Call a function that uses parts of the prior, gathered first if FSDP2 has sharded it."""

@@ -61,28 +61,30 @@ def template_sequences(tokenizer: Any) -> list[list[int]]:
     return [list(run) for run in sorted(found)]
 
 
-def structure_mask(input_ids: Tensor, special_ids: Tensor, sequences: list[list[int]]) -> Tensor:
-    """Where special tokens and runs of the chat template stand.
+def structure_mask(
+    tokens: Tensor, document: Tensor, special_ids: Tensor, sequences: list[list[int]]
+) -> Tensor:
+    """Where special tokens and runs of the chat template stand; a run lies in one document.
 
     Args:
-        input_ids: (B, T) int64.
+        tokens: (M,) int64, of all documents, one after another.
+        document: (M,) int64, the number of each token's document.
         special_ids: (S,) int64, sorted.
         sequences: runs of ids (`template_sequences`).
 
     Returns:
-        (B, T) bool.
+        (M,) bool.
     """
-    mask = torch.isin(input_ids, special_ids)
-    T = input_ids.shape[1]
+    mask = torch.isin(tokens, special_ids)
     for run in sequences:
-        if len(run) > T:
+        if len(run) > len(tokens):
             continue
-        width = T - len(run) + 1
-        here = torch.ones_like(mask[:, :width])
+        width = len(tokens) - len(run) + 1
+        here = document[:width] == document[len(run) - 1 :]
         for offset, token_id in enumerate(run):
-            here &= input_ids[:, offset : offset + width] == token_id
+            here &= tokens[offset : offset + width] == token_id
         for offset in range(len(run)):
-            mask[:, offset : offset + width] |= here
+            mask[offset : offset + width] |= here
     return mask
 
 

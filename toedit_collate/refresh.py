@@ -76,6 +76,11 @@ class Refresher:
         """
         if self.when is None:
             return
+        if self.prior.model is None:
+            raise ValueError(
+                "refresh swaps the prior's weights, but the prior stands for a decision cache and "
+                "has none; load a prior with Prior.from_pretrained, or leave refresh out"
+            )
         if self.when == "save" and args.save_strategy == "no":
             raise ValueError(
                 "refresh='save' takes up the checkpoints that the Trainer saves, but "

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .token_batch import EditResult
+from .transfer import fetch, on_host
 
 COUNTS = ("batches", "tokens", "scored", "selected", "changed", "dropped")
 _SUMS = (*COUNTS, "sampled", "sampled_nll", "replayed", "seconds")
@@ -26,7 +27,7 @@ class EditStats:
 
     def __init__(self) -> None:
         self._totals = dict.fromkeys(_SUMS, 0.0)
-        self._pending: dict[torch.device, Tensor] = {}
+        self._pending: dict[str, Any] = {}  # on the device
         self._events: list[tuple[Any, Any]] = []
 
     def add(
@@ -40,17 +41,22 @@ class EditStats:
             num_replayed: those of documents whose edit came from the journal.
         """
         self._totals["replayed"] += num_replayed
-        if result is None:
-            self._totals["batches"] += 1
+        self._totals["batches"] += 1
+        counts: dict[str, Tensor] = {}
+        if isinstance(num_tokens, Tensor) and not on_host(num_tokens):
+            counts["tokens"] = num_tokens
+        else:
             self._totals["tokens"] += float(num_tokens)
-            return
-        nll = -result.sample_logprob.double().sum()
-        device = nll.device
-        counts = [1, num_tokens, *(getattr(result, name).sum() for name in COUNTS[2:])]
-        row = torch.stack([torch.as_tensor(c, device=device).double() for c in counts])
-        num_sampled = row.new_tensor([float(result.sample_logprob.numel())])
-        row = torch.cat([row, num_sampled, nll.unsqueeze(0)])
-        self._pending[device] = self._pending.get(device, 0) + row
+        if result is not None:
+            self._totals["sampled"] += result.sample_logprob.numel()
+            counts["sampled_nll"] = -result.sample_logprob.double().sum()
+            for name in ("scored", "selected", "changed", "dropped"):
+                counts[name] = getattr(result, name).sum()
+        for name, count in counts.items():
+            if on_host(count):
+                self._totals[name] += float(count)
+            else:
+                self._pending[name] = self._pending.get(name, 0) + count.double()
 
     @contextmanager
     def timing(self, device: torch.device) -> Iterator[None]:
@@ -69,9 +75,9 @@ class EditStats:
 
     def totals(self) -> dict[str, float]:
         """All sums so far; waits for the GPU."""
-        for row in self._pending.values():
-            for name, value in zip(_SUMS, row.tolist(), strict=False):
-                self._totals[name] += value
+        if self._pending:
+            for name, value in zip(self._pending, fetch(*self._pending.values()), strict=True):
+                self._totals[name] += float(value)
         self._pending.clear()
         for begin, end in self._events:
             end.synchronize()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 
@@ -10,7 +11,9 @@ from torch import Tensor
 
 from .layout import Documents, find_documents
 from .shrink import positions_left, shrink_rows
-from .uniforms import document_keys
+from .transfer import fetch, send
+from .uniforms import Draws, document_keys, token_uniforms
+from .validation import check_labels, check_mask, check_shapes
 
 
 @dataclass(frozen=True)
@@ -52,128 +55,202 @@ class EditResult:
 
 @dataclass(frozen=True)
 class TokenBatch:
-    """A batch on the prior's device, as documents and as the tensors that came."""
+    """A batch on the host, as documents and as the tensors that came.
+
+    What only the tokens decide is worked out here, while the device is busy with other things.
+
+    Attributes:
+        input_ids: (B, T) int64.
+        mask: (B, T), 0 at padding, or None.
+        labels: (B, T), or None.
+        documents: of the batch; M tokens.
+        tokens: (M,) int64, theirs.
+        given_ids: `input_ids` as they came; so labels, mask and positions.
+        home: the device where results are wanted.
+    """
 
     input_ids: Tensor
+    mask: Tensor | None
     labels: Tensor | None
     documents: Documents
     tokens: Tensor
     given_ids: Tensor
+    given_labels: Tensor | None
     given_mask: Tensor | None
     given_positions: Tensor | None
+    home: torch.device
 
     @classmethod
-    def on(
+    def of(
         cls,
-        device: torch.device,
         input_ids: Tensor,
         attention_mask: Tensor | None,
         position_ids: Tensor | None,
         labels: Tensor | None,
+        home: torch.device | None = None,
     ) -> TokenBatch:
-        """Put a batch on `device`, and find its documents."""
+        """Check a batch, bring it to the host, and find its documents.
 
-        def there(tensor: Tensor | None) -> Tensor | None:
-            return None if tensor is None else tensor.to(device)
+        Args:
+            input_ids: as for `edit_tokens`.
+            attention_mask: likewise.
+            position_ids: likewise.
+            labels: likewise.
+            home: where results are wanted; None: where `input_ids` are.
 
-        ids = input_ids.to(device=device, dtype=torch.int64)
-        documents = find_documents(ids, there(attention_mask), there(position_ids))
+        Raises:
+            TypeError: a tensor is of the wrong type.
+            ValueError: shapes differ; a label is neither -100 nor the token.
+        """
+        check_shapes(input_ids, attention_mask, position_ids, labels)
+        given = [input_ids, attention_mask, position_ids, labels]
+        fetched = iter(fetch(*(tensor for tensor in given if tensor is not None)))
+        ids, mask, positions, row_labels = (
+            None if tensor is None else next(fetched) for tensor in given
+        )
+        assert ids is not None
+        check_mask(mask)
+        check_labels(ids, row_labels, mask)
+        ids = ids.to(torch.int64)
+        documents = find_documents(ids, mask, positions)
         return cls(
             input_ids=ids,
-            labels=there(labels),
+            mask=mask,
+            labels=row_labels,
             documents=documents,
             tokens=ids.reshape(-1)[documents.index],
             given_ids=input_ids,
+            given_labels=labels,
             given_mask=attention_mask,
             given_positions=position_ids,
+            home=input_ids.device if home is None else home,
+        )
+
+    def uniforms(self, where: Tensor, draws: Draws) -> Tensor:
+        """Draws for n of the M tokens, (n,) int64 `where`: (n,) float64 in [0, 1)."""
+        documents = self.documents
+        return token_uniforms(
+            self.keys, documents.document[where], documents.position[where], draws
         )
 
     @property
     def keys(self) -> Tensor:
         """(N,) int64, a key of each document's content."""
+        return self.keys_of(self.tokens)
+
+    def keys_of(self, values: Tensor) -> Tensor:
+        """(N,) int64, a key of what (M,) int64 values in [0, 2**32) each document has."""
         documents = self.documents
         return document_keys(
-            self.tokens, documents.document, documents.position, documents.num_documents
+            values, documents.document, documents.position, documents.num_documents
         )
 
     def result(
         self,
         *,
+        where: Tensor,
         new_tokens: Tensor,
         selected: Tensor,
-        dropped: Tensor,
         scored: Tensor,
-        logprob: Tensor | None,
+        dropped: Tensor | None = None,
+        logprob: Tensor | None = None,
         sample_logprob: Tensor,
         pad_id: int,
     ) -> EditResult:
-        """Bring values of the M tokens back into the (B, T) batch, on the device it came from."""
-        home = self.given_ids.device
-        changed = self._spread(new_tokens != self.tokens, False)
-        input_ids = self.input_ids.clone()
-        input_ids.view(-1)[self.documents.index] = new_tokens
-        labels = self.labels
-        if labels is not None:
+        """Bring values of n of the M tokens back into the (B, T) batch, at home.
+
+        Args:
+            where: (n,) int64 on the host, which of the M tokens.
+            new_tokens: (n,) int64, on any device, like all that follow.
+            selected: (n,) bool.
+            scored: (M,) bool, on the host.
+            dropped: (n,) bool; None: no token is removed.
+            logprob: (n,) float32, or None.
+            sample_logprob: (S,) float32.
+            pad_id: for rows that shrink.
+        """
+        cells = send(self.documents.index[where], self.home)
+
+        def spread(values: Tensor, background: float) -> Tensor:
+            shape = self.input_ids.shape
+            full = torch.full(shape, background, dtype=values.dtype, device=self.home)
+            full.view(-1)[cells] = send(values, self.home)
+            return full
+
+        old = self._at_home(self.given_ids, self.input_ids)
+        input_ids = old.to(torch.int64, copy=True)
+        input_ids.view(-1)[cells] = send(new_tokens, self.home)
+        changed = input_ids != old
+        labels = None
+        if self.given_labels is not None and self.labels is not None:
+            labels = self._at_home(self.given_labels, self.labels)
             labels = torch.where(changed & (labels != -100), input_ids.to(labels.dtype), labels)
-        mask, positions, source = self.given_mask, self.given_positions, None
-        if dropped.any():
-            input_ids, labels, mask, positions, source = self._shrink(
-                dropped, input_ids, labels, pad_id
-            )
-        return EditResult(
-            input_ids=input_ids.to(device=home, dtype=self.given_ids.dtype),
-            labels=None if labels is None else labels.to(home),
-            attention_mask=None if mask is None else mask.to(home),
-            position_ids=None if positions is None else positions.to(home),
-            selected=self._spread(selected, False).to(home),
-            changed=changed.to(home),
-            dropped=self._spread(dropped, False).to(home),
-            scored=self._spread(scored, False).to(home),
-            source=None if source is None else source.to(home),
-            logprob=None if logprob is None else self._spread(logprob, math.nan).to(home),
-            sample_logprob=sample_logprob.to(home),
+        every = torch.zeros_like(self.input_ids, dtype=torch.bool)
+        every.view(-1)[self.documents.index] = scored
+        result = EditResult(
+            input_ids=input_ids.to(self.given_ids.dtype),
+            labels=labels,
+            attention_mask=self.given_mask,
+            position_ids=self.given_positions,
+            selected=spread(selected, False),
+            changed=changed,
+            dropped=torch.zeros_like(changed) if dropped is None else spread(dropped, False),
+            scored=send(every, self.home),
+            source=None,
+            logprob=None if logprob is None else spread(logprob, math.nan),
+            sample_logprob=send(sample_logprob, self.home),
         )
+        if dropped is not None:
+            new_tokens, dropped = fetch(new_tokens, dropped)
+            if dropped.any():
+                gone = torch.zeros_like(scored).index_put_((where,), dropped)
+                all_tokens = self.tokens.index_put((where,), new_tokens)
+                shrunk = self._shrunk(gone, all_tokens, pad_id)
+                result = dataclasses.replace(result, **shrunk)
+        return result
+
+    def _at_home(self, given: Tensor, on_host: Tensor) -> Tensor:
+        return given if given.device == self.home else send(on_host, self.home)
 
     def revised(self, new_tokens: Tensor, dropped: Tensor, *, pad_id: int) -> EditResult:
-        """The batch with other tokens, and without some: both (M,)."""
+        """The batch with other tokens, and without some: both (M,), on the host."""
         none = torch.zeros_like(dropped)
         return self.result(
+            where=torch.arange(len(new_tokens)),
             new_tokens=new_tokens,
             selected=none,
-            dropped=dropped,
             scored=none,
-            logprob=None,
+            dropped=dropped,
             sample_logprob=torch.zeros(0),
             pad_id=pad_id,
         )
 
-    def _spread(self, values: Tensor, background: float) -> Tensor:
-        spread = torch.full_like(self.input_ids, background, dtype=values.dtype)
-        spread.view(-1)[self.documents.index] = values
-        return spread
-
-    def _shrink(
-        self, dropped: Tensor, input_ids: Tensor, labels: Tensor | None, pad_id: int
-    ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor]:
-        padding = self.given_ids[self.given_mask == 0] if self.given_mask is not None else None
-        if padding is not None and padding.numel():
-            pad_id = int(padding[0])
-        positions = self._spread(positions_left(self.documents, dropped), 0)
-        place = torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
+    def _shrunk(self, dropped: Tensor, new_tokens: Tensor, pad_id: int) -> dict[str, Tensor]:
+        """What changes in a result where rows lose tokens; (M,) `dropped` and `new_tokens`."""
+        if self.mask is not None and not self.mask.all():
+            pad_id = int(self.input_ids[self.mask == 0][0])
+        index = self.documents.index
+        input_ids, positions = self.input_ids.clone(), torch.zeros_like(self.input_ids)
+        input_ids.view(-1)[index] = new_tokens
+        positions.view(-1)[index] = positions_left(self.documents, dropped)
+        T = input_ids.shape[1]
         columns = {
             "input_ids": (input_ids, pad_id),
             "position_ids": (positions, 0),
-            "source": (place, -1),
+            "source": (torch.arange(T).expand(input_ids.shape), -1),
         }
-        if labels is not None:
-            columns["labels"] = (labels, -100)
-        shrunk, real = shrink_rows(self.documents, dropped, columns, input_ids.shape[1])
-        mask: Tensor | None = None
-        if self.given_mask is not None:
-            mask = real.to(self.given_mask.dtype)
+        if self.labels is not None:
+            changed = (input_ids != self.input_ids) & (self.labels != -100)
+            new_labels = torch.where(changed, input_ids.to(self.labels.dtype), self.labels)
+            columns["labels"] = (new_labels, -100)
+        kept, real = shrink_rows(self.documents, dropped, columns, T)
+        kept["input_ids"] = kept["input_ids"].to(self.given_ids.dtype)
+        if self.mask is not None:
+            kept["attention_mask"] = real.to(self.mask.dtype)
         elif self.given_positions is None and not real.all():
             # Packed rows keep to position_ids (padding then is a document of one token at
             # position 0, as TRL has it): a 2-D mask beside them would hide their borders.
-            mask = real.to(torch.int64)
-        kept_positions = None if self.given_positions is None else shrunk["position_ids"]
-        return shrunk["input_ids"], shrunk.get("labels"), mask, kept_positions, shrunk["source"]
+            kept["attention_mask"] = real.to(torch.int64)
+        if self.given_positions is None:
+            del kept["position_ids"]
+        return {name: send(tensor, self.home) for name, tensor in kept.items()}

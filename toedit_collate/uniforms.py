@@ -7,6 +7,8 @@ packing, on any number of workers or ranks, and after a resume.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -16,6 +18,21 @@ Words = tuple[Tensor, Tensor, Tensor, Tensor]
 # as 1, 2, 3", SC 2011).
 _PHILOX_M0, _PHILOX_M1 = 0xD2511F53, 0xCD9E8D57
 _PHILOX_W0, _PHILOX_W1 = 0x9E3779B9, 0xBB67AE85
+
+
+@dataclass(frozen=True)
+class Draws:
+    """What a draw depends on, besides the content of its document and the position there.
+
+    Attributes:
+        seed: of the policy, in [0, 2**64).
+        epoch: number of the epoch, or None for draws that are the same in every epoch.
+        generation: number of the generation.
+    """
+
+    seed: int
+    epoch: int | None
+    generation: int
 
 
 def philox4x32(counter: Words, key: tuple[Tensor, Tensor]) -> Words:
@@ -62,31 +79,28 @@ def document_keys(tokens: Tensor, document: Tensor, position: Tensor, num_docume
     return keys.index_add_(0, document, (high << 32) | low)
 
 
-def token_uniforms(
-    keys: Tensor, position: Tensor, *, seed: int, epoch: int | None, generation: int
-) -> Tensor:
-    """One number in [0, 1) for each token.
+def token_uniforms(keys: Tensor, document: Tensor, position: Tensor, draws: Draws) -> Tensor:
+    """One number in [0, 1) for each of n tokens.
 
     Args:
-        keys: (n,) int64, the key of each token's document (`document_keys`).
+        keys: (N,) int64, the keys of the documents (`document_keys`).
+        document: (n,) int64, the number of each token's document, in [0, N).
         position: (n,) int64, the position of each token in its document.
-        seed: of the policy, in [0, 2**64).
-        epoch: number of the epoch, or None for draws that are the same in every epoch.
-        generation: number of the generation.
+        draws: what else they depend on.
 
     Returns:
         (n,) float64, multiples of 2**-53.
     """
-    # The seed is mixed into the key by a round of its own, so that seed and content can't cancel.
-    key = (keys & _MASK32, (keys >> 32) & _MASK32)
 
     def word(value: int) -> Tensor:
-        return torch.full_like(position, value & _MASK32)
+        return torch.full_like(keys, value & _MASK32)
 
-    epoch_word = 0 if epoch is None else epoch + 1
-    counter = (word(seed), word(seed >> 32), word(epoch_word), word(generation))
-    seeded = philox4x32(counter, key)
+    # The seed is mixed into the key by a round of its own, so that seed and content can't cancel.
+    epoch = 0 if draws.epoch is None else draws.epoch + 1
+    counter = (word(draws.seed), word(draws.seed >> 32), word(epoch), word(draws.generation))
+    of_documents = philox4x32(counter, (keys & _MASK32, (keys >> 32) & _MASK32))
+    seeded = [words[document] for words in of_documents]
     zero = torch.zeros_like(position)
-    first, second, _, _ = philox4x32((position, zero, seeded[2], seeded[3]), seeded[:2])
+    first, second, _, _ = philox4x32((position, zero, seeded[2], seeded[3]), (seeded[0], seeded[1]))
     # float64 holds 53 bits: all of `first`, and the upper 21 of `second`.
     return ((first << 21) | (second >> 11)).double() * 2.0**-53

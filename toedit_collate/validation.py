@@ -51,6 +51,10 @@ def check_shapes(
             )
     if labels is not None and labels.is_floating_point():
         raise TypeError(f"labels must hold token ids or -100, got {labels.dtype}")
+
+
+def check_mask(attention_mask: Tensor | None) -> None:
+    """Raise unless a mask says for each token whether it is padding."""
     if attention_mask is not None and not ((attention_mask == 0) | (attention_mask == 1)).all():
         raise ValueError(
             "attention_mask must be 0 at padding and 1 at tokens, got other values; mark the "
@@ -103,12 +107,12 @@ def check_documents(
         )
 
 
-def check_finite(logprob: Tensor, states: Tensor) -> None:
-    """Raise where the prior's numbers are not numbers."""
-    if not (logprob.isfinite().all() and states.isfinite().all()):
+def check_finite(is_finite: Tensor) -> None:
+    """Raise where the prior's numbers are not numbers: (n,) bool for the tokens."""
+    if not is_finite.all():
         raise ValueError(
-            f"the prior returned NaN or infinity for {int((~logprob.isfinite()).sum())} of "
-            f"{logprob.numel()} tokens; check its weights, and load it in bfloat16 or float32 "
+            f"the prior returned NaN or infinity for {int((~is_finite).sum())} of "
+            f"{is_finite.numel()} tokens; check its weights, and load it in bfloat16 or float32 "
             "(float16 overflows in many models)"
         )
 

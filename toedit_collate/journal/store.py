@@ -13,11 +13,12 @@ from typing import Any
 
 import numpy as np
 
+from ..layout import ranges
 from ..sharding import rank
 from .files import JournalWriter, file_of, read_valid, sizes
 from .frames import STEP_COLUMNS, Array
 from .pending import PendingEdits
-from .table import EditTable, ranges
+from .table import EditTable
 
 # Edits are written when there are so many documents, or after so many seconds; and, by
 # `ToEditCallback`, before each checkpoint.

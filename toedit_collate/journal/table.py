@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..layout import ranges
 from .frames import Array
 
 # Edits of this run gather in a dictionary; at so many, or at this share of the whole, they are
@@ -121,10 +122,3 @@ class EditTable:
         """The keys of all documents."""
         yield from self._keys.tolist()
         yield from self._recent
-
-
-def ranges(begin: Array, counts: Array) -> Array:
-    """The numbers begin[i], begin[i] + 1, ... (counts[i] of them) for each i, one after another."""
-    ends = np.cumsum(counts)
-    total = int(ends[-1]) if len(ends) else 0
-    return np.arange(total) + np.repeat(begin - (ends - counts), counts)

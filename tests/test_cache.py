@@ -1,0 +1,676 @@
+"""The decision cache: against a dictionary, on disk, between processes, and without a prior."""
+
+import dataclasses
+import gc
+import json
+import logging
+import os
+import pickle
+import re
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_llama, make_tokenizer
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from journals import in_child
+from safetensors import safe_open
+
+from toedit_collate import EditPolicy, Prior
+from toedit_collate.cache import CachedPrior, DecisionCache, Decisions, Identity
+from toedit_collate.cache import folder as folder_module
+from toedit_collate.cache import segments as segments_module
+from toedit_collate.cache import store as store_module
+from toedit_collate.cache.block import Block, DamagedCacheError
+from toedit_collate.cache.identity import decision_record, tokenizer_hash
+from toedit_collate.cache.segments import list_segments
+
+VOCAB_SIZE = 2**20
+SETTINGS = settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60
+)
+
+
+def identity(**changes):
+    """Of no prior in particular."""
+    facts = {
+        "prior": "a" * 32,
+        "policy": decision_record(EditPolicy()),
+        "tokenizer": "t" * 32,
+        "tokenizer_size": VOCAB_SIZE,
+        "vocab_size": VOCAB_SIZE,
+        "max_length": 64,
+        "pad_id": 2,
+        "special_ids": (0, 1),
+        "template_sequences": ((3, 4), (5,)),
+    }
+    return Identity(**{**facts, **changes})
+
+
+def make(documents):
+    """Decisions from a plain form: [(key, [(position, [(id, logit), ...]), ...]), ...]."""
+    tokens = [token for _, of in documents for token in of]
+    candidates = [pair for _, pairs in tokens for pair in pairs]
+    return Decisions(
+        keys=np.array([key for key, _ in documents], np.uint64),
+        counts=np.array([len(of) for _, of in documents], np.int64),
+        position=np.array([position for position, _ in tokens], np.int32),
+        num_candidates=np.array([len(pairs) for _, pairs in tokens], np.int32),
+        ids=np.array([i for i, _ in candidates], np.uint32),
+        logits=np.array([x for _, x in candidates], np.float32),
+    )
+
+
+def plain(decisions):
+    """The plain form, with the bits of the logits instead of their values."""
+    bits = decisions.logits.view(np.uint32).tolist()
+    pairs = iter(zip(decisions.ids.tolist(), bits, strict=True))
+    widths = iter(zip(decisions.position.tolist(), decisions.num_candidates.tolist(), strict=True))
+    documents = []
+    for key, count in zip(decisions.keys.tolist(), decisions.counts.tolist(), strict=True):
+        tokens = []
+        for _ in range(count):
+            position, num_candidates = next(widths)
+            tokens.append((position, [next(pairs) for _ in range(num_candidates)]))
+        documents.append((key, tokens))
+    assert next(pairs, None) is None
+    assert next(widths, None) is None
+    return documents
+
+
+def some(*keys, num_tokens=2):
+    """Decisions of documents that follow from their keys."""
+    return make(
+        [
+            (key, [(p + 1, [(key % 1000, p / 2), (key % 1000 + 1, -1.5)]) for p in range(key % 3)])
+            if num_tokens == 2
+            else (key, [(p, [(p % 7, 0.5)]) for p in range(num_tokens)])
+            for key in keys
+        ]
+    )
+
+
+def bfloat16(x):
+    return float(torch.tensor(x).bfloat16())
+
+
+def float16(x):
+    return float(torch.tensor(x).half())
+
+
+LOGITS = st.floats(width=32, allow_nan=True, allow_infinity=True)
+
+
+@st.composite
+def plain_documents(draw, max_size=6, max_position=70_000):
+    """Documents of any sizes, with logits that fit in 16 bits or not."""
+    rounded = draw(st.sampled_from([float, bfloat16, float16]))
+    high = draw(st.sampled_from([200, 2**16 - 1, 2**17, VOCAB_SIZE - 1]))
+    logit = LOGITS.map(rounded)
+    candidates = st.dictionaries(st.integers(0, high), logit, max_size=4).map(
+        lambda found: sorted(found.items())
+    )
+    tokens = st.dictionaries(st.integers(1, max_position), candidates, max_size=4).map(
+        lambda found: sorted(found.items())
+    )
+    keys = st.one_of(st.integers(0, 8), st.integers(0, 2**64 - 1))
+    return draw(st.lists(st.tuples(keys, tokens), max_size=max_size))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "cache"
+
+
+def opened(path=None, of=None, **settings):
+    cache = DecisionCache(path, **settings)
+    cache.open(of or identity())
+    return cache
+
+
+def segments(folder, of=None):
+    sub = folder / (of or identity()).digest
+    return [sub / name for name in list_segments(sub)]
+
+
+class TestDecisions:
+    @given(plain_documents(), st.data())
+    @SETTINGS
+    def test_select_and_concatenate_like_lists(self, documents, data):
+        decisions = make(documents)
+        reference = plain(decisions)
+        chosen = data.draw(
+            st.lists(st.integers(0, max(len(documents) - 1, 0)), max_size=8)
+            if documents
+            else st.just([])
+        )
+        selected = decisions.select(np.array(chosen, np.int64))
+        assert plain(selected) == [reference[n] for n in chosen]
+        joined = Decisions.concatenate([decisions, selected, Decisions.empty()])
+        assert plain(joined) == reference + plain(selected)
+        assert len(joined) == len(documents) + len(chosen)
+        expected = 16 * len(documents) + sum(8 * len(of) for _, of in documents)
+        assert decisions.nbytes == expected + sum(
+            8 * len(pairs) for _, of in documents for _, pairs in of
+        )
+
+    def test_arrays_that_do_not_belong_together_are_refused(self):
+        good = some(4, 5)
+        with pytest.raises(TypeError, match=r"ids .*uint32, got 1 .*int64; .*astype\(uint32\)"):
+            dataclasses.replace(good, ids=good.ids.astype(np.int64))
+        with pytest.raises(ValueError, match=r"position must hold 3 numbers.*each token, got 2"):
+            dataclasses.replace(good, position=good.position[:-1])
+        with pytest.raises(ValueError, match=r"logits must hold 6 .*each candidate, got 5"):
+            dataclasses.replace(good, logits=good.logits[:-1])
+
+
+class TestBlock:
+    @given(plain_documents())
+    @SETTINGS
+    def test_gives_back_every_bit(self, documents):
+        documents = list(dict(documents).items())
+        decisions = make(documents)
+        block = Block.pack(decisions)
+        assert block.keys.tolist() == sorted(key for key, _ in documents)
+        found, rows = block.find(decisions.keys)
+        assert found.all()
+        assert plain(block.take(rows)) == plain(decisions)
+        assert block.bytes_of_documents.sum() == block.nbytes
+
+    @pytest.mark.parametrize(
+        ("logits", "dtype"),
+        [
+            ([1.5, -0.0, float("-inf"), 3e38], np.uint16),
+            ([1.0009765625, 2.0], np.float16),
+            ([1.0009765625, 1e30], np.float32),
+            ([0.1], np.float32),
+        ],
+    )
+    def test_logits_of_16_bit_models_take_16_bits(self, logits, dtype):
+        if dtype == np.uint16:
+            logits = [bfloat16(x) for x in logits]
+        decisions = make([(1, [(1, list(enumerate(logits)))])])
+        block = Block.pack(decisions)
+        assert block.logits.dtype == dtype
+        assert plain(block.take(np.array([0]))) == plain(decisions)
+
+    def test_ids_take_16_bits_where_the_vocabulary_is_small(self):
+        small = Block.pack(make([(1, [(1, [(65535, 0.0)])])]))
+        large = Block.pack(make([(1, [(1, [(65536, 0.0)])])]))
+        assert large.nbytes == small.nbytes + 1
+        assert plain(large.take(np.array([0])))[0][1][0][1] == [(65536, 0)]
+
+
+class TestLookUp:
+    """Against a dictionary."""
+
+    @given(
+        batches=st.lists(plain_documents(), max_size=6),
+        asked=st.lists(st.integers(0, 9), max_size=12),
+        on_disk=st.booleans(),
+        data=st.data(),
+    )
+    @SETTINGS
+    def test_knows_what_a_dictionary_knows(self, tmp_path_factory, batches, asked, on_disk, data):
+        path = tmp_path_factory.mktemp("cache") if on_disk else None
+        cache, reference = opened(path), {}
+        for batch in batches:
+            decisions = make(batch)
+            cache.add(decisions)
+            for key, tokens in plain(decisions):
+                reference.setdefault(key, tokens)
+            action = data.draw(st.sampled_from(["go on", "flush", "refresh", "reopen"]))
+            if action == "flush":
+                cache.flush()
+            elif action == "refresh":
+                cache.refresh()
+            elif action == "reopen" and on_disk:
+                cache.close()
+                cache = opened(path)
+        keys = [*asked, *list(reference)[::-1], *asked]
+        known, decisions = cache.look_up(np.array(keys, np.uint64))
+        assert known.tolist() == [key in reference for key in keys]
+        assert plain(decisions) == [(key, reference[key]) for key in keys if key in reference]
+        assert cache.num_documents == len(reference)
+
+    def test_many_batches_are_merged_into_few_blocks(self):
+        cache = opened()
+        for number in range(200):
+            cache.add(some(*range(10 * number, 10 * number + 10)))
+        assert len(cache._known._pending) < 10
+        known, found = cache.look_up(np.arange(2000, dtype=np.uint64))
+        assert known.all()
+        assert plain(found) == plain(some(*range(2000)))
+
+    def test_open_comes_first(self):
+        with pytest.raises(RuntimeError, match="open"):
+            DecisionCache().look_up(np.zeros(1, np.uint64))
+
+
+class TestLimit:
+    def test_nothing_more_is_admitted(self, caplog):
+        cache = opened(max_bytes=1000)
+        with caplog.at_level(logging.WARNING, "toedit_collate"):
+            for number in range(50):
+                cache.add(some(*range(10 * number, 10 * number + 10)))
+        assert cache.is_full
+        assert 900 < cache.nbytes <= 1000
+        assert cache.num_documents > 10
+        (warning,) = caplog.messages
+        assert re.search(
+            rf"max_bytes=1000, {cache.num_documents} documents.*raise max_byt", warning
+        )
+        # What came first stays: training comes back to it first.
+        assert cache.look_up(np.arange(10, dtype=np.uint64))[0].all()
+
+    def test_exactly_full(self):
+        first = some(*range(10))
+        cache = opened(max_bytes=Block.pack(first).nbytes)
+        cache.add(first)
+        assert cache.num_documents == 10
+        assert cache.is_full
+
+    def test_a_full_folder_is_full_when_it_is_opened(self, folder):
+        with opened(folder) as cache:
+            cache.add(some(*range(100)))
+        cache = opened(folder, max_bytes=1000)
+        assert cache.is_full
+        cache.add(some(1000))
+        assert cache.num_documents == 100
+
+    @pytest.mark.parametrize("value", [0, -1, 1.5, True, "1"])
+    def test_values(self, value):
+        with pytest.raises(ValueError, match=r"max_bytes.*2\*\*30"):
+            DecisionCache(max_bytes=value)
+
+
+class TestIdentityOfDecisions:
+    def test_memory_is_cleared(self):
+        cache = opened()
+        cache.add(some(1, 2))
+        cache.open(identity())
+        assert cache.num_documents == 2
+        cache.open(identity(prior="b" * 32))
+        assert cache.num_documents == 0
+        cache.open(identity())
+        assert cache.num_documents == 0
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {"prior": "b" * 32},
+            {"policy": decision_record(EditPolicy(threshold=0.999))},
+            {"tokenizer": "u" * 32},
+            {"special_ids": (0, 1, 7)},
+        ],
+    )
+    def test_another_is_another_sub_folder(self, folder, change):
+        cache = opened(folder)
+        cache.add(some(1, 2))
+        cache.open(identity(**change))
+        assert cache.num_documents == 0
+        cache.add(some(3))
+        cache.open(identity())
+        assert cache.num_documents == 2
+        cache.close()
+        assert len(segments(folder)) == len(segments(folder, identity(**change))) == 1
+        assert not cache.look_up(np.array([3], np.uint64))[0].any()
+
+    def test_seed_and_redraw_decide_nothing(self):
+        assert decision_record(EditPolicy(seed=5, redraw="never")) == decision_record(EditPolicy())
+        assert decision_record(EditPolicy(top_k=9)) != decision_record(EditPolicy())
+
+    def test_of_a_prior(self, tokenizer):
+        prior = Prior(make_llama(), tokenizer)
+        found = Identity.of(prior, EditPolicy())
+        assert found.prior == prior.fingerprint
+        assert found.tokenizer == tokenizer_hash(make_tokenizer()) != ""
+        assert found.max_length == prior.max_length == 256
+        assert found.special_ids == tuple(sorted(prior.special_ids))
+        assert Identity.of(prior, EditPolicy()) is found  # cheap, batch after batch
+        assert Identity.of(prior, EditPolicy(top_k=9)).digest != found.digest
+        assert Identity.of(prior, EditPolicy(seed=9)).digest == found.digest
+        prior.swap(make_llama(seed=1).state_dict())
+        assert Identity.of(prior, EditPolicy()).digest != found.digest
+        assert Identity.from_json(json.loads(json.dumps(found.as_json()))) == found
+
+    def test_of_a_prior_without_a_tokenizer(self, prior):
+        found = Identity.of(prior, EditPolicy())
+        assert (found.tokenizer, found.tokenizer_size, found.special_ids) == ("", 0, ())
+
+
+class TestFolder:
+    def test_is_made_with_the_first_segment(self, folder):
+        cache = opened(folder)
+        cache.look_up(np.zeros(1, np.uint64))
+        cache.close()
+        assert not folder.exists()
+        (folder.parent / "file.txt").write_text("")
+        with pytest.raises(NotADirectoryError, match=r"file\.txt"):
+            DecisionCache(folder.parent / "file.txt")
+
+    def test_segments_are_mapped_and_may_be_read_only(self, folder):
+        with opened(folder) as cache:
+            cache.add(some(*range(100)))
+        (segment,) = segments(folder)
+        segment.chmod(0o400)
+        segment.parent.chmod(0o500)
+        try:
+            cache = opened(folder)
+            known, found = cache.look_up(np.arange(100, dtype=np.uint64)[::-1])
+            assert known.all()
+            assert plain(found) == plain(some(*range(99, -1, -1)))
+            (block,) = cache._known._held
+            with open("/proc/self/maps") as maps:
+                assert str(segment) in maps.read()
+            assert block.keys.base is None  # in memory
+            assert block.logits.base is not None  # in the file
+        finally:
+            segment.parent.chmod(0o700)
+
+    def test_segments_are_safetensors(self, folder):
+        with opened(folder) as cache:
+            cache.add(some(4, 5))
+        (segment,) = segments(folder)
+        with safe_open(segment, "pt") as file:
+            assert file.get_tensor("logits").dtype == torch.bfloat16
+            assert file.get_tensor("keys").tolist() == [4, 5]
+            assert file.metadata()["identity"] == identity().digest
+
+    def test_a_large_one_is_written_without_being_asked(self, folder, monkeypatch):
+        monkeypatch.setattr(store_module, "SEGMENT_BYTES", 1000)
+        cache = opened(folder)
+        for key in range(200):
+            cache.add(some(key))
+        assert len(segments(folder)) > 2
+        written = opened(folder).num_documents
+        assert 100 < written < 200
+        cache.close()
+        assert opened(folder).num_documents == 200
+
+    def test_written_after_a_while(self, folder, monkeypatch):
+        monkeypatch.setattr(store_module, "MAX_PENDING_SECONDS", 0.0)
+        cache = opened(folder)
+        cache.add(some(1))
+        assert opened(folder).num_documents == 1
+
+    def test_written_when_it_goes_out_of_use(self, folder):
+        opened(folder).add(some(1))
+        gc.collect()
+        assert opened(folder).num_documents == 1
+
+    def test_written_at_exit(self, folder):
+        code = (
+            "import sys; sys.path.insert(0, sys.argv[2]); import test_cache as t\n"
+            "cache = t.opened(sys.argv[1]); cache.add(t.some(1, 2))"
+        )
+        here = os.path.dirname(__file__)
+        subprocess.run([sys.executable, "-c", code, folder, here], check=True)
+        assert opened(folder).num_documents == 2
+
+    def test_many_small_ones(self, folder):
+        for key in range(30):
+            with opened(folder) as cache:
+                cache.add(some(key, key + 1))
+        assert len(segments(folder)) == 30
+        cache = opened(folder)
+        known, found = cache.look_up(np.arange(32, dtype=np.uint64)[::-1])
+        assert known.tolist() == [False] + [True] * 31
+        assert plain(found) == plain(some(*range(30, -1, -1)))
+        assert len(cache._known._index._parts) == 1
+
+    def test_what_cannot_be_written_stays_in_memory(self, folder, monkeypatch, caplog):
+        def fail(*_):
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(folder_module, "write_segment", fail)
+        monkeypatch.setattr(store_module, "SEGMENT_BYTES", 1)
+        cache = opened(folder)
+        with caplog.at_level(logging.WARNING, "toedit_collate"):
+            for key in range(20):
+                cache.add(some(key))
+        (warning,) = caplog.messages
+        assert re.search(r"can't be written .*No space left.*in memory", warning)
+        assert cache.look_up(np.arange(20, dtype=np.uint64))[0].all()
+        with pytest.raises(OSError, match="No space left"):
+            cache.flush()
+        monkeypatch.undo()
+        cache.flush()
+        assert opened(folder).num_documents == 20
+
+
+class TestProcesses:
+    def test_write_to_one_folder_and_read_each_other(self, folder, monkeypatch):
+        one, other = opened(folder), opened(folder)
+        one.add(some(1, 2))
+        monkeypatch.setenv("RANK", "3")
+        other.add(some(2, 3))
+        one.flush()
+        other.flush()
+        assert not other.look_up(np.array([1], np.uint64))[0].any()
+        for cache in (one, other):
+            cache.refresh()
+            assert cache.look_up(np.array([1, 2, 3], np.uint64))[0].all()
+        names = [path.name for path in segments(folder)]
+        assert len(names) == 2
+        assert all(name.startswith("rank-00003") for name in names)
+
+    def test_at_the_same_time(self, folder):
+        code = (
+            "import sys; sys.path.insert(0, sys.argv[2]); import test_cache as t\n"
+            "start = int(sys.argv[3])\n"
+            "with t.opened(sys.argv[1]) as cache:\n"
+            "    for key in range(start, start + 40): cache.add(t.some(key)); cache.flush()"
+        )
+        arguments = [sys.executable, "-c", code, folder, os.path.dirname(__file__)]
+        running = [subprocess.Popen([*arguments, str(start)]) for start in (0, 20)]
+        assert [process.wait() for process in running] == [0, 0]
+        known, found = opened(folder).look_up(np.arange(61, dtype=np.uint64))
+        assert known.tolist() == [True] * 60 + [False]
+        assert plain(found) == plain(some(*range(60)))
+
+    def test_a_pickle_holds_no_decisions(self, folder):
+        with opened(folder) as cache:
+            cache.add(some(*range(10_000)))
+            sent = pickle.dumps(cache)
+        assert len(sent) < 2000
+        other = pickle.loads(sent)
+        assert other.max_bytes == cache.max_bytes
+        assert other.look_up(np.arange(3, dtype=np.uint64))[0].all()
+        assert pickle.loads(pickle.dumps(opened())).num_documents == 0
+        assert pickle.loads(pickle.dumps(DecisionCache())).identity is None
+
+    def test_a_forked_worker_does_not_write_for_its_parent(self, folder):
+        cache = opened(folder)
+        cache.add(some(1, 2))
+
+        def work():
+            knew = cache.look_up(np.array([1, 2], np.uint64))[0].all()
+            cache.add(some(3))
+            cache.flush()
+            return bool(knew)
+
+        assert in_child(work) is True
+        assert opened(folder).num_documents == 1
+        cache.close()
+        cache.refresh()
+        assert cache.num_documents == opened(folder).num_documents == 3
+
+    def test_killed_in_the_middle_of_a_write(self, folder, monkeypatch):
+        with opened(folder) as cache:
+            cache.add(some(1))
+
+        def die(*_):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        def work():
+            monkeypatch.setattr(segments_module.os, "fsync", die)
+            with opened(folder) as cache:
+                cache.add(some(2))
+
+        assert in_child(work) == "killed"
+        (left,) = (folder / identity().digest).glob("*.unfinished")
+        assert left.stat().st_size
+        cache = opened(folder)
+        assert cache.look_up(np.array([1, 2], np.uint64))[0].tolist() == [True, False]
+        cache.add(some(2))
+        cache.close()
+        assert opened(folder).num_documents == 2
+
+
+class TestDamage:
+    @pytest.fixture
+    def segment(self, folder):
+        with opened(folder) as cache:
+            cache.add(some(*range(20)))
+        (segment,) = segments(folder)
+        return segment
+
+    def refused(self, folder, segment, what):
+        with pytest.raises(DamagedCacheError, match=rf"{segment}.*{what}.*delete it"):
+            opened(folder).look_up(np.zeros(1, np.uint64))
+        segment.unlink()
+        assert opened(folder).num_documents == 0
+
+    def test_cut_anywhere(self, folder, segment):
+        whole = segment.read_bytes()
+        for length in [0, 5, 8, 100, len(whole) // 2, len(whole) - 1]:
+            segment.write_bytes(whole[:length])
+            self.refused(folder, segment, "damaged")
+
+    def test_documents_changed(self, folder, segment):
+        with safe_open(segment, "pt") as file:
+            names = list(file.keys())
+        whole = segment.read_bytes()
+        for name in ("keys", "counts", "widths"):
+            assert name in names
+            header = int.from_bytes(whole[:8], "little")
+            offsets = json.loads(whole[8 : 8 + header])[name]["data_offsets"]
+            damaged = bytearray(whole)
+            damaged[8 + header + offsets[1] - 8] ^= 1
+            segment.write_bytes(damaged)
+            self.refused(folder, segment, "damaged")
+
+    @pytest.mark.parametrize(("name", "value"), [("ids_high", 255), ("num_candidates", 200)])
+    def test_tokens_changed(self, folder, name, value):
+        with opened(folder) as cache:
+            cache.add(make([(1, [(1, [(2**17, 0.5)])])]))
+        (segment,) = segments(folder)
+        whole = bytearray(segment.read_bytes())
+        header = int.from_bytes(whole[:8], "little")
+        begin = json.loads(whole[8 : 8 + header])[name]["data_offsets"][0]
+        whole[8 + header + begin] = value
+        segment.write_bytes(whole)
+        with pytest.raises(DamagedCacheError, match=rf"{segment}.*delete it"):
+            opened(folder).look_up(np.ones(1, np.uint64))
+
+    def test_of_another_identity(self, folder, segment):
+        other = identity(prior="b" * 32)
+        with opened(folder, other) as cache:
+            cache.add(some(1))
+        segment.rename(folder / other.digest / segment.name)
+        with pytest.raises(DamagedCacheError, match=r"another prior.*move it back"):
+            opened(folder, other).look_up(np.ones(1, np.uint64))
+
+    def test_of_another_kind(self, folder, segment):
+        from safetensors.torch import save_file
+
+        save_file({"a": torch.zeros(3)}, segment)
+        self.refused(folder, segment, "damaged")
+
+    def test_a_note_that_is_none(self, folder, segment):
+        note = segment.parent / "identity.json"
+        kept = note.read_text()
+        for text in ("{", "{}", "[]", kept.replace("a" * 32, "b" * 32)):
+            note.write_text(text)
+            with pytest.raises(DamagedCacheError, match=rf"{note}.*delete"):
+                DecisionCache(folder).prior()
+
+
+class TestCachedPrior:
+    @pytest.fixture
+    def filled(self, folder, tokenizer):
+        prior = Prior(make_llama(), tokenizer)
+        with opened(folder, Identity.of(prior, EditPolicy())) as cache:
+            cache.add(some(1))
+        return prior
+
+    def test_has_what_the_prior_has(self, folder, filled):
+        cached = DecisionCache(folder).prior()
+        assert isinstance(cached, CachedPrior)
+        for name in (
+            "vocab_size", "max_length", "pad_id", "fingerprint", "special_ids",
+            "template_sequences", "is_shared", "generation", "autocast_dtype",
+        ):  # fmt: skip
+            assert getattr(cached, name) == getattr(filled, name), name
+        for forbid in (True, False):
+            ours, theirs = (p.forbidden_ids(forbid_special=forbid) for p in (cached, filled))
+            assert torch.equal(ours, theirs)
+        assert cached.model is None
+        assert cached.device == torch.device("cpu")
+        assert cached.run(lambda: 5) == 5
+        cached.stand_by()
+        cached.compile()
+        assert not cached.uses_kernel
+        assert "CachedPrior" in repr(cached)
+        with pytest.raises(TypeError, match="pickled"):
+            pickle.dumps(cached)
+
+    def test_cannot_score_or_be_swapped(self, folder, filled):
+        cached = DecisionCache(folder).prior()
+        with pytest.raises(ValueError, match="toedit apply --cache"):
+            _ = cached.head
+        for swap in (cached.swap, cached.prepare_swap):
+            with pytest.raises(ValueError, match="can't be swapped"):
+                swap(filled.model.state_dict())
+
+    def test_the_tokenizer_must_be_the_priors(self, folder, filled):
+        cached = DecisionCache(folder).prior()
+        tokenizer = make_tokenizer()
+        tokenizer.add_special_tokens({"additional_special_tokens": ["<|more|>"]})
+        cached.set_tokenizer(tokenizer)  # one more does no harm
+        assert cached.tokenizer is tokenizer
+        assert cached.special_ids == filled.special_ids
+        other = make_tokenizer()
+        other.backend_tokenizer.model = type(other.backend_tokenizer.model)()
+        with pytest.raises(ValueError, match=r"tokenizer differs.*hash of its first \d+ tokens"):
+            cached.set_tokenizer(other)
+
+    def test_the_policy_must_be_the_same(self, folder, filled):
+        cached = DecisionCache(folder).prior()
+        assert Identity.of(cached, EditPolicy(seed=3)).digest == cached.identity.digest
+        with pytest.raises(ValueError, match=r"top_k=8, now 64"):
+            Identity.of(cached, EditPolicy(top_k=64))
+        with pytest.raises(ValueError, match=r"another policy.*top_k=8, now 64"):
+            DecisionCache(folder).prior(EditPolicy(top_k=64))
+        assert DecisionCache(folder).prior(EditPolicy(seed=3)).identity == cached.identity
+
+    def test_of_several(self, folder, filled):
+        other = Prior(make_llama(seed=1), filled.tokenizer)
+        cache = DecisionCache(folder)
+        for prior, policy in ((other, EditPolicy()), (filled, EditPolicy(top_k=9))):
+            cache.open(Identity.of(prior, policy))
+            cache.add(some(1))
+        assert cache.prior(EditPolicy(top_k=9)).fingerprint == filled.fingerprint
+        with pytest.raises(ValueError, match=rf"several.*{other.fingerprint}.*prior="):
+            cache.prior(EditPolicy())
+        with pytest.raises(ValueError, match=r"several.*pass the policy"):
+            cache.prior()
+        found = cache.prior(EditPolicy(), prior=other.fingerprint[:6])
+        assert found.fingerprint == other.fingerprint
+        assert cache.prior(prior=found.identity.digest[:8]).identity == found.identity
+        with pytest.raises(ValueError, match=r"no prior 'xyz', but .*prior "):
+            cache.prior(prior="xyz")
+
+    def test_of_none(self, folder):
+        for cache in (DecisionCache(folder), DecisionCache()):
+            with pytest.raises(ValueError, match=r"no decisions; fill it with `toedit apply"):
+                cache.prior()
+
+    def test_of_memory(self):
+        cache = opened()
+        assert cache.prior().identity == identity()

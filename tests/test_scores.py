@@ -1,0 +1,212 @@
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from toedit_collate import scores as scores_module
+from toedit_collate.head import Head, tile_elements
+from toedit_collate.scores import (
+    MARGIN,
+    Competitors,
+    exact_logprob,
+    measure_competitors,
+    score_observed,
+)
+
+
+def make_head(V=300, D=16, *, seed=0, dtype=torch.float32, bias=False, opaque=False, **options):
+    torch.manual_seed(seed)
+    module = nn.Linear(D, V, bias=bias).to(dtype)
+    with torch.no_grad():
+        module.weight.mul_(12)
+    return Head(
+        weight=None if opaque else module.weight.detach(),
+        bias=None if module.bias is None else module.bias.detach(),
+        module=lambda h: module(h).detach(),
+        vocab_size=V,
+        **options,
+    )
+
+
+def full_logprob(head, hidden, ids):
+    """The definition: a softmax over the whole vocabulary, in float64."""
+    raw = head.module(hidden)
+    raw = raw * head.scale
+    if head.softcap is not None:
+        raw = torch.tanh(raw / head.softcap) * head.softcap
+    return raw.double().log_softmax(-1).gather(-1, ids.unsqueeze(-1)).squeeze(-1)
+
+
+def competitors_of(order, V, num_first):
+    """Those ids, in that order."""
+    place = torch.full((V,), len(order))
+    place[order] = torch.arange(len(order))
+    return Competitors(order, place, num_first)
+
+
+OPTIONS = [
+    {},
+    {"bias": True},
+    {"softcap": 5.0},
+    {"scale": 0.25},
+    {"bias": True, "softcap": 9.0, "scale": 2.0},
+    {"opaque": True},
+    {"opaque": True, "bias": True, "softcap": 9.0, "scale": 2.0},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("n", [1, 3, 70])
+def test_exact_logprob(options, n):
+    head = make_head(**options)
+    hidden, ids = torch.randn(n, 16), torch.randint(0, 300, (n,))
+    expected = full_logprob(head, hidden, ids)
+    assert torch.allclose(exact_logprob(head, hidden, ids).double(), expected, atol=2e-5)
+
+
+@pytest.mark.parametrize("options", OPTIONS[:5], ids=str)
+@settings(max_examples=25, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    n=st.integers(1, 40),
+    V=st.integers(2, 700),
+    num_first=st.integers(1, 700),
+    num_more=st.integers(0, 200),
+    threshold=st.floats(1e-4, 0.999),
+)
+def test_a_cut_decides_as_the_definition_does(options, seed, n, V, num_first, num_more, threshold):
+    """With early reject, by any order of the ids: exact at and above the cut, a bound below it."""
+    head = make_head(V, seed=seed, **options)
+    hidden, ids = torch.randn(n, 16), torch.randint(0, V, (n,))
+    # Make half of the observed ids probable, or high thresholds would select nothing.
+    best = head.logits(hidden).argmax(-1)
+    ids = torch.where(torch.rand(n) < 0.5, best, ids)
+    order = torch.randperm(V)[: num_first + num_more]
+    competitors = competitors_of(order, V, min(num_first, V))
+    cut = math.log(threshold)
+    expected = full_logprob(head, hidden, ids)
+    scores = score_observed(head, hidden, ids, lowest_cut=cut, competitors=competitors)
+    got = scores.logprob.double()
+    clear = (expected - cut).abs() > 1e-4
+    at_or_above = expected >= cut
+    assert torch.equal((got >= cut)[clear], at_or_above[clear])
+    assert scores.is_open[at_or_above & clear].all()
+    assert torch.allclose(got[at_or_above & clear], expected[at_or_above & clear], atol=1e-4)
+    assert (got >= expected - 1e-4).all()
+    assert scores.is_finite.all()
+
+
+def test_the_order_of_the_competitors_decides_nothing():
+    """Not even at the threshold: what is given up lies under it by more than rounding."""
+    head = make_head(V=900, dtype=torch.bfloat16)
+    hidden = torch.randn(300, 16, dtype=torch.bfloat16)
+    ids = head.logits(hidden).topk(2).indices[:, 0]
+    exact = exact_logprob(head, hidden, ids)
+    for number in range(20):  # each time exactly at the threshold of one row
+        cut = float(exact[number])
+        for seed in range(3):
+            order = torch.randperm(900, generator=torch.Generator().manual_seed(seed))[:200]
+            competitors = competitors_of(order, 900, 40)
+            scores = score_observed(head, hidden, ids, lowest_cut=cut, competitors=competitors)
+            assert abs(float(scores.logprob[number]) - cut) < 1e-5
+            clear = (exact - cut).abs() > 1e-5
+            assert torch.equal((scores.logprob >= cut)[clear], (exact >= cut)[clear])
+    assert MARGIN > 1e-5
+
+
+def test_competitors_are_the_likeliest_ids(monkeypatch):
+    monkeypatch.setattr(scores_module, "FIRST_TILE_IDS", 20)
+    head = make_head(V=4000, D=16)
+    hidden = torch.randn(30, 16)
+    mean = head.logits(hidden).softmax(-1).mean(0)
+    competitors = measure_competitors(head, hidden)
+    assert competitors.num_first == 4000 // 128
+    assert len(competitors.order) == 5 * competitors.num_first
+    assert torch.equal(competitors.order, mean.topk(len(competitors.order)).indices)
+    assert torch.equal(competitors.place[competitors.order], torch.arange(len(competitors.order)))
+    assert (competitors.place < len(competitors.order)).sum() == len(competitors.order)
+
+
+class _Counted(Head):
+    """Counts the rows of each tile: (rows, columns)."""
+
+    tiles: list
+
+    def logits(self, hidden, start=0, stop=None):
+        result = super().logits(hidden, start, stop)
+        self.tiles.append(tuple(result.shape))
+        return result
+
+    def logits_of(self, hidden, ids):
+        result = super().logits_of(hidden, ids)
+        self.tiles.append(tuple(result.shape))
+        return result
+
+
+def test_early_reject_leaves_nearly_the_whole_head_out():
+    plain = make_head(V=4096)
+    head = _Counted(plain.weight * 3, None, None, 4096)
+    object.__setattr__(head, "tiles", [])
+    hidden, ids = torch.randn(64, 16), torch.randint(0, 4096, (64,))
+    ids[:3] = head.logits(hidden[:3]).argmax(-1)
+    competitors = measure_competitors(head, hidden)
+    head.tiles.clear()
+    cut = math.log(0.99)
+    scores = score_observed(head, hidden, ids, lowest_cut=cut, competitors=competitors)
+    assert sum(rows * columns for rows, columns in head.tiles) < 0.2 * 64 * 4096
+    head.tiles.clear()
+    exact = exact_logprob(head, hidden, ids)
+    assert sum(rows * columns for rows, columns in head.tiles) == 64 * 4096
+    assert torch.equal(scores.logprob >= cut, exact >= cut)
+    assert (exact >= cut).any()
+
+
+def test_near_one_keeps_its_precision():
+    """P = 1 - 1e-6 must not round to 1, nor its complement to nothing."""
+    weight = torch.tensor([[13.8155], [0.0]])  # odds of 1e6
+    head = Head(weight=weight, bias=None, module=None, vocab_size=2)
+    value = exact_logprob(head, torch.ones(1, 1), torch.tensor([0]))
+    assert -value.item() == pytest.approx(1e-6, rel=1e-3)
+
+
+@pytest.mark.parametrize("options", [{}, {"softcap": 5.0}])
+def test_bf16_agrees_with_the_models_own_rounding(options):
+    """With bf16 weights, log P is that of the logits which the model itself would compute."""
+    head = make_head(V=2000, D=64, dtype=torch.bfloat16, **options)
+    hidden = torch.randn(200, 64, dtype=torch.bfloat16)
+    best = head.module(hidden).argmax(-1)
+    ids = torch.where(torch.arange(200) % 2 == 0, best, torch.randint(0, 2000, (200,)))
+    expected = full_logprob(head, hidden, ids)
+    got = exact_logprob(head, hidden, ids).double()
+    # Sums in another order round a few logits the other way, by one step of bf16.
+    assert ((got - expected).abs() < 1e-3).float().mean() > 0.95
+    assert (got - expected).abs().max() < 0.3
+
+
+@pytest.mark.parametrize("with_competitors", [True, False])
+@pytest.mark.parametrize("where", ["states", "weights"])
+def test_nan_comes_out_and_is_told(with_competitors, where):
+    head = make_head()
+    hidden = torch.randn(3, 16)
+    ids = head.logits(hidden).argmax(-1)
+    competitors = measure_competitors(head, hidden) if with_competitors else None
+    if where == "states":
+        hidden[1, 4] = float("nan")
+    else:  # of an id that few rows would visit
+        last = competitors.order[-1] if with_competitors else 17
+        head.weight[last, 4] = float("nan")
+    scores = score_observed(head, hidden, ids, lowest_cut=math.log(1e-6), competitors=competitors)
+    expected = [True, False, True] if where == "states" else [False] * 3
+    assert scores.is_finite.tolist() == expected
+    assert scores.logprob.isnan().tolist() == [not finite for finite in expected]
+
+
+def test_tiles_stay_small():
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    assert tile_elements(8192, 128_256, cpu) <= 2**22
+    assert tile_elements(8192, 128_256, gpu) <= 2**24
+    assert tile_elements(64, 1000) <= 0.05 * 64 * 1000
+    assert exact_logprob(make_head(), torch.zeros(0, 16), torch.zeros(0).long()).shape == (0,)

@@ -1,0 +1,140 @@
+"""How often the host waits for the device, told on a CPU by tensors that can't be read."""
+
+import pytest
+import torch
+from conftest import likely_ids, make_llama, make_tokenizer
+from torch.utils._pytree import tree_leaves
+
+from toedit_collate import EditPolicy, Prior, ToEditCollator, edit_tokens
+from toedit_collate.cache import DecisionCache
+
+READS = {
+    torch.Tensor.item, torch.Tensor.tolist, torch.Tensor.numpy, torch.Tensor.cpu,
+    torch.Tensor.nonzero, torch.nonzero, torch.masked_select, torch.Tensor.masked_select,
+    torch.Tensor.__bool__, torch.Tensor.__int__, torch.Tensor.__float__, torch.Tensor.__index__,
+    torch.Tensor.unique, torch.equal, torch.Tensor.equal, torch.Tensor.to_sparse,
+}  # fmt: skip
+MASKABLE = {torch.Tensor.__getitem__, torch.Tensor.__setitem__, torch.Tensor.index_put_}
+
+
+class Far(torch.Tensor):
+    """A tensor as on a GPU: to read it is an error, but through `fetch`."""
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        if func in READS:
+            raise AssertionError(f"{func.__name__} waits for the device")
+        if func in MASKABLE:
+            index = args[1:2] if func is torch.Tensor.__setitem__ else args[1:]
+            masks = [x for x in tree_leaves(index) if isinstance(x, Far) and x.dtype == torch.bool]
+            if masks and masks[0].dim():
+                raise AssertionError(f"a mask in {func.__name__} waits for the device")
+        return super().__torch_function__(func, types, args, kwargs or {})
+
+
+@pytest.fixture
+def waits(monkeypatch):
+    """Sends become far, fetches near; a list of how many far tensors each fetch brought."""
+    from toedit_collate import (
+        cached,
+        editing,
+        prior,
+        scores,
+        scoring,
+        stats,
+        token_batch,
+        transfer,
+        trunk,
+    )  # fmt: skip
+
+    waits = []
+
+    def fetch(*tensors):
+        far = sum(isinstance(t, Far) for t in tensors)
+        if far:
+            waits.append(far)
+        return [t.as_subclass(torch.Tensor) for t in tensors]
+
+    def send(tensor, device):
+        return tensor.as_subclass(Far)
+
+    for module in (cached, editing, prior, scores, scoring, stats, token_batch, transfer, trunk):
+        for name, fake in (
+            ("fetch", fetch), ("send", send), ("on_host", lambda t: not isinstance(t, Far)),
+        ):  # fmt: skip
+            if hasattr(module, name):
+                monkeypatch.setattr(module, name, fake)
+    monkeypatch.setattr(
+        token_batch.TokenBatch, "_at_home", lambda self, given, on_host: send(on_host, None)
+    )
+    return waits
+
+
+POLICIES = {
+    "paper": (EditPolicy(scope="all"), 1),
+    "authors' script": (EditPolicy.reference_code(), 1),
+    "others": (EditPolicy(threshold=0.6, exclude_original=True), 1),
+    "half, rejection": (EditPolicy(threshold=0.5, sampler="rejection", temperature=1.3), 1),
+    # What is selected must be asked for, then; and which tokens remain.
+    "reversed": (EditPolicy(region="below", threshold=0.1, top_k=5), 2),
+    "drop": (EditPolicy(threshold=0.7, drop_below=1e-4, temperature=2.0), 2),
+}
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_the_host_waits_once(waits, name):
+    policy, expected = POLICIES[name]
+    ids = likely_ids(make_llama(), 6, 40)
+    prior = Prior(make_llama())
+    edit_tokens(prior, ids, policy=policy)  # measures the likely competitors
+    waits.clear()
+    result = edit_tokens(prior, ids, policy=policy, num_sampled=10)
+    assert isinstance(result.input_ids, Far)
+    assert len(waits) == expected
+    assert result.selected.as_subclass(torch.Tensor).any()
+
+
+def test_the_far_edit_is_the_near_one(request):
+    ids = likely_ids(make_llama(), 6, 40)
+    near = {n: edit_tokens(Prior(make_llama()), ids, policy=p) for n, (p, _) in POLICIES.items()}
+    request.getfixturevalue("waits")
+    for name, (policy, _) in POLICIES.items():
+        far = edit_tokens(Prior(make_llama()), ids, policy=policy)
+        for field in ("input_ids", "selected", "changed", "dropped"):
+            got = getattr(far, field).as_subclass(torch.Tensor)
+            assert torch.equal(got, getattr(near[name], field)), (name, field)
+
+
+def test_a_collated_batch_takes_one_wait_and_its_counts_none(waits):
+    prior = Prior(make_llama())
+    rows = [{"input_ids": row.tolist()} for row in likely_ids(make_llama(), 6, 40)]
+    collator = ToEditCollator(prior, EditPolicy.reference_code(), tokenizer=make_tokenizer())
+    collator(rows).to("cpu")
+    waits.clear()
+    for _ in range(3):
+        batch = collator(rows).to("cpu")
+    assert len(waits) == 3
+    assert isinstance(batch["input_ids"], Far)
+    assert collator.stats["batches"] == 4
+    assert len(waits) == 4  # stats asks once, for all of its counts
+
+
+def test_cached_decisions_take_none(waits):
+    prior, cache = Prior(make_llama()), DecisionCache()
+    ids = likely_ids(make_llama(), 6, 40)
+    policy = EditPolicy.reference_code()
+    edit_tokens(prior, ids, policy=policy, cache=cache)
+    waits.clear()
+    edit_tokens(prior, ids, policy=policy, cache=cache, epoch=1)
+    assert waits == []
+
+
+def test_a_read_is_told():
+    """The tests above can fail."""
+    far = torch.ones(3).as_subclass(Far)
+    for read in (
+        lambda: far.sum().item(), lambda: far[far > 0], lambda: bool(far.any()),
+        lambda: far.nonzero(), lambda: far.clone().__setitem__(far > 0, 1.0),
+    ):  # fmt: skip
+        with pytest.raises(AssertionError, match="waits for the device"):
+            read()

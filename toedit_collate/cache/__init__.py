@@ -1,0 +1,8 @@
+"""A bounded cache of what a frozen prior decides, so that later epochs need no pass of it."""
+
+from .decisions import Decisions
+from .identity import Identity
+from .prior import CachedPrior
+from .store import DecisionCache
+
+__all__ = ["CachedPrior", "DecisionCache", "Decisions", "Identity"]
