@@ -1,7 +1,8 @@
-"""Rows of data as a generation trained on them."""
+"""Rows of data after an edit: of a generation of a journal, for one."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,9 @@ _PER_TOKEN = ("labels", "attention_mask", "position_ids", "token_type_ids", "com
               "assistant_masks", "loss_mask")  # fmt: skip
 
 
+Edit = Callable[[Batch, Documents], tuple[Texts, Array]]
+
+
 @dataclass
 class Counts:
     """What was replayed; tokens that were changed and changed back count as neither."""
@@ -34,24 +38,20 @@ class Counts:
 
 
 class Reviser:
-    """Brings rows to their state after a generation.
+    """Brings rows to their state after an edit.
 
     Args:
         data: where the rows come from, for messages.
-        journal: has the edits.
-        generation: which state.
+        edit: gives the documents of a batch as they are after it, and which of them (N,) it knows.
         tokenizer: for rows of text, and for the column `text`; None: there is neither.
         with_text: whether to write that column.
     """
 
-    def __init__(
-        self, data: Data, journal: Journal, generation: int, tokenizer: Any, *, with_text: bool
-    ) -> None:
+    def __init__(self, data: Data, edit: Edit, tokenizer: Any, *, with_text: bool) -> None:
         self.counts = Counts()
         self.stale_text = False
         self._data = data
-        self._journal = journal
-        self._generation = generation
+        self._edit = edit
         self._tokenizer = tokenizer
         self._with_text = with_text and tokenizer is not None
         self._aligned: list[str] | None = None
@@ -79,15 +79,15 @@ class Reviser:
         return self._aligned
 
     def revise(self, batch: Batch) -> list[Row]:
-        """The rows as the generation trained on them; those of `batch` may be changed.
+        """The rows after the edit; those of `batch` may be changed.
 
         Raises:
-            UnusableError: they can't be used, or the journal's edits don't fit them.
+            UnusableError: they can't be used, or the edit doesn't fit them.
         """
         added = tokenize(self._data, batch, self._tokenizer)
         documents = find_documents(self._data, batch)
         self.aligned_columns(batch.rows)
-        texts, known = replay(self._data, batch, documents, self._journal, self._generation)
+        texts, known = self._edit(batch, documents)
         self.counts.rows += len(batch.rows)
         self.counts.documents += len(known)
         self.counts.known += int(known.sum())

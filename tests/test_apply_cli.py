@@ -1,0 +1,554 @@
+"""`toedit apply`: the cache it fills serves training without the prior; the data it writes."""
+
+import argparse
+import itertools
+import re
+import shlex
+import signal
+import subprocess
+import sys
+
+import datasets
+import pytest
+import torch
+from conftest import make_llama, make_tokenizer
+from test_journal_cli import read, split, write
+from training import (
+    AGGRESSIVE,
+    Recorder,
+    dataset,
+    documents,
+    make_trainee,
+    make_trainer,
+)
+
+from toedit_collate import EditPolicy, Prior, ToEditCollator, attach, edit_tokens
+from toedit_collate.apply_cli import edit as edit_module
+from toedit_collate.apply_cli.policies import WITHOUT_OPTION, add_policy, as_python, policy_of
+from toedit_collate.cache import DecisionCache
+from toedit_collate.cli import main
+
+AS_OPTIONS = ("--threshold", "0.05", "--exclude-original")  # AGGRESSIVE
+REMOVING = AGGRESSIVE.replace(drop_below=1e-3)
+
+
+def apply(capsys, *argv):
+    """Exit status, and what was printed and said of errors."""
+    capsys.readouterr()
+    status = main(["apply", *map(str, argv)])
+    printed = capsys.readouterr()
+    return status, printed.out, printed.err
+
+
+def applied(capsys, *argv):
+    status, printed, error = apply(capsys, *argv)
+    assert status == 0, error
+    return printed
+
+
+def refused(capsys, *argv):
+    status, _, error = apply(capsys, *argv)
+    assert status == 2
+    # Before it, transformers shows how it loads weights.
+    line = error.splitlines()[-1]
+    assert line.startswith("toedit apply: error: ")
+    assert "Traceback" not in error
+    return line
+
+
+@pytest.fixture(autouse=True)
+def no_bars():
+    datasets.disable_progress_bars()
+    yield
+    datasets.enable_progress_bars()
+
+
+@pytest.fixture(scope="module")
+def prior_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("prior")
+    make_llama().save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def real(prior_folder):
+    """The prior itself."""
+    return Prior.from_pretrained(prior_folder)
+
+
+@pytest.fixture(scope="module")
+def rows():
+    texts = documents(20, seed=3)
+    return [
+        {"input_ids": text, "labels": [-100] * 3 + text[3:], "number": number}
+        for number, text in enumerate(texts)
+    ]
+
+
+@pytest.fixture
+def data(tmp_path, rows):
+    return write(tmp_path / "data", rows)
+
+
+def edited(collator, rows, *, epoch, size=4):
+    """The rows as a training loop gets them."""
+    collator.set_epoch(epoch)
+    found = []
+    for begin in range(0, len(rows), size):
+        batch = dict(collator([dict(row) for row in rows[begin : begin + size]]))
+        real = batch["attention_mask"].bool()
+        for ids, labels, of in zip(batch["input_ids"], batch["labels"], real, strict=True):
+            found.append((ids[of].tolist(), labels[of].tolist()))
+    return found
+
+
+def only_tokens(rows):
+    return [{key: row[key] for key in ("input_ids", "labels")} for row in rows]
+
+
+# --- the cache ---
+
+
+class TestTraining:
+    @pytest.mark.parametrize(
+        ("options", "policy"),
+        [
+            (AS_OPTIONS, AGGRESSIVE),
+            ((*AS_OPTIONS, "--drop-below", "1e-3"), REMOVING),
+            (("--threshold", "0.3", "--top-k", "16"), EditPolicy(threshold=0.3, top_k=16)),
+        ],
+    )
+    def test_without_the_prior_as_with_it(
+        self, tmp_path, capsys, prior_folder, real, data, rows, options, policy
+    ):
+        cache = tmp_path / "cache"
+        printed = applied(
+            capsys, "--prior", prior_folder, "--data", data, "--cache", cache, *options
+        )
+        assert "20 rows, 20 documents" in printed
+        tokenizer = make_tokenizer()
+        held = DecisionCache(cache)
+        ours = ToEditCollator(held.prior(policy), policy, tokenizer=tokenizer, cache=held)
+        theirs = ToEditCollator(real, policy, tokenizer=tokenizer)
+        given = only_tokens(rows)
+        for epoch in (0, 1):
+            found = edited(ours, given, epoch=epoch, size=3)
+            assert found == edited(theirs, given, epoch=epoch)
+            assert (
+                sum(ids != row["input_ids"] for (ids, _), row in zip(found, rows, strict=True)) > 5
+            )
+        assert edited(ours, given, epoch=0) != edited(ours, given, epoch=1)
+
+    def test_a_document_that_is_not_in_it(self, tmp_path, capsys, prior_folder, data, rows):
+        cache = DecisionCache(tmp_path / "cache")
+        applied(capsys, "--prior", prior_folder, "--data", data, "--cache", cache.path, *AS_OPTIONS)
+        collator = ToEditCollator(
+            cache.prior(), AGGRESSIVE, tokenizer=make_tokenizer(), cache=cache
+        )
+        other = {**rows[0], "labels": rows[0]["input_ids"]}  # its prompt, too, is to be edited
+        with pytest.raises(ValueError, match=r"1 of the batch's 2 doc.*run `toedit apply --cache`"):
+            edited(collator, only_tokens([other, rows[1]]), epoch=0)
+
+    def test_another_policy_or_tokenizer(self, tmp_path, capsys, prior_folder, data, rows):
+        cache = DecisionCache(tmp_path / "cache")
+        applied(capsys, "--prior", prior_folder, "--data", data, "--cache", cache.path, *AS_OPTIONS)
+        tokenizer = make_tokenizer()
+        with pytest.raises(ValueError, match=r"another policy.*threshold=0\.05, now 0\.99"):
+            cache.prior(EditPolicy())
+        collator = ToEditCollator(cache.prior(), EditPolicy(), tokenizer=tokenizer, cache=cache)
+        with pytest.raises(ValueError, match=r"another policy.*threshold=0\.05, now 0\.99"):
+            edited(collator, only_tokens(rows), epoch=0)
+        other = make_tokenizer()
+        other.backend_tokenizer.model = type(other.backend_tokenizer.model)()
+        with pytest.raises(ValueError, match="tokenizer differs"):
+            ToEditCollator(cache.prior(), AGGRESSIVE, tokenizer=other, cache=cache)
+
+    def test_packed_as_it_will_be_trained_on(self, tmp_path, capsys, prior_folder, real):
+        """Data that SFTTrainer packed; what a model is given, with and without the prior."""
+        given = []
+        for way in ("the prior", "the cache"):
+            trainer, _ = make_trainer(
+                tmp_path / "run", make_tokenizer(), kind="SFTTrainer", model=make_trainee(),
+                train=dataset(documents(12, seed=3)), packing=True, max_length=40,
+                num_train_epochs=2,
+            )  # fmt: skip
+            recorder = Recorder(trainer.model)
+            if way == "the prior":
+                trainer.train_dataset.save_to_disk(tmp_path / "data")
+                attach(trainer, real, AGGRESSIVE)
+            else:
+                cache = DecisionCache(tmp_path / "cache")
+                printed = applied(
+                    capsys, "--prior", prior_folder, "--data", tmp_path / "data", "--cache",
+                    cache.path, *AS_OPTIONS,
+                )  # fmt: skip
+                assert "12 documents" in printed
+                attach(trainer, cache.prior(), AGGRESSIVE, cache=cache)
+            trainer.train()
+            given.append(recorder.batches(training=True))
+        assert given[0] == given[1]
+        assert len(given[0]) > 2
+
+    def test_masks_are_labels(self, tmp_path, capsys, prior_folder, real):
+        """`completion_mask` and `assistant_masks`, as SFTTrainer makes labels of them."""
+        text = documents(1, seed=3)[0]
+        T = len(text)
+        completion = [0, 0] + [1] * (T - 2)
+        assistant = [1] * (T - 3) + [0] * 3
+        cases = {
+            "both": ({"completion_mask": completion, "assistant_masks": assistant}, [2, T - 3]),
+            "one": ({"completion_mask": completion}, [2, T]),
+            "none": ({}, [0, T]),
+            "labels": ({"labels": [-100] * T, "completion_mask": completion}, [0, 0]),
+        }
+        for name, (masks, (begin, end)) in cases.items():
+            cache = DecisionCache(tmp_path / name)
+            data = write(tmp_path / f"{name}.jsonl", [{"input_ids": text, **masks}])
+            printed = applied(
+                capsys, "--prior", prior_folder, "--data", data, "--cache", cache.path, *AS_OPTIONS
+            )
+            assert f"{max(end - max(begin, 1), 0)} scored" in printed
+            if name != "labels":
+                labels = [t if begin <= n < end else -100 for n, t in enumerate(text)]
+                ids = torch.tensor([text])
+                result = edit_tokens(
+                    cache.prior(), ids, labels=torch.tensor([labels]), policy=AGGRESSIVE,
+                    cache=cache,
+                )  # fmt: skip
+                expected = edit_tokens(real, ids, labels=torch.tensor([labels]), policy=AGGRESSIVE)
+                assert torch.equal(result.input_ids, expected.input_ids)
+
+
+class TestCache:
+    def test_known_documents_cost_no_pass(self, tmp_path, capsys, prior_folder, data, monkeypatch):
+        passes = []
+        states = Prior.predictive_states
+
+        def counted(self, documents, tokens, where):
+            passes.append(len(where))
+            return states(self, documents, tokens, where)
+
+        monkeypatch.setattr(Prior, "predictive_states", counted)
+        options = ("--prior", prior_folder, "--data", data, "--cache", tmp_path / "cache")
+        first = applied(capsys, *options, *AS_OPTIONS)
+        assert sum(passes) > 100
+        assert re.search(r"20 new, 0 known already \(\d+\.\d\d bytes a token\)", first)
+        done = len(passes)
+        again = applied(capsys, *options, *AS_OPTIONS)
+        assert len(passes) == done
+        assert "0 new, 20 known already\n" in again
+        assert "20 documents in" in again
+
+    def test_killed_and_started_again(self, tmp_path, capsys, prior_folder, monkeypatch):
+        """What was written before the kill is not scored again; the rest is."""
+        monkeypatch.setattr(edit_module, "SECONDS_BETWEEN_WRITES", 0.0)
+        data = write(tmp_path / "data.jsonl", [{"input_ids": t} for t in documents(80, seed=3)])
+        cache = tmp_path / "cache"
+        options = [
+            "--prior", prior_folder, "--data", data, "--cache", cache, "--batch-tokens", "16",
+            *AS_OPTIONS,
+        ]  # fmt: skip
+        code = (
+            "import sys, os, signal\n"
+            "from toedit_collate.apply_cli import edit\n"
+            "edit.SECONDS_BETWEEN_WRITES = 0.0\n"
+            "write = edit.Editor.write\n"
+            "def then_die(self):\n"
+            "    write(self)\n"
+            "    os.kill(os.getpid(), signal.SIGKILL)\n"
+            "edit.Editor.write = then_die\n"
+            "from toedit_collate.cli import main\n"
+            "main(sys.argv[1:])"
+        )
+        done = subprocess.run([sys.executable, "-c", code, "apply", *map(str, options)])
+        assert done.returncode == -signal.SIGKILL
+        printed = applied(capsys, *options)
+        new, known = map(int, re.search(r"(\d+) new, (\d+) known already", printed).groups())
+        assert new > 0
+        assert known > 0
+        assert new + known == 80
+
+    def test_interrupted(self, tmp_path, capsys, prior_folder, data, monkeypatch):
+        options = ("--prior", prior_folder, "--data", data, "--cache", tmp_path / "cache")
+        monkeypatch.setattr(edit_module.Editor, "_held", _interrupt_at(20))
+        status, _, error = apply(capsys, *options, "--batch-tokens", "16", *AS_OPTIONS)
+        assert status == 130
+        assert re.search(r"interrupted after 0 rows; what was decided is kept", error)
+        monkeypatch.undo()
+        assert re.search(r"10 new, 10 known already", applied(capsys, *options, *AS_OPTIONS))
+
+    def test_in_parts(self, tmp_path, capsys, prior_folder):
+        texts = documents(30, seed=3) * 10  # several batches of rows
+        data = write(tmp_path / "data.jsonl", [{"input_ids": text} for text in texts])
+        options = ("--prior", prior_folder, "--data", data, "--cache", tmp_path / "cache")
+        rows = 0
+        for shard in ("0/2", "1/2"):
+            printed = applied(capsys, *options, *AS_OPTIONS, "--shard", shard)
+            rows += int(re.match(r"(\d+) rows", printed).group(1))
+        assert rows == 300
+        assert "0 new, 300 known" in applied(capsys, *options, *AS_OPTIONS)
+
+    def test_the_printed_python_works(self, tmp_path, capsys, prior_folder, data, rows):
+        options = ("--prior", prior_folder, "--data", data, "--cache", tmp_path / "cache")
+        for more in ((), ("--dtype", "bfloat16")):  # then there are two priors in the cache
+            printed = applied(capsys, *options, *AS_OPTIONS, *more)
+            lines = [line[4:] for line in printed.splitlines() if line.startswith("    ")]
+            assert len(lines) == 4
+            names = {"tokenizer": make_tokenizer()}
+            exec("\n".join(lines), names)
+            assert names["policy"] == AGGRESSIVE
+            assert edited(names["collator"], only_tokens(rows), epoch=0)
+        assert re.search(r'cache\.prior\(policy, "[0-9a-f]{12}"\)', printed)
+
+
+def _interrupt_at(call):
+    """In place of `Editor._held`: what Ctrl-C does in the middle of the work."""
+    held = edit_module.Editor._held
+    calls = []
+
+    def interrupted(self):
+        calls.append(1)
+        if len(calls) == call:
+            raise KeyboardInterrupt
+        return held(self)
+
+    return interrupted
+
+
+# --- the edited dataset ---
+
+
+class TestOutput:
+    @pytest.mark.parametrize("output", ["out", "out.jsonl"])
+    @pytest.mark.parametrize("with_cache", [False, True])
+    @pytest.mark.parametrize("policy", [AGGRESSIVE, REMOVING])
+    def test_is_the_edit_of_epoch_0(
+        self, tmp_path, capsys, prior_folder, real, data, rows, output, with_cache, policy
+    ):
+        options = ["--prior", prior_folder, "--data", data, "--output", tmp_path / output]
+        options += [*AS_OPTIONS, "--batch-tokens", "64"]
+        if with_cache:
+            options += ["--cache", tmp_path / "cache"]
+        if policy is REMOVING:
+            options += ["--drop-below", "1e-3"]
+        printed = applied(capsys, *options)
+        found = read(tmp_path / output)
+        expected = edited(
+            ToEditCollator(real, policy, tokenizer=make_tokenizer()), only_tokens(rows), epoch=0
+        )
+        assert [(row["input_ids"], row["labels"]) for row in found] == expected
+        assert [row["number"] for row in found] == list(range(20))
+        tokenizer = make_tokenizer()
+        assert [row["text"] for row in found] == [
+            tokenizer.decode(ids, clean_up_tokenization_spaces=False) for ids, _ in expected
+        ]
+        removed = sum(len(row["input_ids"]) for row in rows) - sum(len(ids) for ids, _ in expected)
+        assert (removed > 5) == (policy is REMOVING)
+        assert re.search(rf"epoch 0: \d+ changed \(\d+\.\d\d%\), {removed} removed", printed)
+        assert ("To train without the prior" in printed) == with_cache
+
+    @pytest.mark.parametrize("output", ["out", "out.jsonl"])
+    def test_text(self, tmp_path, capsys, prior_folder, real, output):
+        """Text is tokenized once, whole; its tokens are written beside it."""
+        texts = ["the quick brown fox jumps over the lazy dog", "a slow green turtle walks", "6"]
+        data = write(tmp_path / "data.jsonl", [{"text": text, "n": 1} for text in texts])
+        printed = applied(
+            capsys, "--prior", prior_folder, "--data", data, "--output", tmp_path / output,
+            "--threshold", "0.001", "--exclude-original",
+        )  # fmt: skip
+        assert "3 rows held text" in printed
+        policy = EditPolicy(threshold=0.001, exclude_original=True)
+        tokenizer = make_tokenizer()
+        for row, text in zip(read(tmp_path / output), texts, strict=True):
+            ids = torch.tensor([tokenizer(text)["input_ids"]])
+            expected = edit_tokens(real, ids, policy=policy).input_ids[0].tolist()
+            assert row["input_ids"] == expected
+            assert row["text"] == tokenizer.decode(expected)
+            assert row["n"] == 1
+
+    def test_packed_rows(self, tmp_path, capsys, prior_folder, real):
+        texts = documents(9, seed=3)
+        packed = [
+            {
+                "input_ids": [*itertools.chain(*texts[n : n + 3])],
+                "seq_lengths": [*map(len, texts[n : n + 3])],
+            }
+            for n in range(0, 9, 3)
+        ]
+        data = write(tmp_path / "data", packed)
+        output = tmp_path / "out"
+        applied(
+            capsys, "--prior", prior_folder, "--data", data, "--output", output, *AS_OPTIONS,
+            "--drop-below", "1e-3",
+        )  # fmt: skip
+        found = [one for row in read(output) for one in split(row["input_ids"], row["seq_lengths"])]
+        assert found == [
+            edit_tokens(real, torch.tensor([text]), policy=REMOVING).input_ids[0].tolist()
+            for text in texts
+        ]
+
+    def test_padding_stays(self, tmp_path, capsys, prior_folder, real):
+        text = documents(1, seed=3)[0]
+        row = {"input_ids": [2, 2, *text, 2], "attention_mask": [0, 0, *[1] * len(text), 0]}
+        row["labels"] = [-100, -100, *text, 0]  # at padding it may be anything
+        data = write(tmp_path / "data.jsonl", [row])
+        applied(
+            capsys, "--prior", prior_folder, "--data", data, "--output", tmp_path / "o.jsonl",
+            *AS_OPTIONS,
+        )  # fmt: skip
+        (found,) = read(tmp_path / "o.jsonl")
+        expected = edit_tokens(real, torch.tensor([text]), policy=AGGRESSIVE).input_ids[0].tolist()
+        assert found["input_ids"] == [2, 2, *expected, 2]
+        assert found["attention_mask"] == row["attention_mask"]
+
+    def test_compile(self, tmp_path, capsys, prior_folder, data, monkeypatch):
+        compiled = []
+        monkeypatch.setattr(Prior, "compile", lambda prior: compiled.append(prior))
+        options = ("--prior", prior_folder, "--data", data, "--output", tmp_path / "o.jsonl")
+        applied(capsys, *options, "--compile")
+        assert len(compiled) == 1
+
+    def test_seed(self, tmp_path, capsys, prior_folder, data):
+        options = ["--prior", prior_folder, "--data", data, *AS_OPTIONS]
+        for seed in (0, 1):
+            output = tmp_path / f"{seed}.jsonl"
+            applied(capsys, *options, "--output", output, "--seed", seed)
+        assert read(tmp_path / "0.jsonl") != read(tmp_path / "1.jsonl")
+
+
+# --- what is refused ---
+
+
+class TestRefused:
+    def test_nothing_to_make(self, capsys, prior_folder, data):
+        error = refused(capsys, "--prior", prior_folder, "--data", data)
+        assert re.search(r"nothing to make: give --cache DIR.*or --output OUT", error)
+
+    def test_policy(self, tmp_path, capsys, prior_folder, data):
+        options = ("--prior", prior_folder, "--data", data, "--cache", tmp_path / "cache")
+        error = refused(capsys, *options, "--threshold", "99")
+        assert re.search(r"threshold .*got 99\.0; .*write 0\.99 for 99 %", error)
+        for wrong in (["--region", "over"], ["--top-k", "many"], ["--policy", "mine"]):
+            with pytest.raises(SystemExit):
+                main(["apply", *map(str, options), *wrong])
+            assert wrong[1] in capsys.readouterr().err
+
+    @pytest.mark.parametrize(
+        ("option", "value"),
+        [("--shard", "2/2"), ("--shard", "half"), ("--batch-tokens", "0"), ("--dtype", "int3")],
+    )
+    def test_options(self, capsys, option, value):
+        with pytest.raises(SystemExit):
+            main(["apply", "--prior", "p", "--data", "d", option, value])
+        error = capsys.readouterr().err
+        assert option in error
+        assert value in error
+
+    def test_prior(self, tmp_path, capsys, data):
+        options = ("--data", data, "--cache", tmp_path / "cache")
+        error = refused(capsys, "--prior", tmp_path / "none", *options)
+        assert re.search(r"--prior .*none: can't be loaded", error)
+        make_llama().save_pretrained(tmp_path / "bare")
+        error = refused(capsys, "--prior", tmp_path / "bare", *options)
+        assert re.search(r"--prior .*bare: has no tokenizer.*save_pretrained", error)
+
+    def test_device(self, tmp_path, capsys, prior_folder, data):
+        error = refused(
+            capsys, "--prior", prior_folder, "--data", data, "--cache", tmp_path / "cache",
+            "--device", "abacus",
+        )  # fmt: skip
+        assert "abacus" in error
+
+    def test_places(self, tmp_path, capsys, prior_folder, data):
+        (tmp_path / "file").write_text("")
+        options = ("--prior", prior_folder, "--data", data)
+        assert "--cache" in refused(capsys, *options, "--cache", tmp_path / "file")
+        error = refused(capsys, *options, "--output", tmp_path / "file")
+        assert "is there already" in error
+        error = refused(capsys, "--prior", prior_folder, "--data", "none", "--cache", "c")
+        assert "--data none: there is no such file" in error
+
+    @pytest.mark.parametrize(
+        ("row", "message"),
+        [
+            ({"input_ids": [9] * 300}, r"line 2 has 300 tokens, more than the prior's 256"),
+            ({"input_ids": [9, 320]}, r"line 2 has the token 320.*\[0, 320\)"),
+            ({"input_ids": [9, 8], "labels": [9]}, r"labels of line 2 .*each of its 2 tokens"),
+            ({"input_ids": [9, 8], "labels": [8, -100]}, r"labels of line 2.*label 8 at token 9"),
+            ({"input_ids": [9, 8], "completion_mask": [0.5, 1]}, r"completion_mask of line 2"),
+            ({"messages": []}, r"line 2 has the columns \['messages'\], no input_ids and no text"),
+        ],
+    )
+    def test_rows(self, tmp_path, capsys, prior_folder, row, message):
+        data = write(tmp_path / "data.jsonl", [{"input_ids": [9, 8, 7]}, row])
+        output = tmp_path / "out.jsonl"
+        error = refused(capsys, "--prior", prior_folder, "--data", data, "--output", output)
+        assert re.search(rf"--data {re.escape(str(data))}: .*{message}", error)
+        assert not output.exists()
+
+    def test_no_rows(self, tmp_path, capsys, prior_folder):
+        (tmp_path / "data.jsonl").write_text("\n")
+        options = ("--prior", prior_folder, "--data", tmp_path / "data.jsonl")
+        assert "no rows" in refused(capsys, *options, "--cache", tmp_path / "cache")
+        assert "no rows" in refused(capsys, *options, "--output", tmp_path / "out.jsonl")
+        assert not (tmp_path / "out.jsonl").exists()
+
+    def test_a_prior_that_gives_nan(self, tmp_path, capsys, data):
+        model = make_llama()
+        with torch.no_grad():
+            model.model.norm.weight[0] = float("nan")
+        model.save_pretrained(tmp_path / "prior")
+        make_tokenizer().save_pretrained(tmp_path / "prior")
+        error = refused(
+            capsys, "--prior", tmp_path / "prior", "--data", data, "--cache", tmp_path / "cache"
+        )
+        assert "prior" in error
+
+    def test_a_damaged_cache(self, tmp_path, capsys, prior_folder, data):
+        options = ("--prior", prior_folder, "--data", data, "--cache", tmp_path / "cache")
+        applied(capsys, *options, *AS_OPTIONS)
+        (segment,) = (tmp_path / "cache").glob("*/*.safetensors")
+        segment.write_bytes(segment.read_bytes()[:100])
+        error = refused(capsys, *options, *AS_OPTIONS)
+        assert re.search(rf"{segment}.*damaged.*delete it", error)
+
+
+# --- options of the policy ---
+
+
+class TestPolicies:
+    @pytest.mark.parametrize(
+        ("options", "policy"),
+        [
+            ("", EditPolicy.paper()),
+            ("--policy reference_code", EditPolicy.reference_code("up_revise")),
+            ("--policy low_drop_up_revise", EditPolicy.reference_code("low_drop_up_revise")),
+            ("--policy filtering", EditPolicy.reference_code("filtering")),
+            ("--policy reference_code --top-k 9", EditPolicy.reference_code(top_k=9)),
+            (
+                "--region below --threshold 0.1 --sampler top_p --top-p 0.5 --temperature 2 "
+                "--scope all --drop-below 0.01 --exclude-original --no-protect-special "
+                "--protected-token-ids 7 8 --seed 5 --redraw never",
+                EditPolicy(
+                    region="below", threshold=0.1, sampler="top_p", top_p=0.5, temperature=2.0,
+                    scope="all", drop_below=0.01, exclude_original=True, protect_special=False,
+                    protected_token_ids=(7, 8), seed=5, redraw="never",
+                ),
+            ),
+        ],
+    )  # fmt: skip
+    def test_is_what_was_asked_for(self, options, policy):
+        parser = argparse.ArgumentParser()
+        add_policy(parser)
+        found = policy_of(parser.parse_args(shlex.split(options)))
+        assert found == policy
+        assert eval(as_python(found)) == policy
+
+    def test_every_field_has_an_option(self, capsys):
+        with pytest.raises(SystemExit):
+            main(["apply", "--help"])
+        printed = capsys.readouterr().out
+        for name in EditPolicy().record():
+            option = re.search(rf"--{name.replace('_', '-')}\s", printed)
+            assert bool(option) == (name not in WITHOUT_OPTION)
