@@ -5,7 +5,7 @@ import torch
 from conftest import likely_ids, make_llama, make_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_editing import POLICIES, arrange
+from test_editing import POLICIES, LargestTensor, arrange
 from training import QUIET, dataset, documents, make_trainee
 from transformers import Trainer, TrainingArguments
 
@@ -74,6 +74,16 @@ def test_known_and_new_documents_in_one_batch(batches, layout, name):
         expected = edit_tokens(_PRIOR, policy=policy, epoch=epoch, **arguments)
         got = edit_tokens(_PRIOR, policy=policy, epoch=epoch, cache=cache, **arguments)
         assert_same(got, expected)
+
+
+@pytest.mark.parametrize("name", [n for n in ALL_POLICIES if n != "half"])
+def test_the_logits_are_never_whole(name):
+    """But with sampler="rejection", whose candidates are the whole vocabulary."""
+    model = make_llama(seed=3, vocab_size=4000)
+    ids = torch.randint(5, 4000, (8, 32))
+    with LargestTensor(model) as mode:
+        edit_tokens(Prior(model), ids, policy=ALL_POLICIES[name], cache=DecisionCache())
+    assert mode.largest < 0.05 * 8 * 32 * 4000
 
 
 def test_other_labels_are_other_decisions():

@@ -380,7 +380,7 @@ class TestDropBelow:
         assert not result.dropped[ids < 100].any()
 
 
-class _LargestTensor(TorchDispatchMode):
+class LargestTensor(TorchDispatchMode):
     """Records the most elements of any new tensor; slices of the model's weights are not new."""
 
     def __init__(self, model):
@@ -405,10 +405,10 @@ def test_the_logits_are_never_whole(name):
     ids = torch.randint(5, 4000, (8, 32))
     policy = POLICIES.get(name, POLICIES["half"])
     arguments = {"policy": policy, "return_logprob": name == "logprob"}
-    with _LargestTensor(model) as mode:
+    with LargestTensor(model) as mode:
         edit_tokens(prior, ids, **arguments)
     assert mode.largest < 0.05 * 8 * 32 * 4000
-    with _LargestTensor(model) as mode, torch.no_grad():  # the check can fail
+    with LargestTensor(model) as mode, torch.no_grad():  # the check can fail
         model(input_ids=ids)
     assert mode.largest == 8 * 32 * 4000
 

@@ -5,8 +5,9 @@ import reference
 import torch
 from conftest import likely_ids, make_llama, make_tokenizer
 from torch.utils.data import DataLoader
+from transformers import LlamaConfig, LlamaForCausalLM
 
-from toedit_collate import EditPolicy, Journal, Prior, ToEditCollator, edit_tokens
+from toedit_collate import EditPolicy, Journal, Prior, ToEditCollator, edit_tokens, kernels
 from toedit_collate.uniforms import Draws, document_keys, token_uniforms
 
 pytestmark = [
@@ -112,3 +113,111 @@ def test_a_journal_keeps_what_a_gpu_edits(tmp_path, ids, device):
         assert torch.equal(edited.cpu(), expected)
     assert collator.stats["replayed"] == ids.numel()
     assert [collator.journal.replay(row, 1) for row in ids.tolist()] == expected.tolist()
+
+
+@pytest.mark.parametrize(
+    "policy", [EditPolicy.reference_code(), POLICY], ids=["paper-like", "half"]
+)
+def test_the_host_waits_for_nothing_but_what_it_fetches(ids, policy):
+    """CUDA itself says where an operation would make the host wait; `fetch` waits by itself."""
+    prior = Prior(make_llama().cuda())
+    far = ids.cuda()
+    edit_tokens(prior, far, policy=policy, num_sampled=8)  # measures the likely competitors
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        result = edit_tokens(prior, far, policy=policy, num_sampled=8)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.equal(result.input_ids, edit_tokens(prior, far, policy=policy).input_ids)
+
+
+def test_a_collated_batch_goes_to_the_gpu_without_a_further_wait(ids):
+    collator = ToEditCollator(Prior(make_llama().cuda(), make_tokenizer()), POLICY)
+    rows = [{"input_ids": row.tolist()} for row in ids]
+    collator(rows).to("cuda")
+    batch = collator(rows)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        batch.to("cuda", non_blocking=True)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert batch["input_ids"].is_cuda
+    assert collator.stats["batches"] == 2
+
+
+def peak_bytes(function):
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    function()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
+
+
+@pytest.mark.parametrize("with_kernel", [False, True])
+def test_the_head_of_a_large_model_takes_little_memory(with_kernel):
+    """Llama-3-8B's head, 8 x 1024 tokens: at most 256 MiB beyond what the trunk takes."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=128_256, hidden_size=4096, intermediate_size=14_336, num_hidden_layers=1,
+        num_attention_heads=32, num_key_value_heads=8,
+    )  # fmt: skip
+    with torch.device("cuda"):
+        model = LlamaForCausalLM(config).to(torch.bfloat16)
+    prior = Prior(model)
+    if with_kernel:
+        if not kernels.is_available(prior.device):
+            pytest.skip("triton does not run here")
+        prior.use_kernel()
+    tokens = torch.randint(0, 128_256, (8, 1024), device="cuda")
+    edit_tokens(prior, tokens)
+    with torch.no_grad():
+        trunk = peak_bytes(lambda: model.model(input_ids=tokens, use_cache=False))
+    assert peak_bytes(lambda: edit_tokens(prior, tokens, num_sampled=64)) <= trunk + 256 * 2**20
+
+
+def test_the_kernel_decides_as_the_tiles_do(ids):
+    tiled, fused = Prior(make_llama().cuda()), Prior(make_llama().cuda())
+    if not kernels.is_available(fused.device):
+        pytest.skip("triton does not run here")
+    fused.use_kernel()
+    first, second = (edit_tokens(p, ids.cuda(), policy=POLICY) for p in (tiled, fused))
+    assert torch.equal(first.input_ids, second.input_ids)
+    assert torch.equal(first.selected, second.selected)
+
+
+def test_packed_by_flash_attention(ids):
+    pytest.importorskip("flash_attn")
+    settings = {"hidden_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2}
+    packed, padded = (
+        Prior(make_llama(attn_implementation=name, **settings).to("cuda", torch.bfloat16))
+        for name in ("flash_attention_2", "sdpa")
+    )
+    mask = torch.ones_like(ids)
+    mask[1, 9:] = mask[3, 30:] = 0
+    first, second = (
+        edit_tokens(p, ids.cuda(), attention_mask=mask.cuda(), policy=POLICY, return_logprob=True)
+        for p in (packed, padded)
+    )
+    assert packed._can_pack
+    assert (first.logprob - second.logprob)[mask.cuda() == 1].nan_to_num().abs().max() < 0.5
+    assert (first.selected == second.selected).float().mean() > 0.98
+
+
+def test_compiled(ids):
+    prior, compiled = Prior(make_llama().cuda()), Prior(make_llama().cuda())
+    compiled.compile()
+    expected = edit_tokens(prior, ids.cuda(), policy=POLICY, return_logprob=True)
+    got = edit_tokens(compiled, ids.cuda(), policy=POLICY, return_logprob=True)
+    assert torch.allclose(got.logprob[:, 1:], expected.logprob[:, 1:], atol=1e-3)
+
+
+def test_fp8(tmp_path, ids):
+    pytest.importorskip("torchao")
+    if torch.cuda.get_device_capability() < (8, 9):
+        pytest.skip("fp8 needs compute capability 8.9")
+    make_llama().to(torch.bfloat16).save_pretrained(tmp_path)
+    prior = Prior.from_pretrained(tmp_path, quantization="fp8", device="cuda")
+    expected = edit_tokens(Prior(make_llama().cuda()), ids.cuda(), policy=POLICY)
+    agreed = edit_tokens(prior, ids.cuda(), policy=POLICY).selected == expected.selected
+    assert agreed.float().mean() > 0.9

@@ -204,6 +204,15 @@ def test_nan_comes_out_and_is_told(with_competitors, where):
     assert scores.logprob.isnan().tolist() == [not finite for finite in expected]
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_weight_that_is_no_number_leaves_no_competitors(value):
+    head = make_head()
+    hidden = torch.randn(30, 16)
+    assert measure_competitors(head, hidden) is not None
+    head.weight[299, 3] = value  # wherever it is
+    assert measure_competitors(head, hidden) is None
+
+
 def test_tiles_stay_small():
     cpu, gpu = torch.device("cpu"), torch.device("cuda")
     assert tile_elements(8192, 128_256, cpu) <= 2**22

@@ -123,7 +123,10 @@ def test_cached_decisions_take_none(waits):
     prior, cache = Prior(make_llama()), DecisionCache()
     ids = likely_ids(make_llama(), 6, 40)
     policy = EditPolicy.reference_code()
+    edit_tokens(prior, ids)  # measures the likely competitors
+    waits.clear()
     edit_tokens(prior, ids, policy=policy, cache=cache)
+    assert len(waits) == 3  # scores, which are selected, and their candidates
     waits.clear()
     edit_tokens(prior, ids, policy=policy, cache=cache, epoch=1)
     assert waits == []

@@ -102,19 +102,23 @@ def _decide(
     is_selected, is_dropped = fetch(policy.selects(scores.logprob) & ~dropped, dropped)
     selected = is_selected.nonzero().squeeze(-1)
     chosen = send(selected, states.device)
-    num_candidates = torch.zeros(len(where), dtype=torch.int32)
     forbidden = prior.forbidden_ids(forbid_special=policy.protect_special)
     budget = tile_elements(len(where), prior.vocab_size, states.device)
-    ids, logits = [np.zeros(0, np.uint32)], [np.zeros(0, np.float32)]
-    done = 0
-    for of_states, of_tokens in row_tiles(prior.head, budget, states[chosen], tokens[chosen]):
-        found = find_candidates(prior.head, of_states, of_tokens, policy, forbidden)
-        host_ids, host_logits = fetch(found.ids, found.logits)
+    found = [
+        find_candidates(prior.head, h, i, policy, forbidden)
+        for h, i in row_tiles(prior.head, budget, states[chosen], tokens[chosen])
+    ]
+    if policy.sampler == "top_k" and found:  # k columns: all of them in one wait
+        found = [Candidates(*map(torch.cat, zip(*((f.ids, f.logits) for f in found), strict=True)))]
+    ids, logits, widths = [np.zeros(0, np.uint32)], [np.zeros(0, np.float32)], []
+    for candidates in found:
+        host_ids, host_logits = fetch(candidates.ids, candidates.logits)
         possible = host_logits > -math.inf
-        num_candidates[selected[done : done + len(possible)]] = possible.sum(-1).int()
-        done += len(possible)
+        widths.append(possible.sum(-1).int())
         ids.append(host_ids[possible].numpy().astype(np.uint32))
         logits.append(host_logits[possible].numpy())
+    num_candidates = torch.zeros(len(where), dtype=torch.int32)
+    num_candidates[selected] = torch.cat(widths) if widths else num_candidates[:0]
     decided = is_selected | is_dropped
     document = batch.documents.document[where]
     numbers, counts = np.unique(document.numpy(), return_inverse=True)

@@ -7,6 +7,8 @@ import os
 import sys
 from collections.abc import Sequence
 
+from .apply_cli import add_apply
+from .bench import add_bench
 from .demo import DemoError, add_demo
 from .journal_cli import UnusableError, add_journal
 
@@ -36,8 +38,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         "batches that it finds too easy.",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    add_apply(commands)
     add_demo(commands)
     add_journal(commands)
+    add_bench(commands)
     args = parser.parse_args(argv)
     if hasattr(sys.stdout, "reconfigure"):  # a terminal of another encoding is no reason to stop
         sys.stdout.reconfigure(errors="replace")

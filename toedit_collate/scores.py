@@ -59,11 +59,15 @@ class Scores:
     is_finite: Tensor
 
 
-def measure_competitors(head: Head, hidden: Tensor) -> Competitors:
+def measure_competitors(head: Head, hidden: Tensor) -> Competitors | None:
     """Order the ids by their mean probability at some positions: (n, D) hidden states.
 
     An order decides how soon rows can be given up, and nothing else. That of the ids themselves
     would do, since tokenizers number frequent tokens first; a measured one needs half the ids.
+
+    Returns:
+        The order; None if a logit is NaN or infinite: then no row must be given up, so that it is
+        told. The host waits for the device.
     """
     hidden = head.ready(hidden)
     if len(hidden) > NUM_MEASURED:
@@ -74,6 +78,9 @@ def measure_competitors(head: Head, hidden: Tensor) -> Competitors:
     budget = tile_elements(len(hidden), V, hidden.device)
     for (rows,) in row_tiles(head, budget, hidden):
         mean += head.logits(rows).softmax(-1).sum(0)
+    (is_finite,) = fetch(mean.isfinite().all())
+    if not is_finite:
+        return None
     num_first = min(max(FIRST_TILE_IDS, int(V * FIRST_TILE_SHARE)), V)
     order = mean.topk(min(num_first * (1 + SECOND_TILE_FACTOR), V)).indices
     place = torch.full((V,), len(order), device=hidden.device)
@@ -138,7 +145,8 @@ def score_observed(
         rows = rows[~(bound[rows] < lowest_cut - MARGIN)]
     bound[rows] = _sum_all(head, hidden[rows], ids[rows], observed[rows], lowest_cut, budget)
     if on_host(hidden) or hidden.dtype == torch.float16:
-        # Logits of float16 may overflow in any tile; weights are known to be finite.
+        # In float16 any logit may overflow; otherwise `measure_competitors` has seen that the
+        # weights are finite.
         bound_on_host, late = fetch(bound, bound.isfinite())
         is_open, is_finite = ~(bound_on_host < lowest_cut), is_finite & late
     return Scores(bound, is_open, is_finite)

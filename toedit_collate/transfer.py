@@ -16,12 +16,10 @@ def fetch(*tensors: Tensor) -> list[Tensor]:
     Returns:
         The tensors, on the CPU; those that are there already, as they are.
     """
-    device = next((t.device for t in tensors if t.is_cuda), None)
-    if device is None:
-        return [t.cpu() for t in tensors]
-    # All copies first, one wait for all of them then.
+    # All copies first, then one wait for all of them.
     fetched = [t.to("cpu", non_blocking=t.is_cuda) for t in tensors]
-    torch.cuda.current_stream(device).synchronize()
+    for device in {t.device for t in tensors if t.is_cuda}:
+        torch.cuda.current_stream(device).synchronize()
     return fetched
 
 

@@ -70,7 +70,11 @@ def _add_model(parser: Any) -> None:
         help="of its weights; default: %(default)s, the checkpoint's",
     )
     group.add_argument("--device", help="cuda, cuda:1, cpu, ...; default: the GPU, if there is one")
-    group.add_argument("--quantization", choices=("8bit", "4bit"), help="needs bitsandbytes")
+    group.add_argument(
+        "--quantization",
+        choices=("8bit", "4bit", "int8", "fp8"),
+        help="8bit and 4bit need bitsandbytes, int8 and fp8 torchao",
+    )
     group.add_argument("--adapter", metavar="PATH_OR_HUB_ID", help="a PEFT adapter to put on it")
     group.add_argument("--revision", metavar="NAME", help="of the model on the hub")
     group.add_argument(

@@ -1,0 +1,151 @@
+"""The options of `toedit bench`."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from pathlib import Path
+from typing import Any
+
+PARTS = ("edit", "head", "memory", "survivors", "agreement", "training")
+SHAPE_NAMES = ("llama3-8b", "olmo-1b", "qwen2.5-0.5b", "tiny")
+DTYPES = ("bfloat16", "float16", "float32")
+POLICIES = ("paper", "reference_code")
+
+
+def add_bench(commands: Any) -> None:
+    """Add `bench` to the subcommands of an argparse parser."""
+    parser = commands.add_parser(
+        "bench",
+        help="measure what editing costs on this machine, as ratios within one run",
+        description="Measure what editing a batch costs beside one forward pass of the prior's "
+        "trunk: time, memory, and what it adds to a step of training; with each trick switched "
+        "off, too. Everything is measured in this one run; figures of other runs are not "
+        "comparable, their ratios are. Without options: random weights of a tiny prior, in two or "
+        "three minutes on two CPU cores.",
+    )
+    _add_inputs(parser)
+    _add_measuring(parser)
+    parser.add_argument(
+        "--json", metavar="FILE", help="write all figures as JSON; -: to stdout, and no table"
+    )
+    parser.add_argument(
+        "--plot",
+        type=Path,
+        metavar="FILE",
+        help="draw a chart (.png, .svg, .pdf); needs matplotlib",
+    )
+    parser.set_defaults(run=_run, default_of=parser.get_default)
+
+
+def _add_inputs(parser: Any) -> None:
+    parser.add_argument(
+        "--shape",
+        choices=SHAPE_NAMES,
+        help="random weights of this size, and hidden states with the probabilities of the "
+        "paper's Table 8; default: tiny",
+    )
+    parser.add_argument(
+        "--prior", metavar="PATH_OR_HUB_ID", help="or a real prior, with --data; any causal LM"
+    )
+    parser.add_argument(
+        "--data",
+        type=Path,
+        metavar="FILE",
+        help="text for it: .txt (documents between blank lines), .jsonl or .parquet with the "
+        "column input_ids, text, messages, or prompt and completion",
+    )
+    parser.add_argument(
+        "--batch", type=_whole, default=8, metavar="N", help="rows; default: %(default)s"
+    )
+    parser.add_argument(
+        "--length",
+        type=_whole,
+        metavar="N",
+        help="tokens of a row; default: 1024 for shapes on a GPU, else 512",
+    )
+    parser.add_argument("--device", metavar="NAME", help="default: cuda if there is one, else cpu")
+    parser.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="default: %(default)s")
+    parser.add_argument(
+        "--policy", choices=POLICIES, default="paper", help="how it is edited; default: %(default)s"
+    )
+
+
+def _add_measuring(parser: Any) -> None:
+    parser.add_argument(
+        "--parts",
+        type=_parts,
+        metavar="LIST",
+        help=f"what to measure, of {','.join(PARTS)}; default: all that make sense here",
+    )
+    parser.add_argument(
+        "--pairs",
+        type=_whole,
+        default=11,
+        metavar="N",
+        help="how often each variant is timed; fewer, but at least 5, where that takes long; "
+        "default: %(default)s",
+    )
+    parser.add_argument(
+        "--compile", action="store_true", help="also time the edit with a compiled trunk"
+    )
+    parser.add_argument(
+        "--quantization",
+        type=_names,
+        default=(),
+        metavar="LIST",
+        help="for the part agreement, with --prior: 8bit, 4bit, ... (as in Prior.from_pretrained)",
+    )
+    parser.add_argument(
+        "--train-batch", type=_whole, metavar="N", help="rows of a training step; default: 8 on a "
+        "GPU, 2 on a CPU",
+    )  # fmt: skip
+    parser.add_argument(
+        "--train-length", type=_whole, metavar="N", help="tokens of its rows; default: those of "
+        "--length on a GPU, at most 256 on a CPU",
+    )  # fmt: skip
+    parser.add_argument("--seed", type=_seed, default=0, help="of everything; default: %(default)s")
+
+
+def _run(args: argparse.Namespace) -> None:
+    from .run import run_bench  # late: `toedit --help` needs none of it
+
+    run_bench(args, _command(args))
+
+
+def _command(args: argparse.Namespace) -> str:
+    """The command that makes this run, for the report."""
+    words = ["toedit", "bench"]
+    for name, value in vars(args).items():
+        if name in ("command", "run", "default_of") or value == args.default_of(name):
+            continue
+        words.append(f"--{name.replace('_', '-')}")
+        if value is not True:
+            words.append(",".join(value) if isinstance(value, tuple) else str(value))
+    return shlex.join(words)
+
+
+def _whole(text: str) -> int:
+    if not text.isdecimal() or not 0 < int(text) < 10**6:
+        raise argparse.ArgumentTypeError(f"must be a whole number above 0, got {text!r}")
+    return int(text)
+
+
+def _seed(text: str) -> int:
+    if not text.isdecimal() or int(text) >= 2**32:
+        raise argparse.ArgumentTypeError(f"must be a whole number in [0, 2**32), got {text!r}")
+    return int(text)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def _parts(text: str) -> tuple[str, ...]:
+    names = _names(text)
+    unknown = [name for name in names if name not in PARTS]
+    if unknown or not names:
+        raise argparse.ArgumentTypeError(
+            f"no part {unknown[0] if unknown else text!r}; write some of {','.join(PARTS)}"
+        )
+    return tuple(part for part in PARTS if part in names)

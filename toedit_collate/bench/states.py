@@ -1,0 +1,38 @@
+"""The hidden states from which the prior predicts the tokens of some batches."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..editing import edit_tokens
+from ..policy import EditPolicy
+from .inputs import Inputs
+
+
+@torch.no_grad()
+def scored_states(inputs: Inputs, policy: EditPolicy, *, most: int) -> tuple[Tensor, Tensor]:
+    """The states behind up to `most` tokens to which a policy is applied, and the tokens.
+
+    By a plain call of the trunk, row by row as the batches are padded.
+
+    Returns:
+        (n, D) hidden states and (n,) int64 token ids, on the prior's device.
+    """
+    states, ids, found = [], [], 0
+    with inputs.in_place():
+        for number in range(len(inputs.batches)):
+            batch = inputs.on_device(number)
+            hidden = inputs.trunk(
+                input_ids=batch["input_ids"],
+                attention_mask=batch["attention_mask"],
+                use_cache=False,
+                return_dict=True,
+            )[0]
+            where = edit_tokens(inputs.prior, **batch, policy=policy).scored
+            states.append(hidden[:, :-1][where[:, 1:]])
+            ids.append(batch["input_ids"][where])
+            found += len(ids[-1])
+            if found >= most:
+                break
+    return torch.cat(states)[:most], torch.cat(ids)[:most]
