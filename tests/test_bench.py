@@ -602,16 +602,17 @@ def write_lines(path, *lines):
 def test_long_texts_are_cut_and_short_rows_padded(tmp_path):
     prior = Prior(make_llama(), make_tokenizer())
     data = write_lines(
-        tmp_path / "a.jsonl", {"input_ids": list(range(5, 26))}, {"input_ids": [7, 8, 9]}
-    )
+        tmp_path / "a.jsonl",
+        {"input_ids": list(range(5, 26))}, {"input_ids": [7, 8, 9]}, {"input_ids": [4, 3]},
+    )  # fmt: skip
     batches = rows.text_batches(prior, data, num=3, B=2, T=8, seed=0)
-    assert len(batches) == 2  # pieces of 8, 8, 5 and 3 tokens
+    assert len(batches) == 2  # pieces of 8, 8, 3 and 2 tokens; the last 5 of the first are left out
     found = sorted(
         tuple(ids[mask == 1].tolist())
         for batch in batches
         for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)
     )
-    assert found == [tuple(range(5, 13)), (7, 8, 9), tuple(range(13, 21)), tuple(range(21, 26))]
+    assert found == [(4, 3), tuple(range(5, 13)), (7, 8, 9), tuple(range(13, 21))]
     for batch in batches:
         padding = batch["attention_mask"] == 0
         assert (batch["labels"][padding] == -100).all()

@@ -18,7 +18,6 @@ from conftest import make_tokenizer as make_test_tokenizer
 
 from toedit_collate import EditPolicy, Prior, edit_tokens
 from toedit_collate.cli import main
-from toedit_collate.demo import DemoError
 from toedit_collate.demo.corpus import enough_examples, plain_text, python_topics, read_corpus
 from toedit_collate.demo.measure import edit_cost, survey
 from toedit_collate.demo.muon import orthogonalize
@@ -26,6 +25,7 @@ from toedit_collate.demo.options import _use_color
 from toedit_collate.demo.pretrain import make_tokenizer
 from toedit_collate.demo.show import Passage, find_passage, legend, mark_edits
 from toedit_collate.demo.tune import tune
+from toedit_collate.usage import UnusableError
 
 ANIMALS = ["fox", "dog", "turtle", "ship", "river", "mill", "bridge", "wind"]
 MARK = re.compile(r"\[(.+?) -> (.+?), P=(0\.99\d+|1\.0000)\]", re.DOTALL)
@@ -365,7 +365,7 @@ def _write(path: Path, rows: str | bytes | list) -> Path:
 )
 def test_data_that_cannot_be_used(tmp_path, name, rows, message):
     path = _write(tmp_path / name, rows)
-    with pytest.raises(DemoError, match=message) as caught:
+    with pytest.raises(UnusableError, match=message) as caught:
         read_corpus(path)
     assert str(path) in str(caught.value)
 

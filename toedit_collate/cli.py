@@ -9,11 +9,9 @@ from collections.abc import Sequence
 
 from .apply_cli import add_apply
 from .bench import add_bench
-from .demo import DemoError, add_demo
-from .journal_cli import UnusableError, add_journal
-
-# What a command raises when an argument or a file can't be used: one line for the user.
-_UNUSABLE = (DemoError, UnusableError)
+from .demo import add_demo
+from .journal_cli import add_journal
+from .usage import UnusableError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -38,17 +36,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         "batches that it finds too easy.",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    add_apply(commands)
     add_demo(commands)
-    add_journal(commands)
     add_bench(commands)
+    add_apply(commands)
+    add_journal(commands)
     args = parser.parse_args(argv)
     if hasattr(sys.stdout, "reconfigure"):  # a terminal of another encoding is no reason to stop
         sys.stdout.reconfigure(errors="replace")
     try:
         status = args.run(args) or 0
         sys.stdout.flush()
-    except _UNUSABLE as error:
+    except UnusableError as error:
         print(f"toedit {args.command}: error: {error}", file=sys.stderr)
         return 2
     except BrokenPipeError:  # `toedit ... | head` has read enough

@@ -12,11 +12,11 @@ from typing import Any
 
 from ..cache import DecisionCache, Identity
 from ..cache.block import DamagedCacheError
-from ..journal_cli import UnusableError
 from ..journal_cli.rows import Data, open_data
 from ..journal_cli.writing import check_output, new_output, progress_bar
 from ..policy import EditPolicy
 from ..prior import Prior
+from ..usage import UnusableError
 from .edit import Counts, EditedRows, Editor
 from .output import Output
 from .report import print_report

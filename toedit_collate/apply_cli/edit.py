@@ -11,11 +11,11 @@ from torch import Tensor
 from ..cache import DecisionCache
 from ..editing import edit_tokens
 from ..journal.frames import Array
-from ..journal_cli import UnusableError
 from ..journal_cli.rows import Batch
 from ..policy import EditPolicy
 from ..prior import Prior
 from ..token_batch import EditResult
+from ..usage import UnusableError
 from .windows import Window
 
 # What is decided is written at least so often, so that a run that is killed loses little.

@@ -6,8 +6,8 @@ import argparse
 import dataclasses
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from ..journal_cli import UnusableError
 from ..policy import EditPolicy
+from ..usage import UnusableError
 
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {},

@@ -9,8 +9,8 @@ from typing import Any
 from .. import kernels
 from ..batch import ToEditBatch
 from ..cache import DecisionCache
-from ..journal_cli.errors import UnusableError
 from ..policy import EditPolicy
+from ..usage import UnusableError
 from .inputs import Inputs
 from .passes import (
     OURS,

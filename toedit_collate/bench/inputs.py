@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from ..families import find_trunk, unwrap_model
-from ..journal_cli.errors import UnusableError
 from ..prior import Prior
+from ..usage import UnusableError
 from .calibrate import calibrated_states, shape_head, states_replaced, table_8_targets, zipf_ids
 from .rows import Batch, text_batches
 from .shapes import random_model

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..journal_cli.errors import UnusableError
+from ..usage import UnusableError
 from .table import Section
 
 _SUFFIXES = (".png", ".svg", ".pdf")

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..journal_cli.errors import UnusableError
 from ..journal_cli.rows import open_data
 from ..prior import Prior
+from ..usage import UnusableError
 
 Batch = dict[str, Any]
 """input_ids, attention_mask and labels, (B, T) int64 on the CPU, padded on the right."""
@@ -32,8 +32,9 @@ def text_batches(prior: Prior, path: Path, *, num: int, B: int, T: int, seed: in
     """
     pieces: list[Example] = []
     for ids, labels in _examples(prior, path):
-        for start in range(0, len(ids), T):
-            if len(ids) - start > 1:  # a token alone can't be scored
+        # Of a long document its last, shorter piece is left out: batches of those are full.
+        for start in range(0, max(len(ids) - T, 0) + 1, T):
+            if len(ids) > 1:  # a token alone can't be scored
                 pieces.append((ids[start : start + T], labels[start : start + T]))
         if len(pieces) >= _SPARE * num * B:
             break

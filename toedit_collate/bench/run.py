@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import sys
-import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 
 from .. import __version__
 from ..demo.threads import fastest_threads
-from ..journal_cli.errors import UnusableError
 from ..policy import EditPolicy
+from ..usage import UnusableError, quiet
 from .agreement import measure_agreement
 from .edit import measure_edit
 from .head_alone import measure_head
@@ -45,7 +43,7 @@ def run_bench(args: argparse.Namespace, command: str) -> None:
     device = _device(args.device)
     _check_together(args)
     _check_outputs(args)
-    with _quiet(), fastest_threads() if device.type == "cpu" else nullcontext():
+    with quiet(), fastest_threads() if device.type == "cpu" else nullcontext():
         dtype = getattr(torch, args.dtype)
         source = open_source(
             shape=args.shape, prior=args.prior, data=args.data, device=device, dtype=dtype,
@@ -176,25 +174,3 @@ def _write(path: str, text: str) -> None:
         Path(path).write_text(text)
     except OSError as error:
         raise UnusableError(f"--json {path}: can't be written ({error.strerror})") from None
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """No progress bars and warnings of transformers in the report; afterwards as before."""
-    from transformers.utils import logging as transformers_logging
-
-    verbosity = transformers_logging.get_verbosity()
-    had_bars = transformers_logging.is_progress_bar_enabled()
-    disabled = logging.root.manager.disable
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(disabled)
-        transformers_logging.set_verbosity(verbosity)
-        if had_bars:
-            transformers_logging.enable_progress_bar()

@@ -7,7 +7,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from ..journal_cli.errors import UnusableError
+from ..usage import UnusableError
 from .machine import available_bytes, gib
 
 # As the configs on the hub have them; "tiny" is about the size of a prior that a CPU can train.

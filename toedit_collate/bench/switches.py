@@ -84,7 +84,9 @@ def likely_first(prior: Prior, states: Tensor, num_ids: int) -> Competitors:
     with ExitStack() as stack:
         stack.enter_context(swapped(scores, "FIRST_TILE_IDS", num_ids))
         stack.enter_context(swapped(scores, "FIRST_TILE_SHARE", 0.0))
-        return scores.measure_competitors(prior.head, states)
+        competitors = scores.measure_competitors(prior.head, states)
+    assert competitors is not None
+    return competitors
 
 
 def in_order_of_ids(like: Competitors) -> Competitors:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .errors import DemoError
+from ..usage import UnusableError
 
 Example = dict[str, Any]
 """{"text": str}, {"messages": [...]} or {"prompt": ..., "completion": ...}, as TRL has them."""
@@ -62,27 +62,27 @@ def read_corpus(path: Path) -> Corpus:
     """Read documents from a .txt, .jsonl or .parquet file; one in eight is held out.
 
     Raises:
-        DemoError: the file can't be read, or holds no documents of a known format.
+        UnusableError: the file can't be read, or holds no documents of a known format.
     """
     readers = {".txt": _read_txt, ".jsonl": _read_jsonl, ".parquet": _read_parquet}
     if path.suffix not in readers:
-        raise DemoError(
+        raise UnusableError(
             f"--data {path}: a name that ends in {path.suffix or 'nothing'!r}; "
             "write .txt, .jsonl or .parquet"
         )
     if not path.is_file():
-        raise DemoError(f"--data {path}: there is no such file; check the path")
+        raise UnusableError(f"--data {path}: there is no such file; check the path")
     try:
         examples = list(_first(_checked(path, readers[path.suffix](path)), MAX_DOCUMENTS))
     except (OSError, UnicodeDecodeError) as error:
-        raise DemoError(f"--data {path}: can't be read ({error}); it must be UTF-8") from None
+        raise UnusableError(f"--data {path}: can't be read ({error}); it must be UTF-8") from None
     kinds = {tuple(example) for example in examples}
     if len(kinds) > 1:
-        raise DemoError(
+        raise UnusableError(
             f"--data {path}: documents of {len(kinds)} formats {sorted(kinds)}; keep to one"
         )
     if len(examples) < 2:
-        raise DemoError(
+        raise UnusableError(
             f"--data {path}: {len(examples)} documents; the demo needs at least 2, to train on "
             "some and hold out others"
         )
@@ -163,7 +163,7 @@ def _read_jsonl(path: Path) -> Iterator[tuple[str, Any]]:
             try:
                 yield f"line {number}", json.loads(line)
             except json.JSONDecodeError as error:
-                raise DemoError(
+                raise UnusableError(
                     f"--data {path}: line {number} is not JSON ({error.msg}): {line[:40]!r}; "
                     "write one JSON object a line"
                 ) from None
@@ -173,7 +173,7 @@ def _read_parquet(path: Path) -> Iterator[tuple[str, Any]]:
     try:
         import pyarrow.parquet as parquet  # type: ignore[import-untyped]
     except ImportError:
-        raise DemoError(
+        raise UnusableError(
             'reading .parquet needs pyarrow; pip install "toedit_collate[recipes]"'
         ) from None
     number = 0
@@ -183,7 +183,7 @@ def _read_parquet(path: Path) -> Iterator[tuple[str, Any]]:
                 number += 1
                 yield f"row {number}", row
     except ValueError as error:  # pyarrow's own errors are ValueErrors
-        raise DemoError(f"--data {path}: not a parquet file ({error})") from None
+        raise UnusableError(f"--data {path}: not a parquet file ({error})") from None
 
 
 def _checked(path: Path, documents: Iterable[tuple[str, Any]]) -> Iterator[Example]:
@@ -192,7 +192,7 @@ def _checked(path: Path, documents: Iterable[tuple[str, Any]]) -> Iterator[Examp
         columns = sorted(document) if isinstance(document, dict) else type(document).__name__
         names = next((f for f in _FORMATS if set(f) <= set(columns)), None)
         if names is None or not isinstance(document, dict):
-            raise DemoError(
+            raise UnusableError(
                 f"--data {path}: {place} has {columns}; the demo reads text, messages, or prompt "
                 "and completion: rename the columns"
             )
@@ -203,7 +203,7 @@ def _checked(path: Path, documents: Iterable[tuple[str, Any]]) -> Iterator[Examp
             if "messages" not in example and isinstance(values[0], str)
             else all(_are_messages(v) for v in values) and names != ("text",)
         ):
-            raise DemoError(
+            raise UnusableError(
                 f"--data {path}: {' and '.join(names)} of {place} is neither text nor a list of "
                 f"messages with role and content: {str(values)[:60]}; see TRL's dataset formats"
             )

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from .errors import DemoError
+from ..usage import UnusableError
 
 DEFAULT_SECONDS = 60.0
 
@@ -83,7 +83,7 @@ def _check_together(args: argparse.Namespace) -> None:
     for name in ("seconds", "output"):
         value = getattr(args, name)
         if args.prior is not None and value is not None:
-            raise DemoError(
+            raise UnusableError(
                 f"--{name} {value} is for making a prior, and --prior {args.prior} gives one; "
                 "leave one of them out"
             )

@@ -8,8 +8,8 @@ from typing import Any, cast
 
 from ..policy import EditPolicy
 from ..prior import Prior
+from ..usage import UnusableError
 from .corpus import Corpus, enough_examples, plain_text, python_topics, read_corpus
-from .errors import DemoError
 from .pretrain import make_prior
 from .report import section, show_cost, show_passage, show_runs, show_shares
 from .threads import fastest_threads
@@ -34,10 +34,10 @@ def run_demo(settings: Settings) -> None:
     """Print the report.
 
     Raises:
-        DemoError: a file or a model can't be used, or the extra `recipes` is not installed.
+        UnusableError: a file or a model can't be used, or the extra `recipes` is not installed.
     """
     _require_extra()
-    from .quiet import quiet
+    from ..usage import quiet
 
     corpus = python_topics() if settings.data is None else read_corpus(settings.data)
     policies = {
@@ -69,7 +69,7 @@ def _require_extra() -> None:
         try:
             __import__(name)
         except ImportError as error:
-            raise DemoError(
+            raise UnusableError(
                 f'the demo needs {name} ({error}); pip install "toedit_collate[recipes]"'
             ) from None
 
@@ -112,14 +112,14 @@ def _load_prior(name: str, corpus: Corpus) -> Prior:
     try:
         prior = Prior.from_pretrained(name, dtype=dtype)
     except (OSError, ValueError, TypeError) as error:
-        raise DemoError(
+        raise UnusableError(
             f"--prior {name}: can't be loaded ({str(error).splitlines()[0]}); name a folder or a "
             "hub id of a causal language model with its tokenizer"
         ) from None
     if prior.tokenizer is None:
-        raise DemoError(f"--prior {name}: there is no tokenizer beside it; save one there")
+        raise UnusableError(f"--prior {name}: there is no tokenizer beside it; save one there")
     if corpus.is_conversational and not prior.tokenizer.chat_template:
-        raise DemoError(
+        raise UnusableError(
             f"--prior {name}: its tokenizer has no chat template, and {corpus.name.split(':')[0]} "
             "holds messages; use a model with one, or data with text"
         )
@@ -130,6 +130,6 @@ def _make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise DemoError(
+        raise UnusableError(
             f"--output {folder}: can't be made ({error.strerror}); name a folder that can"
         ) from None

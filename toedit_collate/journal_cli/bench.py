@@ -20,7 +20,7 @@ from ..journal.frames import Array
 from ..journaled import edit_with_journal
 from ..policy import EditPolicy
 from ..prior import Prior
-from .errors import UnusableError
+from ..usage import UnusableError
 from .rows import open_data
 
 LENGTHS = (256, 512, 1024)

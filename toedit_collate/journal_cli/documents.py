@@ -11,7 +11,7 @@ import torch
 from ..journal.frames import Array
 from ..journal.keys import keys_of
 from ..journal.replay import Texts
-from .errors import UnusableError
+from ..usage import UnusableError
 from .rows import Batch, Data, Row
 
 _NO_TOKENS = (

@@ -10,7 +10,7 @@ import torch
 from ..journal import Journal
 from ..journal.files import list_files
 from ..journal.frames import DamagedJournalError
-from .errors import UnusableError
+from ..usage import UnusableError
 
 
 def use_one_thread() -> None:

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from ..journal import Journal
+from ..usage import UnusableError
 from .documents import check_known, find_documents, tokenize
-from .errors import UnusableError
 from .revise import replay
 from .rows import open_data
 

@@ -11,8 +11,8 @@ import numpy as np
 from ..journal import Journal
 from ..journal.frames import Array
 from ..journal.replay import Texts
+from ..usage import UnusableError
 from .documents import Documents, find_documents, tokenize
-from .errors import UnusableError
 from .rows import Batch, Data, Row
 
 # What is handled by itself, or never says something of each token.

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .errors import UnusableError
+from ..usage import UnusableError
 
 Row = dict[str, Any]
 BATCH_SIZE = 64  # rows

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..journal.files import last_step, list_files
 from ..journal.frames import Array, DamagedJournalError, Frame, arrow, read_frames, whole_length
-from .errors import UnusableError
+from ..usage import UnusableError
 from .made import made_with, same_origin
 from .opening import check_journal, open_journal, open_tokenizer
 from .replayed import replay_data

@@ -14,7 +14,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from .errors import UnusableError
+from ..usage import UnusableError
 from .revise import Reviser
 from .rows import Data, Row, need_datasets
 

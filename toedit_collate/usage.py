@@ -1,4 +1,4 @@
-"""Keep the libraries' own output out of the report."""
+"""What the commands have in common: how they refuse, and how they keep others silent."""
 
 from __future__ import annotations
 
@@ -6,6 +6,11 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
+
+
+class UnusableError(Exception):
+    """An argument or a file that can't be used; one line: what, the value seen, the mend."""
 
 
 @contextmanager
@@ -14,19 +19,16 @@ def quiet() -> Iterator[None]:
 
     Errors are raised as ever.
     """
-    import datasets
     from transformers.utils import logging as transformers_logging
 
     verbosity = transformers_logging.get_verbosity()
     had_bars = transformers_logging.is_progress_bar_enabled()
-    had_dataset_bars = datasets.are_progress_bars_disabled()
     disabled = logging.root.manager.disable
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    datasets.disable_progress_bars()
     logging.disable(logging.WARNING)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _no_bars_of_datasets():
             warnings.simplefilter("ignore")
             yield
     finally:
@@ -34,5 +36,19 @@ def quiet() -> Iterator[None]:
         transformers_logging.set_verbosity(verbosity)
         if had_bars:
             transformers_logging.enable_progress_bar()
-        if not had_dataset_bars:
+
+
+@contextmanager
+def _no_bars_of_datasets() -> Iterator[None]:
+    if find_spec("datasets") is None:
+        yield
+        return
+    import datasets
+
+    had_bars = not datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if had_bars:
             datasets.enable_progress_bars()
