@@ -268,14 +268,14 @@ def test_first_tiles_decide_nothing(small):
     counts = []
     for num_ids in (64, 512):
         tile = switches.likely_first(prior, states, num_ids)
-        assert tile.num_first == num_ids
+        assert tile.stops == (num_ids,)
         with switches.first_tile(prior, tile):
             result, counted = edit_and_count(small, HOT)
         assert_same_edit(before, result)
         counts.append(counted["logits"])
     assert counts[0] != counts[1]
     by_id = switches.in_order_of_ids(usual)
-    assert by_id.num_first == usual.num_first
+    assert by_id.stops == usual.stops
     assert by_id.order.tolist() == list(range(len(usual.order)))
     assert torch.equal(by_id.place[by_id.order], torch.arange(len(by_id.order)))
     assert not torch.equal(by_id.order, usual.order)
@@ -297,7 +297,7 @@ def test_the_kernel_takes_the_place_of_the_tiles(small, monkeypatch):
     with switches.kernel_used(small.prior):
         result, _ = edit_and_count(small, HOT)
     assert_same_edit(before, result)
-    assert seen == [(8 * 127, math.log(0.6), small.prior._competitors.num_first)]
+    assert seen == [(8 * 127, math.log(0.6), len(small.prior._competitors.order))]
     assert not small.prior.uses_kernel
 
 

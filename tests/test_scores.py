@@ -40,11 +40,11 @@ def full_logprob(head, hidden, ids):
     return raw.double().log_softmax(-1).gather(-1, ids.unsqueeze(-1)).squeeze(-1)
 
 
-def competitors_of(order, V, num_first):
-    """Those ids, in that order."""
+def competitors_of(order, V, stops):
+    """Those ids, in that order and in these tiles."""
     place = torch.full((V,), len(order))
     place[order] = torch.arange(len(order))
-    return Competitors(order, place, num_first)
+    return Competitors(order, place, (*(stop for stop in stops if stop < len(order)), len(order)))
 
 
 OPTIONS = [
@@ -73,19 +73,18 @@ def test_exact_logprob(options, n):
     seed=st.integers(0, 2**32 - 1),
     n=st.integers(1, 40),
     V=st.integers(2, 700),
-    num_first=st.integers(1, 700),
-    num_more=st.integers(0, 200),
+    num_likely=st.integers(1, 700),
+    stops=st.sets(st.integers(1, 700), max_size=3),
     threshold=st.floats(1e-4, 0.999),
 )
-def test_a_cut_decides_as_the_definition_does(options, seed, n, V, num_first, num_more, threshold):
+def test_a_cut_decides_as_the_definition_does(options, seed, n, V, num_likely, stops, threshold):
     """With early reject, by any order of the ids: exact at and above the cut, a bound below it."""
     head = make_head(V, seed=seed, **options)
     hidden, ids = torch.randn(n, 16), torch.randint(0, V, (n,))
     # Make half of the observed ids probable, or high thresholds would select nothing.
     best = head.logits(hidden).argmax(-1)
     ids = torch.where(torch.rand(n) < 0.5, best, ids)
-    order = torch.randperm(V)[: num_first + num_more]
-    competitors = competitors_of(order, V, min(num_first, V))
+    competitors = competitors_of(torch.randperm(V)[:num_likely], V, sorted(stops))
     cut = math.log(threshold)
     expected = full_logprob(head, hidden, ids)
     scores = score_observed(head, hidden, ids, lowest_cut=cut, competitors=competitors)
@@ -109,7 +108,7 @@ def test_the_order_of_the_competitors_decides_nothing():
         cut = float(exact[number])
         for seed in range(3):
             order = torch.randperm(900, generator=torch.Generator().manual_seed(seed))[:200]
-            competitors = competitors_of(order, 900, 40)
+            competitors = competitors_of(order, 900, [40])
             scores = score_observed(head, hidden, ids, lowest_cut=cut, competitors=competitors)
             assert abs(float(scores.logprob[number]) - cut) < 1e-5
             clear = (exact - cut).abs() > 1e-5
@@ -117,17 +116,24 @@ def test_the_order_of_the_competitors_decides_nothing():
     assert MARGIN > 1e-5
 
 
-def test_competitors_are_the_likeliest_ids(monkeypatch):
-    monkeypatch.setattr(scores_module, "FIRST_TILE_IDS", 20)
+def test_competitors_are_the_likeliest_ids():
     head = make_head(V=4000, D=16)
     hidden = torch.randn(30, 16)
     mean = head.logits(hidden).softmax(-1).mean(0)
     competitors = measure_competitors(head, hidden)
-    assert competitors.num_first == 4000 // 128
-    assert len(competitors.order) == 5 * competitors.num_first
-    assert torch.equal(competitors.order, mean.topk(len(competitors.order)).indices)
-    assert torch.equal(competitors.place[competitors.order], torch.arange(len(competitors.order)))
-    assert (competitors.place < len(competitors.order)).sum() == len(competitors.order)
+    assert competitors.stops == (64, 256)
+    assert torch.equal(competitors.order, mean.topk(256).indices)
+    assert torch.equal(competitors.place[competitors.order], torch.arange(256))
+    assert (competitors.place < 256).sum() == 256
+
+
+@pytest.mark.parametrize(
+    ("vocab_size", "near", "far"),
+    [(20, 20, 20), (300, 64, 256), (8192, 1024, 256), (128_256, 16_384, 1002)],
+)
+def test_tiles_grow_where_asking_is_free(vocab_size, near, far):
+    assert scores_module._tiles(vocab_size, only_one=False)[-1] == near
+    assert scores_module._tiles(vocab_size, only_one=True) == (far,)
 
 
 class _Counted(Head):

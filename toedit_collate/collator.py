@@ -28,7 +28,7 @@ from .validation import check_same_tokenizer
 BaseCollator = Callable[[Any], Any]
 
 # Where the prior perplexity is measured: at most so many tokens of a batch.
-NUM_SAMPLED = 64
+NUM_SAMPLED = 32
 
 
 class ToEditCollator:

@@ -66,7 +66,7 @@ class Head:
         rows = max(1, MAX_TILE_ELEMENTS // hidden.shape[-1])
         raw = torch.cat(
             [
-                (h.float() * self.weight[i].float()).sum(-1)
+                self.weight[i].float().mul_(h).sum(-1)
                 for h, i in zip(hidden.split(rows), ids.split(rows), strict=True)
             ]
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 
@@ -13,17 +14,22 @@ from . import kernels
 from .head import Head, row_tiles, tile_elements
 from .transfer import fetch, on_host, send
 
-# The first tile holds this share of the vocabulary, and at least so many ids: a larger one costs
-# more, a smaller one leaves more rows open (`toedit bench --parts survivors` shows both).
-FIRST_TILE_SHARE = 1 / 128
-FIRST_TILE_IDS = 256
-# The second tile, for the rows that are still open; only where asking which they are is free.
-SECOND_TILE_FACTOR = 4
+# Where asking which rows are still open is free, the tiles of likely competitors begin with so many
+# ids, and each ends at so many times as many.
+FIRST_TILE_IDS = 64
+GROWTH = 4
+MAX_LIKELY_SHARE = 1 / 6  # of the vocabulary, in all of them
+# Elsewhere there is one such tile, of this share of the vocabulary, and at least so many ids: a
+# larger one costs more, a smaller one leaves more rows open (`toedit bench --parts survivors` shows
+# both).
+ONLY_TILE_SHARE = 1 / 128
+ONLY_TILE_IDS = 256
 # The tiles of the final sum are at least this wide.
 MIN_COLUMNS = 512
 # A row is given up only if its bound lies so far under the cut (nats) that rounding can't matter.
 # So which rows are given up, by whatever order of ids, decides nothing.
 MARGIN = 1e-4
+_LOG_OVERFLOW = 88.0  # e to this is about the largest float32
 # Positions at which the likely competitors are measured.
 NUM_MEASURED = 512
 
@@ -35,12 +41,12 @@ class Competitors:
     Attributes:
         order: (m,) int64.
         place: (V,) int64, where in `order` an id stands; m if it isn't there.
-        num_first: how many of them make the first tile.
+        stops: where each tile of them ends; the last is m.
     """
 
     order: Tensor
     place: Tensor
-    num_first: int
+    stops: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -81,11 +87,21 @@ def measure_competitors(head: Head, hidden: Tensor) -> Competitors | None:
     (is_finite,) = fetch(mean.isfinite().all())
     if not is_finite:
         return None
-    num_first = min(max(FIRST_TILE_IDS, int(V * FIRST_TILE_SHARE)), V)
-    order = mean.topk(min(num_first * (1 + SECOND_TILE_FACTOR), V)).indices
+    stops = _tiles(V, only_one=not on_host(hidden))
+    order = mean.topk(stops[-1]).indices
     place = torch.full((V,), len(order), device=hidden.device)
     place[order] = torch.arange(len(order), device=hidden.device)
-    return Competitors(order, place, num_first)
+    return Competitors(order, place, stops)
+
+
+def _tiles(vocab_size: int, *, only_one: bool) -> tuple[int, ...]:
+    """Where the tiles of likely competitors end."""
+    if only_one:
+        return (min(max(ONLY_TILE_IDS, int(vocab_size * ONLY_TILE_SHARE)), vocab_size),)
+    stops = [min(FIRST_TILE_IDS, vocab_size)]
+    while (stop := stops[-1] * GROWTH) <= vocab_size * MAX_LIKELY_SHARE:
+        stops.append(stop)
+    return tuple(stops)
 
 
 def score_observed(
@@ -113,7 +129,7 @@ def score_observed(
     """
     hidden = head.ready(hidden)
     if with_kernel:
-        first_ids = None if competitors is None else competitors.order[: competitors.num_first]
+        first_ids = None if competitors is None else competitors.order
         cut = -math.inf if competitors is None else lowest_cut
         logprob = kernels.observed_logprob(head, hidden, ids, lowest_cut=cut, first_ids=first_ids)
         return _fetched(hidden, logprob, lowest_cut)
@@ -122,34 +138,55 @@ def score_observed(
         return _fetched(hidden, exact_logprob(head, hidden, ids), lowest_cut)
 
     observed = head.observed_logits(hidden, ids)
-    first = competitors.num_first
-    rows_at_once = max(1, budget // first)
-    bound = torch.cat(
-        [
-            _logprob(o, _sum_likely(head, h, i, competitors, 0, first))
-            for h, i, o in zip(
-                *(column.split(rows_at_once) for column in (hidden, ids, observed)), strict=True
-            )
-        ]
-    )
-    # ~(<) and not (>=), so that NaN stays open and comes out as NaN.
-    is_open, is_finite = fetch(
-        ~(bound < lowest_cut - MARGIN), hidden.isfinite().all(-1) & bound.isfinite()
-    )
-    rows = send(is_open.nonzero().squeeze(-1), hidden.device)
-    if on_host(hidden):
-        # Here it costs nothing to ask again which rows are open.
-        last = len(competitors.order)
-        others = _sum_likely(head, hidden[rows], ids[rows], competitors, 0, last)
-        bound[rows] = _logprob(observed[rows], others)
-        rows = rows[~(bound[rows] < lowest_cut - MARGIN)]
-    bound[rows] = _sum_all(head, hidden[rows], ids[rows], observed[rows], lowest_cut, budget)
+    rows = torch.arange(len(ids), device=ids.device)
+    odds = torch.zeros_like(observed)  # of the competitors that were visited, to the observed id
+    for start, stop in itertools.pairwise((0, *competitors.stops)):
+        odds[rows] += _likely_odds(
+            head, hidden, ids, observed, competitors.place, rows,
+            competitors.order[start:stop], start, budget,
+        )  # fmt: skip
+        # ~(<) and not (>=), so that NaN stays open and comes out as NaN.
+        is_open, is_finite = fetch(
+            ~(-odds.log1p() < lowest_cut - MARGIN), observed.isfinite() & ~odds.isnan()
+        )
+        rows = send(is_open.nonzero().squeeze(-1), hidden.device)
+    # Odds that overflow say no more than that.
+    logprob = -odds.log1p().clamp_(max=_LOG_OVERFLOW)
+    logprob[rows] = _sum_all(head, hidden[rows], ids[rows], observed[rows], lowest_cut, budget)
     if on_host(hidden) or hidden.dtype == torch.float16:
         # In float16 any logit may overflow; otherwise `measure_competitors` has seen that the
         # weights are finite.
-        bound_on_host, late = fetch(bound, bound.isfinite())
-        is_open, is_finite = ~(bound_on_host < lowest_cut), is_finite & late
-    return Scores(bound, is_open, is_finite)
+        on_its_host, late = fetch(logprob, logprob.isfinite())
+        is_open, is_finite = ~(on_its_host < lowest_cut), is_finite & late
+    return Scores(logprob, is_open, is_finite)
+
+
+def _likely_odds(
+    head: Head, hidden: Tensor, ids: Tensor, observed: Tensor, place: Tensor, rows: Tensor,
+    columns: Tensor, start: int, budget: int,
+) -> Tensor:  # fmt: skip
+    """Odds of some likely competitors to the observed id, at some rows: (r,) float32.
+
+    Args:
+        head: V ids.
+        hidden: (n, D).
+        ids: (n,) int64.
+        observed: (n,) float32, the logits of `ids`.
+        place: (V,) int64, where an id stands among all likely competitors.
+        rows: (r,) int64, which of the n.
+        columns: (m,) int64, the competitors, of which the first stands at `start`.
+        start: likewise.
+        budget: number of logits to hold at once.
+    """
+    odds = []
+    for some in rows.split(max(1, budget // len(columns))):
+        tile = head.logits_of(hidden if len(some) == len(ids) else hidden[some], columns)
+        overflow = tile.isinf().any(-1) if tile.numel() and hidden.dtype == torch.float16 else None
+        tile.sub_(observed[some].unsqueeze(-1)).exp_()
+        _replace_observed(tile, place[ids[some]], start, 0.0)
+        total = tile.sum(-1)
+        odds.append(total if overflow is None else total.masked_fill_(overflow, math.nan))
+    return torch.cat(odds) if odds else observed[:0]
 
 
 def _fetched(hidden: Tensor, logprob: Tensor, lowest_cut: float) -> Scores:
@@ -204,24 +241,21 @@ def _sum_all(
     return _logprob(observed, others)
 
 
-def _sum_likely(
-    head: Head, hidden: Tensor, ids: Tensor, competitors: Competitors, start: int, stop: int
-) -> Tensor:
-    """Log-sum-exp of some of the likely competitors' logits: (n,) float32."""
-    tile = head.logits_of(hidden, competitors.order[start:stop])
-    return _logsumexp_of_others(tile, competitors.place[ids], start)
-
-
 def _logsumexp_of_others(tile: Tensor, place: Tensor, start: int) -> Tensor:
-    """Log-sum-exp over each row of an (n, m) tile, of which column 0 is the id at `start`.
+    """Log-sum-exp of each row of a tile but for the observed id; changes the tile."""
+    _replace_observed(tile, place, start, -math.inf)
+    return tile.logsumexp(-1)
 
-    The observed id, at `place` (n,), is left out, if it is in the tile. Changes the tile.
+
+def _replace_observed(tile: Tensor, place: Tensor, start: int, value: float) -> None:
+    """Put a value where the observed ids stand in an (r, m) tile, whose first column is `start`.
+
+    They are at `place`, (r,) int64; those that are not in the tile change nothing.
     """
     column = (place - start).unsqueeze(-1)
     inside = (column >= 0) & (column < tile.shape[-1])
     column = column.clamp_(0, tile.shape[-1] - 1)
-    tile.scatter_(-1, column, tile.gather(-1, column).masked_fill_(inside, -math.inf))
-    return tile.logsumexp(-1)
+    tile.scatter_(-1, column, tile.gather(-1, column).masked_fill_(inside, value))
 
 
 def _logprob(observed: Tensor, others: Tensor) -> Tensor:

@@ -178,11 +178,12 @@ def _first_tiles(inputs: Inputs, policy: EditPolicy) -> dict[str, Switch]:
         return {}
     tiles: dict[str, Switch] = {}
     for num_ids in TILES:
-        if num_ids < prior.vocab_size and num_ids != ours.num_first:
+        if num_ids < prior.vocab_size and (num_ids,) != ours.stops:
             other = likely_first(prior, states, num_ids)
-            tiles[f"ours, first tile of {num_ids} (not {ours.num_first})"] = _tile(prior, other)
+            tiles[f"ours, one first tile of {num_ids} ids"] = _tile(prior, other)
+    sizes = ", ".join(map(str, ours.stops))
     by_id = in_order_of_ids(ours)
-    tiles[f"ours, first tile: ids 0 to {ours.num_first - 1}"] = _tile(prior, by_id)
+    tiles[f"ours, tiles to {sizes} by id, not likelihood"] = _tile(prior, by_id)
     return tiles
 
 

@@ -100,7 +100,7 @@ def _ways(
         return ways
     weight = head.weight
     if kernels.is_available(hidden.device):
-        first = None if competitors is None else competitors.order[: competitors.num_first]
+        first = None if competitors is None else competitors.order
         ways[f"Triton kernel, {_EARLY}"] = lambda: kernels.observed_logprob(
             head, hidden, ids, lowest_cut=cut, first_ids=first
         )

@@ -31,7 +31,7 @@ def plain_edit(
         The edited tokens, (B, T) int64, and which were selected, (B, T) bool.
     """
     logits = model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits
-    probabilities = logits[:, :-1].softmax(-1, dtype=torch.float32)
+    probabilities = logits[:, :-1].float().softmax(-1)
     observed = input_ids[:, 1:]
     p = probabilities.gather(-1, observed.unsqueeze(-1)).squeeze(-1)
     weights, candidates = probabilities.topk(policy.top_k, dim=-1)
@@ -48,5 +48,5 @@ def plain_edit(
 
 
 def plain_bytes(B: int, T: int, vocab_size: int, dtype: torch.dtype) -> int:
-    """The memory that `plain_edit` takes, about: logits, and their softmax in float32."""
-    return B * T * vocab_size * (dtype.itemsize + 4)
+    """The memory that `plain_edit` takes, about: logits, as float32 too, and their softmax."""
+    return B * T * vocab_size * (dtype.itemsize + 4 + 4)

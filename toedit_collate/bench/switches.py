@@ -80,20 +80,21 @@ def kernel_used(prior: Prior) -> Iterator[None]:
 
 
 def likely_first(prior: Prior, states: Tensor, num_ids: int) -> Competitors:
-    """A first tile of so many ids, chosen by their probability: (n, D) hidden states."""
+    """One tile of so many ids, chosen by their probability: (n, D) hidden states."""
     with ExitStack() as stack:
-        stack.enter_context(swapped(scores, "FIRST_TILE_IDS", num_ids))
-        stack.enter_context(swapped(scores, "FIRST_TILE_SHARE", 0.0))
+        for name, value in (("ONLY_TILE_IDS", num_ids), ("ONLY_TILE_SHARE", 0.0)):
+            stack.enter_context(swapped(scores, name, value))
+        stack.enter_context(swapped(scores, "on_host", lambda _: False))
         competitors = scores.measure_competitors(prior.head, states)
     assert competitors is not None
     return competitors
 
 
 def in_order_of_ids(like: Competitors) -> Competitors:
-    """A first tile of the same size, of the first ids."""
+    """Tiles of the same sizes, of the first ids."""
     order = torch.arange(len(like.order), device=like.order.device)
     place = torch.arange(len(like.place), device=like.order.device).clamp(max=len(order))
-    return Competitors(order, place, like.num_first)
+    return Competitors(order, place, like.stops)
 
 
 @contextmanager
