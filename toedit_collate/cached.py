@@ -46,8 +46,8 @@ def edit_with_cache(
     cache.open(Identity.of(prior, policy))
     documents = batch.documents
     editable = find_editable(prior, policy, batch)
-    # What is decided depends on which tokens are editable, too: the top bit of a token says so.
-    keys = batch.keys_of(batch.tokens | editable.long() << 31).numpy().view(np.uint64)
+    # What is decided depends on which tokens are editable, too.
+    keys = batch.keys_with(editable).numpy().view(np.uint64)
     known, decisions = cache.look_up(keys)
     numbers = np.flatnonzero(known)
     sample = torch.zeros(0)

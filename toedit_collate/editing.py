@@ -118,12 +118,11 @@ def _edit(
     )  # fmt: skip
 
     # x'_i = x_i where P(x_i | x_<i) < p; x'_i ~ P(. | x_<i) where it is >= p (Eq. 2).
+    may_be_edited = send(editable[where], states.device)
+    selected = policy.selects(scores.logprob) & may_be_edited
     dropped = None
-    selected = policy.selects(scores.logprob)
-    if return_logprob:
-        selected &= send(editable[where], states.device)
     if policy.drop_below is not None:
-        dropped = policy.drops(scores.logprob) & send(editable[where], states.device)
+        dropped = policy.drops(scores.logprob) & may_be_edited
         selected &= ~dropped
     at = send(_to_draw(prior, policy, scores, selected, uniforms), states.device)
     drawn = draw_tokens(

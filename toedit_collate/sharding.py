@@ -24,9 +24,11 @@ FINGERPRINT_SAMPLES = 64
 
 def world_size() -> int:
     """Number of ranks; 1 without torch.distributed."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_world_size()
-    return 1
+    return torch.distributed.get_world_size() if _is_distributed() else 1
+
+
+def _is_distributed() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
 def rank() -> int:
@@ -55,7 +57,8 @@ def barrier() -> None:
 
 def is_sharded(model: nn.Module) -> bool:
     """Whether FSDP2 keeps a part of the weights only on each rank."""
-    return any(_is_dtensor(p) for p in model.parameters())
+    # Asked for each batch, so not of all weights where it can't be.
+    return _is_distributed() and any(_is_dtensor(p) for p in model.parameters())
 
 
 def is_zero3(model: nn.Module) -> bool:
@@ -144,6 +147,8 @@ def run_inside(model: nn.Module, function: Callable[[], T]) -> T:
     FSDP2 gathers the weights of its outermost module when that is called: the embeddings, and the
     head. Parts of the model can be called only within.
     """
+    if not _is_distributed():
+        return function()
     embeddings = unwrap_model(model).get_input_embeddings()
     roots = (
         m for m in model.modules() if _is_fsdp(m) and any(e is embeddings for e in m.modules())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from dataclasses import dataclass
 
@@ -12,7 +13,7 @@ from torch import Tensor
 from .layout import Documents, find_documents
 from .shrink import positions_left, shrink_rows
 from .transfer import fetch, send
-from .uniforms import Draws, document_keys, token_uniforms
+from .uniforms import Draws, sum_words, token_uniforms, token_words
 from .validation import check_labels, check_mask, check_shapes
 
 
@@ -136,14 +137,17 @@ class TokenBatch:
     @property
     def keys(self) -> Tensor:
         """(N,) int64, a key of each document's content."""
-        return self.keys_of(self.tokens)
+        return sum_words(self._words[0], self.documents.document, self.documents.num_documents)
 
-    def keys_of(self, values: Tensor) -> Tensor:
-        """(N,) int64, a key of what (M,) int64 values in [0, 2**32) each document has."""
-        documents = self.documents
-        return document_keys(
-            values, documents.document, documents.position, documents.num_documents
-        )
+    def keys_with(self, mask: Tensor) -> Tensor:
+        """(N,) int64, a key of each document's content and of its part of an (M,) bool mask."""
+        content, marks = self._words
+        words = content + torch.where(mask, marks, 0)
+        return sum_words(words, self.documents.document, self.documents.num_documents)
+
+    @functools.cached_property
+    def _words(self) -> tuple[Tensor, Tensor]:
+        return token_words(self.tokens, self.documents.position)
 
     def result(
         self,

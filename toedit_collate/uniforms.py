@@ -58,6 +58,33 @@ def philox4x32(counter: Words, key: tuple[Tensor, Tensor]) -> Words:
     return c0, c1, c2, c3
 
 
+def token_words(tokens: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
+    """Two independent words of 64 bits for each token and its place in its document.
+
+    Args:
+        tokens: (M,) int64, in [0, 2**32).
+        position: (M,) int64.
+
+    Returns:
+        Two (M,) int64.
+    """
+    zero = torch.zeros_like(tokens)
+    first, second, third, fourth = philox4x32(
+        (tokens & _MASK32, position, zero, zero), (zero, zero)
+    )
+    return (first << 32) | second, (third << 32) | fourth
+
+
+def sum_words(words: Tensor, document: Tensor, num_documents: int) -> Tensor:
+    """A 64-bit key for each of N documents, of some of its tokens' words: (M,) -> (N,) int64.
+
+    A sum of independent words: integer addition is associative, so the key does not depend on the
+    order in which a GPU adds (a float sum would).
+    """
+    keys = torch.zeros(num_documents, dtype=torch.int64, device=words.device)
+    return keys.index_add_(0, document, words)
+
+
 def document_keys(tokens: Tensor, document: Tensor, position: Tensor, num_documents: int) -> Tensor:
     """A 64-bit key for each document, from its tokens and their order.
 
@@ -71,12 +98,7 @@ def document_keys(tokens: Tensor, document: Tensor, position: Tensor, num_docume
         (N,) int64. Documents of the same tokens have the same key; others differ, but for a chance
         of 2**-64 a pair.
     """
-    zero = torch.zeros_like(tokens)
-    high, low, _, _ = philox4x32((tokens & _MASK32, position, zero, zero), (zero, zero))
-    # A sum of independent words: integer addition is associative, so the key does not depend on
-    # the order in which a GPU adds (a float sum would).
-    keys = torch.zeros(num_documents, dtype=torch.int64, device=tokens.device)
-    return keys.index_add_(0, document, (high << 32) | low)
+    return sum_words(token_words(tokens, position)[0], document, num_documents)
 
 
 def token_uniforms(keys: Tensor, document: Tensor, position: Tensor, draws: Draws) -> Tensor:
