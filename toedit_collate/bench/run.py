@@ -12,7 +12,6 @@ from pathlib import Path
 import torch
 
 from .. import __version__
-from ..demo.threads import fastest_threads
 from ..policy import EditPolicy
 from ..usage import UnusableError, quiet
 from .agreement import measure_agreement
@@ -24,6 +23,7 @@ from .memory import measure_memory
 from .options import PARTS
 from .survivors import measure_survivors
 from .table import Section, format_head, format_section
+from .threads import fastest_threads
 from .timing import clock_of
 from .training import measure_training
 

@@ -62,7 +62,12 @@ class Comparison:
 
 
 def compare(
-    variants: Mapping[str, Variant], device: torch.device, *, pairs: int, seconds: float
+    variants: Mapping[str, Variant],
+    device: torch.device,
+    *,
+    pairs: int,
+    seconds: float,
+    least: int = MIN_PAIRS,
 ) -> Comparison:
     """Time variants against each other.
 
@@ -70,16 +75,17 @@ def compare(
         variants: by name; one that runs out of memory is dropped.
         device: to wait for before and after each.
         pairs: most rounds.
-        seconds: after these, `MIN_PAIRS` rounds are enough.
+        seconds: after these, `least` rounds are enough.
+        least: fewest rounds.
     """
     times: dict[str, list[float]] = {name: [] for name in variants}
     failed = []
     started = 0.0
     warm_ups = _WARM_UPS.get(device.type, 1)
-    for number in range(-warm_ups, max(pairs, MIN_PAIRS)):
+    for number in range(-warm_ups, max(pairs, least)):
         if number == 0:
             started = time.perf_counter()
-        if number >= MIN_PAIRS and time.perf_counter() - started > seconds:
+        if number >= least and time.perf_counter() - started > seconds:
             break
         for name in _order(list(times), number):
             try:

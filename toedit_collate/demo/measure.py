@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from ..bench.timing import compare
 from ..editing import EditResult, edit_tokens
 from ..families import find_trunk, unwrap_model
 from ..policy import EditPolicy
@@ -81,40 +82,23 @@ def edit_cost(prior: Prior, batches: list[Batch], policy: EditPolicy, most: int 
     """
     trunk = find_trunk(unwrap_model(prior.model))
 
-    def forward(batch: Batch) -> Any:
+    def forward(number: int) -> object:
+        batch = batches[number % len(batches)]
         with torch.no_grad():
             inputs = {k: batch[k].to(prior.device) for k in ("input_ids", "attention_mask")}
             return trunk(**inputs, use_cache=False)
 
-    def edit(batch: Batch) -> Any:
-        return edit_tokens(prior, **batch, policy=policy)
+    def edit(number: int) -> object:
+        return edit_tokens(prior, **batches[number % len(batches)], policy=policy)
 
-    pairs: list[tuple[float, float]] = []
-    started = time.perf_counter()
-    for number in range(most + 1):
-        if number > 3 and time.perf_counter() - started > _SECONDS:
-            break
-        batch = batches[number % len(batches)]
-        pairs.append((_seconds(edit, batch), _seconds(forward, batch)))
-    del pairs[0]  # that was to warm up
-    ratios = [edited / bare for edited, bare in pairs]
+    times = compare(
+        {"edit": edit, "forward": forward}, prior.device, pairs=most, seconds=_SECONDS, least=3
+    )
+    ratios = times.ratios("edit", "forward")
     return Cost(
         ratio=statistics.median(ratios),
         lowest=min(ratios),
         highest=max(ratios),
-        num_pairs=len(pairs),
-        forward_ms=1000 * statistics.median(bare for _, bare in pairs),
+        num_pairs=len(ratios),
+        forward_ms=times.milliseconds("forward"),
     )
-
-
-def _seconds(function: Callable[[Batch], Any], batch: Batch) -> float:
-    _wait()
-    started = time.perf_counter()
-    function(batch)
-    _wait()
-    return time.perf_counter() - started
-
-
-def _wait() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()

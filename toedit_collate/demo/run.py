@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from ..bench.threads import fastest_threads
 from ..policy import EditPolicy
 from ..prior import Prior
 from ..usage import UnusableError
 from .corpus import Corpus, enough_examples, plain_text, python_topics, read_corpus
 from .pretrain import make_prior
 from .report import section, show_cost, show_passage, show_runs, show_shares
-from .threads import fastest_threads
 from .tune import BATCH_SIZE, max_length, training_batches
 
 
