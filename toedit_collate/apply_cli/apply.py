@@ -6,7 +6,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,26 +19,11 @@ from ..usage import UnusableError
 from .edit import Counts, EditedRows, Editor
 from .output import Output
 from .report import print_report
+from .settings import Settings
 from .windows import windows
 
 # The folder is as large as it must be: a training run without the prior needs all documents.
 _NO_LIMIT = 2**62
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What was asked for; see the options."""
-
-    prior: str
-    prior_options: dict[str, Any]
-    compile: bool
-    data: Path
-    split: str | None
-    cache: Path | None
-    output: Path | None
-    batch_tokens: int
-    shard: tuple[int, int]
-    policy: EditPolicy
 
 
 def apply(settings: Settings) -> int:

@@ -85,7 +85,8 @@ def _add_model(parser: Any) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from .apply import Settings, apply  # late: `toedit --help` needs none of it
+    from .apply import apply  # late: `toedit --help` needs none of it
+    from .settings import Settings
 
     return apply(
         Settings(

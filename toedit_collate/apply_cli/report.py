@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from ..cache import DecisionCache
 from ..cache.folder import list_identities
 from ..cache.identity import decision_record
 from ..prior import Prior
 from .edit import Counts
 from .policies import as_python
-
-if TYPE_CHECKING:
-    from .apply import Settings
+from .settings import Settings
 
 
 def print_report(

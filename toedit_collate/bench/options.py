@@ -7,7 +7,8 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-PARTS = ("edit", "head", "memory", "survivors", "agreement", "training")
+from .parts import PARTS
+
 SHAPE_NAMES = ("llama3-8b", "olmo-1b", "qwen2.5-0.5b", "tiny")
 DTYPES = ("bfloat16", "float16", "float32")
 POLICIES = ("paper", "reference_code")

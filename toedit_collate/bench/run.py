@@ -20,7 +20,7 @@ from .head_alone import measure_head
 from .inputs import Inputs, Source, open_source
 from .machine import machine_facts
 from .memory import measure_memory
-from .options import PARTS
+from .parts import PARTS
 from .survivors import measure_survivors
 from .table import Section, format_head, format_section
 from .threads import fastest_threads
