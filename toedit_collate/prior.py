@@ -280,17 +280,16 @@ class Prior:
         return states[send(torch.cat(places).argsort(), states.device)]
 
     def _passes(self, documents: Documents, tokens: Tensor, needed: Tensor) -> list[Pass]:
-        if self._can_pack is None:
-            with self._frozen():
-                self._can_pack = can_pack(unwrap_model(self.model), self.device)
         kind = "cpu" if self.device.type == "cpu" else "gpu"
-        return plan_passes(
-            documents,
-            tokens,
-            needed,
-            packed=self._can_pack,
-            pass_cost=PASS_COST["sharded" if is_sharded(self.model) else kind],
-        )
+        if is_sharded(self.model):
+            kind = "sharded"
+        if self._can_pack is None:
+            # To try it takes passes, which all ranks of a sharded prior would have to make.
+            with self._frozen():
+                lm = unwrap_model(self.model)
+                self._can_pack = kind != "sharded" and can_pack(lm, self.device)
+        packed, pass_cost = self._can_pack, PASS_COST[kind]
+        return plan_passes(documents, tokens, needed, packed=packed, pass_cost=pass_cost)
 
     def likely_competitors(self, states: Tensor) -> Competitors | None:
         """The ids that the head should visit first; measured on the first states it is given.
