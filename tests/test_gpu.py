@@ -221,3 +221,20 @@ def test_fp8(tmp_path, ids):
     expected = edit_tokens(Prior(make_llama().cuda()), ids.cuda(), policy=POLICY)
     agreed = edit_tokens(prior, ids.cuda(), policy=POLICY).selected == expected.selected
     assert agreed.float().mean() > 0.9
+
+
+def test_packed_rows_that_shrink_reach_the_gpu(ids):
+    """What else is in the batch still is on the CPU when the rows shrink."""
+    policy = POLICY.replace(drop_below=1e-3)
+    collator = ToEditCollator(Prior(make_llama().cuda()), policy, base_collator=dict)
+    batch = {
+        "input_ids": ids.view(1, -1),
+        "position_ids": (torch.arange(ids.numel()) % ids.shape[1]).unsqueeze(0),
+        "completion_mask": torch.ones(1, ids.numel(), dtype=torch.long),
+    }
+    moved = collator(batch).to("cuda")
+    near = collator(batch)
+    assert collator.stats["dropped"] > 0
+    for key, value in moved.items():
+        assert value.is_cuda
+        assert torch.equal(value.cpu(), near[key].cpu()), key

@@ -250,10 +250,12 @@ class ToEditCollator:
             )
         self._learn_from_other_ranks(epoch)
         self._step += 1
+        # Rows that may shrink meet the batch's other tensors where those are, before all move.
+        home = device if self.policy.drop_below is None else None
         with self._stats.timing(prior.device):
             if self.journal is None:
                 edited: EditResult | None = edit_batch(
-                    prior, self.policy, TokenBatch.of(batch["input_ids"], **tensors, home=device),
+                    prior, self.policy, TokenBatch.of(batch["input_ids"], **tensors, home=home),
                     epoch=epoch, generation=prior.generation, num_sampled=NUM_SAMPLED,
                     cache=self.cache,
                 )  # fmt: skip
