@@ -112,3 +112,13 @@ def real_prior() -> Prior:
     if not folder or not pathlib.Path(folder).is_dir():
         pytest.skip("TOEDIT_REAL_PRIOR is not set")
     return Prior.from_pretrained(folder)
+
+
+@pytest.fixture
+def no_bars():
+    """No progress bars of datasets among what a command prints."""
+    import datasets
+
+    datasets.disable_progress_bars()
+    yield
+    datasets.enable_progress_bars()

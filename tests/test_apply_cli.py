@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 
-import datasets
 import pytest
 import torch
 from conftest import make_llama, make_tokenizer
@@ -29,6 +28,7 @@ from toedit_collate.cache import DecisionCache
 from toedit_collate.cli import main
 
 AS_OPTIONS = ("--threshold", "0.05", "--exclude-original")  # AGGRESSIVE
+pytestmark = pytest.mark.usefixtures("no_bars")
 REMOVING = AGGRESSIVE.replace(drop_below=1e-3)
 
 
@@ -54,13 +54,6 @@ def refused(capsys, *argv):
     assert line.startswith("toedit apply: error: ")
     assert "Traceback" not in error
     return line
-
-
-@pytest.fixture(autouse=True)
-def no_bars():
-    datasets.disable_progress_bars()
-    yield
-    datasets.enable_progress_bars()
 
 
 @pytest.fixture(scope="module")

@@ -28,6 +28,7 @@ from toedit_collate.journal.frames import Frame, encode, read_frames
 from toedit_collate.journal_cli import export as export_module
 from toedit_collate.journal_cli.rows import BATCH_SIZE, open_data
 
+pytestmark = pytest.mark.usefixtures("no_bars")
 REMOVING = EditPolicy(threshold=0.05, exclude_original=True, drop_below=1e-3)
 FIRST, SECOND = list(range(10, 22)), list(range(30, 38))
 
@@ -63,13 +64,6 @@ def write(path, rows):
     else:
         Dataset.from_list(rows).save_to_disk(path)
     return path
-
-
-@pytest.fixture(autouse=True)
-def no_bars():
-    datasets.disable_progress_bars()
-    yield
-    datasets.enable_progress_bars()
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,6 @@ from .cache import DecisionCache
 from .editing import edit_tokens
 from .journal import Journal
 from .journal.frames import Array
-from .journal.keys import keys_of
 from .journal.replay import Texts
 from .policy import EditPolicy
 from .prior import Prior
@@ -74,7 +73,7 @@ def edit_with_journal(
     journal.start_generation(generation, prior.fingerprint, policy.record())
     source = TokenBatch.of(input_ids, attention_mask, position_ids, labels)
     documents = source.documents
-    keys = keys_of(source.tokens, documents.lengths)
+    keys = source.keys.numpy().view(np.uint64)
     lengths = np.asarray(documents.lengths)
 
     known = journal.look_up(keys, generation).known

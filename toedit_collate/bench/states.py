@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..editing import edit_tokens
 from ..policy import EditPolicy
+from ..scoring import find_editable
+from ..token_batch import TokenBatch
 from .inputs import Inputs
 
 
@@ -29,10 +30,18 @@ def scored_states(inputs: Inputs, policy: EditPolicy, *, most: int) -> tuple[Ten
                 use_cache=False,
                 return_dict=True,
             )[0]
-            where = edit_tokens(inputs.prior, **batch, policy=policy).scored
+            where = _editable(inputs, policy, number).to(inputs.device)
             states.append(hidden[:, :-1][where[:, 1:]])
             ids.append(batch["input_ids"][where])
             found += len(ids[-1])
             if found >= most:
                 break
     return torch.cat(states)[:most], torch.cat(ids)[:most]
+
+
+def _editable(inputs: Inputs, policy: EditPolicy, number: int) -> Tensor:
+    """(B, T) bool, on the CPU: to which tokens of a batch the policy is applied."""
+    batch = TokenBatch.of(position_ids=None, **inputs.batch(number))
+    where = torch.zeros_like(batch.input_ids, dtype=torch.bool)
+    where.view(-1)[batch.documents.index] = find_editable(inputs.prior, policy, batch)
+    return where
