@@ -7,32 +7,8 @@ import dataclasses
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from ..policy import EditPolicy
+from ..presets import HELP, PRESETS, WITHOUT_OPTION, make_policy
 from ..usage import UnusableError
-
-PRESETS: dict[str, dict[str, Any]] = {
-    "paper": {},
-    "reference_code": {"strategy": "up_revise"},
-    "low_drop_up_revise": {"strategy": "low_drop_up_revise"},
-    "filtering": {"strategy": "filtering"},
-}
-# A function can't be written on a command line.
-WITHOUT_OPTION = ("protect",)
-
-_HELP = {
-    "threshold": "the probability that bounds the region",
-    "region": "which side of the threshold is resampled",
-    "sampler": "the candidates of a draw",
-    "top_k": "number of candidates of the sampler top_k",
-    "top_p": "mass of the nucleus of the sampler top_p",
-    "temperature": "of candidates and draws",
-    "scope": "loss: tokens that have a label; all: prompts, too",
-    "drop_below": "remove tokens with a probability below this",
-    "exclude_original": "draw among the other candidates",
-    "protect_special": "leave special tokens and the chat template alone",
-    "protected_token_ids": "more ids that are never edited",
-    "seed": "of the draws; only --output depends on it",
-    "redraw": "whether each epoch draws afresh; only --output depends on it",
-}
 
 
 def add_policy(parser: Any) -> None:
@@ -54,9 +30,14 @@ def add_policy(parser: Any) -> None:
                 f"--{field.name.replace('_', '-')}",
                 dest=_dest(field.name),
                 default=None,  # "not given": the preset's value stands
-                help=_HELP[field.name],
+                help=_help(field.name),
                 **_reading(types[field.name]),
             )
+
+
+def _help(name: str) -> str:
+    # A cache holds decisions, which no draw has a part in.
+    return HELP[name] + ("; only --output depends on it" if name in ("seed", "redraw") else "")
 
 
 def _reading(kind: Any) -> dict[str, Any]:
@@ -86,11 +67,8 @@ def policy_of(args: argparse.Namespace) -> EditPolicy:
         for field in dataclasses.fields(EditPolicy)
         if getattr(args, _dest(field.name), None) is not None
     }
-    preset = PRESETS[args.policy]
     try:
-        if preset:
-            return EditPolicy.reference_code(**preset, **given)
-        return EditPolicy.paper(**given)
+        return make_policy(args.policy, **given)
     except (TypeError, ValueError) as error:
         raise UnusableError(str(error)) from None
 
