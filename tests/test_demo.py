@@ -23,8 +23,9 @@ from toedit_collate.demo.measure import edit_cost, survey
 from toedit_collate.demo.muon import orthogonalize
 from toedit_collate.demo.options import _use_color
 from toedit_collate.demo.pretrain import make_tokenizer
-from toedit_collate.demo.show import Passage, find_passage, legend, mark_edits
+from toedit_collate.demo.show import find_passage
 from toedit_collate.demo.tune import tune
+from toedit_collate.marking import Passage, legend, mark_edits
 from toedit_collate.usage import UnusableError
 
 ANIMALS = ["fox", "dog", "turtle", "ship", "river", "mill", "bridge", "wind"]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from ..marking import legend, mark_edits
 from ..policy import EditPolicy
 from ..prior import Prior
 from .corpus import Corpus
 from .measure import Batch, Shares, edit_cost, survey
-from .show import find_passage, legend, mark_edits
+from .show import find_passage
 from .tune import BATCH_SIZE, MAX_HELD_OUT, Run, held_out_perplexity, tune
 
 _ENOUGH = 5  # changed tokens for a ratio to them to mean something
