@@ -7,28 +7,24 @@ import json
 import logging
 import math
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-from torch.utils.data import DataLoader, Subset
 from transformers import Trainer
 
 from .callback import STATE_KEY, attach
 from .collator import ToEditCollator
-from .editing import edit_tokens
+from .held_out import perplexity_of
 from .journal import Journal
-from .packing import document_positions
 from .policy import EditPolicy
 from .prior import Prior
-from .sharding import all_reduce, barrier, is_sharded, rank, world_size
+from .sharding import barrier
 
 logger = logging.getLogger("toedit_collate")
 
 MakeTrainer = Callable[[int, Path | None], Trainer]
-_SCORE_ONLY = EditPolicy(region="none")
 _REPORT = "toedit_report.json"
 
 
@@ -152,7 +148,7 @@ def self_edit(
             own.generation = number - 1
         collator = attach(trainer, own, policy, journal=journal, **collator_settings)
         if number == 1:
-            first = GenerationReport(generation=0, perplexity=_perplexity(trainer, collator, own))
+            first = GenerationReport(generation=0, perplexity=perplexity_of(trainer, own))
             reports.append(_finish(first, before, trainer, made_with, save=None))
         trainer.train(
             resume_from_checkpoint=last_checkpoint(trainer.args.output_dir or folder, number - 1)
@@ -189,41 +185,6 @@ def last_checkpoint(output_dir: str | Path, generation: int | None = None) -> st
     return max(found)[1] if found else None
 
 
-def held_out_perplexity(
-    prior: Prior, batches: Iterable[dict[str, Any]], *, over_ranks: bool = False
-) -> float:
-    """Perplexity per token of documents, each on its own, exactly.
-
-    Source: arXiv:2412.14689, Appendix C.2.
-
-    Args:
-        prior: the model.
-        batches: collated; tokens with the label -100 and first tokens do not count.
-        over_ranks: each rank has other batches; a collective.
-    """
-    nll, count = 0.0, 0.0
-    for batch in batches:
-        labels = batch.get("labels")
-        result = edit_tokens(
-            prior,
-            batch["input_ids"],
-            attention_mask=batch.get("attention_mask"),
-            position_ids=document_positions(batch),
-            labels=labels,
-            policy=_SCORE_ONLY,
-            return_logprob=True,
-        )
-        assert result.logprob is not None
-        counts = ~result.logprob.isnan()
-        if labels is not None:
-            counts &= labels != -100
-        nll -= float(result.logprob[counts].double().sum())
-        count += float(counts.sum())
-    if over_ranks:
-        nll, count = all_reduce([nll, count])
-    return math.exp(nll / count) if count else math.nan
-
-
 def format_reports(reports: Sequence[GenerationReport]) -> str:
     """The reports as a table, as Table 9 has them."""
     lines = ["generation      scored            selected             changed  held-out perplexity"]
@@ -257,7 +218,7 @@ def _end(
     report = GenerationReport(
         generation=number,
         **{name: int(counts.get(name, 0)) for name in names},  # type: ignore[arg-type]
-        perplexity=_perplexity(trainer, collator, prior),
+        perplexity=perplexity_of(trainer, prior),
         train_loss=_mean_loss(trainer),
         folder=str(folder),
     )
@@ -308,27 +269,3 @@ def _read_report(folder: Path, made_with: dict[str, Any]) -> GenerationReport:
                 "output_dir"
             )
     return GenerationReport(**content["report"])
-
-
-def _perplexity(trainer: Trainer, collator: ToEditCollator, prior: Prior) -> float | None:
-    if trainer.eval_dataset is None:
-        return None
-    # The loader that the Trainer would make, with the base collator: its dataset and collate_fn
-    # have the columns that a model takes.
-    trainer.data_collator = collator.base_collator  # type: ignore[assignment]
-    try:
-        loader: Any = trainer.get_eval_dataloader()
-    finally:
-        trainer.data_collator = collator  # type: ignore[assignment]
-    loader = getattr(loader, "base_dataloader", loader)
-    # A pass of a sharded prior takes all ranks, so all go through the same batches.
-    together = world_size() == 1 or is_sharded(prior.model)
-    first, every = (0, 1) if together else (rank(), world_size())
-    rows = range(first, len(loader.dataset), every)
-    batches = DataLoader(
-        Subset(loader.dataset, rows),
-        batch_size=trainer.args.eval_batch_size,
-        collate_fn=loader.collate_fn,
-    )
-    with torch.no_grad():
-        return held_out_perplexity(prior, batches, over_ranks=not together)
