@@ -26,6 +26,7 @@ from .token_batch import EditResult, TokenBatch
 from .validation import check_same_tokenizer
 
 BaseCollator = Callable[[Any], Any]
+OnEdit = Callable[[dict[str, Any], EditResult], None]
 
 # Where the prior perplexity is measured: at most so many tokens of a batch.
 NUM_SAMPLED = 32
@@ -51,9 +52,11 @@ class ToEditCollator:
             one, every generation edits the source.
         cache: keeps what the prior decides, so that a document needs a forward pass only the first
             time; draws are as without it. With `cache.prior()` for the prior, none is needed.
+        on_edit: called with each batch, as it was collated, and what the edit did to it.
 
     Raises:
-        TypeError: `prior`, `policy`, `base_collator`, `journal` or `cache` is something else.
+        TypeError: `prior`, `policy`, `base_collator`, `journal`, `cache` or `on_edit` is something
+            else.
         ValueError: another tokenizer than the prior's.
 
     Example:
@@ -70,6 +73,7 @@ class ToEditCollator:
         tokenizer: Any = None,
         journal: Journal | None = None,
         cache: DecisionCache | None = None,
+        on_edit: OnEdit | None = None,
     ) -> None:
         if not isinstance(prior, Prior):
             raise TypeError(
@@ -93,6 +97,11 @@ class ToEditCollator:
                 f"cache must be a DecisionCache, got {type(cache).__name__}; write "
                 "DecisionCache(path), or DecisionCache() to keep it in memory"
             )
+        if on_edit is not None and not callable(on_edit):
+            raise TypeError(
+                f"on_edit must be a function (batch, EditResult) -> None, got "
+                f"{type(on_edit).__name__}"
+            )
         self.prior: Prior | None = prior
         self.policy = EditPolicy() if policy is None else policy
         self.tokenizer = tokenizer if tokenizer is not None else prior.tokenizer
@@ -105,6 +114,7 @@ class ToEditCollator:
         self._is_at: tuple[int, int] | None = None  # generation and epoch
         self._stats = EditStats()
         self._fitted: Callable[[], Any] = _no_model
+        self.on_edit = on_edit
         self.key = uuid.uuid4().hex
         register_editor(self)
 
@@ -158,7 +168,7 @@ class ToEditCollator:
         """This collator around another base: same prior, policy and counts."""
         other = ToEditCollator(
             self._require_prior(), self.policy, base_collator=base_collator,
-            tokenizer=self.tokenizer, journal=self.journal, cache=self.cache,
+            tokenizer=self.tokenizer, journal=self.journal, cache=self.cache, on_edit=self.on_edit,
         )  # fmt: skip
         other._stats = self._stats
         return other
@@ -270,6 +280,8 @@ class ToEditCollator:
         mask = batch.get("attention_mask")
         num_tokens = batch["input_ids"].numel() if mask is None else mask.sum()
         self._stats.add(edited, num_tokens, num_replayed)
+        if self.on_edit is not None:
+            self.on_edit(batch, final)
         return _with_edit(batch, final)
 
     def _learn_from_other_ranks(self, epoch: int) -> None:
@@ -312,6 +324,7 @@ class ToEditCollator:
         self.policy = EditPolicy()
         self.journal = None
         self.cache = None
+        self.on_edit = None
         self._stats = EditStats()
         self._fitted = _no_model
 

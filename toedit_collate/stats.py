@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .sharding import all_reduce
 from .token_batch import EditResult
 from .transfer import fetch, on_host
 
@@ -85,9 +86,15 @@ class EditStats:
         self._events.clear()
         return dict(self._totals)
 
-    def summary(self) -> dict[str, float]:
-        """Counts and shares so far, for people; see `ToEditCollator.stats`."""
+    def summary(self, *, over_ranks: bool = False) -> dict[str, float]:
+        """Counts and shares so far, for people; see `ToEditCollator.stats`.
+
+        Args:
+            over_ranks: sum over all of them; a collective.
+        """
         totals = self.totals()
+        if over_ranks:
+            totals = dict(zip(totals, all_reduce(list(totals.values())), strict=True))
         counts = {name: int(totals[name]) for name in COUNTS}
         counts["replayed"] = int(totals["replayed"])
         return {**counts, "seconds": totals["seconds"], **shares(totals)}
