@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .layout import Documents
+
+# "<|reserved_special_token_5|>", "<unused12>", "[unused3]"
+_RESERVED = re.compile(r"[<\[]\|?(reserved_special_token_|unused)\d+\|?[>\]]")
 
 
 def check_shapes(
@@ -117,11 +121,17 @@ def check_finite(is_finite: Tensor) -> None:
         )
 
 
+def _in_reserve(*names: str) -> bool:
+    return any(_RESERVED.fullmatch(name) for name in names)
+
+
 def check_same_tokenizer(trainee: Any, prior: Any, vocab_size: int) -> None:
     """Raise unless an id means the same token to the trainee and to the prior.
 
     Tokens that only one of them has are fine (a padding token that was added, say): an id past
-    the prior's vocabulary is refused when it occurs in a text.
+    the prior's vocabulary is refused when it occurs in a text. So are special tokens that one of
+    them only keeps in reserve: Llama 3 and 3.2 have the same ids for all text, and use other ones
+    of their reserved tokens.
 
     Args:
         trainee: tokenizer of the model in training.
@@ -139,7 +149,7 @@ def check_same_tokenizer(trainee: Any, prior: Any, vocab_size: int) -> None:
     by_id = {token_id: token for token, token_id in theirs.items()}
     for token, token_id in sorted(ours.items(), key=lambda item: item[1]):
         other = by_id.get(token_id)
-        if other is not None and other != token:
+        if other is not None and other != token and not _in_reserve(token, other):
             raise ValueError(
                 f"tokenizer differs from the prior's: id {token_id} is {token!r} to the trainee "
                 f"and {other!r} to the prior; use a prior with the trainee's tokenizer"
