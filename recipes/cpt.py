@@ -1,0 +1,58 @@
+"""Continual pretraining (CPT) on token-edited text: all weights, or LoRA with use_peft.
+
+python recipes/cpt.py --config recipes/configs/cpt_tiny.yaml [--field value ...]
+"""
+
+from transformers import PreTrainedTokenizerBase
+from trl import ModelConfig, SFTConfig, SFTTrainer, get_peft_config, get_quantization_config
+
+from toedit_collate import EditPolicy, attach
+from toedit_collate.runs import (
+    DataArguments,
+    EditArguments,
+    RunArguments,
+    attach_settings,
+    load_held_out,
+    load_prior,
+    load_tokenizer,
+    load_training,
+    model_options,
+    parse,
+    run,
+)
+
+
+def main() -> None:
+    run_args, data, edit, args, model_args = parse(
+        RunArguments, DataArguments, EditArguments, SFTConfig, ModelConfig
+    )
+    name = model_args.model_name_or_path
+    tokenizer: PreTrainedTokenizerBase = load_tokenizer(name, args, model_args.model_revision)
+    args.model_init_kwargs = model_options(model_args, args)
+    train_dataset = load_training(data, tokenizer)
+    held_out = load_held_out(data, tokenizer, args.max_length)
+
+    def make_trainer(args: SFTConfig, policy: EditPolicy | None) -> SFTTrainer:
+        trainer = SFTTrainer(
+            model=name,
+            args=args,
+            train_dataset=train_dataset,
+            eval_dataset=held_out,
+            processing_class=tokenizer,
+            quantization_config=get_quantization_config(model_args),
+            peft_config=get_peft_config(model_args),
+        )
+        if policy is not None:
+            attach(
+                trainer,
+                load_prior(edit, trainer),
+                policy,
+                **attach_settings(edit, args.output_dir),
+            )
+        return trainer
+
+    run(make_trainer, args, run_args, edit)
+
+
+if __name__ == "__main__":
+    main()

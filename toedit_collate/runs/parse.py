@@ -1,0 +1,73 @@
+"""Arguments of a recipe from a YAML file and the command line, as TRL's scripts read them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from .arguments import RunArguments
+from .demo_data import DEMO, demo_model
+
+_WORDS = ("no", "yes", "on", "off")
+_MODELS = ("model_name_or_path", "prior", "tokenizer_name", "config_name")
+
+
+def parse(*classes: type, args: Sequence[str] | None = None) -> tuple[Any, ...]:
+    """Read `--config FILE.yaml` and `--field value ...` into dataclasses, by TRL's `TrlParser`.
+
+    Args:
+        classes: the dataclasses; no two may have a field of the same name.
+        args: of the command line; None: this process's.
+
+    Returns:
+        One instance of each class. A `RunArguments` among them has in `given` what was asked for.
+
+    Raises:
+        SystemExit: an argument is unknown or can't be used; it is named.
+    """
+    from trl import TrlParser
+
+    given = list(sys.argv[1:] if args is None else args)
+    # Without a usage of its own, each error would come behind that of some 200 options.
+    usage = "%(prog)s --config FILE.yaml [--field value ...]    (--help: all fields)"
+    parser: Any = TrlParser(list(classes), usage=usage)  # type: ignore[arg-type]
+    try:
+        parsed = parser.parse_args_and_config(list(given))
+        asked = given_values(given)
+    except (OSError, TypeError, ValueError) as error:
+        parser.error(str(error))
+    for one in parsed:
+        if isinstance(one, RunArguments):
+            one.given = asked
+        for name in _MODELS:
+            if getattr(one, name, None) == DEMO:
+                setattr(one, name, str(demo_model()))
+    return parsed
+
+
+def given_values(args: Sequence[str]) -> dict[str, Any]:
+    """What the config file and the command line say, the latter first; defaults are left out.
+
+    Example:
+        >>> given_values(["--seeds", "0", "1", "--bf16", "false", "--journal"])
+        {'seeds': [0, 1], 'bf16': False, 'journal': True}
+    """
+    import yaml
+
+    values: dict[str, Any] = {}
+    options: dict[str, list[str]] = {}
+    for word in args:
+        if word.startswith("--"):
+            name, equals, value = word[2:].partition("=")
+            last = options[name.replace("-", "_")] = [value] if equals else []
+        elif options:
+            last.append(word)
+    for path in options.pop("config", []):
+        values.update(yaml.safe_load(Path(path).read_text()))
+    for name, words in options.items():
+        # A mapping on the command line is JSON, which YAML reads, too; "no" is a word there.
+        read = [word if word in _WORDS else yaml.safe_load(word) for word in words]
+        values[name] = True if not read else read[0] if len(read) == 1 else read
+    return values

@@ -1,0 +1,46 @@
+"""What came of one run of training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass
+class RunReport:
+    """What came of one run of training.
+
+    Attributes:
+        policy: name of its policy; "none": it was not edited.
+        seed: of the run, and of the policy's draws where several runs are compared.
+        folder: of the run.
+        train: loss, steps, epochs and seconds of the training.
+        edit: counts and shares of the edit pass, as `ToEditCollator.stats` has them, over all
+            ranks; empty without editing.
+        held_out: name -> perplexity per token.
+        tasks: task of lm-evaluation-harness -> metric -> value.
+    """
+
+    policy: str
+    seed: int
+    folder: str
+    train: dict[str, float] = field(default_factory=dict)
+    edit: dict[str, float] = field(default_factory=dict)
+    held_out: dict[str, float] = field(default_factory=dict)
+    tasks: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    def as_text(self) -> str:
+        """A few lines for a terminal."""
+        lines = []
+        if self.train:
+            lines.append(", ".join(f"{name} {value:,.4g}" for name, value in self.train.items()))
+        if self.edit:
+            edit = self.edit
+            lines.append(
+                f"edited: {edit['scored']:,} tokens scored, {edit['selected']:,} selected "
+                f"({edit['selected_share']:.2%}), {edit['changed']:,} changed "
+                f"({edit['changed_share']:.4%})"
+            )
+        lines += [f"held-out perplexity, {name}: {p:.4f}" for name, p in self.held_out.items()]
+        for task, metrics in self.tasks.items():
+            lines.append(f"{task}: " + ", ".join(f"{n} {v:.4f}" for n, v in metrics.items()))
+        return "\n".join([*lines, f"written to {self.folder}"])

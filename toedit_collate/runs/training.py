@@ -1,0 +1,137 @@
+"""One run of a Trainer: training, what is measured after it, and what is written."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from transformers import Trainer, TrainingArguments, set_seed
+
+from ..collator import ToEditCollator
+from ..generations import last_checkpoint
+from ..held_out import perplexity_of
+from ..policy import EditPolicy
+from ..prior import Prior
+from ..sharding import has_fsdp1, is_zero3
+from ..usage import UnusableError
+from .arguments import EditArguments, RunArguments
+from .card import add_to_card
+from .ending import write_samples
+from .experiment import run_all
+from .report import RunReport
+from .samples import Samples
+
+MakeTrainer = Callable[[Any, EditPolicy | None], Trainer]
+
+
+def run(
+    make_trainer: MakeTrainer, args: TrainingArguments, run_args: RunArguments, edit: EditArguments
+) -> list[RunReport]:
+    """Train once, or once for each policy and seed that is to be compared; see `run_all`.
+
+    Args:
+        make_trainer: (args, policy) -> a new Trainer, whose batches are edited by the policy; not
+            edited where that is None.
+        args: of the training. With `resume_from_checkpoint=true`, a run goes on at the last whole
+            checkpoint in its folder, if there is one.
+        run_args: what is compared and measured.
+        edit: the policy.
+
+    Returns:
+        A report of each run.
+    """
+    if run_args.has_tasks:
+        from .harness import check_installed
+
+        check_installed()
+
+    def run_once(own: Any, name: str, policy: EditPolicy | None) -> tuple[RunReport, Trainer]:
+        set_seed(own.seed)
+        trainer = make_trainer(own, policy)
+        return _train(trainer, run_args, name, policy), trainer
+
+    return run_all(run_once, args, run_args, edit)
+
+
+def _train(
+    trainer: Trainer, run_args: RunArguments, name: str, policy: EditPolicy | None
+) -> RunReport:
+    args = trainer.args
+    collator = trainer.data_collator if isinstance(trainer.data_collator, ToEditCollator) else None
+    samples = Samples(run_args.num_samples, trainer.processing_class)
+    if collator is not None and collator.on_edit is None:
+        collator.on_edit = samples.add
+    add_to_card(trainer, name, policy)
+    report = RunReport(policy=name, seed=args.seed, folder=str(args.output_dir))
+    started = time.perf_counter()
+    result = trainer.train(resume_from_checkpoint=_checkpoint(args))
+    report.train = {
+        "loss": result.training_loss,
+        "steps": trainer.state.global_step,
+        "epochs": float(trainer.state.epoch or 0.0),
+        "seconds": time.perf_counter() - started,
+    }
+    if collator is not None:
+        report.edit = collator._stats.summary(over_ranks=True)
+    trainer.save_model(args.output_dir)
+    report.held_out = _held_out(trainer)
+    report.tasks = _tasks(trainer, run_args)
+    write_samples(args, samples)
+    return report
+
+
+def _checkpoint(args: Any) -> str | None:
+    wanted = args.resume_from_checkpoint
+    if wanted in (None, False, "false", "False"):
+        return None
+    if wanted in (True, "true", "True"):
+        return last_checkpoint(args.output_dir)
+    return str(wanted)
+
+
+def _held_out(trainer: Trainer) -> dict[str, float]:
+    """Perplexity on each of the Trainer's evaluation sets; the trainee is the prior that scores."""
+    sets = trainer.eval_dataset
+    if sets is None:
+        return {}
+    scorer = _scorer(trainer)
+    names = list(sets) if isinstance(sets, dict) else [None]
+    found = {name or "eval": perplexity_of(trainer, scorer, name) for name in names}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _scorer(trainer: Trainer) -> Prior:
+    model: Any = trainer.model
+    if not (is_zero3(model) or has_fsdp1(model)):
+        return Prior(model, trainer.processing_class)
+    # Their weights can't be read outside of training; what was saved can, whole on each rank.
+    args = trainer.args
+    if getattr(model, "peft_config", None):
+        base = model.peft_config[model.active_adapter].base_model_name_or_path
+        return Prior.from_pretrained(base, adapter=args.output_dir, device=args.device)
+    return Prior.from_pretrained(str(args.output_dir), device=args.device)
+
+
+def _tasks(trainer: Trainer, run_args: RunArguments) -> dict[str, dict[str, float]]:
+    if not run_args.has_tasks:
+        return {}
+    from .harness import evaluate_tasks
+
+    try:
+        return evaluate_tasks(
+            trainer.model,
+            trainer.processing_class,
+            run_args.eval_tasks or [],
+            tasks_path=run_args.eval_tasks_path,
+            num_fewshot=run_args.eval_num_fewshot,
+            limit=run_args.eval_limit,
+            batch_size=trainer.args.per_device_eval_batch_size,
+            apply_chat_template=run_args.eval_chat_template,
+            seed=trainer.args.seed,
+        )
+    except UnusableError as error:
+        # The model is trained and saved: a task that can't be run must not lose what there is.
+        if trainer.args.should_save:
+            print(f"eval_tasks were not run: {error}", flush=True)
+        return {}
