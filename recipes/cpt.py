@@ -3,7 +3,6 @@
 python recipes/cpt.py --config recipes/configs/cpt_tiny.yaml [--field value ...]
 """
 
-from transformers import PreTrainedTokenizerBase
 from trl import ModelConfig, SFTConfig, SFTTrainer, get_peft_config, get_quantization_config
 
 from toedit_collate import EditPolicy, attach
@@ -27,7 +26,7 @@ def main() -> None:
         RunArguments, DataArguments, EditArguments, SFTConfig, ModelConfig
     )
     name = model_args.model_name_or_path
-    tokenizer: PreTrainedTokenizerBase = load_tokenizer(name, args, model_args.model_revision)
+    tokenizer = load_tokenizer(name, args, model_args.model_revision)
     args.model_init_kwargs = model_options(model_args, args)
     train_dataset = load_training(data, tokenizer)
     held_out = load_held_out(data, tokenizer, args.max_length)

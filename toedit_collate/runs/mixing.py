@@ -25,14 +25,15 @@ def pack_text(rows: Any, tokenizer: Any, args: Any) -> Any:
     if is_stream:
         rows = rows.shuffle(seed=args.seed, buffer_size=SHUFFLE_BUFFER)
     columns = rows.column_names or list(next(iter(rows)))
-    tokenized = rows.map(
-        _tokenize,
-        batched=True,
-        remove_columns=columns,
-        fn_kwargs={"tokenizer": tokenizer},
-        **({} if is_stream else {"num_proc": args.dataset_num_proc}),
-    )
-    return pack_dataset(tokenized, args.max_length, args.packing_strategy)
+    with args.main_process_first(desc="tokenizing"):  # the other processes find it in the cache
+        tokenized = rows.map(
+            _tokenize,
+            batched=True,
+            remove_columns=columns,
+            fn_kwargs={"tokenizer": tokenizer},
+            **({} if is_stream else {"num_proc": args.dataset_num_proc}),
+        )
+        return pack_dataset(tokenized, args.max_length, args.packing_strategy)
 
 
 def _tokenize(batch: dict[str, list[str]], tokenizer: Any) -> dict[str, Any]:
