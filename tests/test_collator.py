@@ -358,3 +358,19 @@ class TestRefusals:
         changed.add_tokens(["<b>", "<a>"])
         with pytest.raises(ValueError, match=r"id \d+ is '<a>' to the trainee and '<b>' to the"):
             ToEditCollator(Prior(make_llama(), changed), tokenizer=other)
+
+    def test_reserved_tokens_may_have_other_names(self):
+        """Llama 3.2 uses ids that Llama 3 keeps in reserve, and numbers the others anew."""
+        names = {
+            "trainee": ["<|reserved_special_token_2|>", "<|reserved_special_token_3|>", "<a>"],
+            "prior": ["<|finetune_right_pad_id|>", "<|reserved_special_token_2|>", "<a>"],
+            "other": ["<|finetune_right_pad_id|>", "<|reserved_special_token_2|>", "<b>"],
+        }
+        tokenizers = {}
+        for who, added in names.items():
+            tokenizers[who] = make_tokenizer()
+            tokenizers[who].add_special_tokens({"additional_special_tokens": added})
+        trainee = tokenizers["trainee"]
+        ToEditCollator(Prior(make_llama(), tokenizers["prior"]), tokenizer=trainee)
+        with pytest.raises(ValueError, match=r"is '<a>' to the trainee and '<b>' to the prior"):
+            ToEditCollator(Prior(make_llama(), tokenizers["other"]), tokenizer=trainee)

@@ -39,13 +39,14 @@ def demo_rows(config: str | None, split: str) -> list[dict[str, Any]]:
 
 
 def _as_chat(text: str) -> dict[str, Any]:
-    """The first line as a question about what follows."""
-    first, _, rest = text.partition(" ")
-    head, _, answer = rest.partition(". ")
-    question = f"Python's help says: {first} {head}. What comes next?"
+    """The first sentence as a question about what follows."""
+    first, stop, rest = text.partition(". ")
+    # A completion that begins with a space would merge with the end of the prompt.
+    answer = rest.strip() or first.strip()
+    question = f"Python's help says: {first}{stop.strip()} What comes next?"
     return {
         "prompt": [{"role": "user", "content": question}],
-        "completion": [{"role": "assistant", "content": answer or rest or first}],
+        "completion": [{"role": "assistant", "content": answer}],
     }
 
 
