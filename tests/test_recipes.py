@@ -407,6 +407,40 @@ class TestErrors:
 
 
 @pytest.mark.slow
+def test_downstream_tasks(files, tmp_path):
+    """Questions of one's own, by lm-evaluation-harness."""
+    pytest.importorskip("lm_eval")
+    from toedit_collate.runs.harness import write_multiple_choice_task
+
+    questions = tmp_path / "questions.jsonl"
+    rows = [
+        {"question": f"the quick {i}", "choices": [" fox", " turtle"], "answer": i % 2}
+        for i in range(8)
+    ]
+    questions.write_text("\n".join(json.dumps(row) for row in rows))
+    write_multiple_choice_task(tmp_path / "tasks", "own_questions", questions)
+    words = options(
+        **base(files, output_dir=tmp_path / "out", compare_baseline="true", seeds=[0],
+               eval_tasks=["own_questions"], eval_tasks_path=tmp_path / "tasks")
+    )  # fmt: skip
+    run_recipe("cpt", *words)
+    for run in metrics(tmp_path / "out")["runs"]:
+        assert run["tasks"]["own_questions"]["acc"] * 8 == pytest.approx(
+            round(run["tasks"]["own_questions"]["acc"] * 8)
+        )
+    assert "own_questions acc" in (tmp_path / "out" / "comparison.md").read_text()
+
+
+def test_tasks_need_the_harness_before_training(files, tmp_path, monkeypatch):
+    """Not after it."""
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    words = options(**base(files, output_dir=tmp_path, eval_tasks=["piqa"]))
+    with pytest.raises(UnusableError, match=r"toedit_collate\[evaluation\]"):
+        run_recipe("cpt", *words)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
 class TestScripts:
     """In processes of their own, as a user starts them."""
 
@@ -426,7 +460,7 @@ class TestScripts:
         if name == "pretrain":
             del words["model_name_or_path"]
         else:
-            words |= {"prior": "shared", "dataset_name": files.chat}
+            words |= {"prior": "shared", "dataset_name": files.chat, "lora_dropout": 0}
         words |= {"per_device_train_batch_size": 2, "max_grad_norm": 0}
         one = options(**{**words, "per_device_train_batch_size": 4, "output_dir": tmp_path / "one"})
         two = options(**{**words, "output_dir": tmp_path / "two"})

@@ -56,14 +56,11 @@ def demo_model() -> Path:
     Returns:
         Its folder, with a tokenizer and a chat template: under `$XDG_CACHE_HOME` or `~/.cache`.
     """
-    from accelerate import PartialState
-
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     folder = cache / "toedit_collate" / "demo-model-1"
-    with PartialState().local_main_process_first():
-        if not (folder / "config.json").is_file():
-            print(f"Training a small model for the tiny recipes, once; it is kept in {folder}")
-            _make(folder)
+    if not (folder / "config.json").is_file():
+        print(f"Training a small model for the tiny recipes, once; it is kept in {folder}")
+        _make(folder)
     return folder
 
 

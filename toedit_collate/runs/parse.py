@@ -27,6 +27,7 @@ def parse(*classes: type, args: Sequence[str] | None = None) -> tuple[Any, ...]:
     Raises:
         SystemExit: an argument is unknown or can't be used; it is named.
     """
+    from transformers import TrainingArguments
     from trl import TrlParser
 
     given = list(sys.argv[1:] if args is None else args)
@@ -41,9 +42,13 @@ def parse(*classes: type, args: Sequence[str] | None = None) -> tuple[Any, ...]:
     for one in parsed:
         if isinstance(one, RunArguments):
             one.given = asked
-        for name in _MODELS:
-            if getattr(one, name, None) == DEMO:
-                setattr(one, name, str(demo_model()))
+    made_here = [(one, name) for one in parsed for name in _MODELS if getattr(one, name, 0) == DEMO]
+    if made_here:
+        (args_of_training,) = [one for one in parsed if isinstance(one, TrainingArguments)]
+        with args_of_training.main_process_first(desc="training the small model"):
+            folder = str(demo_model())
+        for one, name in made_here:
+            setattr(one, name, folder)
     return parsed
 
 
