@@ -364,6 +364,19 @@ class TestErrors:
         with pytest.raises(UnusableError, match=message):
             run_recipe("cpt", *options(**base(files, output_dir=tmp_path, **changes)))
 
+    @pytest.mark.parametrize("field", ["refresh", "decision_cache"])
+    def test_generations_have_their_own_swap_and_journal(self, files, tmp_path, field):
+        value = "epoch" if field == "refresh" else "true"
+        words = options(**base(files, output_dir=tmp_path, **{field: value}))
+        with pytest.raises(UnusableError, match=f"{field} is set"):
+            run_recipe("self_edit", *words)
+
+    def test_generations_measure_one_set(self, files, tmp_path):
+        held_out = {"a": files.docs, "b": files.docs}
+        words = options(**base(files, output_dir=tmp_path, held_out=held_out))
+        with pytest.raises(UnusableError, match="held_out must be one set"):
+            run_recipe("self_edit", *words)
+
     @pytest.mark.parametrize(
         ("words", "message"),
         [
@@ -407,7 +420,8 @@ class TestErrors:
 
 
 @pytest.mark.slow
-def test_downstream_tasks(files, tmp_path):
+@pytest.mark.parametrize("recipe", ["cpt", "self_edit"])
+def test_downstream_tasks(recipe, files, tmp_path):
     """Questions of one's own, by lm-evaluation-harness."""
     pytest.importorskip("lm_eval")
     from toedit_collate.runs.harness import write_multiple_choice_task
@@ -423,7 +437,7 @@ def test_downstream_tasks(files, tmp_path):
         **base(files, output_dir=tmp_path / "out", compare_baseline="true", seeds=[0],
                eval_tasks=["own_questions"], eval_tasks_path=tmp_path / "tasks")
     )  # fmt: skip
-    run_recipe("cpt", *words)
+    run_recipe(recipe, *words)
     for run in metrics(tmp_path / "out")["runs"]:
         assert run["tasks"]["own_questions"]["acc"] * 8 == pytest.approx(
             round(run["tasks"]["own_questions"]["acc"] * 8)

@@ -52,7 +52,8 @@ class ToEditCollator:
             one, every generation edits the source.
         cache: keeps what the prior decides, so that a document needs a forward pass only the first
             time; draws are as without it. With `cache.prior()` for the prior, none is needed.
-        on_edit: called with each batch, as it was collated, and what the edit did to it.
+        on_edit: called with each batch, as it was collated, and what the edit did to it; with a
+            journal that is what was changed since the source, and nothing is marked as selected.
 
     Raises:
         TypeError: `prior`, `policy`, `base_collator`, `journal`, `cache` or `on_edit` is something

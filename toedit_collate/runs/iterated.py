@@ -22,6 +22,7 @@ from .folder import write_json
 from .models import load_prior
 from .report import RunReport
 from .samples import Samples
+from .tasks import check_tasks, run_tasks
 
 # Nothing is selected: the baseline goes through the same generations on the source data.
 _UNEDITED = EditPolicy(region="none")
@@ -52,7 +53,18 @@ def run_generations(
 
     Returns:
         A report of each run, with `held_out` of each generation; 0 is the prior as it came.
+        Downstream tasks are those of the last generation's model.
+
+    Raises:
+        UnusableError: `refresh` or `decision_cache` are set, which have no place here.
     """
+    for field in ("refresh", "decision_cache"):
+        if getattr(edit, field) not in (None, False):
+            raise UnusableError(
+                f"{field} is set, but generations swap the prior after each training, and a "
+                "journal keeps its edits; leave it out"
+            )
+    check_tasks(run_args)
 
     def run_once(
         own: Any, name: str, policy: EditPolicy | None
@@ -91,7 +103,9 @@ def run_generations(
             start=start,
             on_edit=samples.add,
         )
+        tasks: dict[str, dict[str, float]] = {}
         if trainers:
+            tasks = run_tasks(trainers[0], run_args)
             samples.adopt_tokenizer(trainers[0].processing_class)
             write_samples(own, samples)
         if own.should_save:
@@ -110,6 +124,7 @@ def run_generations(
                 for one in reports
                 if one.perplexity is not None
             },
+            tasks=tasks,
         )
         return report, trainers[0] if trainers else None
 

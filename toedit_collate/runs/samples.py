@@ -41,7 +41,8 @@ class Samples:
         if self._num_batches > MAX_BATCHES or self._num_edited >= self.wanted:
             return
         for passage in _documents(batch, result):
-            if any(passage.selected) or passage.num_removed:
+            # With a journal, changes since the source are known, and not what was selected.
+            if any(passage.selected) or passage.num_changed or passage.num_removed:
                 self._found.append(_Sample(self._num_batches, passage))
         # Changed ones first; sorting keeps the order in which they came.
         self._found.sort(key=lambda sample: not sample.is_edited)
@@ -63,10 +64,14 @@ class Samples:
         ]
         for number, sample in enumerate(self._found, 1):
             passage = sample.passage
+            counts = {
+                "selected": sum(passage.selected),
+                "changed": passage.num_changed,
+                "removed": passage.num_removed,
+            }
+            said = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
             lines += [
-                f"## {number}. Batch {sample.batch}: of {len(passage.before)} tokens "
-                f"{sum(passage.selected)} selected, {passage.num_changed} changed, "
-                f"{passage.num_removed} removed",
+                f"## {number}. Batch {sample.batch}: of {len(passage.before)} tokens {said}",
                 "",
                 "````text",
                 mark_edits(passage, self.tokenizer, color=False),

@@ -14,13 +14,13 @@ from ..held_out import perplexity_of
 from ..policy import EditPolicy
 from ..prior import Prior
 from ..sharding import has_fsdp1, is_zero3
-from ..usage import UnusableError
 from .arguments import EditArguments, RunArguments
 from .card import add_to_card
 from .ending import write_samples
 from .experiment import run_all
 from .report import RunReport
 from .samples import Samples
+from .tasks import check_tasks, run_tasks
 
 MakeTrainer = Callable[[Any, EditPolicy | None], Trainer]
 
@@ -41,10 +41,7 @@ def run(
     Returns:
         A report of each run.
     """
-    if run_args.has_tasks:
-        from .harness import check_installed
-
-        check_installed()
+    check_tasks(run_args)
 
     def run_once(own: Any, name: str, policy: EditPolicy | None) -> tuple[RunReport, Trainer]:
         set_seed(own.seed)
@@ -76,7 +73,7 @@ def _train(
         report.edit = collator._stats.summary(over_ranks=True)
     trainer.save_model(args.output_dir)
     report.held_out = _held_out(trainer)
-    report.tasks = _tasks(trainer, run_args)
+    report.tasks = run_tasks(trainer, run_args)
     write_samples(args, samples)
     return report
 
@@ -111,27 +108,3 @@ def _scorer(trainer: Trainer) -> Prior:
         base = model.peft_config[model.active_adapter].base_model_name_or_path
         return Prior.from_pretrained(base, adapter=args.output_dir, device=args.device)
     return Prior.from_pretrained(str(args.output_dir), device=args.device)
-
-
-def _tasks(trainer: Trainer, run_args: RunArguments) -> dict[str, dict[str, float]]:
-    if not run_args.has_tasks:
-        return {}
-    from .harness import evaluate_tasks
-
-    try:
-        return evaluate_tasks(
-            trainer.model,
-            trainer.processing_class,
-            run_args.eval_tasks or [],
-            tasks_path=run_args.eval_tasks_path,
-            num_fewshot=run_args.eval_num_fewshot,
-            limit=run_args.eval_limit,
-            batch_size=trainer.args.per_device_eval_batch_size,
-            apply_chat_template=run_args.eval_chat_template,
-            seed=trainer.args.seed,
-        )
-    except UnusableError as error:
-        # The model is trained and saved: a task that can't be run must not lose what there is.
-        if trainer.args.should_save:
-            print(f"eval_tasks were not run: {error}", flush=True)
-        return {}
