@@ -44,7 +44,7 @@ def models(tmp_path_factory):
         "vocab_size": 512,
         "hidden_size": 128,
         "intermediate_size": 448,
-        "num_hidden_layers": 4,
+        "num_hidden_layers": 3,
         "num_attention_heads": 4,
     }
     LlamaConfig(**size, num_key_value_heads=2, tie_word_embeddings=False, **ids).save_pretrained(
@@ -53,7 +53,7 @@ def models(tmp_path_factory):
     OlmoConfig(**size, tie_word_embeddings=True, **ids).save_pretrained(folder / "olmo")
     # With dropout in attention a CPU has no fused kernel, and keeps probabilities that a GPU lacks.
     GPT2Config(
-        vocab_size=512, n_embd=128, n_layer=4, n_head=4, n_positions=256, attn_pdrop=0.0, **ids
+        vocab_size=512, n_embd=128, n_layer=3, n_head=4, n_positions=256, attn_pdrop=0.0, **ids
     ).save_pretrained(folder / "gpt2")
     return folder
 
@@ -155,13 +155,10 @@ def test_eight_bit_states_are_a_quarter():
 
 
 STEPS = [
-    ("llama", "float32", False, False, ""),
     ("llama", "bfloat16", True, True, ""),
     ("llama", "float32", True, False, ""),
-    ("llama", "bfloat16", True, False, LORA + "lora_dropout: 0.0\n"),
     ("llama", "bfloat16", True, True, LORA + "lora_dropout: 0.0\n"),
     ("llama", "float32", False, False, LORA + "lora_dropout: 0.1\n"),
-    ("olmo", "float32", True, False, ""),
     ("olmo", "bfloat16", True, True, LORA + "lora_dropout: 0.0\n"),
     ("gpt2", "float32", True, False, ""),
     ("gpt2", "float32", False, True, ""),
@@ -211,13 +208,12 @@ def test_a_mask_is_counted(write, layout):
     layer = sum(layer_bytes(plan.layers, plan.setting).values())
     predicted = B * T * (L * layer + final_bytes(plan.layers, plan.setting))
     assert plan.setting.mask_length == (T if layout == "padded" else B * T)
-    assert predicted == pytest.approx(counted, rel=TOLERANCE)
+    assert predicted == pytest.approx(counted, rel=0.015)  # the mask is 2 % and more
 
 
 @pytest.mark.parametrize("family", ["llama", "olmo", "gpt2"])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_the_edit_pass_takes_what_it_takes(write, models, family, dtype):
-    path = write("", family, edit_policy="paper", prior=models / family, prior_dtype=dtype)
+def test_the_edit_pass_takes_what_it_takes(write, models, family):
+    path = write("", family, edit_policy="paper", prior=models / family)
     plan = estimate(path, CPU)
     trial = measure._Trial(plan, torch.device("cpu"), measure.EditPolicy.paper())
 
@@ -231,11 +227,14 @@ def test_the_edit_pass_takes_what_it_takes(write, models, family, dtype):
 
 
 def test_measured_with_a_shared_prior(write, capsys):
-    path = write(LORA + "prior: shared\n", edit_policy="paper", bf16=False)
-    assert main(["plan", "--config", str(path), "--gpu", "cpu", "--measure", "1"]) == 0
-    out = capsys.readouterr().out
-    assert "peak with editing" in out
-    assert "share of the edit pass" in out
+    path = write(LORA + "prior: shared\n", edit_policy="paper", bf16=False, max_length=16)
+    command = ["plan", "--config", str(path), "--gpu", "cpu", "--measure", "1"]
+    assert main([*command, "--json", "-"]) == 0
+    measured = json.loads(capsys.readouterr().out)["measured"]
+    found = {row["name"]: row for row in measured["rows"]}
+    assert "share of the edit pass" in found
+    for name in ("peak without editing", "peak with editing"):  # here, that of the loss
+        assert found[name]["predicted"] == pytest.approx(found[name]["measured"], rel=TOLERANCE)
 
 
 # The prior, sharding, time
@@ -290,6 +289,8 @@ def test_time_follows_operations(write):
     assert plan.times.train == pytest.approx(128 * each / (312e12 * 0.5))
     again = estimate(write("", gradient_checkpointing=True), CARDS["a100-80gb"], mfu=0.5)
     assert 1.2 < again.times.train / plan.times.train < 4 / 3
+    lora = estimate(write(LORA, gradient_checkpointing=False), CARDS["a100-80gb"], mfu=0.5)
+    assert 0.6 < lora.times.train / plan.times.train < 0.8  # no gradients of the frozen weights
 
 
 def test_steps_of_a_run(write):
@@ -344,7 +345,7 @@ def test_too_small_a_card_is_said(capsys):
         ("edit_policy: none\n", ["--gpu", "b42"], "--gpu b42: not known; write one of h200, h100"),
         ("# plan for: eight\nmodel_name_or_path: toedit-demo\n", [], "'# plan for: eight' can't"),
         ("model_name_or_path: x\nprior: x\n", ["--max_length", "0"], "max_length must be .* got 0"),
-        ("model_name_or_path: x\nprior: x\n", ["--bf16", "maybe"], "bf16 must be true or false, got"),
+        ("model_name_or_path: x\nprior: x\n", ["--bf16", "maybe"], "bf16 must be true or false"),
         ("model_name_or_path: x\n", ["--edit_policy", "y"], "edit_policy must be one of paper"),
         ("model_name_or_path: x\n", ["y"], "y: not an option"),
         (f"model_name_or_path: toedit-demo\n{LORA}load_in_4bit: true\n", ["--measure", "1"],

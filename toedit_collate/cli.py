@@ -11,6 +11,7 @@ from .apply_cli import add_apply
 from .bench import add_bench
 from .demo import add_demo
 from .journal_cli import add_journal
+from .plan import add_plan
 from .usage import UnusableError
 
 
@@ -38,6 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     add_demo(commands)
     add_bench(commands)
+    add_plan(commands)
     add_apply(commands)
     add_journal(commands)
     args = parser.parse_args(argv)

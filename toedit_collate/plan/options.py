@@ -1,0 +1,92 @@
+"""The options of `toedit plan`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+
+def add_plan(commands: Any) -> None:
+    """Add `plan` to the subcommands of an argparse parser."""
+    parser = commands.add_parser(
+        "plan",
+        help="estimate the memory and the time that a recipe's config takes",
+        description="Estimate what a recipe's config takes on each GPU: weights, gradients, "
+        "optimizer, activations, loss, prior and edit pass, their peak, and the time of a step. "
+        "Nothing is loaded; models whose sizes are not known here have their config read, from a "
+        "folder or from the hub. Other arguments are fields of the config: --field value, as the "
+        "recipes take them.",
+        usage="toedit plan --config FILE.yaml [--field value ...] [options]",
+        allow_abbrev=False,  # a field of the config must never be taken for one of these
+    )
+    parser.add_argument(
+        "--config", type=Path, required=True, metavar="FILE", help="YAML, as the recipes take it"
+    )
+    parser.add_argument(
+        "--gpu",
+        metavar="NAME",
+        help="the card, or cpu; default: what the config's own line '# plan for:' says, else h100",
+    )
+    parser.add_argument(
+        "--gpus", type=_whole, metavar="N", help="how many; default: likewise, else 1"
+    )
+    parser.add_argument(
+        "--accelerate", type=Path, metavar="FILE", help="config of accelerate; default: likewise"
+    )
+    parser.add_argument(
+        "--mfu",
+        type=_share,
+        default=0.4,
+        metavar="SHARE",
+        help="of the card's peak that is reached, assumed; default: %(default)s",
+    )
+    parser.add_argument("--json", metavar="FILE", help="write all figures; -: to stdout, no table")
+    parser.add_argument(
+        "--header", action="store_true", help="print the lines for the top of the config instead"
+    )
+    parser.add_argument(
+        "--write-header", action="store_true", help="write them into the config, in place"
+    )
+    parser.add_argument(
+        "--measure",
+        type=_whole,
+        metavar="STEPS",
+        help="also build the trainee with random weights on this machine, and measure STEPS steps",
+    )
+    parser.set_defaults(run=_run)
+    _keep_unknown(parser)
+
+
+def _keep_unknown(parser: Any) -> None:
+    """Let arguments that are none of ours through, as `overrides`: fields of the config."""
+    parse_known_args = parser.parse_known_args
+
+    def parse(args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        namespace, rest = parse_known_args(args, namespace)
+        namespace.overrides = rest
+        return namespace, []
+
+    parser.parse_known_args = parse
+
+
+def _run(args: argparse.Namespace) -> None:
+    from .run import run_plan  # late: `toedit --help` needs none of it
+
+    run_plan(args)
+
+
+def _whole(text: str) -> int:
+    if not text.isdecimal() or not 0 < int(text) < 10**6:
+        raise argparse.ArgumentTypeError(f"must be a whole number above 0, got {text!r}")
+    return int(text)
+
+
+def _share(text: str) -> float:
+    try:
+        share = float(text)
+    except ValueError:
+        share = 0.0
+    if not 0 < share <= 1:
+        raise argparse.ArgumentTypeError(f"must be above 0 and at most 1, as in 0.4, got {text!r}")
+    return share
