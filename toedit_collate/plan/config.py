@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..fields import read_fields
 from ..presets import PRESETS
 from ..usage import UnusableError
 
@@ -93,22 +94,7 @@ def read_values(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     Raises:
         UnusableError: the file can't be read or is no mapping, or an override has no name.
     """
-    import yaml
-
-    values = read_mapping(path, "--config")
-    options: dict[str, list[str]] = {}
-    for word in overrides:
-        if word.startswith("--"):
-            name, equals, value = word[2:].partition("=")
-            last = options[name.replace("-", "_")] = [value] if equals else []
-        elif options:
-            last.append(word)
-        else:
-            raise UnusableError(f"{word}: not an option; write fields as --field value")
-    for name, words in options.items():
-        read = [yaml.safe_load(word) for word in words]
-        values[name] = True if not read else read[0] if len(read) == 1 else read
-    return values
+    return {**read_mapping(path, "--config"), **read_fields(overrides)}
 
 
 def read_mapping(path: Path, option: str) -> dict[str, Any]:

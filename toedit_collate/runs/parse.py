@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..fields import read_fields
+from ..usage import UnusableError
 from .arguments import RunArguments
 from .demo_data import DEMO, demo_model
 
-_WORDS = ("no", "yes", "on", "off")
 _MODELS = ("model_name_or_path", "prior", "tokenizer_name", "config_name")
 
 
@@ -37,7 +38,7 @@ def parse(*classes: type, args: Sequence[str] | None = None) -> tuple[Any, ...]:
     try:
         parsed = parser.parse_args_and_config(list(given))
         asked = given_values(given)
-    except (OSError, TypeError, ValueError) as error:
+    except (OSError, TypeError, ValueError, UnusableError) as error:
         parser.error(str(error))
     for one in parsed:
         if isinstance(one, RunArguments):
@@ -53,26 +54,9 @@ def parse(*classes: type, args: Sequence[str] | None = None) -> tuple[Any, ...]:
 
 
 def given_values(args: Sequence[str]) -> dict[str, Any]:
-    """What the config file and the command line say, the latter first; defaults are left out.
-
-    Example:
-        >>> given_values(["--seeds", "0", "1", "--bf16", "false", "--journal"])
-        {'seeds': [0, 1], 'bf16': False, 'journal': True}
-    """
+    """What the config file and the command line say, the latter first; defaults are left out."""
     import yaml
 
-    values: dict[str, Any] = {}
-    options: dict[str, list[str]] = {}
-    for word in args:
-        if word.startswith("--"):
-            name, equals, value = word[2:].partition("=")
-            last = options[name.replace("-", "_")] = [value] if equals else []
-        elif options:
-            last.append(word)
-    for path in options.pop("config", []):
-        values.update(yaml.safe_load(Path(path).read_text()))
-    for name, words in options.items():
-        # A mapping on the command line is JSON, which YAML reads, too; "no" is a word there.
-        read = [word if word in _WORDS else yaml.safe_load(word) for word in words]
-        values[name] = True if not read else read[0] if len(read) == 1 else read
-    return values
+    fields = read_fields(args)
+    path = fields.pop("config", None)
+    return {**(yaml.safe_load(Path(path).read_text()) if path else {}), **fields}
