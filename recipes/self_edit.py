@@ -45,20 +45,23 @@ def main() -> None:
     held_out = load_held_out(data, tokenizer, args.max_length)
 
     def make_trainer(args: SFTConfig, weights: Path | None) -> SFTTrainer:
-        peft_config = get_peft_config(model_args)
-        model = name if weights is None else str(weights)
+        model, peft_config = str(weights or name), get_peft_config(model_args)
+        quantization_config = get_quantization_config(model_args)
         if weights is not None and peft_config is not None:  # an adapter, which goes on training
             model = AutoPeftModelForCausalLM.from_pretrained(
-                weights, is_trainable=True, **args.model_init_kwargs
+                weights,
+                is_trainable=True,
+                quantization_config=quantization_config,
+                **args.model_init_kwargs,
             )
-            peft_config = None
+            peft_config = quantization_config = None
         return SFTTrainer(
             model=model,
             args=args,
             train_dataset=train_dataset,
             eval_dataset=held_out,
             processing_class=tokenizer,
-            quantization_config=get_quantization_config(model_args),
+            quantization_config=quantization_config,
             peft_config=peft_config,
         )
 

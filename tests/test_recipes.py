@@ -330,6 +330,16 @@ class TestRuns:
             make_llama().vocab_size, rel=1
         )
 
+    def test_generations_of_an_adapter_go_on(self, files, tmp_path):
+        """The second starts with the adapter of the first, which is also its prior."""
+        words = base(files, generations=2, start="previous", use_peft="true", prior="shared",
+                     lora_target_modules="all-linear", learning_rate=0, output_dir=tmp_path,
+                     held_out={"docs": files.docs}, **STRONG)  # fmt: skip
+        run_recipe("self_edit", *options(**words))
+        first, second = (weights(tmp_path / f"generation-{n}") for n in (1, 2))
+        assert all(torch.equal(first[name], second[name]) for name in first)
+        assert any(tensor.abs().sum() > 0 for name, tensor in first.items() if "lora_A" in name)
+
     def test_generations(self, files, tmp_path):
         words = options(
             **base(files, output_dir=tmp_path, generations=2, held_out={"docs": files.docs},

@@ -80,8 +80,8 @@ class TestArguments:
         ("text", "message"),
         [
             ("paper,0.9", "'0.9' is no field"),
-            ("paper,threshold=9", r"threshold must lie"),
-            ("", ""),
+            ("paper,threshold=9", "threshold must lie"),
+            ("", "policy must be one of"),
         ],
     )
     def test_policies_that_are_none(self, text, message):

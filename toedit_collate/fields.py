@@ -21,8 +21,8 @@ def read_fields(words: Sequence[str]) -> dict[str, Any]:
         UnusableError: a value comes before any option.
 
     Example:
-        >>> read_fields(["--seeds", "0", "1", "--bf16=false", "--journal", "--held_out", '{"a": "b"}'])
-        {'seeds': [0, 1], 'bf16': False, 'journal': True, 'held_out': {'a': 'b'}}
+        >>> read_fields(["--seeds", "0", "1", "--bf16=false", "--journal", "--x", '{"y": 1}'])
+        {'seeds': [0, 1], 'bf16': False, 'journal': True, 'x': {'y': 1}}
     """
     import yaml
 
