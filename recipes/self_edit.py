@@ -40,7 +40,7 @@ def main() -> None:
     )
     name = model_args.model_name_or_path
     tokenizer = load_tokenizer(name, args, model_args.model_revision)
-    args.model_init_kwargs = model_options(model_args, args)
+    args.model_init_kwargs = options = model_options(model_args, args)
     train_dataset = load_training(data, tokenizer)
     held_out = load_held_out(data, tokenizer, args.max_length)
 
@@ -52,7 +52,7 @@ def main() -> None:
                 weights,
                 is_trainable=True,
                 quantization_config=quantization_config,
-                **args.model_init_kwargs,
+                **options,
             )
             peft_config = quantization_config = None
         return SFTTrainer(
