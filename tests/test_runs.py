@@ -181,7 +181,7 @@ class TestData:
     def test_held_out_texts_are_cut_and_scored_whole(self, tmp_path):
         """Windows are scored each on its own, from their second token on."""
         tokenizer, model = make_tokenizer(), make_trainee()
-        texts = ["the quick brown fox " * 9, "a slow turtle", "x"]
+        texts = ["the quick brown fox " * 9, "a slow turtle", "x", "xz"]
         (tmp_path / "t.jsonl").write_text("\n".join(json.dumps({"text": t}) for t in texts))
         data = DataArguments(held_out={"t": str(tmp_path / "t.jsonl")})
         sets = load_held_out(data, tokenizer, 16)
@@ -190,6 +190,7 @@ class TestData:
             ids = tokenizer(text)["input_ids"]
             windows += [ids[i : i + 16] for i in range(0, len(ids), 16)]
         windows = [window for window in windows if len(window) > 1]
+        assert min(map(len, windows)) == 2
         assert sets["t"]["input_ids"][:] == windows
         nll, count = 0.0, 0
         for window in windows:

@@ -19,10 +19,8 @@ def add_to_card(trainer: Any, name: str, policy: EditPolicy | None) -> None:
         write(*args, **kwargs)
         if trainer.is_world_process_zero():
             path = Path(trainer.args.output_dir) / "README.md"
-            card = path.read_text() if path.exists() else ""
-            if _MARK not in card:
-                section = editing_section(name, policy, trainer.data_collator)
-                path.write_text(card.rstrip() + "\n\n" + section)
+            section = editing_section(name, policy, trainer.data_collator)
+            path.write_text(path.read_text().rstrip() + "\n\n" + section)
 
     trainer.create_model_card = create_model_card
 
