@@ -13,7 +13,7 @@ from ..generations import last_checkpoint
 from ..held_out import perplexity_of
 from ..policy import EditPolicy
 from ..prior import Prior
-from ..sharding import has_fsdp1, is_zero3
+from ..sharding import barrier, has_fsdp1, is_zero3
 from .arguments import EditArguments, RunArguments
 from .card import add_to_card
 from .ending import write_samples
@@ -92,7 +92,17 @@ def _held_out(trainer: Trainer) -> dict[str, float]:
     sets = trainer.eval_dataset
     if sets is None:
         return {}
-    scorer = _scorer(trainer)
+    try:
+        scorer = _scorer(trainer)
+    except OSError as error:  # training is over: that must not be lost
+        if trainer.args.should_save:
+            print(
+                f"held_out was not measured: the model that was saved can't be loaded ({error}); "
+                "with DeepSpeed ZeRO-3 set zero3_save_16bit_model: true in accelerate's config "
+                "(stage3_gather_16bit_weights_on_model_save in DeepSpeed's)",
+                flush=True,
+            )
+        return {}
     names = list(sets) if isinstance(sets, dict) else [None]
     found = {name or "eval": perplexity_of(trainer, scorer, name) for name in names}
     return {name: value for name, value in found.items() if value is not None}
@@ -102,7 +112,8 @@ def _scorer(trainer: Trainer) -> Prior:
     model: Any = trainer.model
     if not (is_zero3(model) or has_fsdp1(model)):
         return Prior(model, trainer.processing_class)
-    # Their weights can't be read outside of training; what was saved can, whole on each rank.
+    # A pass of their model outside of training is not possible; one of what was saved is.
+    barrier()
     args = trainer.args
     if getattr(model, "peft_config", None):
         base = model.peft_config[model.active_adapter].base_model_name_or_path
