@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from transformers import AutoConfig, AutoModelForCausalLM
-from trl import ModelConfig, SFTConfig, SFTTrainer
+from trl import SFTConfig, SFTTrainer
 
 from toedit_collate import EditPolicy, attach
 from toedit_collate.runs import (
@@ -38,6 +38,9 @@ class PretrainArguments:
     tokenizer_name: str | None = field(
         default=None, metadata={"help": "Folder or hub id. Default: config_name."}
     )
+    attn_implementation: str | None = field(
+        default=None, metadata={"help": "As in TRL's ModelConfig: sdpa, flash_attention_2, ..."}
+    )
     synthetic_fraction: float = field(
         default=0.0, metadata={"help": "Share of the tokens from the synthetic dataset, 0 to 1."}
     )
@@ -60,8 +63,8 @@ class PretrainArguments:
 
 
 def main() -> None:
-    run_args, data, edit, pretrain, args, model_args = parse(
-        RunArguments, DataArguments, EditArguments, PretrainArguments, SFTConfig, ModelConfig
+    run_args, data, edit, pretrain, args = parse(
+        RunArguments, DataArguments, EditArguments, PretrainArguments, SFTConfig
     )
     tokenizer = load_tokenizer(pretrain.tokenizer_name or pretrain.config_name, args)
     config = AutoConfig.from_pretrained(pretrain.config_name, **pretrain.config_overrides)
@@ -85,7 +88,7 @@ def main() -> None:
     def make_trainer(args: SFTConfig, policy: EditPolicy | None) -> SFTTrainer:
         trainer = SFTTrainer(
             model=AutoModelForCausalLM.from_config(
-                config, attn_implementation=model_args.attn_implementation
+                config, attn_implementation=pretrain.attn_implementation
             ),
             args=args,
             train_dataset=train_dataset,

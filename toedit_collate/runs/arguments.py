@@ -66,7 +66,10 @@ class EditArguments:
     )
     journal: bool = field(
         default=False,
-        metadata={"help": "Keep what is changed, in the folder journal of the run."},
+        metadata={
+            "help": "Keep what is changed, in the folder journal of the run. Generations "
+            "(self_edit.py) always do."
+        },
     )
     refresh: str | None = _optional(
         "When the prior takes over the trainee's weights, which begins a new generation: epoch, "
@@ -175,7 +178,10 @@ class RunArguments:
     )
     seeds: list[int] | None = field(
         default=None,
-        metadata={"help": "Train once for each of these seeds. Default: the one of `seed`."},
+        metadata={
+            "help": "Train once for each of these seeds, of which the policy then draws, too. "
+            "Default: the one of `seed`."
+        },
     )
     num_samples: int = field(
         default=5, metadata={"help": "Edited documents to write down as text."}
