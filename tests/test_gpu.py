@@ -1,13 +1,17 @@
 """What differs on a GPU: devices, dtypes, pinned memory, events. Run with `pytest -m gpu`."""
 
+import json
+
 import pytest
 import reference
 import torch
 from conftest import likely_ids, make_llama, make_tokenizer
+from recipes import CONFIGS
 from torch.utils.data import DataLoader
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from toedit_collate import EditPolicy, Journal, Prior, ToEditCollator, edit_tokens, kernels
+from toedit_collate.cli import main
 from toedit_collate.uniforms import Draws, document_keys, token_uniforms
 
 pytestmark = [
@@ -238,3 +242,18 @@ def test_packed_rows_that_shrink_reach_the_gpu(ids):
     for key, value in moved.items():
         assert value.is_cuda
         assert torch.equal(value.cpu(), near[key].cpu()), key
+
+
+@pytest.mark.parametrize("small_prior", [False, True])
+def test_a_lora_step_takes_the_memory_that_was_planned(tmp_path, capsys, small_prior):
+    """Llama-3-8B at its real size, random weights: within a quarter."""
+    if torch.cuda.mem_get_info()[0] < 40 * 2**30:
+        pytest.skip("takes 40 GiB")
+    config = CONFIGS / f"sft_lora_llama3_8b{'_small_prior' * small_prior}.yaml"
+    command = ["plan", "--config", str(config), "--gpu", "a100-80gb", "--measure", "3"]
+    assert main([*command, "--per_device_train_batch_size", "2", "--json", "-"]) == 0
+    rows = json.loads(capsys.readouterr().out)["measured"]["rows"]
+    found = {row["name"]: row for row in rows}
+    for name in ("peak without editing", "peak with editing"):
+        assert found[name]["measured"] == pytest.approx(found[name]["predicted"], rel=0.25)
+    assert 0 < found["share of the edit pass"]["measured"] < 0.5
