@@ -6,7 +6,7 @@ import pytest
 import reference
 import torch
 from conftest import likely_ids, make_llama, make_tokenizer
-from recipes import CONFIGS
+from running import CONFIGS
 from torch.utils.data import DataLoader
 from transformers import LlamaConfig, LlamaForCausalLM
 

@@ -14,9 +14,7 @@ import pytest
 import torch
 import yaml
 from conftest import make_llama, make_tokenizer
-from transformers import AutoModelForCausalLM
-
-from recipes import (
+from running import (
     CONFIGS,
     ON_CPU,
     RECIPES,
@@ -28,6 +26,8 @@ from recipes import (
     run_recipe,
     weights,
 )
+from transformers import AutoModelForCausalLM
+
 from toedit_collate import Journal
 from toedit_collate.runs.arguments import DataArguments, EditArguments, RunArguments
 from toedit_collate.runs.formats import FORMATS

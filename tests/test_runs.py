@@ -13,10 +13,10 @@ import pytest
 import torch
 from conftest import make_tokenizer
 from datasets import Dataset
+from running import make_files
 from training import dataset, documents, make_prior, make_trainee, make_trainer
 from trl import SFTConfig
 
-from recipes import make_files
 from toedit_collate import EditPolicy, Prior
 from toedit_collate.held_out import perplexity_of
 from toedit_collate.runs import load_held_out, load_rows, load_training, mix, pack_text
