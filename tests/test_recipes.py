@@ -7,6 +7,7 @@ import json
 import math
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -84,6 +85,17 @@ class TestConfigs:
             if key.startswith("edit_") and key != "edit_policy":
                 assert getattr(edit.policy(), key[5:]) == value
         assert data.dataset_format is None or data.dataset_format in FORMATS
+
+    def test_readme_names_what_is_there(self):
+        section = (ROOT / "README.md").read_text().split("## Recipes")[1].split("\n## ")[0]
+        names = re.findall(r"recipes/[\w/.]+\.(?:py|yaml)", section)
+        names += [
+            f"recipes/configs/{name}.yaml" for name in re.findall(r"`(\w+_\w+_tiny)`", section)
+        ]
+        assert len(names) > 4
+        assert all((ROOT / name).is_file() for name in names)
+        formats = set(re.search(r"instruction sets \(([^)]*)\)", section).group(1).split("`")[1::2])
+        assert formats == set(FORMATS)
 
     @pytest.mark.parametrize(
         "path", sorted((CONFIGS / "accelerate").glob("*.yaml")), ids=lambda p: p.stem
