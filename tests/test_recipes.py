@@ -308,6 +308,8 @@ class TestRuns:
         whole, resumed = weights(tmp_path / "whole"), weights(tmp_path / "part")
         for name, tensor in whole.items():
             torch.testing.assert_close(resumed[name], tensor)
+        losses = [metrics(tmp_path / name)["train"]["loss"] for name in ("whole", "part")]
+        assert losses[1] == pytest.approx(losses[0], rel=1e-3)
         state = json.loads((last / "trainer_state.json").read_text())
         assert state["global_step"] == 12
         journals = [Journal(tmp_path / name / "journal") for name in ("whole", "part")]
@@ -375,17 +377,19 @@ class TestErrors:
     @pytest.mark.parametrize(
         ("changes", "message"),
         [
-            ({"dataset_name": "nowhere.jsonl"}, r"nowhere\.jsonl.*no such file"),
-            ({"prior": "shared"}, r"prior is 'shared'.*use_peft"),
-            ({"dataset_columns": {"text": "body"}, "dataset_name": "other"}, None),
+            (lambda files: {"dataset_name": "nowhere.jsonl"}, r"nowhere\.jsonl.*no such file"),
+            (lambda files: {"prior": "shared"}, r"prior is 'shared'.*use_peft"),
+            (lambda files: {"prior": "./nowhere"}, r"prior '\./nowhere' can't be loaded"),
+            (
+                lambda files: {"dataset_name": files.instruct},
+                r"problem, solution.*dataset_columns.*dataset_format",
+            ),
         ],
     )
     def test_bad_values_are_named(self, files, tmp_path, changes, message):
-        if changes["dataset_name" if "dataset_name" in changes else "prior"] == "other":
-            changes = {**changes, "dataset_name": files.instruct}
-            message = r"problem, solution.*dataset_columns"
+        words = options(**base(files, output_dir=tmp_path, **changes(files)))
         with pytest.raises(UnusableError, match=message):
-            run_recipe("cpt", *options(**base(files, output_dir=tmp_path, **changes)))
+            run_recipe("cpt", *words)
 
     @pytest.mark.parametrize("field", ["refresh", "decision_cache"])
     def test_generations_have_their_own_swap_and_journal(self, files, tmp_path, field):

@@ -12,7 +12,7 @@ import statistics
 import pytest
 import torch
 from conftest import make_tokenizer
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 from running import make_files
 from training import dataset, documents, make_prior, make_trainee, make_trainer
 from trl import SFTConfig
@@ -124,6 +124,17 @@ class TestData:
             assert load_rows(str(path), split="train[1:]")["text"][:] == ["three", "four"]
             streamed = load_rows(str(path), streaming=True)
             assert [row["text"] for row in streamed] == rows["text"][:]
+
+    def test_folders(self, tmp_path):
+        rows = Dataset.from_dict({"text": ["one", "two"]})
+        rows.to_parquet(tmp_path / "many" / "part-0.parquet")
+        assert load_rows(str(tmp_path / "many"))["text"][:] == ["one", "two"]
+        DatasetDict(train=rows, test=rows.select([1])).save_to_disk(tmp_path / "splits")
+        assert load_rows(str(tmp_path / "splits"), split="test")["text"][:] == ["two"]
+        rows.save_to_disk(tmp_path / "whole")
+        for name in ("splits", "whole"):  # never the whole where a part was asked for
+            with pytest.raises(UnusableError, match=r"train\[:1\]"):
+                load_rows(str(tmp_path / name), split="train[:1]")
 
     def test_a_text_file_is_one_document(self, tmp_path):
         (tmp_path / "a.txt").write_text("one\n\ntwo\n")

@@ -219,7 +219,7 @@ def _end(
         generation=number,
         **{name: int(counts.get(name, 0)) for name in names},  # type: ignore[arg-type]
         perplexity=perplexity_of(trainer, prior),
-        train_loss=_mean_loss(trainer),
+        train_loss=mean_loss(trainer),
         folder=str(folder),
     )
     return _finish(report, folder, trainer, made_with, save=unfinished)
@@ -245,8 +245,11 @@ def _finish(
     return report
 
 
-def _mean_loss(trainer: Trainer) -> float | None:
-    """Over all steps that were logged; what `train()` returns begins where it was resumed."""
+def mean_loss(trainer: Trainer) -> float | None:
+    """Over all steps that were logged; what `train()` returns begins where it was resumed.
+
+    None where nothing was logged.
+    """
     logged = [(e["step"], e["loss"]) for e in trainer.state.log_history if "loss" in e]
     befores = [0, *(step for step, _ in logged)]
     total = sum(

@@ -27,7 +27,8 @@ def load_rows(
         name: hub id; a .jsonl, .json, .parquet, .csv or .txt file (which is one document); or a
             folder that `save_to_disk` wrote.
         config: of a hub dataset that has several.
-        split: name, or a part as in "train[:90%]". A file has one split, "train".
+        split: name, or a part as in "train[:90%]". A file has one split, "train"; what
+            `save_to_disk` wrote has whole splits.
         streaming: read it while training.
 
     Returns:
@@ -49,8 +50,10 @@ def load_rows(
             )
         if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
             saved = datasets.load_from_disk(name)
-            return saved[split] if isinstance(saved, datasets.DatasetDict) else saved
-        if path.suffix in _BUILDERS or name.startswith((".", "/", "~")):
+            if isinstance(saved, datasets.Dataset) and split == "train":
+                return saved
+            return saved[split]
+        if not path.exists() and (path.suffix in _BUILDERS or name.startswith((".", "/"))):
             raise UnusableError(f"the dataset {name}: there is no such file; check the path")
         return datasets.load_dataset(name, config, split=split, streaming=streaming)
     except (OSError, KeyError, ValueError, datasets.exceptions.DatasetNotFoundError) as error:

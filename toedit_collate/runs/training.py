@@ -9,7 +9,7 @@ from typing import Any
 from transformers import Trainer, TrainingArguments, set_seed
 
 from ..collator import ToEditCollator
-from ..generations import last_checkpoint
+from ..generations import last_checkpoint, mean_loss
 from ..held_out import perplexity_of
 from ..policy import EditPolicy
 from ..prior import Prior
@@ -63,8 +63,9 @@ def _train(
     report = RunReport(policy=name, seed=args.seed, folder=str(args.output_dir))
     started = time.perf_counter()
     result = trainer.train(resume_from_checkpoint=_checkpoint(args))
+    loss = mean_loss(trainer)
     report.train = {
-        "loss": result.training_loss,
+        "loss": result.training_loss if loss is None else loss,
         "steps": trainer.state.global_step,
         "epochs": float(trainer.state.epoch or 0.0),
         "seconds": time.perf_counter() - started,
