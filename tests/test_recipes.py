@@ -308,6 +308,8 @@ class TestRuns:
         whole, resumed = weights(tmp_path / "whole"), weights(tmp_path / "part")
         for name, tensor in whole.items():
             torch.testing.assert_close(resumed[name], tensor)
+        cards = [(tmp_path / name / "README.md").read_text() for name in ("whole", "part")]
+        assert ["since the run went on" in card for card in cards] == [False, True]
         losses = [metrics(tmp_path / name)["train"]["loss"] for name in ("whole", "part")]
         assert losses[1] == pytest.approx(losses[0], rel=1e-3)
         state = json.loads((last / "trainer_state.json").read_text())

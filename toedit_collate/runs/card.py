@@ -11,7 +11,9 @@ from ..policy import EditPolicy
 _MARK = "## How the training data was edited"
 
 
-def add_to_card(trainer: Any, name: str, policy: EditPolicy | None) -> None:
+def add_to_card(
+    trainer: Any, name: str, policy: EditPolicy | None, *, is_resumed: bool = False
+) -> None:
     """Have each model card that a Trainer writes, also when it pushes, say how it was edited."""
     write = trainer.create_model_card
 
@@ -19,25 +21,29 @@ def add_to_card(trainer: Any, name: str, policy: EditPolicy | None) -> None:
         write(*args, **kwargs)
         if trainer.is_world_process_zero():
             path = Path(trainer.args.output_dir) / "README.md"
-            section = editing_section(name, policy, trainer.data_collator)
+            section = editing_section(name, policy, trainer.data_collator, is_resumed=is_resumed)
             path.write_text(path.read_text().rstrip() + "\n\n" + section)
 
     trainer.create_model_card = create_model_card
 
 
-def editing_section(name: str, policy: EditPolicy | None, collator: Any) -> str:
+def editing_section(
+    name: str, policy: EditPolicy | None, collator: Any, *, is_resumed: bool = False
+) -> str:
     """The section, in Markdown.
 
     Args:
         name: of the policy.
         policy: None: the data was not edited.
         collator: of the Trainer; a `ToEditCollator` if it edited the data.
+        is_resumed: its counts begin where the run went on.
     """
     if policy is None or not isinstance(collator, ToEditCollator):
         return f"{_MARK}\n\nIt was not: this run is a baseline, trained on the data as it is.\n"
     stats = collator.stats
     assert collator.prior is not None
     prior = collator.prior
+    partial = [*["counts of one process"] * _has_ranks(), *["since the run went on"] * is_resumed]
     kind = "the frozen base of this model itself" if prior.is_shared else _name(prior)
     settings = "\n".join(f"| {key} | `{value}` |" for key, value in policy.record().items())
     return f"""{_MARK}
@@ -50,7 +56,7 @@ policy's region are resampled from it. Evaluation data was not edited.
 - Prior: {kind}
 - Of {stats["scored"]:,} tokens scored, {stats["selected"]:,} were selected
   ({stats["selected_share"]:.2%}) and {stats["changed"]:,} changed ({stats["changed_share"]:.4%});
-  {stats["dropped"]:,} were removed{" (counts of one process)" if _has_ranks() else ""}.
+  {stats["dropped"]:,} were removed{f" ({', '.join(partial)})" if partial else ""}.
 - Journal of every change: {"in the folder `journal`" if collator.journal else "not kept"}.
 
 | field of EditPolicy | value |

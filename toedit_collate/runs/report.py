@@ -15,7 +15,7 @@ class RunReport:
         folder: of the run.
         train: loss, steps, epochs and seconds of the training.
         edit: counts and shares of the edit pass, as `ToEditCollator.stats` has them, over all
-            ranks; empty without editing.
+            ranks, since the run was last resumed; empty without editing.
         held_out: name -> perplexity per token.
         tasks: task of lm-evaluation-harness -> metric -> value.
     """

@@ -59,10 +59,11 @@ def _train(
     samples = Samples(run_args.num_samples, trainer.processing_class)
     if collator is not None and collator.on_edit is None:
         collator.on_edit = samples.add
-    add_to_card(trainer, name, policy)
+    checkpoint = _checkpoint(args)
+    add_to_card(trainer, name, policy, is_resumed=checkpoint is not None)
     report = RunReport(policy=name, seed=args.seed, folder=str(args.output_dir))
     started = time.perf_counter()
-    result = trainer.train(resume_from_checkpoint=_checkpoint(args))
+    result = trainer.train(resume_from_checkpoint=checkpoint)
     loss = mean_loss(trainer)
     report.train = {
         "loss": result.training_loss if loss is None else loss,
