@@ -96,10 +96,22 @@ class TestArguments:
         assert RunArguments(seeds=[1, 2]).compares
 
     @pytest.mark.parametrize(
-        ("value", "when"), [("epoch", "epoch"), ("50", 50), (None, None), ("save", "save")]
+        ("value", "when"),
+        [("epoch", "epoch"), ("50", 50), (50, 50), (None, None), ("save", "save")],
     )
     def test_refresh(self, value, when):
         assert EditArguments(refresh=value).refresh_when == when
+
+    def test_refresh_never_comes_after_no_steps(self):
+        with pytest.raises(ValueError, match="refresh must be at least 1 step, got 0"):
+            EditArguments(refresh="0")
+
+    @pytest.mark.parametrize(
+        ("value", "path"),
+        [(None, False), (False, False), ("false", False), (True, True), ("True", True), ("d", "d")],
+    )
+    def test_decision_cache(self, value, path):
+        assert EditArguments(decision_cache=value).cache_path == path
 
     def test_given_values(self, tmp_path):
         (tmp_path / "c.yaml").write_text("a: 1\nheld_out: {x: y}\nsave_strategy: 'no'\n")

@@ -17,6 +17,16 @@ from .muon import Muon
 VOCAB_SIZE = 1024
 CONTEXT = 256
 BATCH_SIZE = 4
+# Of the Llama that is made, beside its vocabulary.
+SHAPE: dict[str, Any] = {
+    "hidden_size": 128,
+    "intermediate_size": 320,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": CONTEXT,
+    "tie_word_embeddings": True,
+}
 _WARM_UP = 0.03  # share of the time
 _SPECIAL = ("<|bos|>", "<|eos|>", "<|pad|>")
 _CHAT_TEMPLATE = (
@@ -84,14 +94,8 @@ def _make_model(tokenizer: Any) -> Any:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
+        **SHAPE,
         vocab_size=len(tokenizer),
-        hidden_size=128,
-        intermediate_size=320,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        max_position_embeddings=CONTEXT,
-        tie_word_embeddings=True,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..bench.shapes import SHAPES
+from ..demo.pretrain import SHAPE, VOCAB_SIZE
 from ..usage import UnusableError
 
 _LLAMA_1B = {
@@ -28,18 +29,8 @@ _OLMO_7B = {
     "intermediate_size": 11008,
     "tie_word_embeddings": False,
 }
-# The one that the tiny recipes make (`demo.pretrain`); its vocabulary may turn out a bit smaller.
-_DEMO = {
-    "model_type": "llama",
-    "hidden_size": 128,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 2,
-    "intermediate_size": 320,
-    "vocab_size": 1024,
-    "max_position_embeddings": 256,
-    "tie_word_embeddings": True,
-}
+# The one that the tiny recipes make; its vocabulary may turn out a bit smaller.
+_DEMO = {"model_type": "llama", "vocab_size": VOCAB_SIZE, **SHAPE}
 
 
 def _gpt2(num_layers: int, width: int, num_heads: int) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from ..policy import EditPolicy, Redraw, Region, Sampler, Scope
 from ..presets import HELP, PRESETS, make_policy
+from ..refresh import check_refresh
 
 Preset = Literal["paper", "reference_code", "low_drop_up_revise", "filtering", "none"]
 PREFIX = "edit_"
@@ -82,12 +83,10 @@ class EditArguments:
 
     def __post_init__(self) -> None:
         self.policy()  # a wrong value is said before anything is loaded
-        if self.refresh is not None and self.refresh.isdecimal():
-            int(self.refresh)
-        elif self.refresh not in (None, "epoch", "save"):
-            raise ValueError(
-                f"refresh must be epoch, save or a number of steps, got {self.refresh!r}"
-            )
+        when = self.refresh_when
+        if isinstance(when, str) and when not in ("epoch", "save"):
+            raise ValueError(f"refresh must be epoch, save or a number of steps, got {when!r}")
+        check_refresh(when)
 
     def policy(self) -> EditPolicy | None:
         """The policy that is asked for; None: no editing.
@@ -111,10 +110,17 @@ class EditArguments:
 
     @property
     def refresh_when(self) -> Any:
-        """`refresh` as `ToEditCallback` takes it."""
-        if self.refresh is not None and self.refresh.isdecimal():
-            return int(self.refresh)
-        return self.refresh
+        """`refresh` as `ToEditCallback` takes it; a number is one in YAML, and text otherwise."""
+        text = str(self.refresh)
+        return int(text) if text.isdecimal() else self.refresh
+
+    @property
+    def cache_path(self) -> str | bool:
+        """`decision_cache`: a folder; True: in memory; False: there is none."""
+        word = str(self.decision_cache).lower()
+        if word in ("none", "false"):
+            return False
+        return True if word == "true" else str(self.decision_cache)
 
 
 @dataclass

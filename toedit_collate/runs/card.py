@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from ..collator import ToEditCollator
+from ..families import unwrap_model
 from ..policy import EditPolicy
+from ..sharding import world_size
 
 _MARK = "## How the training data was edited"
 
@@ -43,7 +45,10 @@ def editing_section(
     stats = collator.stats
     assert collator.prior is not None
     prior = collator.prior
-    partial = [*["counts of one process"] * _has_ranks(), *["since the run went on"] * is_resumed]
+    partial = [
+        *["counts of one process"] * (world_size() > 1),
+        *["since the run went on"] * is_resumed,
+    ]
     kind = "the frozen base of this model itself" if prior.is_shared else _name(prior)
     settings = "\n".join(f"| {key} | `{value}` |" for key, value in policy.record().items())
     return f"""{_MARK}
@@ -66,13 +71,5 @@ policy's region are resampled from it. Evaluation data was not edited.
 
 
 def _name(prior: Any) -> str:
-    from ..families import unwrap_model
-
     config = unwrap_model(prior.model).config
     return f"`{getattr(config, '_name_or_path', '') or type(prior.model).__name__}`"
-
-
-def _has_ranks() -> bool:
-    from ..sharding import world_size
-
-    return world_size() > 1

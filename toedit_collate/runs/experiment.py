@@ -63,10 +63,11 @@ def run_all(
                     own.run_name = f"{args.run_name}-{name}-seed-{seed}"
                 known = _run(run_once, own, run_args, name, drawn)
             reports.append(known)
-    summary = summarize([vars(report) for report in reports], BASELINE)
+    runs = [vars(report) for report in reports]
+    summary = summarize(runs, BASELINE)
     if args.should_save:
         table = format_comparison(summary)
-        content = {"runs": [vars(report) for report in reports], "comparison": summary}
+        content = {"runs": runs, "comparison": summary}
         write_json(folder / "metrics.json", content)
         (folder / "comparison.md").write_text(table + "\n")
         print(f"\n{table}\nwritten to {folder}")

@@ -58,8 +58,8 @@ def run_generations(
     Raises:
         UnusableError: `refresh` or `decision_cache` are set, which have no place here.
     """
-    for field in ("refresh", "decision_cache"):
-        if getattr(edit, field) not in (None, False):
+    for field, is_set in (("refresh", edit.refresh), ("decision_cache", edit.cache_path)):
+        if is_set:
             raise UnusableError(
                 f"{field} is set, but generations swap the prior after each training, and a "
                 "journal keeps its edits; leave it out"

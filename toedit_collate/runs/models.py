@@ -109,7 +109,7 @@ def attach_settings(edit: EditArguments, output_dir: str | None) -> dict[str, An
     settings: dict[str, Any] = {"refresh": edit.refresh_when}
     if edit.journal:
         settings["journal"] = Journal(Path(output_dir or ".") / "journal")
-    if edit.decision_cache not in (None, False, "false", "False"):
-        in_memory = edit.decision_cache in (True, "true", "True")
-        settings["cache"] = DecisionCache(None if in_memory else edit.decision_cache)
+    where = edit.cache_path
+    if where:
+        settings["cache"] = DecisionCache(None if where is True else where)
     return settings
