@@ -15,8 +15,8 @@ from training import AGGRESSIVE, Recorder, dataset, documents, lora, make_traine
 from transformers import TrainingArguments
 
 from toedit_collate import Journal, Prior, ToEditCallback, ToEditCollator
-from toedit_collate.generations import last_checkpoint
-from toedit_collate.snapshot import LiveWeights
+from toedit_collate.training.generations import last_checkpoint
+from toedit_collate.training.snapshot import LiveWeights
 
 TOKENIZER = make_tokenizer()
 TEXTS = documents(8)

@@ -26,7 +26,7 @@ from training import (
 )
 
 from toedit_collate import DecisionCache, EditPolicy, Prior
-from toedit_collate.generations import last_checkpoint
+from toedit_collate.training.generations import last_checkpoint
 
 TEXTS = documents(8)
 ODD = documents(7)

@@ -19,9 +19,9 @@ from training import Recorder, counted_passes, dataset, documents, lora, make_tr
 from transformers import TrainerCallback, TrainerState
 
 from toedit_collate import EditPolicy, Journal, Prior
-from toedit_collate.generations import last_checkpoint
-from toedit_collate.journal.files import JournalWriter
-from toedit_collate.journal.frames import encode
+from toedit_collate.stores.journal.files import JournalWriter
+from toedit_collate.stores.journal.frames import encode
+from toedit_collate.training.generations import last_checkpoint
 
 # 4 steps to an epoch; checkpoints at 2, 4, ... 12.
 TEXTS = documents(16)

@@ -18,8 +18,8 @@ from torch.distributed.fsdp import fully_shard
 from training import AGGRESSIVE, documents, lora
 
 from toedit_collate import Journal, Prior, ToEditCollator, edit_tokens
-from toedit_collate.refresh import Refresher
-from toedit_collate.snapshot import LiveWeights, save_prior
+from toedit_collate.training.refresh import Refresher
+from toedit_collate.training.snapshot import LiveWeights, save_prior
 
 TOKENIZER = make_tokenizer()
 

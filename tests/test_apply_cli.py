@@ -22,10 +22,10 @@ from training import (
 )
 
 from toedit_collate import EditPolicy, Prior, ToEditCollator, attach, edit_tokens
-from toedit_collate.apply_cli import edit as edit_module
-from toedit_collate.apply_cli.policies import WITHOUT_OPTION, add_policy, as_python, policy_of
-from toedit_collate.cache import DecisionCache
-from toedit_collate.cli import main
+from toedit_collate.commands.apply import edit as edit_module
+from toedit_collate.commands.apply.policies import WITHOUT_OPTION, add_policy, as_python, policy_of
+from toedit_collate.commands.main import main
+from toedit_collate.stores.cache import DecisionCache
 
 AS_OPTIONS = ("--threshold", "0.05", "--exclude-original")  # AGGRESSIVE
 pytestmark = pytest.mark.usefixtures("no_bars")
@@ -244,14 +244,14 @@ class TestCache:
         ]  # fmt: skip
         code = (
             "import sys, os, signal\n"
-            "from toedit_collate.apply_cli import edit\n"
+            "from toedit_collate.commands.apply import edit\n"
             "edit.SECONDS_BETWEEN_WRITES = 0.0\n"
             "write = edit.Editor.write\n"
             "def then_die(self):\n"
             "    write(self)\n"
             "    os.kill(os.getpid(), signal.SIGKILL)\n"
             "edit.Editor.write = then_die\n"
-            "from toedit_collate.cli import main\n"
+            "from toedit_collate.commands.main import main\n"
             "main(sys.argv[1:])"
         )
         done = subprocess.run([sys.executable, "-c", code, "apply", *map(str, options)])

@@ -17,28 +17,34 @@ import reference
 import torch
 from conftest import VOCAB_SIZE, likely_ids, make_llama, make_tokenizer
 
-from toedit_collate import EditPolicy, Prior, ToEditCollator, edit_tokens, kernels
-from toedit_collate.bench import edit, passes, rows, shapes, switches, training
-from toedit_collate.bench.agreement import measure_agreement
-from toedit_collate.bench.calibrate import TABLE_8, shape_head, states_replaced, table_8_targets
-from toedit_collate.bench.head_alone import measure_head
-from toedit_collate.bench.inputs import Inputs, Source
-from toedit_collate.bench.libraries import installed_libraries
-from toedit_collate.bench.memory import StorageTracker, measure_memory, peak_bytes
-from toedit_collate.bench.plain import plain_edit
-from toedit_collate.bench.survivors import (
+from toedit_collate import EditPolicy, Prior, ToEditCollator, edit_tokens
+from toedit_collate.commands.bench import edit, passes, rows, shapes, switches, training
+from toedit_collate.commands.bench.agreement import measure_agreement
+from toedit_collate.commands.bench.head_alone import measure_head
+from toedit_collate.commands.bench.libraries import installed_libraries
+from toedit_collate.commands.bench.memory import StorageTracker, measure_memory, peak_bytes
+from toedit_collate.commands.bench.plain import plain_edit
+from toedit_collate.commands.bench.survivors import (
     count_survivors,
     likelihood_order,
     mean_needing_candidates,
     measure_survivors,
 )
-from toedit_collate.bench.table import Column, Row, Section, format_section
-from toedit_collate.bench.targets import Setting
-from toedit_collate.bench.timing import MIN_PAIRS, Quartiles, compare
-from toedit_collate.bench.training import measure_training, training_steps
-from toedit_collate.cli import main
-from toedit_collate.head import Head
-from toedit_collate.scores import exact_logprob
+from toedit_collate.commands.bench.table import Column, Row, Section, format_section
+from toedit_collate.commands.bench.targets import Setting
+from toedit_collate.commands.bench.training import measure_training, training_steps
+from toedit_collate.commands.main import main
+from toedit_collate.head import kernels
+from toedit_collate.head.logprob import exact_logprob
+from toedit_collate.head.projection import Head
+from toedit_collate.tools.measuring.calibrate import (
+    TABLE_8,
+    shape_head,
+    states_replaced,
+    table_8_targets,
+)
+from toedit_collate.tools.measuring.inputs import Inputs, Source
+from toedit_collate.tools.measuring.timing import MIN_PAIRS, Quartiles, compare
 
 CPU = torch.device("cpu")
 PAPER = EditPolicy.paper()
@@ -871,9 +877,9 @@ def test_the_chart(tmp_path, monkeypatch):
 def test_help_is_light():
     code = (
         "import sys, contextlib\n"
-        "from toedit_collate.cli import main\n"
+        "from toedit_collate.commands.main import main\n"
         "with contextlib.suppress(SystemExit): main(['bench', '--help'])\n"
-        "loaded = {'trl', 'peft', 'datasets', 'matplotlib', 'toedit_collate.bench.run'}\n"
+        "loaded = {'trl', 'peft', 'datasets', 'matplotlib', 'toedit_collate.commands.bench.run'}\n"
         "sys.exit(f'loaded: {loaded & set(sys.modules)}' if loaded & set(sys.modules) else 0)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -21,13 +21,13 @@ from journals import in_child
 from safetensors import safe_open
 
 from toedit_collate import EditPolicy, Prior
-from toedit_collate.cache import CachedPrior, DecisionCache, Decisions, Identity
-from toedit_collate.cache import folder as folder_module
-from toedit_collate.cache import segments as segments_module
-from toedit_collate.cache import store as store_module
-from toedit_collate.cache.block import Block, DamagedCacheError
-from toedit_collate.cache.identity import decision_record, tokenizer_hash
-from toedit_collate.cache.segments import list_segments
+from toedit_collate.stores.cache import CachedPrior, DecisionCache, Decisions, Identity
+from toedit_collate.stores.cache import folder as folder_module
+from toedit_collate.stores.cache import segments as segments_module
+from toedit_collate.stores.cache import store as store_module
+from toedit_collate.stores.cache.block import Block, DamagedCacheError
+from toedit_collate.stores.cache.identity import decision_record, tokenizer_hash
+from toedit_collate.stores.cache.segments import list_segments
 
 VOCAB_SIZE = 2**20
 SETTINGS = settings(

@@ -10,7 +10,7 @@ from training import QUIET, dataset, documents, make_trainee
 from transformers import Trainer, TrainingArguments
 
 from toedit_collate import EditPolicy, Journal, Prior, ToEditCallback, ToEditCollator, edit_tokens
-from toedit_collate.cache import DecisionCache
+from toedit_collate.stores.cache import DecisionCache
 
 NUCLEUS = EditPolicy(threshold=0.6, sampler="top_p", top_p=0.97, temperature=1.5)
 ALL_POLICIES = {**POLICIES, "nucleus": NUCLEUS}

@@ -17,16 +17,21 @@ from conftest import likely_ids, make_llama
 from conftest import make_tokenizer as make_test_tokenizer
 
 from toedit_collate import EditPolicy, Prior, edit_tokens
-from toedit_collate.cli import main
-from toedit_collate.demo.corpus import enough_examples, plain_text, python_topics, read_corpus
-from toedit_collate.demo.measure import edit_cost, survey
-from toedit_collate.demo.muon import orthogonalize
-from toedit_collate.demo.options import _use_color
-from toedit_collate.demo.pretrain import make_tokenizer
-from toedit_collate.demo.show import find_passage
-from toedit_collate.demo.tune import tune
-from toedit_collate.marking import Passage, legend, mark_edits
-from toedit_collate.usage import UnusableError
+from toedit_collate.commands.demo.measure import edit_cost, survey
+from toedit_collate.commands.demo.options import _use_color
+from toedit_collate.commands.demo.show import find_passage
+from toedit_collate.commands.demo.tune import tune
+from toedit_collate.commands.main import main
+from toedit_collate.tools.demo_model.corpus import (
+    enough_examples,
+    plain_text,
+    python_topics,
+    read_corpus,
+)
+from toedit_collate.tools.demo_model.muon import orthogonalize
+from toedit_collate.tools.demo_model.pretrain import make_tokenizer
+from toedit_collate.tools.errors import UnusableError
+from toedit_collate.tools.marking import Passage, legend, mark_edits
 
 ANIMALS = ["fox", "dog", "turtle", "ship", "river", "mill", "bridge", "wind"]
 MARK = re.compile(r"\[(.+?) -> (.+?), P=(0\.99\d+|1\.0000)\]", re.DOTALL)
@@ -145,7 +150,7 @@ def test_the_default_run(capsys):
 def test_the_command_imports_no_optional_package():
     code = (
         "import sys, contextlib\n"
-        "from toedit_collate.cli import main\n"
+        "from toedit_collate.commands.main import main\n"
         "with contextlib.suppress(SystemExit): main(['demo', '--help'])\n"
         "loaded = {'trl', 'peft', 'datasets', 'pyarrow'} & set(sys.modules)\n"
         "sys.exit(f'loaded: {loaded}' if loaded else 0)"

@@ -11,8 +11,8 @@ from training import Recorder, by_first_token, dataset, documents, lora, make_tr
 from transformers import AutoModelForCausalLM, TrainerCallback
 
 from toedit_collate import EditPolicy, Journal, Prior, edit_tokens
-from toedit_collate.generations import GenerationReport, format_reports, self_edit
-from toedit_collate.held_out import held_out_perplexity
+from toedit_collate.training.generations import GenerationReport, format_reports, self_edit
+from toedit_collate.training.perplexity import held_out_perplexity
 
 TEXTS, HELD_OUT = documents(12), documents(6, seed=3)
 SOURCE = by_first_token(TEXTS)

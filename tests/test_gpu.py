@@ -10,9 +10,10 @@ from running import CONFIGS
 from torch.utils.data import DataLoader
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from toedit_collate import EditPolicy, Journal, Prior, ToEditCollator, edit_tokens, kernels
-from toedit_collate.cli import main
-from toedit_collate.uniforms import Draws, document_keys, token_uniforms
+from toedit_collate import EditPolicy, Journal, Prior, ToEditCollator, edit_tokens
+from toedit_collate.commands.main import main
+from toedit_collate.head import kernels
+from toedit_collate.tokens.draws import Draws, document_keys, token_uniforms
 
 pytestmark = [
     pytest.mark.gpu,

@@ -23,7 +23,7 @@ from toedit_collate.runs.harness import (
     flatten_results,
     write_multiple_choice_task,
 )
-from toedit_collate.usage import UnusableError
+from toedit_collate.tools.errors import UnusableError
 
 WORDS = TEXT.split()
 METRICS = {"acc", "acc_stderr", "acc_norm", "acc_norm_stderr"}

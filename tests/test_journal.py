@@ -19,11 +19,11 @@ from hypothesis import strategies as st
 from journals import POLICY, in_child, record
 
 from toedit_collate import Journal
-from toedit_collate.journal import files, frames
-from toedit_collate.journal import journal as journal_module
-from toedit_collate.journal import store as store_module
-from toedit_collate.journal.files import JournalWriter, list_files, read_valid
-from toedit_collate.journal.frames import DamagedJournalError, Frame, encode, read_frames
+from toedit_collate.stores.journal import files, frames
+from toedit_collate.stores.journal import journal as journal_module
+from toedit_collate.stores.journal import store as store_module
+from toedit_collate.stores.journal.files import JournalWriter, list_files, read_valid
+from toedit_collate.stores.journal.frames import DamagedJournalError, Frame, encode, read_frames
 
 TOKENS = st.one_of(st.integers(0, 2**31 - 2), st.integers(2**31 - 3, 2**31 - 2))
 

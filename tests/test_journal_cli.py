@@ -22,11 +22,11 @@ from training import Recorder, by_first_token, dataset, documents, make_prior, m
 from transformers import DataCollatorForSeq2Seq
 
 from toedit_collate import EditPolicy, Journal, attach
-from toedit_collate.cli import main
-from toedit_collate.journal.files import JournalWriter, list_files
-from toedit_collate.journal.frames import Frame, encode, read_frames
-from toedit_collate.journal_cli import export as export_module
-from toedit_collate.journal_cli.rows import BATCH_SIZE, open_data
+from toedit_collate.commands.journal import export as export_module
+from toedit_collate.commands.main import main
+from toedit_collate.stores.journal.files import JournalWriter, list_files
+from toedit_collate.stores.journal.frames import Frame, encode, read_frames
+from toedit_collate.tools.datafiles.rows import BATCH_SIZE, open_data
 
 pytestmark = pytest.mark.usefixtures("no_bars")
 REMOVING = EditPolicy(threshold=0.05, exclude_original=True, drop_below=1e-3)
@@ -791,7 +791,7 @@ def test_numbers_out_of_range_are_refused_by_argparse(capsys, argv):
 def test_help_is_light_and_a_closed_pipe_is_no_error(journal):
     code = (
         "import sys, contextlib, io\n"
-        "from toedit_collate.cli import main\n"
+        "from toedit_collate.commands.main import main\n"
         "with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()) as said:\n"
         "    main(['journal', 'export', '--help'])\n"
         "assert 'train_dataset' in said.getvalue()\n"

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from toedit_collate.journal import table as table_module
-from toedit_collate.journal.table import EditTable, ranges
+from toedit_collate.stores.journal import table as table_module
+from toedit_collate.stores.journal.table import EditTable, ranges
 
 KEYS = st.one_of(st.integers(0, 8), st.integers(2**64 - 4, 2**64 - 1), st.integers(0, 2**64 - 1))
 TOKENS = st.integers(0, 2**31 - 2)

@@ -15,7 +15,7 @@ from training import AGGRESSIVE, counted_passes, documents, make_prior
 from transformers import DataCollatorWithFlattening
 
 from toedit_collate import EditPolicy, Journal, Prior, ToEditCollator, edit_tokens
-from toedit_collate.journaled import edit_with_journal
+from toedit_collate.editing.with_journal import edit_with_journal
 
 POLICIES = {
     "half": EditPolicy(threshold=0.5, sampler="rejection", temperature=1.3),

@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from toedit_collate.head import Head
-from toedit_collate.kernels import is_available, launch, observed_logprob
-from toedit_collate.scores import exact_logprob
+from toedit_collate.head.kernels import is_available, launch, observed_logprob
+from toedit_collate.head.logprob import exact_logprob
+from toedit_collate.head.projection import Head
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 CUT = math.log(0.3)
@@ -356,8 +356,8 @@ def test_a_cpu_has_no_kernel_but_by_the_interpreter(monkeypatch):
 
 def test_the_import_needs_no_triton():
     code = (
-        "import sys, torch, toedit_collate.kernels as kernels\n"
-        "assert 'toedit_collate.kernels.triton_kernels' not in sys.modules\n"
+        "import sys, torch, toedit_collate.head.kernels as kernels\n"
+        "assert 'toedit_collate.head.kernels.triton_kernels' not in sys.modules\n"
         "kernels.launch.importlib.util.find_spec = lambda name: None\n"
         "assert not kernels.is_available(torch.device('cuda'))\n"
     )

@@ -3,7 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from toedit_collate.layout import (
+from toedit_collate.tokens.documents import (
     find_documents,
     group_by_length,
     plan_passes,

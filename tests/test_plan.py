@@ -11,22 +11,22 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, LlamaConfig, OlmoConfig
 
-from toedit_collate.bench.memory import peak_bytes
-from toedit_collate.cli import main
-from toedit_collate.demo.pretrain import _make_model
-from toedit_collate.plan import head, measure
-from toedit_collate.plan.cards import CARDS, find_card
-from toedit_collate.plan.config import Lora, make_config, read_values
-from toedit_collate.plan.estimate import estimate
-from toedit_collate.plan.header import header_of, read_place, write_header
-from toedit_collate.plan.layers import layers_of
-from toedit_collate.plan.models import find_config
-from toedit_collate.plan.optimizers import optimizer_bytes
-from toedit_collate.plan.parameters import count_parameters
-from toedit_collate.plan.sharding import read_sharding
-from toedit_collate.plan.table import header_lines
-from toedit_collate.plan.times import forward_flops
-from toedit_collate.usage import UnusableError
+from toedit_collate.commands.bench.memory import peak_bytes
+from toedit_collate.commands.main import main
+from toedit_collate.commands.plan import head, measure
+from toedit_collate.commands.plan.cards import CARDS, find_card
+from toedit_collate.commands.plan.config import Lora, make_config, read_values
+from toedit_collate.commands.plan.estimate import estimate
+from toedit_collate.commands.plan.header import header_of, read_place, write_header
+from toedit_collate.commands.plan.layers import layers_of
+from toedit_collate.commands.plan.models import find_config
+from toedit_collate.commands.plan.optimizers import optimizer_bytes
+from toedit_collate.commands.plan.parameters import count_parameters
+from toedit_collate.commands.plan.sharding import read_sharding
+from toedit_collate.commands.plan.table import header_lines
+from toedit_collate.commands.plan.times import forward_flops
+from toedit_collate.tools.demo_model.pretrain import _make_model
+from toedit_collate.tools.errors import UnusableError
 
 RECIPES = pathlib.Path(__file__).parent.parent / "recipes" / "configs"
 CONFIGS = sorted(RECIPES.glob("*.yaml"))
@@ -191,8 +191,8 @@ def test_activations_and_peak_are_what_pytorch_has(
 @pytest.mark.parametrize("layout", ["padded", "one row"])
 def test_a_mask_is_counted(write, layout):
     """It is kept in each layer, and keys and values are repeated for it."""
-    from toedit_collate.plan.activations import final_bytes, layer_bytes
-    from toedit_collate.plan.saved import saved_bytes
+    from toedit_collate.commands.plan.activations import final_bytes, layer_bytes
+    from toedit_collate.commands.plan.saved import saved_bytes
 
     more = "" if layout == "padded" else "packing: true\n"
     plan = estimate(write(more, dtype="float32", bf16=False), CPU)

@@ -3,7 +3,7 @@ import torch
 from conftest import likely_ids, make_llama, make_tokenizer
 
 from toedit_collate import EditPolicy, Prior, edit_tokens
-from toedit_collate.protection import special_token_ids, structure_mask, template_sequences
+from toedit_collate.tokens.protection import special_token_ids, structure_mask, template_sequences
 
 ALL = EditPolicy(region="below", threshold=0.99999, exclude_original=True, scope="all")
 

@@ -33,7 +33,7 @@ from toedit_collate import Journal
 from toedit_collate.runs.arguments import DataArguments, EditArguments, RunArguments
 from toedit_collate.runs.formats import FORMATS
 from toedit_collate.runs.parse import parse
-from toedit_collate.usage import UnusableError
+from toedit_collate.tools.errors import UnusableError
 
 parsing = sys.modules["toedit_collate.runs.parse"]  # the package has a function of that name
 

@@ -9,8 +9,8 @@ import torch
 from scipy import stats
 
 from toedit_collate import EditPolicy
-from toedit_collate.head import Head
-from toedit_collate.resample import draw_tokens, surely_kept
+from toedit_collate.head.candidates import draw_tokens, surely_kept
+from toedit_collate.head.projection import Head
 
 V = 40
 NUM_DRAWS = 20_000

@@ -17,8 +17,8 @@ from resume_run import KINDS, STEPS, TEXTS, TORN, run
 from training import assert_same_weights, make_trainee
 
 from toedit_collate import Journal, Prior
-from toedit_collate.generations import last_checkpoint
-from toedit_collate.journal.files import read_valid
+from toedit_collate.stores.journal.files import read_valid
+from toedit_collate.training.generations import last_checkpoint
 
 HERE = pathlib.Path(__file__).parent
 SLOW = pytest.mark.slow

@@ -18,7 +18,6 @@ from training import dataset, documents, make_prior, make_trainee, make_trainer
 from trl import SFTConfig
 
 from toedit_collate import EditPolicy, Prior
-from toedit_collate.held_out import perplexity_of
 from toedit_collate.runs import load_held_out, load_rows, load_training, mix, pack_text
 from toedit_collate.runs.arguments import (
     DataArguments,
@@ -33,7 +32,8 @@ from toedit_collate.runs.data import parse_source
 from toedit_collate.runs.demo_data import demo_rows
 from toedit_collate.runs.parse import given_values
 from toedit_collate.runs.samples import Samples
-from toedit_collate.usage import UnusableError
+from toedit_collate.tools.errors import UnusableError
+from toedit_collate.training.perplexity import perplexity_of
 
 
 @pytest.fixture(scope="module")

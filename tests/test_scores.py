@@ -6,15 +6,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from toedit_collate import scores as scores_module
-from toedit_collate.head import Head, tile_elements
-from toedit_collate.scores import (
+from toedit_collate.head import logprob as scores_module
+from toedit_collate.head.logprob import (
     MARGIN,
     Competitors,
     exact_logprob,
     measure_competitors,
     score_observed,
 )
+from toedit_collate.head.projection import Head, tile_elements
 
 
 def make_head(V=300, D=16, *, seed=0, dtype=torch.float32, bias=False, opaque=False, **options):

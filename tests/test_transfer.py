@@ -6,7 +6,7 @@ from conftest import likely_ids, make_llama, make_tokenizer
 from torch.utils._pytree import tree_leaves
 
 from toedit_collate import EditPolicy, Prior, ToEditCollator, edit_tokens
-from toedit_collate.cache import DecisionCache
+from toedit_collate.stores.cache import DecisionCache
 
 READS = {
     torch.Tensor.item, torch.Tensor.tolist, torch.Tensor.numpy, torch.Tensor.cpu,
@@ -35,17 +35,15 @@ class Far(torch.Tensor):
 @pytest.fixture
 def waits(monkeypatch):
     """Sends become far, fetches near; a list of how many far tensors each fetch brought."""
-    from toedit_collate import (
-        cached,
-        editing,
-        prior,
-        scores,
-        scoring,
-        stats,
-        token_batch,
-        transfer,
-        trunk,
-    )  # fmt: skip
+    from toedit_collate import transfer
+    from toedit_collate.editing import edit as editing
+    from toedit_collate.editing import editable as scoring
+    from toedit_collate.editing import with_cache as cached
+    from toedit_collate.head import logprob as scores
+    from toedit_collate.prior import forward as trunk  # fmt: skip
+    from toedit_collate.prior import prior
+    from toedit_collate.tokens import token_batch
+    from toedit_collate.training import stats
 
     waits = []
 

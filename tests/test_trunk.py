@@ -9,7 +9,7 @@ from training import logprobs
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from toedit_collate import EditPolicy, Prior, edit_tokens
-from toedit_collate.trunk import can_pack, leaks_in_packed_rows
+from toedit_collate.prior.forward import can_pack, leaks_in_packed_rows
 
 POLICY = EditPolicy(threshold=0.5, sampler="rejection", temperature=1.3, protect_special=False)
 CPU = torch.device("cpu")

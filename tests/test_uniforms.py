@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from toedit_collate.uniforms import Draws, document_keys, philox4x32, token_uniforms
+from toedit_collate.tokens.draws import Draws, document_keys, philox4x32, token_uniforms
 
 
 def words(*values):

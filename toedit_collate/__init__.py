@@ -2,18 +2,18 @@
 
 from typing import TYPE_CHECKING, Any
 
-from .batch import ToEditBatch
-from .cache import DecisionCache
-from .collator import ToEditCollator
-from .editing import edit_tokens
-from .journal import Journal
+from .editing.edit import edit_tokens
 from .policy import EditPolicy
-from .prior import Prior
-from .token_batch import EditResult
+from .prior.prior import Prior
+from .stores.cache import DecisionCache
+from .stores.journal import Journal
+from .tokens.token_batch import EditResult
+from .training.collator import ToEditCollator
+from .training.lazy_batch import ToEditBatch
 
 if TYPE_CHECKING:
-    from .callback import ToEditCallback, attach
-    from .generations import format_reports, self_edit
+    from .training.callback import ToEditCallback, attach
+    from .training.generations import format_reports, self_edit
 
 __all__ = [
     "DecisionCache",
@@ -36,11 +36,11 @@ def __getattr__(name: str) -> Any:
     # transformers' callbacks import PEFT and datasets where those are installed: seconds that
     # someone who only edits tensors need not wait.
     if name in ("ToEditCallback", "attach"):
-        from . import callback
+        from .training import callback
 
         return getattr(callback, name)
     if name in ("format_reports", "self_edit"):
-        from . import generations
+        from .training import generations
 
         return getattr(generations, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

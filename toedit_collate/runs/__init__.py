@@ -2,7 +2,7 @@
 
 from .arguments import DataArguments, EditArguments, RunArguments, as_mapping
 from .data import load_held_out, load_rows, load_training
-from .iterated import run_generations
+from .generations import run_generations
 from .mixing import mix, pack_text
 from .models import attach_settings, load_prior, load_tokenizer, model_options
 from .parse import parse

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ..policy import EditPolicy, Redraw, Region, Sampler, Scope
-from ..presets import HELP, PRESETS, make_policy
-from ..refresh import check_refresh
+from ..tools.presets import HELP, PRESETS, make_policy
+from ..training.refresh import check_refresh
 
 Preset = Literal["paper", "reference_code", "low_drop_up_revise", "filtering", "none"]
 PREFIX = "edit_"

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..collator import ToEditCollator
-from ..families import unwrap_model
 from ..policy import EditPolicy
-from ..sharding import world_size
+from ..prior.families import unwrap_model
+from ..prior.sharding import world_size
+from ..training.collator import ToEditCollator
 
 _MARK = "## How the training data was edited"
 

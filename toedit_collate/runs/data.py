@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..usage import UnusableError
+from ..tools.errors import UnusableError
 from .arguments import DataArguments
 from .demo_data import DEMO, demo_rows
 

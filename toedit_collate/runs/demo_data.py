@@ -8,9 +8,9 @@ import tempfile
 from pathlib import Path
 from typing import Any, cast
 
-from ..demo.corpus import Corpus, python_topics
-from ..demo.pretrain import make_prior
-from ..usage import UnusableError
+from ..tools.demo_model.corpus import Corpus, python_topics
+from ..tools.demo_model.pretrain import make_prior
+from ..tools.errors import UnusableError
 
 DEMO = "toedit-demo"
 _SECONDS = 40.0

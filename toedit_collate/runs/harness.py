@@ -18,8 +18,8 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from ..sharding import has_fsdp1, is_sharded, is_zero3, rank, world_size
-from ..usage import UnusableError, quiet
+from ..prior.sharding import has_fsdp1, is_sharded, is_zero3, rank, world_size
+from ..tools.errors import UnusableError, quiet
 
 T = TypeVar("T")
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..cache import DecisionCache
-from ..journal import Journal
-from ..prior import Prior
-from ..usage import UnusableError
+from ..prior.prior import Prior
+from ..stores.cache import DecisionCache
+from ..stores.journal import Journal
+from ..tools.errors import UnusableError
 from .arguments import EditArguments
 
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..fields import read_fields
-from ..usage import UnusableError
+from ..tools.errors import UnusableError
+from ..tools.fields import read_fields
 from .arguments import RunArguments
 from .demo_data import DEMO, demo_model
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from ..collator import text_tokenizer
-from ..marking import Passage, legend, mark_edits
-from ..packing import document_positions
-from ..token_batch import EditResult
+from ..tokens.token_batch import EditResult
+from ..tools.marking import Passage, legend, mark_edits
+from ..training.collator import text_tokenizer
+from ..training.columns import document_positions
 from ..transfer import fetch
 
 MAX_BATCHES = 50  # to look for changes in; reading one makes the host wait for the device

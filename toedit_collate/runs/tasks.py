@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..usage import UnusableError
+from ..tools.errors import UnusableError
 from .arguments import RunArguments
 from .harness import check_installed, evaluate_tasks
 

@@ -8,19 +8,19 @@ from typing import Any
 
 from transformers import Trainer, TrainingArguments, set_seed
 
-from ..collator import ToEditCollator
-from ..generations import last_checkpoint, mean_loss
-from ..held_out import perplexity_of
 from ..policy import EditPolicy
-from ..prior import Prior
-from ..sharding import barrier, has_fsdp1, is_zero3
+from ..prior.prior import Prior
+from ..prior.sharding import barrier, has_fsdp1, is_zero3
+from ..training.collator import ToEditCollator
+from ..training.generations import last_checkpoint, mean_loss
+from ..training.perplexity import perplexity_of
 from .arguments import EditArguments, RunArguments
 from .card import add_to_card
-from .ending import write_samples
-from .experiment import run_all
+from .finish import write_samples
 from .report import RunReport
 from .samples import Samples
 from .tasks import check_tasks, run_tasks
+from .variants import run_all
 
 MakeTrainer = Callable[[Any, EditPolicy | None], Trainer]
 

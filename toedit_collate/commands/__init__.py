@@ -1,0 +1,1 @@
+"""The `toedit` command and its subcommands."""

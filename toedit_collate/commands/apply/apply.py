@@ -1,0 +1,140 @@
+"""`toedit apply`: score a dataset once, offline."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ...policy import EditPolicy
+from ...prior.prior import Prior
+from ...stores.cache import DecisionCache, Identity
+from ...stores.cache.block import DamagedCacheError
+from ...tools.datafiles.rows import Data, open_data
+from ...tools.datafiles.writing import check_output, new_output, progress_bar
+from ...tools.errors import UnusableError
+from .edit import Counts, EditedRows, Editor
+from .output import Output
+from .report import print_report
+from .settings import Settings
+from .windows import windows
+
+# The folder is as large as it must be: a training run without the prior needs all documents.
+_NO_LIMIT = 2**62
+
+
+def apply(settings: Settings) -> int:
+    """Fill the cache, write the edited dataset, and print what was done.
+
+    Returns:
+        The exit status: 130 where it was interrupted.
+
+    Raises:
+        UnusableError: an argument can't be used, or the data can't.
+    """
+    if settings.cache is None and settings.output is None:
+        raise UnusableError(
+            "nothing to make: give --cache DIR, for training runs without the prior, or --output "
+            "OUT, for one edited dataset, or both"
+        )
+    if settings.output is not None:
+        check_output(settings.output)
+    data = open_data(settings.data, settings.split)
+    cache = None if settings.cache is None else _open_cache(settings.cache)
+    prior = _open_prior(settings)
+    if cache is not None:
+        _read_cache(cache, prior, settings.policy)
+    editor = Editor(prior, settings.policy, cache, settings.batch_tokens)
+    begin = time.monotonic()
+    try:
+        with progress_bar(data) as bar:
+            _go_through(data, prior, editor, settings, bar)
+        editor.write()
+    except KeyboardInterrupt:
+        editor.write()
+        print(_interrupted(editor.counts, cache), file=sys.stderr)
+        return 130
+    print_report(settings, editor.counts, time.monotonic() - begin, prior, cache)
+    return 0
+
+
+def _go_through(data: Data, prior: Prior, editor: Editor, settings: Settings, bar: Any) -> None:
+    edited = _edited(data, prior, editor, settings, bar)
+    if settings.output is None:
+        for _ in edited:
+            pass
+        _check_any(data, editor.counts, settings)
+        return
+    with new_output(settings.output) as target:
+        lines = settings.output.suffix == ".jsonl"
+        Output(data, prior.tokenizer).write(edited, target, lines=lines, bar=bar)
+        _check_any(data, editor.counts, settings)
+
+
+def _check_any(data: Data, counts: Counts, settings: Settings) -> None:
+    if not counts.rows and settings.shard == (0, 1):  # a part of little data may be empty
+        raise data.error("it holds no rows; check the path")
+
+
+def _edited(
+    data: Data, prior: Prior, editor: Editor, settings: Settings, bar: Any
+) -> Iterator[EditedRows]:
+    begin = time.monotonic()
+    parts = windows(data, prior, batch_tokens=settings.batch_tokens, shard=settings.shard)
+    for window in parts:
+        for edited in editor.edit(window):
+            yield edited
+            bar.update(len(edited.rows.rows))
+        speed = editor.counts.tokens / (time.monotonic() - begin)
+        bar.set_postfix_str(f"{speed:,.0f} tokens/s")
+
+
+def _open_cache(path: Path) -> DecisionCache:
+    try:
+        cache = DecisionCache(path, max_bytes=_NO_LIMIT)
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):  # before hours of scoring, not behind them
+            pass
+    except OSError as error:
+        raise UnusableError(
+            f"--cache {path}: can't be written to ({error}); name a folder, new or of a cache"
+        ) from None
+    return cache
+
+
+def _read_cache(cache: DecisionCache, prior: Prior, policy: EditPolicy) -> None:
+    cache.open(Identity.of(prior, policy))
+    try:
+        cache.refresh()
+    except DamagedCacheError as error:
+        raise UnusableError(str(error)) from None
+
+
+def _open_prior(settings: Settings) -> Prior:
+    name = settings.prior
+    try:
+        prior = Prior.from_pretrained(name, **settings.prior_options)
+    except Exception as error:  # of many kinds, by what is wrong with the files or the device
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UnusableError(
+            f"--prior {name}: can't be loaded ({reason}); name a folder with a causal language "
+            "model, or one of the hub"
+        ) from None
+    if prior.tokenizer is None:
+        raise UnusableError(
+            f"--prior {name}: has no tokenizer beside it, by which special tokens are known; put "
+            "it there: tokenizer.save_pretrained(FOLDER)"
+        )
+    if settings.compile:
+        prior.compile()
+    return prior
+
+
+def _interrupted(counts: Counts, cache: DecisionCache | None) -> str:
+    done = f"interrupted after {counts.rows:,} rows"
+    if cache is None:
+        return done
+    return f"{done}; what was decided is kept: the same command goes on from there"

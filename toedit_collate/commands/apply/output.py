@@ -1,0 +1,61 @@
+"""The edited dataset: rows as they were read, with their new tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...stores.journal.frames import Array
+from ...stores.journal.replay import Texts
+from ...tools.datafiles.documents import Documents
+from ...tools.datafiles.revise import Reviser
+from ...tools.datafiles.rows import Batch, Data, Row
+from ...tools.datafiles.writing import write_dataset, write_lines
+from .edit import EditedRows
+
+
+class Output:
+    """Writes edited rows as `toedit journal export` does: columns follow the tokens.
+
+    The column `text` is decoded from the new tokens.
+
+    Args:
+        data: where the rows come from.
+        tokenizer: of the prior.
+    """
+
+    def __init__(self, data: Data, tokenizer: Any) -> None:
+        self._data = data
+        self._reviser = Reviser(data, self._edit, tokenizer, with_text=True)
+
+    def write(self, edited: Iterator[EditedRows], target: Path, *, lines: bool, bar: Any) -> None:
+        """Write a dataset.
+
+        Args:
+            edited: the rows, in order.
+            target: a new file or folder.
+            lines: whether it is a file of JSON lines, or a folder of `save_to_disk`.
+            bar: a progress bar.
+
+        Raises:
+            UnusableError: the rows do not fit into such a file.
+        """
+        rows = self._rows(edited)
+        if lines:
+            write_lines(self._data, rows, target)
+        else:
+            write_dataset(self._data, self._reviser, rows, target, bar)
+
+    def _rows(self, edited: Iterator[EditedRows]) -> Iterator[Row]:
+        for one in edited:
+            self._next = one
+            yield from self._reviser.revise(one.rows)
+
+    def _edit(self, batch: Batch, documents: Documents) -> tuple[Texts, Array]:
+        texts = documents.texts()
+        texts.tokens[:] = self._next.tokens
+        texts.removed[:] = self._next.removed
+        return texts, np.ones(len(documents.keys), bool)

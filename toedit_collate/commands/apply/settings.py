@@ -1,0 +1,25 @@
+"""What `toedit apply` was asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ...policy import EditPolicy
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What was asked for; see the options."""
+
+    prior: str
+    prior_options: dict[str, Any]
+    compile: bool
+    data: Path
+    split: str | None
+    cache: Path | None
+    output: Path | None
+    batch_tokens: int
+    shard: tuple[int, int]
+    policy: EditPolicy

@@ -1,0 +1,63 @@
+"""The passes over a batch that the bench compares: the bare trunk, the plain edit, and ours."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from ...policy import EditPolicy
+from ...stores.cache import DecisionCache
+from ...tools.measuring.inputs import Inputs
+from ...tools.measuring.machine import available_bytes, gib
+from ...training.collator import ToEditCollator
+from ...training.lazy_batch import ToEditBatch
+from .plain import plain_bytes, plain_edit
+from .table import Row
+
+TRUNK = "bare trunk"
+PLAIN = "plain: softmax of all logits"
+OURS = "ours"
+WHOLE_HEAD = "ours, whole head (no early reject)"
+
+
+def bare_trunk(inputs: Inputs, number: int) -> Any:
+    """One forward pass of the trunk, over the padded batch and its mask."""
+    batch = inputs.on_device(number)
+    with torch.no_grad():
+        return inputs.trunk(
+            input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False
+        )
+
+
+def plain(inputs: Inputs, policy: EditPolicy, number: int) -> Any:
+    """The edit as one would write it with transformers alone."""
+    return plain_edit(inputs.prior.model, **inputs.on_device(number), policy=policy)
+
+
+def plain_fits(inputs: Inputs) -> bool:
+    """Whether there is memory for `plain`; a GPU may try, since there, too much is an error."""
+    return inputs.device.type == "cuda" or _plain_bytes(inputs) < available_bytes(inputs.device)
+
+
+def plain_left_out(inputs: Inputs) -> Row:
+    """What stands in the place of its figures."""
+    return Row(PLAIN, text=f"left out: would take some {gib(_plain_bytes(inputs))}")
+
+
+def _plain_bytes(inputs: Inputs) -> int:
+    B, T = inputs.setting.B, inputs.setting.T
+    return plain_bytes(B, T, inputs.prior.vocab_size, inputs.trunk.dtype)
+
+
+def make_collator(
+    inputs: Inputs, policy: EditPolicy, cache: DecisionCache | None = None
+) -> ToEditCollator:
+    """A collator around batches that are collated already."""
+    return ToEditCollator(inputs.prior, policy, base_collator=dict, cache=cache)
+
+
+def ours(inputs: Inputs, collator: ToEditCollator, number: int) -> ToEditBatch:
+    """The edit as training gets it; each round is another epoch, with other draws."""
+    collator.set_epoch(number)
+    return collator(inputs.batch(number)).to(inputs.device)

@@ -1,0 +1,115 @@
+"""The options of `toedit demo`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from ...tools.errors import UnusableError
+
+DEFAULT_SECONDS = 60.0
+
+
+def add_demo(commands: Any) -> None:
+    """Add `demo` to the subcommands of an argparse parser."""
+    parser = commands.add_parser(
+        "demo",
+        help="edit real text with a small prior, and show what changes and what it costs",
+        description="Make a small prior from text that comes with Python (or take --prior), show "
+        "a passage with its edits, the shares of selected and changed tokens, the cost, and the "
+        "held-out perplexity of a LoRA run with and without editing. Nothing is downloaded unless "
+        "--prior names a model on the hub.",
+    )
+    parser.add_argument(
+        "--prior", metavar="PATH_OR_HUB_ID", help="a causal language model; default: make one"
+    )
+    parser.add_argument(
+        "--data",
+        type=Path,
+        metavar="FILE",
+        help=".txt (documents between blank lines), .jsonl or .parquet with the column text, "
+        "messages, or prompt and completion; default: Python's help topics",
+    )
+    parser.add_argument(
+        "--policy",
+        choices=("paper", "reference_code"),
+        default="reference_code",
+        help="how the LoRA run is edited: as in the paper, or as the authors' script does it, "
+        "which changes some twenty times more tokens; default: %(default)s",
+    )
+    parser.add_argument(
+        "--seconds",
+        type=_positive(float),
+        help=f"time limit for making the prior; default: {DEFAULT_SECONDS:g}",
+    )
+    parser.add_argument(
+        "--steps", type=_positive(int), default=30, help="of each LoRA run; default: %(default)s"
+    )
+    parser.add_argument("--seed", type=_seed, default=0, help="of everything; default: %(default)s")
+    parser.add_argument(
+        "--output", type=Path, metavar="DIR", help="save the prior that was made, for --prior"
+    )
+    parser.add_argument(
+        "--color",
+        choices=("auto", "always", "never"),
+        default="auto",
+        help="auto: on a terminal, unless NO_COLOR is set; default: %(default)s",
+    )
+    parser.set_defaults(run=_run)
+
+
+def _run(args: argparse.Namespace) -> None:
+    _check_together(args)
+    from .run import Settings, run_demo  # late: `toedit --help` needs none of it
+
+    run_demo(
+        Settings(
+            prior=args.prior,
+            data=args.data,
+            policy=args.policy,
+            seconds=args.seconds or DEFAULT_SECONDS,
+            steps=args.steps,
+            seed=args.seed,
+            output=args.output,
+            color=_use_color(args.color),
+        )
+    )
+
+
+def _check_together(args: argparse.Namespace) -> None:
+    for name in ("seconds", "output"):
+        value = getattr(args, name)
+        if args.prior is not None and value is not None:
+            raise UnusableError(
+                f"--{name} {value} is for making a prior, and --prior {args.prior} gives one; "
+                "leave one of them out"
+            )
+
+
+def _use_color(choice: str) -> bool:
+    if choice == "auto":
+        return sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    return choice == "always"
+
+
+def _positive(kind: type) -> Any:
+    def parse(text: str) -> Any:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = 0
+        if not 0 < value < 1e9:
+            raise argparse.ArgumentTypeError(f"must be a number above 0, got {text!r}")
+        return value
+
+    return parse
+
+
+def _seed(text: str) -> int:
+    # numpy, which the Trainer seeds too, takes no more than 32 bits.
+    if not text.isdecimal() or int(text) >= 2**32:
+        raise argparse.ArgumentTypeError(f"must be a whole number in [0, 2**32), got {text!r}")
+    return int(text)

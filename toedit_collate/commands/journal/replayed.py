@@ -1,0 +1,43 @@
+"""Every document of the data, replayed through all generations."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ...stores.journal import Journal
+from ...tools.datafiles.documents import check_known, find_documents, tokenize
+from ...tools.datafiles.revise import replay
+from ...tools.datafiles.rows import open_data
+from ...tools.errors import UnusableError
+
+
+def replay_data(journal: Journal, path: Path, tokenizer: Any, split: str | None) -> list[str]:
+    """Replay a data file, print a line about it, and return the documents that could not be.
+
+    Raises:
+        UnusableError: the file can't be used, or none of its documents is known.
+    """
+    data = open_data(path, split)
+    generations = journal.generations
+    known = dict.fromkeys(generations, 0)
+    num_documents = 0
+    problem = ""
+    for batch in data.batches():
+        tokenize(data, batch, tokenizer)
+        documents = find_documents(data, batch)
+        num_documents += len(documents.keys)
+        for generation in generations:
+            known[generation] += int(journal.look_up(documents.keys, generation).known.sum())
+        try:
+            replay(data, batch, documents, journal, generations[-1])
+        except UnusableError as error:
+            problem = str(error)
+            break
+    if problem:
+        return [problem]
+    first = generations[0]
+    check_known(max(known.values()), str(path), first)
+    counts = ", ".join(f"{count:,} in generation {number}" for number, count in known.items())
+    print(f"{path}: {num_documents:,} documents, all replayed; the journal knows {counts}")
+    return []

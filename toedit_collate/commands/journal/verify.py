@@ -1,0 +1,196 @@
+"""`toedit journal verify`: is what the files hold what was written, and can it be replayed?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...stores.journal.files import last_step, list_files
+from ...stores.journal.frames import (
+    Array,
+    DamagedJournalError,
+    Frame,
+    arrow,
+    read_frames,
+    whole_length,
+)
+from ...tools.errors import UnusableError
+from .made import made_with, same_origin
+from .opening import check_journal, open_journal, open_tokenizer
+from .replayed import replay_data
+
+_INFO = {"generation", "run", "attempt", "resumed_at"}
+_ORIGIN = {"prior", "policy"}
+
+
+@dataclass
+class Part:
+    """The edits of one frame that hold."""
+
+    file: str
+    info: dict[str, Any]
+    keys: Array
+    counts: Array
+    changes: Array
+
+
+@dataclass
+class Findings:
+    """What is wrong with a journal, and its frames as far as they can be read."""
+
+    problems: list[str] = field(default_factory=list)
+    frames: list[tuple[Path, Frame]] = field(default_factory=list)
+
+
+def verify(path: Path, data: list[Path], tokenizer: str | None, split: str | None) -> bool:
+    """Print a line for each file, what is wrong, and a verdict.
+
+    Returns:
+        Whether the journal is sound.
+
+    Raises:
+        UnusableError: an argument can't be used, or no document of the data is known.
+    """
+    check_journal(path)
+    try:
+        arrow()
+    except ImportError as error:
+        raise UnusableError(str(error)) from None
+    as_tokens = open_tokenizer(tokenizer)
+    findings = Findings()
+    for generation, _, file in list_files(path):
+        print(_check_file(file, generation, findings))
+    parts, num_void = _held(findings.frames)
+    if num_void:
+        are = "edit is" if num_void == 1 else "edits are"
+        print(f"{num_void:,} {are} void: the run was killed, and resumed from before (fine)")
+    for generation in sorted({part.info["generation"] for part in parts}):
+        of = [part for part in parts if part.info["generation"] == generation]
+        print(_check_generation(generation, of, findings))
+    if data and findings.problems:
+        print("--data was not replayed: mend the journal first")
+    elif data:
+        journal = open_journal(path)
+        for one in data:
+            findings.problems += replay_data(journal, one, as_tokens, split)
+    return _verdict(path, findings.problems)
+
+
+def _verdict(path: Path, problems: list[str]) -> bool:
+    for problem in problems:
+        print(f"problem: {problem}")
+    number = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+    print(f"{path}: {f'not sound, {number}' if problems else 'sound'}")
+    return not problems
+
+
+def _check_file(file: Path, generation: int, findings: Findings) -> str:
+    """Read a file as far as that goes; the line for it."""
+    size = file.stat().st_size  # before it is read: it may grow
+    frames: list[Frame] = []
+    note = ""
+    try:
+        for frame in read_frames(file):
+            wrong = _what_is_wrong(frame, generation)
+            if wrong:
+                findings.problems.append(f"{file.name}, frame {len(frames)} (from 0): {wrong}")
+                note = ", not as it should be"
+            else:
+                findings.frames.append((file, frame))
+            frames.append(frame)
+        torn = size - whole_length(file)
+        if torn > 0:
+            note += f", {torn:,} bytes of an unfinished one (its writer is at it, or was killed)"
+    except DamagedJournalError as error:
+        findings.problems.append(str(error))
+        note += ", then DAMAGED: what follows was not read"
+    if generation == 0:
+        return f"{file.name}: {_plural(len(frames), 'resumed run')} noted{note}"
+    documents = sum(len(frame.keys) for frame in frames)
+    changes = sum(len(frame.changes) for frame in frames)
+    return (
+        f"{file.name}: {_plural(len(frames), 'frame')}, {_plural(documents, 'document')}, "
+        f"{_plural(changes, 'change')}{note}"
+    )
+
+
+def _what_is_wrong(frame: Frame, generation: int) -> str:
+    """What a frame with the right checksum has that no writer writes; or nothing."""
+    missing = (_INFO | (_ORIGIN if len(frame.keys) else set())) - frame.info.keys()
+    if missing:
+        return f"it does not name {', '.join(sorted(missing))}"
+    if frame.info["generation"] != generation:
+        return f"it is of generation {frame.info['generation']}; was the file renamed?"
+    if not len(frame.keys) == len(frame.counts) == frame.steps["documents"].sum():
+        return "its steps have other numbers of documents"
+    if frame.counts.sum() != len(frame.changes):
+        return "its documents have other numbers of changes"
+    position, old, new = frame.changes.T
+    document = np.repeat(np.arange(len(frame.keys)), frame.counts)
+    if ((np.diff(position) <= 0) & (np.diff(document) == 0)).any():
+        return "changes of a document are out of order"
+    if (position < 1).any():
+        return "the first token of a document is changed, which never is edited"
+    if (new < -1).any() or (new == old).any():
+        return "a change is none"
+    return ""
+
+
+def _held(frames: list[tuple[Path, Frame]]) -> tuple[list[Part], int]:
+    """The edits that hold, and how many don't."""
+    attempts: dict[str, dict[int, int]] = {}
+    for _, frame in frames:
+        info = frame.info
+        attempts.setdefault(info["run"], {})[info["attempt"]] = info["resumed_at"]
+    parts, num_void = [], 0
+    for file, frame in frames:
+        holds = frame.step_of_document < last_step(frame.info, attempts)
+        num_void += int((~holds).sum())
+        if holds.any():
+            changes = frame.changes[np.repeat(holds, frame.counts)]
+            parts.append(
+                Part(file.name, frame.info, frame.keys[holds], frame.counts[holds], changes)
+            )
+    return parts, num_void
+
+
+def _check_generation(generation: int, parts: list[Part], findings: Findings) -> str:
+    """See that there is one prior and policy, and one edit of each document; the line for it."""
+    origins = {same_origin(part.info): f"{made_with(part.info)} ({part.file})" for part in parts}
+    if len(origins) > 1:
+        findings.problems.append(
+            f"generation {generation} was made in {len(origins)} ways: "
+            f"{' and '.join(origins.values())}; keep the files of one of the runs"
+        )
+    keys = np.concatenate([part.keys for part in parts])
+    counts = np.concatenate([part.counts for part in parts])
+    changes = np.concatenate([part.changes for part in parts])
+    begin = np.cumsum(counts) - counts
+    order = np.argsort(keys, kind="stable")
+    again = np.flatnonzero(keys[order][1:] == keys[order][:-1]) + 1
+    different: dict[int, None] = {}
+    for place in again:
+        now, before = order[place], order[place - 1]
+        a, b = (changes[begin[i] : begin[i] + counts[i]] for i in (now, before))
+        if not np.array_equal(a, b):
+            different[int(keys[now])] = None
+    if different:
+        some = ", ".join(f"{key:016x}" for key in list(different)[:3])
+        findings.problems.append(
+            f"generation {generation} edited {_plural(len(different), 'document')} twice, and "
+            f"differently ({some}{', ...' if len(different) > 3 else ''}): of each, the edit of "
+            "the earlier step is replayed, while training may have seen the other, too; did two "
+            "runs write to the journal?"
+        )
+    num_documents = len(np.unique(keys))
+    conflicting = np.fromiter(different, np.uint64, len(different))
+    alike = int((~np.isin(keys[order][again], conflicting)).sum())
+    twice = f", {alike:,} of them recorded again with the same edit (fine)" if alike else ""
+    return f"generation {generation}: {_plural(num_documents, 'document')}{twice}"
+
+
+def _plural(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

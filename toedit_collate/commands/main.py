@@ -1,0 +1,61 @@
+"""The `toedit` command: finds the subcommand that was asked for, and runs it."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from ..tools.errors import UnusableError
+from .apply import add_apply
+from .bench import add_bench
+from .demo import add_demo
+from .journal import add_journal
+from .plan import add_plan
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the `toedit` command.
+
+    A command sets `run`, which takes the parsed arguments and returns its exit status, or None
+    for 0.
+
+    Args:
+        argv: its arguments; None: those of this process.
+
+    Returns:
+        The exit status: 0, or 2 where the arguments or the data can't be used; 1 is what
+        `toedit journal verify` says of a journal that is not sound.
+
+    Raises:
+        SystemExit: `--help`, or arguments that argparse refuses (status 2).
+    """
+    parser = argparse.ArgumentParser(
+        prog="toedit",
+        description="Token editing (ToEdit): a frozen prior resamples the tokens of training "
+        "batches that it finds too easy.",
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    add_demo(commands)
+    add_bench(commands)
+    add_plan(commands)
+    add_apply(commands)
+    add_journal(commands)
+    args = parser.parse_args(argv)
+    if hasattr(sys.stdout, "reconfigure"):  # a terminal of another encoding is no reason to stop
+        sys.stdout.reconfigure(errors="replace")
+    try:
+        status = args.run(args) or 0
+        sys.stdout.flush()
+    except UnusableError as error:
+        print(f"toedit {args.command}: error: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # `toedit ... | head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,244 @@
+"""What of a recipe's config decides memory and time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ...tools.errors import UnusableError
+from ...tools.fields import read_fields
+from ...tools.presets import PRESETS
+
+_DTYPES = ("float32", "bfloat16", "float16", "auto")
+_QUANTIZATIONS = ("8bit", "4bit", "int8", "fp8")
+_ON, _OFF = ("true", "yes", "1"), ("false", "no", "0")
+
+
+@dataclass(frozen=True)
+class Lora:
+    """LoRA, as TRL's `ModelConfig` names it; its defaults."""
+
+    rank: int
+    targets: str | tuple[str, ...] | None
+    modules_to_save: tuple[str, ...]
+    dropout: float
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """A recipe's config, as far as it matters here; defaults are those of TRL 1.16.
+
+    Attributes:
+        model: folder or hub id of the trainee.
+        from_scratch: its config alone is taken (`config_name`).
+        config_overrides: values of it to change.
+        dtype: of the weights as they are loaded; "auto": the checkpoint's.
+        autocast: matrix products are in 16 bits (`bf16`, `fp16`).
+        quantization: of the trainee's frozen base: "4bit", "4bit nested", "8bit" or None.
+        attention: `attn_implementation`; None: sdpa.
+        B: rows of a batch on one GPU.
+        T: tokens of a row, at most.
+        accumulation: batches in a step.
+        packing: "none" (rows are padded), "wrapped" (full rows) or "free" (one row per batch,
+            with a mask between documents).
+        checkpointing: layers keep their input alone.
+        fused_head: TRL's loss, which never builds the logits.
+        optimizer: `optim`.
+        max_steps: None: not given.
+        num_epochs: `num_train_epochs`.
+        num_rows: of the data, where that is known (`dataset_limit`).
+        generations: trainings one after another (`self_edit.py`).
+        lora: None: all weights are trained.
+        prior: "shared", a folder or hub id; None: no editing.
+        prior_dtype: "auto": the checkpoint's.
+        prior_quantization: "8bit", "4bit", "int8", "fp8" or None.
+        decides_once: there is a decision cache: epochs after the first need no pass.
+        fsdp: the config itself asks for FSDP.
+    """
+
+    model: str
+    from_scratch: bool
+    config_overrides: dict[str, Any]
+    dtype: str
+    autocast: bool
+    quantization: str | None
+    attention: str | None
+    B: int
+    T: int
+    accumulation: int
+    packing: str
+    checkpointing: bool
+    fused_head: bool
+    optimizer: str
+    max_steps: int | None
+    num_epochs: float
+    num_rows: int | None
+    generations: int
+    lora: Lora | None
+    prior: str | None
+    prior_dtype: str
+    prior_quantization: str | None
+    decides_once: bool
+    fsdp: bool
+
+
+def read_values(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """All fields of a config, those of the command line on top.
+
+    Args:
+        path: of the YAML.
+        overrides: `--field value ...`, as the recipes take them.
+
+    Raises:
+        UnusableError: the file can't be read or is no mapping, or an override has no name.
+    """
+    return {**read_mapping(path, "--config"), **read_fields(overrides)}
+
+
+def read_mapping(path: Path, option: str) -> dict[str, Any]:
+    """A YAML file that holds a mapping.
+
+    Raises:
+        UnusableError: it can't be read, or holds something else.
+    """
+    import yaml
+
+    try:
+        values = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise UnusableError(f"{option} {path}: can't be read ({error.strerror})") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        line = str(error).splitlines()[0]
+        raise UnusableError(f"{option} {path}: is not YAML ({line})") from None
+    if not isinstance(values, dict):
+        raise UnusableError(
+            f"{option} {path}: must be a mapping (lines `field: value`), got "
+            f"{type(values).__name__}"
+        )
+    return values
+
+
+def make_config(values: dict[str, Any]) -> RunConfig:
+    """Check the fields that matter, and fill in the defaults; others are the trainer's own.
+
+    Raises:
+        UnusableError: a value can't be used, or no model is named.
+    """
+    model = values.get("config_name") or values.get("model_name_or_path")
+    if not isinstance(model, str):
+        raise UnusableError(
+            "the config names no model; set model_name_or_path, or config_name to train from "
+            "scratch, to a folder or a hub id"
+        )
+    lora = _lora(values) if _flag(values, "use_peft", False) else None
+    fp16 = _flag(values, "fp16", False)
+    overrides = values.get("config_overrides") or {}
+    if not isinstance(overrides, dict):
+        raise UnusableError(f"config_overrides must be a mapping, got {overrides!r}")
+    policy = _one_of(values, "edit_policy", (*PRESETS, "none"), "paper")
+    prior = None if policy == "none" else str(values.get("prior") or "shared")
+    if prior == "shared" and lora is None:
+        raise UnusableError(
+            "prior is 'shared', the frozen base of a LoRA trainee, and this run trains all "
+            "weights; name a prior by its folder or hub id, or set use_peft: true"
+        )
+    steps = _number(values, "max_steps", -1, least=-1)
+    return RunConfig(
+        model=model,
+        from_scratch="config_name" in values,
+        config_overrides=overrides,
+        dtype=_one_of(values, "dtype", _DTYPES, "float32"),
+        autocast=fp16 or _flag(values, "bf16", not fp16),
+        quantization=_quantization(values),
+        attention=values.get("attn_implementation"),
+        B=_whole(values, "per_device_train_batch_size", 8),
+        T=_whole(values, "max_length", 1024),
+        accumulation=_whole(values, "gradient_accumulation_steps", 1),
+        packing=_packing(values),
+        checkpointing=_flag(values, "gradient_checkpointing", True),
+        fused_head=not _number(values, "label_smoothing_factor", 0.0),
+        optimizer=str(values.get("optim", "adamw_torch_fused")),
+        max_steps=int(steps) if steps > 0 else None,
+        num_epochs=_number(values, "num_train_epochs", 3.0),
+        num_rows=_whole(values, "dataset_limit", None),
+        generations=_whole(values, "generations", 1),
+        lora=lora,
+        prior=prior,
+        prior_dtype=_one_of(values, "prior_dtype", _DTYPES, "auto"),
+        prior_quantization=_one_of(values, "prior_quantization", (None, *_QUANTIZATIONS), None),
+        decides_once=values.get("decision_cache") not in (None, False, "false", "False"),
+        fsdp=values.get("fsdp") not in (None, False, "", [], "false", "False"),
+    )
+
+
+def _lora(values: dict[str, Any]) -> Lora:
+    targets = values.get("lora_target_modules")
+    if isinstance(targets, list):
+        targets = targets[0] if len(targets) == 1 else tuple(targets)  # as TRL does
+    saved = values.get("lora_modules_to_save") or ()
+    return Lora(
+        rank=_whole(values, "lora_r", 16),
+        targets=targets,
+        modules_to_save=(saved,) if isinstance(saved, str) else tuple(saved),
+        dropout=_number(values, "lora_dropout", 0.05),
+    )
+
+
+def _quantization(values: dict[str, Any]) -> str | None:
+    if _flag(values, "load_in_8bit", False):
+        return "8bit"
+    if not _flag(values, "load_in_4bit", False):
+        return None
+    return "4bit nested" if _flag(values, "use_bnb_nested_quant", False) else "4bit"
+
+
+def _packing(values: dict[str, Any]) -> str:
+    packs = _flag(values, "packing", False)
+    strategy = values.get("packing_strategy", "bfd")
+    if packs and strategy == "wrapped":
+        return "wrapped"
+    return "free" if packs or _flag(values, "padding_free", False) else "none"
+
+
+def _flag(values: dict[str, Any], name: str, default: bool) -> bool:
+    value = values.get(name)
+    if value is None:
+        return default
+    text = str(value).lower()
+    if text not in _ON + _OFF:
+        raise UnusableError(f"{name} must be true or false, got {value!r}")
+    return text in _ON
+
+
+def _number(values: dict[str, Any], name: str, default: float, *, least: float = 0.0) -> float:
+    value = values.get(name, default)
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = least - 1
+    if not number >= least:
+        raise UnusableError(f"{name} must be a number from {least:g}, got {value!r}")
+    return number
+
+
+def _whole(values: dict[str, Any], name: str, default: Any) -> Any:
+    value = values.get(name)
+    if value is None:
+        if name in values and name == "max_length":
+            raise UnusableError("max_length is null: rows of any length can't be planned; set it")
+        return default
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise UnusableError(f"{name} must be a whole number from 1, got {value!r}")
+    return value
+
+
+def _one_of(values: dict[str, Any], name: str, allowed: Sequence[Any], default: Any) -> Any:
+    value = values.get(name, default)
+    if value is None and default is not None:
+        return default
+    if value not in allowed:
+        names = ", ".join(str(one) for one in allowed if one is not None)
+        raise UnusableError(f"{name} must be one of {names}, got {value!r}")
+    return value

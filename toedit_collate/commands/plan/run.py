@@ -1,0 +1,81 @@
+"""The plan from end to end: what was asked for, the estimate, the report."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ...tools.errors import UnusableError, quiet
+from .cards import find_card
+from .estimate import Estimate, estimate
+from .header import Place, place_line, read_place, write_header
+from .table import format_table, header_lines, record
+
+
+def run_plan(args: argparse.Namespace) -> None:
+    """Estimate, and print.
+
+    Args:
+        args: of `add_plan`.
+
+    Raises:
+        UnusableError: an argument or the config can't be used.
+    """
+    place = _place(args)
+    with quiet():
+        plan = estimate(
+            args.config,
+            find_card(place.card),
+            overrides=args.overrides,
+            gpus=place.gpus,
+            accelerate=place.accelerate,
+            mfu=args.mfu,
+        )
+    if args.write_header:
+        lines = [place_line(place, plan.sharding.num_gpus, args.config), *header_lines(plan)]
+        write_header(args.config, lines)
+        print(f"{args.config}: {len(lines)} lines written")
+        return
+    if args.header:
+        print("\n".join(header_lines(plan)))
+        return
+    aloud = args.json != "-"
+    if aloud:
+        print(format_table(plan), flush=True)
+    figures = record(plan)
+    if args.measure:
+        figures["measured"] = _measure(plan, args.measure, aloud=aloud)
+    if args.json is not None:
+        _write(args.json, figures)
+
+
+def _place(args: argparse.Namespace) -> Place:
+    place = read_place(args.config)
+    if args.accelerate is not None:  # another file, another number
+        place = replace(place, accelerate=args.accelerate, gpus=None)
+    return replace(place, card=args.gpu or place.card, gpus=args.gpus or place.gpus)
+
+
+def _measure(plan: Estimate, num_steps: int, *, aloud: bool) -> dict[str, Any]:
+    from .measure import format_measured, measure  # late: it imports the bench
+
+    with quiet():
+        measured = measure(plan, num_steps)
+    if aloud:
+        print(format_measured(measured))
+    return measured.record()
+
+
+def _write(path: str, figures: dict[str, Any]) -> None:
+    text = json.dumps(figures, indent=1) + "\n"
+    if path == "-":
+        sys.stdout.write(text)
+        return
+    try:
+        Path(path).write_text(text)
+    except OSError as error:
+        raise UnusableError(f"--json {path}: can't be written ({error.strerror})") from None

@@ -1,0 +1,164 @@
+"""edit_tokens(): the method on one batch of tensors (arXiv:2412.14689, Algorithm 1)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from ..head.candidates import draw_tokens, surely_kept
+from ..head.logprob import Scores
+from ..head.projection import tile_elements
+from ..policy import EditPolicy
+from ..prior.prior import Prior
+from ..stores.cache import DecisionCache
+from ..tokens.checks import check_documents
+from ..tokens.draws import Draws
+from ..tokens.token_batch import EditResult, TokenBatch
+from ..transfer import fetch, on_host, send
+from .editable import find_editable, score
+from .with_cache import edit_with_cache
+
+
+@torch.no_grad()
+def edit_tokens(
+    prior: Prior,
+    input_ids: Tensor,
+    *,
+    attention_mask: Tensor | None = None,
+    position_ids: Tensor | None = None,
+    labels: Tensor | None = None,
+    policy: EditPolicy | None = None,
+    epoch: int = 0,
+    generation: int = 0,
+    return_logprob: bool = False,
+    num_sampled: int = 0,
+    cache: DecisionCache | None = None,
+) -> EditResult:
+    """Resample the tokens that the prior finds too easy: Algorithm 1 and Eq. 2.
+
+    Args:
+        prior: scores the original tokens, in one forward pass of its trunk.
+        input_ids: (B, T) int64, on any device.
+        attention_mask: (B, T), 1 at tokens and 0 at padding, on either side.
+        position_ids: (B, T) int64, restarting at 0 at each document of a packed row. Without
+            them, a row is one document.
+        labels: (B, T) int64, equal to `input_ids` or -100 ("no loss").
+        policy: which tokens, and how; default: the paper's.
+        epoch: number of the epoch, for `redraw="epoch"`.
+        generation: number of the generation.
+        return_logprob: also compute log P exactly wherever there is one. The edit is the same.
+        num_sampled: compute log P exactly for that many scored tokens, evenly spread.
+        cache: of decisions; documents that it knows need no forward pass, the others are added. The
+            edit is the same. With `return_logprob` it is not used.
+
+    Raises:
+        TypeError: a tensor is of the wrong type.
+        ValueError: shapes differ; an id is not in the vocabulary; a document is longer than the
+            prior's positions; a label is neither -100 nor the token; the prior returned NaN.
+
+    Example:
+        >>> result = edit_tokens(prior, input_ids)  # doctest: +SKIP
+        >>> print(result.selected.sum(), result.changed.sum())  # doctest: +SKIP
+    """
+    policy = EditPolicy() if policy is None else policy
+    batch = TokenBatch.of(input_ids, attention_mask, position_ids, labels)
+    return edit_batch(
+        prior, policy, batch, epoch=epoch, generation=generation, return_logprob=return_logprob,
+        num_sampled=num_sampled, cache=cache,
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def edit_batch(
+    prior: Prior,
+    policy: EditPolicy,
+    batch: TokenBatch,
+    *,
+    epoch: int,
+    generation: int,
+    return_logprob: bool = False,
+    num_sampled: int = 0,
+    cache: DecisionCache | None = None,
+) -> EditResult:
+    """`edit_tokens` on a batch that is on the host; arguments as there.
+
+    Raises:
+        ValueError: as `edit_tokens`.
+    """
+    check_documents(
+        batch.documents, batch.tokens, vocab_size=prior.vocab_size, max_length=prior.max_length
+    )
+    draws = Draws(policy.seed, epoch if policy.redraw == "epoch" else None, generation)
+    if cache is not None and not return_logprob:
+        return prior.run(lambda: edit_with_cache(prior, policy, batch, cache, draws, num_sampled))
+    return prior.run(lambda: _edit(prior, policy, batch, draws, return_logprob, num_sampled))
+
+
+def _edit(
+    prior: Prior,
+    policy: EditPolicy,
+    batch: TokenBatch,
+    draws: Draws,
+    return_logprob: bool,
+    num_sampled: int,
+) -> EditResult:
+    """Algorithm 1."""
+    editable = find_editable(prior, policy, batch)
+    wanted = batch.documents.position > 0 if return_logprob else editable
+    where = wanted.nonzero().squeeze(-1)
+    states = prior.predictive_states(batch.documents, batch.tokens, where)
+    # While the device computes them, the host draws.
+    uniforms = batch.uniforms(where, draws)
+    tokens = send(batch.tokens[where], states.device)
+    scores, sample = score(
+        prior, policy, states, tokens, editable[where], exact=return_logprob,
+        num_sampled=num_sampled,
+    )  # fmt: skip
+
+    # x'_i = x_i where P(x_i | x_<i) < p; x'_i ~ P(. | x_<i) where it is >= p (Eq. 2).
+    may_be_edited = send(editable[where], states.device)
+    selected = policy.selects(scores.logprob) & may_be_edited
+    dropped = None
+    if policy.drop_below is not None:
+        dropped = policy.drops(scores.logprob) & may_be_edited
+        selected &= ~dropped
+    at = send(_to_draw(prior, policy, scores, selected, uniforms), states.device)
+    drawn = draw_tokens(
+        prior.head,
+        states[at],
+        tokens[at],
+        send(uniforms, states.device)[at],
+        policy,
+        prior.forbidden_ids(forbid_special=policy.protect_special),
+        tile_elements(len(where), prior.vocab_size, states.device),
+    )
+    new_tokens = tokens.clone()
+    new_tokens[at] = torch.where(selected[at], drawn, tokens[at])
+    return batch.result(
+        where=where,
+        new_tokens=new_tokens,
+        selected=selected,
+        dropped=dropped,
+        scored=editable,
+        logprob=scores.logprob if return_logprob else None,
+        sample_logprob=sample,
+        pad_id=prior.pad_id,
+    )
+
+
+def _to_draw(
+    prior: Prior, policy: EditPolicy, scores: Scores, selected: Tensor, uniforms: Tensor
+) -> Tensor:
+    """Which of the n scored tokens may change, so need candidates: (m,) int64, on the host."""
+    if policy.region != "above":
+        # There, most selected tokens are known by a bound of P alone.
+        return fetch(selected)[0].nonzero().squeeze(-1)
+    most = policy.top_k if policy.sampler == "top_k" else prior.vocab_size
+    if on_host(selected):
+        kept = surely_kept(uniforms, scores.logprob, policy, num_candidates=most)
+        return (selected & ~kept).nonzero().squeeze(-1)
+    # To ask for P would be a wait; the threshold, which a selected token reaches, does nearly.
+    kept = surely_kept(uniforms, math.log(policy.threshold), policy, num_candidates=most)
+    return (scores.is_open & ~kept).nonzero().squeeze(-1)

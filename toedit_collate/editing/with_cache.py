@@ -1,0 +1,166 @@
+"""The edit of a batch with a cache of decisions: only documents that it lacks are scored."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..head.candidates import Candidates, draw_among, find_candidates
+from ..head.projection import row_tiles, tile_elements
+from ..policy import EditPolicy
+from ..prior.prior import Prior
+from ..stores.cache import DecisionCache, Decisions, Identity
+from ..tokens.draws import Draws
+from ..tokens.token_batch import EditResult, TokenBatch
+from ..transfer import fetch, send
+from .editable import find_editable, score
+
+# Candidates of so many tokens and ids are drawn from at once.
+MAX_DRAWN_ELEMENTS = 2**22
+
+
+def edit_with_cache(
+    prior: Prior,
+    policy: EditPolicy,
+    batch: TokenBatch,
+    cache: DecisionCache,
+    draws: Draws,
+    num_sampled: int,
+) -> EditResult:
+    """Algorithm 1, with what the prior decides taken from a cache, or put there.
+
+    Args:
+        prior: scores the documents that the cache lacks.
+        policy: which tokens are edited, and how.
+        batch: on the host; M tokens, N documents.
+        cache: gets what is decided.
+        draws: seed, epoch and generation.
+        num_sampled: as for `edit_tokens`; of the tokens that are scored.
+
+    Raises:
+        ValueError: as `edit_tokens`; or the prior stands for a cache that lacks a document.
+    """
+    cache.open(Identity.of(prior, policy))
+    documents = batch.documents
+    editable = find_editable(prior, policy, batch)
+    # What is decided depends on which tokens are editable, too.
+    keys = batch.keys_with(editable).numpy().view(np.uint64)
+    known, decisions = cache.look_up(keys)
+    numbers = np.flatnonzero(known)
+    sample = torch.zeros(0)
+    missing = editable & ~torch.from_numpy(known)[documents.document]
+    if missing.any():
+        new, decided, sample = _decide(prior, policy, batch, keys, missing, num_sampled)
+        cache.add(decided)
+        decisions = Decisions.concatenate([decisions, decided])
+        numbers = np.concatenate([numbers, new])
+    else:
+        prior.stand_by()
+    at = documents.start[numbers].repeat_interleave(torch.from_numpy(decisions.counts))
+    at = at + torch.from_numpy(decisions.position)
+    is_dropped = torch.from_numpy(decisions.num_candidates == 0)
+    selected = torch.zeros_like(editable).index_fill_(0, at[~is_dropped], True)
+    dropped = torch.zeros_like(editable).index_fill_(0, at[is_dropped], True)
+    new_tokens = batch.tokens.clone()
+    new_tokens[at[~is_dropped]] = _draw(policy, batch, decisions, at[~is_dropped], draws)
+    where = editable.nonzero().squeeze(-1)
+    return batch.result(
+        where=where,
+        new_tokens=new_tokens[where],
+        selected=selected[where],
+        dropped=None if policy.drop_below is None else dropped[where],
+        scored=editable,
+        sample_logprob=sample,
+        pad_id=prior.pad_id,
+    )
+
+
+def _decide(
+    prior: Prior,
+    policy: EditPolicy,
+    batch: TokenBatch,
+    keys: np.ndarray,
+    wanted: Tensor,
+    num_sampled: int,
+) -> tuple[np.ndarray, Decisions, Tensor]:
+    """Score the documents with `wanted` tokens, (M,) bool.
+
+    Returns:
+        The numbers of these documents, what is decided about them, and the sample's log P.
+    """
+    where = wanted.nonzero().squeeze(-1)
+    states = prior.predictive_states(batch.documents, batch.tokens, where)
+    tokens = send(batch.tokens[where], states.device)
+    scores, sample = score(
+        prior, policy, states, tokens, torch.ones_like(where, dtype=torch.bool),
+        num_sampled=num_sampled,
+    )  # fmt: skip
+    dropped = policy.drops(scores.logprob)
+    is_selected, is_dropped = fetch(policy.selects(scores.logprob) & ~dropped, dropped)
+    selected = is_selected.nonzero().squeeze(-1)
+    chosen = send(selected, states.device)
+    forbidden = prior.forbidden_ids(forbid_special=policy.protect_special)
+    budget = tile_elements(len(where), prior.vocab_size, states.device)
+    found = [
+        find_candidates(prior.head, h, i, policy, forbidden)
+        for h, i in row_tiles(prior.head, budget, states[chosen], tokens[chosen])
+    ]
+    if policy.sampler == "top_k" and found:  # k columns: all of them in one wait
+        found = [Candidates(*map(torch.cat, zip(*((f.ids, f.logits) for f in found), strict=True)))]
+    ids, logits, widths = [np.zeros(0, np.uint32)], [np.zeros(0, np.float32)], []
+    for candidates in found:
+        host_ids, host_logits = fetch(candidates.ids, candidates.logits)
+        possible = host_logits > -math.inf
+        widths.append(possible.sum(-1).int())
+        ids.append(host_ids[possible].numpy().astype(np.uint32))
+        logits.append(host_logits[possible].numpy())
+    num_candidates = torch.zeros(len(where), dtype=torch.int32)
+    num_candidates[selected] = torch.cat(widths) if widths else num_candidates[:0]
+    decided = is_selected | is_dropped
+    document = batch.documents.document[where]
+    numbers, counts = np.unique(document.numpy(), return_inverse=True)
+    return (
+        numbers,
+        Decisions(
+            keys=keys[numbers],
+            counts=np.bincount(counts[decided.numpy()], minlength=len(numbers)),
+            position=batch.documents.position[where][decided].int().numpy(),
+            num_candidates=num_candidates[decided].numpy(),
+            ids=np.concatenate(ids),
+            logits=np.concatenate(logits),
+        ),
+        sample,
+    )
+
+
+def _draw(
+    policy: EditPolicy,
+    batch: TokenBatch,
+    decisions: Decisions,
+    at: Tensor,
+    draws: Draws,
+) -> Tensor:
+    """A candidate for each selected token, (n,) int64 `at` of the M tokens: (n,) int64."""
+    widths = torch.from_numpy(decisions.num_candidates).long()
+    widths = widths[widths > 0]
+    if len(widths) == 0:
+        return at
+    uniforms = batch.uniforms(at, draws)
+    tokens = batch.tokens[at]
+    begin = widths.cumsum(0) - widths
+    drawn = []
+    rows_at_once = max(1, MAX_DRAWN_ELEMENTS // int(widths.max()))
+    for rows in torch.arange(len(at)).split(rows_at_once):
+        column = torch.arange(int(widths[rows].max()))
+        inside = column < widths[rows].unsqueeze(-1)
+        place = (begin[rows].unsqueeze(-1) + column)[inside].numpy()
+        ids = torch.zeros(inside.shape, dtype=torch.int64)
+        ids[inside] = torch.from_numpy(decisions.ids[place].astype(np.int64))
+        logits = torch.full(inside.shape, -math.inf)
+        logits[inside] = torch.from_numpy(decisions.logits[place])
+        candidates = Candidates(ids, logits)
+        drawn.append(draw_among(candidates, tokens[rows], uniforms[rows], policy.temperature))
+    return torch.cat(drawn)

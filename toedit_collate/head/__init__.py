@@ -1,0 +1,1 @@
+"""What hidden states alone decide: log P, candidates, draws. No model, no batch."""

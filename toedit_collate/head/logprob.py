@@ -1,0 +1,263 @@
+"""Log P of observed tokens, with as little of the vocabulary projection as exactness allows."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..head import kernels
+from ..transfer import fetch, on_host, send
+from .projection import Head, row_tiles, tile_elements
+
+# Where asking which rows are still open is free, the tiles of likely competitors begin with so many
+# ids, and each ends at so many times as many.
+FIRST_TILE_IDS = 64
+GROWTH = 4
+MAX_LIKELY_SHARE = 1 / 6  # of the vocabulary, in all of them
+# Elsewhere there is one such tile, of this share of the vocabulary, and at least so many ids: a
+# larger one costs more, a smaller one leaves more rows open (`toedit bench --parts survivors` shows
+# both).
+ONLY_TILE_SHARE = 1 / 128
+ONLY_TILE_IDS = 256
+# The tiles of the final sum are at least this wide.
+MIN_COLUMNS = 512
+# A row is given up only if its bound lies so far under the cut (nats) that rounding can't matter.
+# So which rows are given up, by whatever order of ids, decides nothing.
+MARGIN = 1e-4
+_LOG_OVERFLOW = 88.0  # e to this is about the largest float32
+# Positions at which the likely competitors are measured.
+NUM_MEASURED = 512
+
+
+@dataclass(frozen=True)
+class Competitors:
+    """The ids that take most of the probability, on average, the likeliest first.
+
+    Attributes:
+        order: (m,) int64.
+        place: (V,) int64, where in `order` an id stands; m if it isn't there.
+        stops: where each tile of them ends; the last is m.
+    """
+
+    order: Tensor
+    place: Tensor
+    stops: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Log P of n observed tokens.
+
+    Attributes:
+        logprob: (n,) float32 on the head's device, nats; where `is_open` is False, this may be an
+            upper bound that lies under the cut.
+        is_open: (n,) bool, on the host: False where log P is known to lie under the cut.
+        is_finite: (n,) bool, on the host: False where the prior's numbers are NaN or infinite.
+    """
+
+    logprob: Tensor
+    is_open: Tensor
+    is_finite: Tensor
+
+
+def measure_competitors(head: Head, hidden: Tensor) -> Competitors | None:
+    """Order the ids by their mean probability at some positions: (n, D) hidden states.
+
+    An order decides how soon rows can be given up, and nothing else. That of the ids themselves
+    would do, since tokenizers number frequent tokens first; a measured one needs half the ids.
+
+    Returns:
+        The order; None if a logit is NaN or infinite: then no row must be given up, so that it is
+        told. The host waits for the device.
+    """
+    hidden = head.ready(hidden)
+    if len(hidden) > NUM_MEASURED:
+        places = torch.linspace(0, len(hidden) - 1, NUM_MEASURED).long()
+        hidden = hidden[send(places, hidden.device)]
+    V = head.vocab_size
+    mean = torch.zeros(V, device=hidden.device)
+    budget = tile_elements(len(hidden), V, hidden.device)
+    for (rows,) in row_tiles(head, budget, hidden):
+        mean += head.logits(rows).softmax(-1).sum(0)
+    (is_finite,) = fetch(mean.isfinite().all())
+    if not is_finite:
+        return None
+    stops = _tiles(V, only_one=not on_host(hidden))
+    order = mean.topk(stops[-1]).indices
+    place = torch.full((V,), len(order), device=hidden.device)
+    place[order] = torch.arange(len(order), device=hidden.device)
+    return Competitors(order, place, stops)
+
+
+def _tiles(vocab_size: int, *, only_one: bool) -> tuple[int, ...]:
+    """Where the tiles of likely competitors end."""
+    if only_one:
+        return (min(max(ONLY_TILE_IDS, int(vocab_size * ONLY_TILE_SHARE)), vocab_size),)
+    stops = [min(FIRST_TILE_IDS, vocab_size)]
+    while (stop := stops[-1] * GROWTH) <= vocab_size * MAX_LIKELY_SHARE:
+        stops.append(stop)
+    return tuple(stops)
+
+
+def score_observed(
+    head: Head,
+    hidden: Tensor,
+    ids: Tensor,
+    *,
+    lowest_cut: float,
+    competitors: Competitors | None = None,
+    with_kernel: bool = False,
+) -> Scores:
+    """Log P of one id per row, exact wherever it can matter.
+
+    Summing over a part of the vocabulary bounds P from above. So all rows are first compared with
+    their likely competitors, and those whose bound then lies under `lowest_cut` are given up: early
+    reject. The others are summed over the whole vocabulary. The host waits for the device once.
+
+    Args:
+        head: of the prior; V ids.
+        hidden: (n, D), the hidden states that predict `ids`.
+        ids: (n,) int64, in [0, V), on the device of the head.
+        lowest_cut: nats. No decision turns under it (`EditPolicy.lowest_cut`).
+        competitors: the ids to visit first; without them all rows are summed to the end.
+        with_kernel: whether the GPU kernel does it all.
+    """
+    hidden = head.ready(hidden)
+    if with_kernel:
+        first_ids = None if competitors is None else competitors.order
+        cut = -math.inf if competitors is None else lowest_cut
+        logprob = kernels.observed_logprob(head, hidden, ids, lowest_cut=cut, first_ids=first_ids)
+        return _fetched(hidden, logprob, lowest_cut)
+    budget = tile_elements(len(ids), head.vocab_size, hidden.device)
+    if competitors is None or len(ids) == 0:
+        return _fetched(hidden, exact_logprob(head, hidden, ids), lowest_cut)
+
+    observed = head.observed_logits(hidden, ids)
+    rows = torch.arange(len(ids), device=ids.device)
+    odds = torch.zeros_like(observed)  # of the competitors that were visited, to the observed id
+    for start, stop in itertools.pairwise((0, *competitors.stops)):
+        odds[rows] += _likely_odds(
+            head, hidden, ids, observed, competitors.place, rows,
+            competitors.order[start:stop], start, budget,
+        )  # fmt: skip
+        # ~(<) and not (>=), so that NaN stays open and comes out as NaN.
+        is_open, is_finite = fetch(
+            ~(-odds.log1p() < lowest_cut - MARGIN), observed.isfinite() & ~odds.isnan()
+        )
+        rows = send(is_open.nonzero().squeeze(-1), hidden.device)
+    # Odds that overflow say no more than that.
+    logprob = -odds.log1p().clamp_(max=_LOG_OVERFLOW)
+    logprob[rows] = _sum_all(head, hidden[rows], ids[rows], observed[rows], lowest_cut, budget)
+    if on_host(hidden) or hidden.dtype == torch.float16:
+        # In float16 any logit may overflow; otherwise `measure_competitors` has seen that the
+        # weights are finite.
+        on_its_host, late = fetch(logprob, logprob.isfinite())
+        is_open, is_finite = ~(on_its_host < lowest_cut), is_finite & late
+    return Scores(logprob, is_open, is_finite)
+
+
+def _likely_odds(
+    head: Head, hidden: Tensor, ids: Tensor, observed: Tensor, place: Tensor, rows: Tensor,
+    columns: Tensor, start: int, budget: int,
+) -> Tensor:  # fmt: skip
+    """Odds of some likely competitors to the observed id, at some rows: (r,) float32.
+
+    Args:
+        head: V ids.
+        hidden: (n, D).
+        ids: (n,) int64.
+        observed: (n,) float32, the logits of `ids`.
+        place: (V,) int64, where an id stands among all likely competitors.
+        rows: (r,) int64, which of the n.
+        columns: (m,) int64, the competitors, of which the first stands at `start`.
+        start: likewise.
+        budget: number of logits to hold at once.
+    """
+    odds = []
+    for some in rows.split(max(1, budget // len(columns))):
+        tile = head.logits_of(hidden if len(some) == len(ids) else hidden[some], columns)
+        overflow = tile.isinf().any(-1) if tile.numel() and hidden.dtype == torch.float16 else None
+        tile.sub_(observed[some].unsqueeze(-1)).exp_()
+        _replace_observed(tile, place[ids[some]], start, 0.0)
+        total = tile.sum(-1)
+        odds.append(total if overflow is None else total.masked_fill_(overflow, math.nan))
+    return torch.cat(odds) if odds else observed[:0]
+
+
+def _fetched(hidden: Tensor, logprob: Tensor, lowest_cut: float) -> Scores:
+    is_open, is_finite = fetch(
+        ~(logprob < lowest_cut), hidden.isfinite().all(-1) & logprob.isfinite()
+    )
+    return Scores(logprob, is_open, is_finite)
+
+
+def exact_logprob(head: Head, hidden: Tensor, ids: Tensor, *, budget: int | None = None) -> Tensor:
+    """Log P of one id per row, summed over the whole vocabulary; no wait for the device.
+
+    Args:
+        head: of the prior; V ids.
+        hidden: (n, D), the hidden states that predict `ids`.
+        ids: (n,) int64, in [0, V).
+        budget: number of logits to hold at once; None: by n.
+
+    Returns:
+        (n,) float32, nats; NaN where the prior's numbers are NaN.
+    """
+    hidden = head.ready(hidden)
+    if len(ids) == 0:
+        return hidden.new_zeros(0, dtype=torch.float32)
+    budget = budget or tile_elements(len(ids), head.vocab_size, hidden.device)
+    if head.weight is None:
+        pieces = [
+            head.logits(h).log_softmax(-1).gather(-1, i.unsqueeze(-1)).squeeze(-1)
+            for h, i in row_tiles(head, budget, hidden, ids)
+        ]
+        return torch.cat(pieces)
+    return _sum_all(head, hidden, ids, head.observed_logits(hidden, ids), -math.inf, budget)
+
+
+def _sum_all(
+    head: Head, hidden: Tensor, ids: Tensor, observed: Tensor, cut: float, budget: int
+) -> Tensor:
+    """Log P by the whole vocabulary; where asking is free, rows under the cut are given up."""
+    rows_at_once = max(1, budget // MIN_COLUMNS)
+    if len(ids) > rows_at_once:
+        pieces = zip(*(x.split(rows_at_once) for x in (hidden, ids, observed)), strict=True)
+        return torch.cat([_sum_all(head, h, i, o, cut, budget) for h, i, o in pieces])
+    others = torch.full_like(observed, -math.inf)
+    rows = torch.arange(len(ids), device=ids.device)
+    stop = 0
+    while stop < head.vocab_size and len(rows):
+        start, stop = stop, min(head.vocab_size, stop + max(1, budget // len(rows)))
+        tile = head.logits(hidden[rows], start, stop)
+        others[rows] = torch.logaddexp(others[rows], _logsumexp_of_others(tile, ids[rows], start))
+        if cut > -math.inf and on_host(hidden):
+            rows = rows[~(_logprob(observed[rows], others[rows]) < cut - MARGIN)]
+    return _logprob(observed, others)
+
+
+def _logsumexp_of_others(tile: Tensor, place: Tensor, start: int) -> Tensor:
+    """Log-sum-exp of each row of a tile but for the observed id; changes the tile."""
+    _replace_observed(tile, place, start, -math.inf)
+    return tile.logsumexp(-1)
+
+
+def _replace_observed(tile: Tensor, place: Tensor, start: int, value: float) -> None:
+    """Put a value where the observed ids stand in an (r, m) tile, whose first column is `start`.
+
+    They are at `place`, (r,) int64; those that are not in the tile change nothing.
+    """
+    column = (place - start).unsqueeze(-1)
+    inside = (column >= 0) & (column < tile.shape[-1])
+    column = column.clamp_(0, tile.shape[-1] - 1)
+    tile.scatter_(-1, column, tile.gather(-1, column).masked_fill_(inside, value))
+
+
+def _logprob(observed: Tensor, others: Tensor) -> Tensor:
+    """Log P = -log(1 + sum_others / e^observed): keeps its precision where P is close to 1."""
+    return -F.softplus(others - observed)

@@ -1,0 +1,1 @@
+"""The frozen model: loading, sharing, scoring, swapping, over ranks."""

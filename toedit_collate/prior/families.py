@@ -1,0 +1,93 @@
+"""What transformers' model families do between the last hidden state and the logits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..head.projection import Head
+from .adapters import unwrap_layer
+
+# Factors and caps of the logits, by the name of the config's field. `Prior` checks the result
+# against the model's own logits, so a family that is missing here is refused, never mis-scored.
+_SCALES = ("logit_scale", "lm_head_multiplier")
+_DIVISORS = ("logits_scaling",)
+_CAPS = ("final_logit_softcapping", "logits_soft_cap")
+_POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len")
+
+
+def unwrap_model(model: Any) -> Any:
+    """The transformers model inside wrappers of torch.compile, DDP and PEFT."""
+    while True:
+        if hasattr(model, "_orig_mod"):
+            model = model._orig_mod
+        elif hasattr(model, "get_base_model") and hasattr(model, "peft_config"):
+            model = model.get_base_model()
+        elif isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
+            model = model.module
+        else:
+            return model
+
+
+def find_trunk(model: Any) -> Any:
+    """The model without its vocabulary projection.
+
+    Raises:
+        TypeError: `model` is not a causal language model of transformers.
+    """
+    trunk = getattr(model, "base_model", None)
+    head = getattr(model, "get_output_embeddings", lambda: None)()
+    if trunk is None or trunk is model or head is None:
+        raise TypeError(
+            f"model must be a causal language model of transformers with a vocabulary projection, "
+            f"got {type(model).__name__}; load it with AutoModelForCausalLM"
+        )
+    if getattr(model.config, "is_encoder_decoder", False):
+        raise TypeError(
+            f"model must be decoder-only, got the encoder-decoder {type(model).__name__}"
+        )
+    return trunk
+
+
+def find_head(model: Any, adapter: str | None = None) -> Head:
+    """The vocabulary projection of `model` with `adapter` on, or with all adapters off."""
+    module = unwrap_layer(model.get_output_embeddings(), adapter)
+    if module is None:
+        raise ValueError(
+            f"adapter {adapter!r} changes the vocabulary projection, which a shared prior can't "
+            "score with; leave lm_head out of target_modules, or merge the adapter into a "
+            "separate prior"
+        )
+    weight = getattr(module, "weight", None)
+    plain = (
+        isinstance(weight, Tensor)
+        and type(weight).__name__ in ("Parameter", "Tensor")
+        and weight.is_floating_point()
+        and weight.device.type != "meta"
+    )
+    config = model.config.get_text_config()
+    scale = 1.0
+    for name in _SCALES:
+        scale *= float(getattr(config, name, None) or 1.0)
+    for name in _DIVISORS:
+        scale /= float(getattr(config, name, None) or 1.0)
+    softcap = next((c for name in _CAPS if (c := getattr(config, name, None))), None)
+    return Head(
+        weight=weight if plain else None,
+        bias=getattr(module, "bias", None),
+        module=module,
+        vocab_size=int(weight.shape[0] if plain and weight is not None else config.vocab_size),
+        scale=scale,
+        softcap=None if softcap is None else float(softcap),
+    )
+
+
+def max_positions(config: Any) -> int | None:
+    """The longest document that the model was built for, or None where it has no limit."""
+    config = config.get_text_config()
+    for name in _POSITIONS:
+        value = getattr(config, name, None)
+        if isinstance(value, int) and value > 0:
+            return value
+    return None

@@ -1,0 +1,246 @@
+"""DecisionCache: a bounded store of decisions, in memory or in a folder that runs share."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import time
+import weakref
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .decisions import Array, Decisions
+from .folder import IdentityFolder, list_identities
+from .identity import Identity
+from .known import KnownDecisions
+
+if TYPE_CHECKING:
+    from ...policy import EditPolicy
+    from .prior import CachedPrior
+
+logger = logging.getLogger("toedit_collate")
+
+# What was added is written as a segment when it takes so many bytes, or after so many seconds.
+SEGMENT_BYTES = 2**24
+MAX_PENDING_SECONDS = 300.0
+
+
+class DecisionCache:
+    """What a frozen prior decided about documents, so that later epochs need no pass of it.
+
+    It holds, for each document, which of its tokens are selected or dropped, and the candidates
+    for each selected one; the draw is made anew in each epoch. With a path, it is a folder with a
+    sub-folder for each prior, policy and tokenizer, of safetensors files that are mapped, not read.
+    Any number of processes may write to it, each its own files, and each can read all.
+
+    Args:
+        path: of the folder, made when something is written; None: keep it in memory.
+        max_bytes: once this process knows so many bytes, it admits nothing more.
+
+    Raises:
+        NotADirectoryError: `path` is a file.
+        ValueError: `max_bytes` is not a positive whole number.
+
+    Example:
+        >>> cache = DecisionCache("run/decisions")  # doctest: +SKIP
+        >>> collator = ToEditCollator(prior, policy, cache=cache)  # doctest: +SKIP
+        >>> ToEditCollator(cache.prior(), policy, cache=cache)  # once it is full # doctest: +SKIP
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str] | None = None, *, max_bytes: int = 2**30
+    ) -> None:
+        if isinstance(max_bytes, bool) or not isinstance(max_bytes, int) or max_bytes < 1:
+            raise ValueError(
+                f"max_bytes must be a positive whole number, got {max_bytes!r}; write 2**30 for "
+                "one GiB"
+            )
+        self.path = None if path is None else Path(path).absolute()
+        if self.path is not None and self.path.exists() and not self.path.is_dir():
+            raise NotADirectoryError(
+                f"path of a decision cache must be a folder, got the file {path}"
+            )
+        self.max_bytes = max_bytes
+        self.identity: Identity | None = None  # with what the decisions were made that count now
+        self._known: KnownDecisions | None = None
+        self._folder: IdentityFolder | None = None
+        self._can_write = True
+        self._last_write = time.monotonic()
+        self._pid = os.getpid()
+        # What was not written is written at exit; not by a forked worker, which has a copy of it.
+        atexit.register(_close_at_exit, weakref.ref(self))
+
+    def __repr__(self) -> str:
+        where = "in memory" if self.path is None else repr(str(self.path))
+        return f"DecisionCache({where}, max_bytes={self.max_bytes})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        # To workers: never the decisions, which only the main process needs.
+        return {"path": self.path, "max_bytes": self.max_bytes, "identity": self.identity}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["path"], max_bytes=state["max_bytes"])  # type: ignore[misc]
+        self.identity = state["identity"]
+
+    def __del__(self) -> None:
+        # At the end of Python modules are gone, so after _close_at_exit nothing may be called.
+        known = getattr(self, "_known", None)
+        if known is not None and known.pending_bytes:
+            self._flush_or_warn()
+
+    def open(self, identity: Identity) -> None:
+        """Say which prior, policy and tokenizer decide from now on; `Identity.of` makes one.
+
+        Those of another identity no longer count: in memory they are forgotten; in a folder they
+        stay in a sub-folder of their own, until you delete it.
+        """
+        now = self.identity
+        if now is not None and (identity is now or identity.digest == now.digest):
+            return
+        if now is not None:
+            self._flush_or_warn()
+        self.identity = identity
+        self._known = self._folder = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all decisions that count now, written yet or not."""
+        return self._opened().nbytes
+
+    @property
+    def num_documents(self) -> int:
+        """Documents that are known; one that several processes decided counts for each."""
+        return self._opened().num_documents
+
+    @property
+    def is_full(self) -> bool:
+        """Whether nothing more is admitted, because of `max_bytes`."""
+        known = self._opened()
+        return known.was_full or known.nbytes >= self.max_bytes
+
+    def look_up(self, keys: Array) -> tuple[Array, Decisions]:
+        """What was decided about some documents.
+
+        Args:
+            keys: (n,) uint64.
+
+        Returns:
+            (n,) bool, which are known; and the decisions of those, in the order of `keys`. A key
+            that is asked for twice is answered twice.
+
+        Raises:
+            RuntimeError: `open` was not called.
+            DamagedCacheError: a file does not hold what was written to it; names it.
+        """
+        known = self._opened()
+        assert self.identity is not None
+        return known.look_up(keys, self.identity.vocab_size)
+
+    def add(self, decisions: Decisions) -> None:
+        """Keep decisions; documents that are known are left out.
+
+        Raises:
+            RuntimeError: `open` was not called.
+        """
+        known = self._opened()
+        self._leave_to_parent()
+        known.add(decisions)
+        waited = time.monotonic() - self._last_write
+        is_late = self.path is not None and waited > MAX_PENDING_SECONDS
+        if is_late or known.pending_bytes >= SEGMENT_BYTES:
+            self._flush_or_warn()
+
+    def refresh(self) -> None:
+        """Read what other processes have written.
+
+        Raises:
+            RuntimeError: `open` was not called.
+            DamagedCacheError: a file can't be used; names it.
+        """
+        known = self._opened()
+        if self._folder is not None:
+            known.hold(self._folder.read_new())
+
+    def flush(self) -> None:
+        """Write what was not written yet; in memory there is nothing to write.
+
+        Raises:
+            OSError: it can't be written; the decisions stay in memory.
+        """
+        self._leave_to_parent()
+        self._last_write = time.monotonic()
+        if self._known is not None:
+            self._known.settle(None if self._folder is None else self._folder.write)
+
+    def close(self) -> None:
+        """Write everything.
+
+        Raises:
+            OSError: it can't be written.
+        """
+        self.flush()
+
+    def __enter__(self) -> DecisionCache:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def prior(self, policy: EditPolicy | None = None, prior: str | None = None) -> CachedPrior:
+        """A stand-in for the prior, for a run whose documents are all in the cache.
+
+        Args:
+            policy: with which the cache was filled; None: there is one only.
+            prior: of several, the one whose fingerprint, or sub-folder, begins so.
+
+        Raises:
+            ValueError: the cache has no such decisions, or those of several priors.
+        """
+        from .prior import CachedPrior, find_identity
+
+        held = [] if self.identity is None else [self.identity]
+        if self.path is not None:
+            self.flush()
+            held = list_identities(self.path)
+        return CachedPrior(find_identity(held, repr(self), policy, prior))
+
+    def _opened(self) -> KnownDecisions:
+        if self.identity is None:
+            raise RuntimeError("open(identity) comes before decisions are looked up or added")
+        if self._known is None:
+            if self.path is not None:
+                self._folder = IdentityFolder(self.path, self.identity)
+            held = [] if self._folder is None else self._folder.read_new()
+            self._known = KnownDecisions(self.max_bytes, held)
+        return self._known
+
+    def _leave_to_parent(self) -> None:
+        """In a forked process: what its parent has not written is the parent's to write."""
+        if os.getpid() == self._pid:
+            return
+        self._pid = os.getpid()
+        if self._known is not None:
+            self._known.settle()
+        if self._folder is not None:
+            self._folder.claim()
+
+    def _flush_or_warn(self) -> None:
+        """Write; what can't be written is no reason to end a training run."""
+        if os.getpid() != self._pid or not self._can_write:
+            return
+        try:
+            self.flush()
+        except OSError as error:
+            self._can_write = False
+            logger.warning(
+                "the decision cache %s can't be written (%s); this run keeps it in memory",
+                self.path,
+                error,
+            )
+
+
+def _close_at_exit(cache: weakref.ref[DecisionCache]) -> None:
+    alive = cache()
+    if alive is not None:
+        alive._flush_or_warn()

@@ -1,0 +1,1 @@
+"""What the tokens alone decide: documents, keys and draws, checks. No model."""

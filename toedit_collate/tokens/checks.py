@@ -1,0 +1,163 @@
+"""What is refused, and what is said then."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .documents import Documents
+
+# "<|reserved_special_token_5|>", "<unused12>", "[unused3]"
+_RESERVED = re.compile(r"[<\[]\|?(reserved_special_token_|unused)\d+\|?[>\]]")
+
+
+def check_shapes(
+    input_ids: Tensor,
+    attention_mask: Tensor | None,
+    position_ids: Tensor | None,
+    labels: Tensor | None,
+) -> None:
+    """Raise unless the tensors describe one batch of B rows of T token ids."""
+    if not isinstance(input_ids, Tensor):
+        raise TypeError(
+            f"input_ids must be a torch tensor, got {type(input_ids).__name__}; let the collator "
+            "return PyTorch tensors (return_tensors='pt')"
+        )
+    if input_ids.dtype not in (torch.int64, torch.int32):
+        raise TypeError(
+            f"input_ids must hold token ids as int64, got {input_ids.dtype}; convert with .long()"
+        )
+    if input_ids.dim() != 2:
+        raise ValueError(
+            f"input_ids must have the shape (B, T), got {tuple(input_ids.shape)}; for one row use "
+            "input_ids.unsqueeze(0)"
+        )
+    if input_ids.numel() == 0:
+        raise ValueError(
+            f"input_ids is empty, of shape {tuple(input_ids.shape)}; skip such batches"
+        )
+    for name, tensor in (
+        ("attention_mask", attention_mask),
+        ("position_ids", position_ids),
+        ("labels", labels),
+    ):
+        if tensor is None:
+            continue
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name} must be a torch tensor, got {type(tensor).__name__}")
+        if tensor.shape != input_ids.shape:
+            raise ValueError(
+                f"{name} must have the shape of input_ids, {tuple(input_ids.shape)}, got "
+                f"{tuple(tensor.shape)}" + _MENDS[name]
+            )
+    if labels is not None and labels.is_floating_point():
+        raise TypeError(f"labels must hold token ids or -100, got {labels.dtype}")
+
+
+def check_mask(attention_mask: Tensor | None) -> None:
+    """Raise unless a mask says for each token whether it is padding."""
+    if attention_mask is not None and not ((attention_mask == 0) | (attention_mask == 1)).all():
+        raise ValueError(
+            "attention_mask must be 0 at padding and 1 at tokens, got other values; mark the "
+            "documents of a packed row by position_ids that restart at 0"
+        )
+
+
+_MENDS = {
+    "attention_mask": (
+        "; documents of a packed row are told by position_ids, not by masks of more dimensions"
+    ),
+    "position_ids": "; position_ids of several dimensions (vision models) are not supported",
+    "labels": "; labels must stand at the tokens that they label, not shifted",
+}
+
+
+def check_labels(input_ids: Tensor, labels: Tensor | None, attention_mask: Tensor | None) -> None:
+    """Raise unless each label is -100 or the token at its place; at padding it may be anything."""
+    if labels is None:
+        return
+    wrong = (labels != -100) & (labels != input_ids)
+    if attention_mask is not None:
+        wrong &= attention_mask != 0
+    if wrong.any():
+        b, t = wrong.nonzero()[0].tolist()
+        raise ValueError(
+            f"labels must be -100 or equal to input_ids (the model shifts them), got label "
+            f"{int(labels[b, t])} at token {int(input_ids[b, t])}, row {b}, column {t}; masked "
+            "language modelling and pre-shifted labels can't be edited"
+        )
+
+
+def check_documents(
+    documents: Documents, tokens: Tensor, *, vocab_size: int, max_length: int | None
+) -> None:
+    """Raise where the prior can't score these documents."""
+    if tokens.numel() == 0:
+        return
+    lowest, highest = (int(value) for value in torch.stack(tokens.aminmax()).tolist())
+    if lowest < 0 or highest >= vocab_size:
+        raise ValueError(
+            f"input_ids must lie in the prior's vocabulary, [0, {vocab_size}), got "
+            f"{lowest if lowest < 0 else highest}; the prior must have the trainee's tokenizer"
+        )
+    longest = max(documents.lengths)
+    if max_length is not None and longest > max_length:
+        raise ValueError(
+            f"a document of {longest} tokens is longer than the prior's {max_length} positions; "
+            f"shorten rows (max_length={max_length} or less), or use a prior with a longer context"
+        )
+
+
+def check_finite(is_finite: Tensor) -> None:
+    """Raise where the prior's numbers are not numbers: (n,) bool for the tokens."""
+    if not is_finite.all():
+        raise ValueError(
+            f"the prior returned NaN or infinity for {int((~is_finite).sum())} of "
+            f"{is_finite.numel()} tokens; check its weights, and load it in bfloat16 or float32 "
+            "(float16 overflows in many models)"
+        )
+
+
+def _in_reserve(*names: str) -> bool:
+    return any(_RESERVED.fullmatch(name) for name in names)
+
+
+def check_same_tokenizer(trainee: Any, prior: Any, vocab_size: int) -> None:
+    """Raise unless an id means the same token to the trainee and to the prior.
+
+    Tokens that only one of them has are fine (a padding token that was added, say): an id past
+    the prior's vocabulary is refused when it occurs in a text. So are special tokens that one of
+    them only keeps in reserve: Llama 3 and 3.2 have the same ids for all text, and use other ones
+    of their reserved tokens.
+
+    Args:
+        trainee: tokenizer of the model in training.
+        prior: tokenizer of the prior.
+        vocab_size: of the prior.
+
+    Raises:
+        ValueError: the tokenizers differ; names a token.
+    """
+    if trainee is prior:
+        return
+    ours, theirs = trainee.get_vocab(), prior.get_vocab()
+    if ours == theirs:
+        return
+    by_id = {token_id: token for token, token_id in theirs.items()}
+    for token, token_id in sorted(ours.items(), key=lambda item: item[1]):
+        other = by_id.get(token_id)
+        if other is not None and other != token and not _in_reserve(token, other):
+            raise ValueError(
+                f"tokenizer differs from the prior's: id {token_id} is {token!r} to the trainee "
+                f"and {other!r} to the prior; use a prior with the trainee's tokenizer"
+            )
+    added = len(set(ours) ^ set(theirs))
+    if added > max(64, len(theirs) // 100):
+        raise ValueError(
+            f"tokenizer differs from the prior's: {added} tokens are known to only one of them "
+            f"({len(ours)} and {len(theirs)} tokens, prior's vocabulary {vocab_size}); use a prior "
+            "with the trainee's tokenizer"
+        )

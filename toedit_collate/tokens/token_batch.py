@@ -1,0 +1,260 @@
+"""A batch as tensors of B rows, as the documents in it, and as what became of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..transfer import fetch, send
+from .checks import check_labels, check_mask, check_shapes
+from .documents import Documents, find_documents
+from .draws import Draws, sum_words, token_uniforms, token_words
+from .removal import positions_left, shrink_rows
+
+
+@dataclass(frozen=True)
+class EditResult:
+    """What `edit_tokens` did to a batch of B rows of T tokens.
+
+    With `drop_below`, rows lose tokens: then `input_ids`, `labels`, `attention_mask` and
+    `position_ids` are (B, T') with T' <= T. The masks speak of the batch as it was given.
+
+    Attributes:
+        input_ids: (B, T) int64, the edited tokens.
+        labels: as given, with the new token wherever a token changed and its label was not -100;
+            None if none were given.
+        attention_mask: as given, or of the shrunken rows.
+        position_ids: as given, or of the shrunken rows.
+        selected: (B, T) bool, tokens in the policy's region, which were resampled.
+        changed: (B, T) bool, selected tokens whose resample is another token.
+        dropped: (B, T) bool, tokens removed by `drop_below`.
+        scored: (B, T) bool, tokens to which the policy was applied.
+        source: (B, T') int64, where in its row each token of `input_ids` was, -1 at padding; None
+            where no token was removed.
+        logprob: None, or (B, T) float32: log P(x_i | x_<i) in nats at every token but the first of
+            each document; NaN there and at padding.
+        sample_logprob: (S,) float32, exact log P in nats of some scored tokens (`num_sampled`).
+    """
+
+    input_ids: Tensor
+    labels: Tensor | None
+    attention_mask: Tensor | None
+    position_ids: Tensor | None
+    selected: Tensor
+    changed: Tensor
+    dropped: Tensor
+    scored: Tensor
+    source: Tensor | None
+    logprob: Tensor | None
+    sample_logprob: Tensor
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """A batch on the host, as documents and as the tensors that came.
+
+    What only the tokens decide is worked out here, while the device is busy with other things.
+
+    Attributes:
+        input_ids: (B, T) int64.
+        mask: (B, T), 0 at padding, or None.
+        labels: (B, T), or None.
+        documents: of the batch; M tokens.
+        tokens: (M,) int64, theirs.
+        given_ids: `input_ids` as they came; so labels, mask and positions.
+        home: the device where results are wanted.
+    """
+
+    input_ids: Tensor
+    mask: Tensor | None
+    labels: Tensor | None
+    documents: Documents
+    tokens: Tensor
+    given_ids: Tensor
+    given_labels: Tensor | None
+    given_mask: Tensor | None
+    given_positions: Tensor | None
+    home: torch.device
+
+    @classmethod
+    def of(
+        cls,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        position_ids: Tensor | None,
+        labels: Tensor | None,
+        home: torch.device | None = None,
+    ) -> TokenBatch:
+        """Check a batch, bring it to the host, and find its documents.
+
+        Args:
+            input_ids: as for `edit_tokens`.
+            attention_mask: likewise.
+            position_ids: likewise.
+            labels: likewise.
+            home: where results are wanted; None: where `input_ids` are.
+
+        Raises:
+            TypeError: a tensor is of the wrong type.
+            ValueError: shapes differ; a label is neither -100 nor the token.
+        """
+        check_shapes(input_ids, attention_mask, position_ids, labels)
+        given = [input_ids, attention_mask, position_ids, labels]
+        fetched = iter(fetch(*(tensor for tensor in given if tensor is not None)))
+        ids, mask, positions, row_labels = (
+            None if tensor is None else next(fetched) for tensor in given
+        )
+        assert ids is not None
+        check_mask(mask)
+        check_labels(ids, row_labels, mask)
+        ids = ids.to(torch.int64)
+        documents = find_documents(ids, mask, positions)
+        return cls(
+            input_ids=ids,
+            mask=mask,
+            labels=row_labels,
+            documents=documents,
+            tokens=ids.reshape(-1)[documents.index],
+            given_ids=input_ids,
+            given_labels=labels,
+            given_mask=attention_mask,
+            given_positions=position_ids,
+            home=input_ids.device if home is None else home,
+        )
+
+    def uniforms(self, where: Tensor, draws: Draws) -> Tensor:
+        """Draws for n of the M tokens, (n,) int64 `where`: (n,) float64 in [0, 1)."""
+        documents = self.documents
+        return token_uniforms(
+            self.keys, documents.document[where], documents.position[where], draws
+        )
+
+    @property
+    def keys(self) -> Tensor:
+        """(N,) int64, a key of each document's content."""
+        return sum_words(self._words[0], self.documents.document, self.documents.num_documents)
+
+    def keys_with(self, mask: Tensor) -> Tensor:
+        """(N,) int64, a key of each document's content and of its part of an (M,) bool mask."""
+        content, marks = self._words
+        words = content + torch.where(mask, marks, 0)
+        return sum_words(words, self.documents.document, self.documents.num_documents)
+
+    @functools.cached_property
+    def _words(self) -> tuple[Tensor, Tensor]:
+        return token_words(self.tokens, self.documents.position)
+
+    def result(
+        self,
+        *,
+        where: Tensor,
+        new_tokens: Tensor,
+        selected: Tensor,
+        scored: Tensor,
+        dropped: Tensor | None = None,
+        logprob: Tensor | None = None,
+        sample_logprob: Tensor,
+        pad_id: int,
+    ) -> EditResult:
+        """Bring values of n of the M tokens back into the (B, T) batch, at home.
+
+        Args:
+            where: (n,) int64 on the host, which of the M tokens.
+            new_tokens: (n,) int64, on any device, like all that follow.
+            selected: (n,) bool.
+            scored: (M,) bool, on the host.
+            dropped: (n,) bool; None: no token is removed.
+            logprob: (n,) float32, or None.
+            sample_logprob: (S,) float32.
+            pad_id: for rows that shrink.
+        """
+        cells = send(self.documents.index[where], self.home)
+
+        def spread(values: Tensor, background: float) -> Tensor:
+            shape = self.input_ids.shape
+            full = torch.full(shape, background, dtype=values.dtype, device=self.home)
+            full.view(-1)[cells] = send(values, self.home)
+            return full
+
+        old = self._at_home(self.given_ids, self.input_ids)
+        input_ids = old.to(torch.int64, copy=True)
+        input_ids.view(-1)[cells] = send(new_tokens, self.home)
+        changed = input_ids != old
+        labels = None
+        if self.given_labels is not None and self.labels is not None:
+            labels = self._at_home(self.given_labels, self.labels)
+            labels = torch.where(changed & (labels != -100), input_ids.to(labels.dtype), labels)
+        every = torch.zeros_like(self.input_ids, dtype=torch.bool)
+        every.view(-1)[self.documents.index] = scored
+        result = EditResult(
+            input_ids=input_ids.to(self.given_ids.dtype),
+            labels=labels,
+            attention_mask=self.given_mask,
+            position_ids=self.given_positions,
+            selected=spread(selected, False),
+            changed=changed,
+            dropped=torch.zeros_like(changed) if dropped is None else spread(dropped, False),
+            scored=send(every, self.home),
+            source=None,
+            logprob=None if logprob is None else spread(logprob, math.nan),
+            sample_logprob=send(sample_logprob, self.home),
+        )
+        if dropped is not None:
+            new_tokens, dropped = fetch(new_tokens, dropped)
+            if dropped.any():
+                gone = torch.zeros_like(scored).index_put_((where,), dropped)
+                all_tokens = self.tokens.index_put((where,), new_tokens)
+                shrunk = self._shrunk(gone, all_tokens, pad_id)
+                result = dataclasses.replace(result, **shrunk)
+        return result
+
+    def _at_home(self, given: Tensor, on_host: Tensor) -> Tensor:
+        return given if given.device == self.home else send(on_host, self.home)
+
+    def revised(self, new_tokens: Tensor, dropped: Tensor, *, pad_id: int) -> EditResult:
+        """The batch with other tokens, and without some: both (M,), on the host."""
+        none = torch.zeros_like(dropped)
+        return self.result(
+            where=torch.arange(len(new_tokens)),
+            new_tokens=new_tokens,
+            selected=none,
+            scored=none,
+            dropped=dropped,
+            sample_logprob=torch.zeros(0),
+            pad_id=pad_id,
+        )
+
+    def _shrunk(self, dropped: Tensor, new_tokens: Tensor, pad_id: int) -> dict[str, Tensor]:
+        """What changes in a result where rows lose tokens; (M,) `dropped` and `new_tokens`."""
+        if self.mask is not None and not self.mask.all():
+            pad_id = int(self.input_ids[self.mask == 0][0])
+        index = self.documents.index
+        input_ids, positions = self.input_ids.clone(), torch.zeros_like(self.input_ids)
+        input_ids.view(-1)[index] = new_tokens
+        positions.view(-1)[index] = positions_left(self.documents, dropped)
+        T = input_ids.shape[1]
+        columns = {
+            "input_ids": (input_ids, pad_id),
+            "position_ids": (positions, 0),
+            "source": (torch.arange(T).expand(input_ids.shape), -1),
+        }
+        if self.labels is not None:
+            changed = (input_ids != self.input_ids) & (self.labels != -100)
+            new_labels = torch.where(changed, input_ids.to(self.labels.dtype), self.labels)
+            columns["labels"] = (new_labels, -100)
+        kept, real = shrink_rows(self.documents, dropped, columns, T)
+        kept["input_ids"] = kept["input_ids"].to(self.given_ids.dtype)
+        if self.mask is not None:
+            kept["attention_mask"] = real.to(self.mask.dtype)
+        elif self.given_positions is None and not real.all():
+            # Packed rows keep to position_ids (padding then is a document of one token at
+            # position 0, as TRL has it): a 2-D mask beside them would hide their borders.
+            kept["attention_mask"] = real.to(torch.int64)
+        if self.given_positions is None:
+            del kept["position_ids"]
+        return {name: send(tensor, self.home) for name, tensor in kept.items()}

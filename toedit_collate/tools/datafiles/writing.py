@@ -1,0 +1,155 @@
+"""Writing rows to a new file of JSON lines, or a new folder of `save_to_disk`: all or nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import json
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from ..errors import UnusableError
+from .revise import Reviser
+from .rows import Data, Row, need_datasets
+
+
+def check_output(output: Path) -> None:
+    """See that something new can be written there.
+
+    Raises:
+        UnusableError: something is there, or its name is that of another format.
+    """
+    if output.exists() or output.is_symlink():
+        raise UnusableError(f"--output {output}: is there already; remove it, or name another")
+    if output.suffix in (".parquet", ".json", ".csv", ".arrow", ".gz", ".zst"):
+        raise UnusableError(
+            f"--output {output}: a name that ends in {output.suffix!r}; write .jsonl, or the name "
+            "of a folder for datasets.load_from_disk"
+        )
+
+
+@contextlib.contextmanager
+def new_output(output: Path) -> Iterator[Path]:
+    """A place to write to, which becomes `output` in the end, or goes away.
+
+    Raises:
+        UnusableError: it can't be made there.
+    """
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        folder = tempfile.mkdtemp(prefix=f".{output.name}.partial-", dir=output.parent)
+    except OSError as error:
+        raise UnusableError(
+            f"--output {output}: can't be made ({error}); name a place that can be written to"
+        ) from None
+    try:
+        target = Path(folder) / "output"
+        yield target
+        check_output(output)  # another may have come meanwhile
+        target.rename(output)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def progress_bar(data: Data) -> Any:
+    """A bar that counts rows, on a terminal; nothing elsewhere."""
+    bar: Any = tqdm(unit=" rows", disable=None, leave=False)  # None: on a terminal only
+    if not bar.disable:
+        bar.reset(data.count_rows())
+    return bar
+
+
+def write_lines(data: Data, rows: Iterator[Row], target: Path) -> None:
+    """Write a row to a line.
+
+    Raises:
+        UnusableError: JSON can't hold a value.
+    """
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, datetime.date | datetime.time):
+            return value.isoformat()
+        raise data.error(
+            f"a column holds {type(value).__name__}, for which JSON has no word; write to a folder"
+        )
+
+    with target.open("w", encoding="utf-8") as file:
+        for row in rows:
+            line = json.dumps(row, ensure_ascii=False, default=plain)
+            try:
+                file.write(f"{line}\n")
+            except UnicodeEncodeError:  # half of a surrogate pair
+                file.write(f"{json.dumps(row, default=plain)}\n")
+
+
+def write_dataset(
+    data: Data, reviser: Reviser, rows: Iterator[Row], target: Path, bar: Any
+) -> None:
+    """Write a folder for `datasets.load_from_disk`.
+
+    Raises:
+        UnusableError: a row does not fit the types of its columns.
+    """
+    datasets = need_datasets()
+    features = _features(datasets, data, reviser)
+    cache = target.parent / "cache"
+    had_bars = not datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    source = _Source(rows)
+    try:
+        dataset = datasets.Dataset.from_generator(source, features=features, cache_dir=str(cache))
+        bar.set_postfix_str("copying to its folder")
+        dataset.save_to_disk(str(target))
+    except Exception as error:
+        # datasets raises an error of its own from ours.
+        if source.error is not None:
+            raise source.error from None
+        if isinstance(error, OSError):
+            raise
+        reason = error.__cause__ or error
+        raise data.error(
+            f"a column does not fit its type, {features} ({reason}); write to a .jsonl file"
+        ) from None
+    finally:
+        if had_bars:
+            datasets.enable_progress_bars()
+
+
+class _Source:
+    """Rows for `Dataset.from_generator`, which wants to hash where they come from."""
+
+    def __init__(self, rows: Iterator[Row]) -> None:
+        self.error: UnusableError | None = None
+        self._rows = rows
+
+    def __call__(self) -> Iterator[Row]:
+        try:
+            yield from self._rows
+        except UnusableError as error:
+            self.error = error
+            raise
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return str, (uuid.uuid4().hex,)
+
+
+def _features(datasets: Any, data: Data, reviser: Reviser) -> Any:
+    """The types of the columns that are written, which may have lost tokens, and have text."""
+    features = data.features()
+    first = next(data.batches(), None)
+    if first is not None:
+        features.setdefault("input_ids", datasets.List(datasets.Value("int64")))
+        rows = [row for row in first.rows if row.get("input_ids") is not None]
+        for name in {"input_ids", "labels", "position_ids", *reviser.aligned_columns(rows)}:
+            if isinstance(features.get(name), datasets.List):
+                features[name] = datasets.List(features[name].feature)  # of any length
+    features.pop("text", None)
+    if reviser.with_text:
+        features["text"] = datasets.Value("string")
+    return features

@@ -1,0 +1,1 @@
+"""The small prior of the demo, and the text that it is trained on."""

@@ -1,0 +1,140 @@
+"""A tokenizer and a small prior, made from some text within a time limit."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ...prior.prior import Prior
+from .muon import Muon
+
+VOCAB_SIZE = 1024
+CONTEXT = 256
+BATCH_SIZE = 4
+# Of the Llama that is made, beside its vocabulary.
+SHAPE: dict[str, Any] = {
+    "hidden_size": 128,
+    "intermediate_size": 320,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": CONTEXT,
+    "tie_word_embeddings": True,
+}
+_WARM_UP = 0.03  # share of the time
+_SPECIAL = ("<|bos|>", "<|eos|>", "<|pad|>")
+_CHAT_TEMPLATE = (
+    "{% for m in messages %}{{ m['role'] + ':\\n' + m['content'] + '<|eos|>\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'assistant:\\n' }}{% endif %}"
+)
+
+
+@dataclass(frozen=True)
+class MadePrior:
+    """A prior, and how it came about: `num_steps` of `num_tokens` tokens in `seconds`."""
+
+    prior: Prior
+    num_steps: int
+    num_tokens: int
+    seconds: float
+
+
+def make_prior(texts: list[str], *, seconds: float, seed: int) -> MadePrior:
+    """Train a byte-level BPE tokenizer and a Llama on `texts`; a progress bar goes to stderr."""
+    torch.manual_seed(seed)
+    tokenizer = make_tokenizer(texts)
+    encoded = tokenizer(texts)["input_ids"]
+    eos = tokenizer.eos_token_id
+    stream = torch.tensor([token for ids in encoded for token in (*ids, eos)])
+    model = _make_model(tokenizer)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    started = time.perf_counter()
+    num_steps = _train(model.to(device), stream, seconds)
+    return MadePrior(
+        prior=Prior(model, tokenizer),
+        num_steps=num_steps,
+        num_tokens=num_steps * BATCH_SIZE * CONTEXT,
+        seconds=time.perf_counter() - started,
+    )
+
+
+def make_tokenizer(texts: list[str]) -> Any:
+    """A byte-level BPE tokenizer of at most `VOCAB_SIZE` tokens."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    raw = Tokenizer(models.BPE())
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCAB_SIZE,
+        special_tokens=list(_SPECIAL),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    raw.train_from_iterator(texts, trainer)
+    bos, eos, pad = _SPECIAL
+    raw.post_processor = processors.TemplateProcessing(
+        single=f"{bos} $A", special_tokens=[(bos, raw.token_to_id(bos))]
+    )
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=raw, bos_token=bos, eos_token=eos, pad_token=pad
+    )
+    tokenizer.chat_template = _CHAT_TEMPLATE
+    return tokenizer
+
+
+def _make_model(tokenizer: Any) -> Any:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        **SHAPE,
+        vocab_size=len(tokenizer),
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return LlamaForCausalLM(config)
+
+
+def _train(model: Any, stream: Tensor, seconds: float) -> int:
+    """Train on random windows of `stream` until the time is up; returns the number of steps."""
+    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
+    others = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
+    optimizers = [Muon(matrices, lr=0.03), torch.optim.AdamW(others, lr=0.03, betas=(0.9, 0.95))]
+    peaks = [optimizer.param_groups[0]["lr"] for optimizer in optimizers]
+    length = min(CONTEXT, len(stream))
+    model.train()
+    num_steps, started, done = 0, time.perf_counter(), 0.0
+    with tqdm(
+        total=100, desc="training the prior", unit="%", bar_format=_BAR, mininterval=1.0
+    ) as bar:
+        while done < 1:
+            # By the clock, not by the step: so that it ends annealed on any machine.
+            factor = min(1.0, done / _WARM_UP + 0.05, (1 - done) / (1 - _WARM_UP))
+            for optimizer, peak in zip(optimizers, peaks, strict=True):
+                optimizer.param_groups[0]["lr"] = peak * factor
+            starts = torch.randint(0, len(stream) - length + 1, (BATCH_SIZE,)).tolist()
+            ids = torch.stack([stream[s : s + length] for s in starts]).to(model.device)
+            loss = model(input_ids=ids, labels=ids, use_cache=False).loss
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(others, 1.0)
+            for optimizer in optimizers:
+                optimizer.step()
+                optimizer.zero_grad()
+            num_steps += 1
+            before, done = done, min(1.0, (time.perf_counter() - started) / seconds)
+            bar.update(100 * (done - before))
+            if num_steps % 10 == 0:
+                bar.set_postfix_str(f"step {num_steps}, perplexity {math.exp(loss.item()):.0f}")
+    model.zero_grad(set_to_none=True)
+    return num_steps
+
+
+_BAR = "{desc}: {percentage:3.0f}%|{bar:30}| {elapsed}{postfix}"

@@ -1,0 +1,42 @@
+"""Fields of a config as a command line has them: `--field value ...`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from .errors import UnusableError
+
+# What YAML would read as true or false is a word here: `--save_strategy no`.
+_WORDS = ("no", "yes", "on", "off")
+
+
+def read_fields(words: Sequence[str]) -> dict[str, Any]:
+    """Read options by YAML's rules: numbers, true, false, null, and JSON.
+
+    Args:
+        words: of the command line.
+
+    Raises:
+        UnusableError: a value comes before any option.
+
+    Example:
+        >>> read_fields(["--seeds", "0", "1", "--bf16=false", "--journal", "--x", '{"y": 1}'])
+        {'seeds': [0, 1], 'bf16': False, 'journal': True, 'x': {'y': 1}}
+    """
+    import yaml
+
+    options: dict[str, list[str]] = {}
+    for word in words:
+        if word.startswith("--"):
+            name, equals, value = word[2:].partition("=")
+            last = options[name.replace("-", "_")] = [value] if equals else []
+        elif options:
+            last.append(word)
+        else:
+            raise UnusableError(f"{word}: not an option; write fields as --field value")
+    values = {}
+    for name, given in options.items():
+        read = [word if word in _WORDS else yaml.safe_load(word) for word in given]
+        values[name] = True if not read else read[0] if len(read) == 1 else read
+    return values

@@ -1,0 +1,1 @@
+"""What measuring needs: inputs, shapes, the machine, timing."""

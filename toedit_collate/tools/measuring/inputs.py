@@ -1,0 +1,152 @@
+"""What is measured: a prior, and batches for it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...commands.bench.targets import Setting
+from ...prior.families import find_trunk, unwrap_model
+from ...prior.prior import Prior
+from ..errors import UnusableError
+from .calibrate import calibrated_states, shape_head, states_replaced, table_8_targets, zipf_ids
+from .rows import Batch, text_batches
+from .shapes import random_model
+
+NUM_BATCHES = 8  # of real text; of random weights there is one
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """A prior and batches.
+
+    Attributes:
+        prior: frozen.
+        batches: on the CPU, as a DataLoader has them.
+        states: (B, T, D) that stand in for those of the trunk, or None.
+        setting: for the project's targets.
+    """
+
+    prior: Prior
+    batches: list[Batch]
+    states: Tensor | None
+    setting: Setting
+
+    @property
+    def trunk(self) -> Any:
+        """The prior without its vocabulary projection."""
+        return find_trunk(unwrap_model(self.prior.model))
+
+    @property
+    def device(self) -> torch.device:
+        """Of the prior."""
+        return self.prior.device
+
+    @property
+    def size(self) -> str:
+        """Of a batch, as text."""
+        B, T = self.setting.B, self.setting.T
+        return f"{B} x {T} tokens" if self.states is not None else f"{B} rows of up to {T} tokens"
+
+    def batch(self, number: int) -> Batch:
+        """That of a round."""
+        return self.batches[number % len(self.batches)]
+
+    def on_device(self, number: int) -> Batch:
+        """The same, where the prior is."""
+        return {key: value.to(self.device) for key, value in self.batch(number).items()}
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """While it lasts, the trunk gives the prepared states, if there are any."""
+        with states_replaced(self.prior, self.states):
+            yield
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where inputs of any size come from: a shape, or a real prior and its data."""
+
+    prior: Prior
+    name: str
+    shape: str | None
+    data: Path | None
+    seed: int
+    direction: Tensor | None  # of the shaped head
+
+    def inputs(self, B: int, T: int, *, option: str = "--length") -> Inputs:
+        """Batches of B rows of up to T tokens, which `option` asked for.
+
+        Raises:
+            UnusableError: the prior has fewer positions, or there is too little text.
+        """
+        most = self.prior.max_length
+        if most is not None and most < T:
+            raise UnusableError(
+                f"{option} {T}: the prior has {most} positions; give at most {option} {most}"
+            )
+        if T < 2:
+            raise UnusableError(f"{option} {T}: a token alone can't be scored; give 2 at least")
+        states = None
+        if self.data is not None:
+            batches = text_batches(self.prior, self.data, num=NUM_BATCHES, B=B, T=T, seed=self.seed)
+        else:
+            batches, states = self._calibrated(B, T)
+        setting = Setting(_known_as(self.shape, self.prior), self.prior.device.type, B, T)
+        return Inputs(self.prior, batches, states, setting)
+
+    def _calibrated(self, B: int, T: int) -> tuple[list[Batch], Tensor]:
+        weight = self.prior.head.weight
+        assert weight is not None
+        assert self.direction is not None
+        generator = torch.Generator().manual_seed(self.seed)
+        ids = zipf_ids(B, T, self.prior.vocab_size, generator)
+        targets = table_8_targets(B * (T - 1), generator)
+        found = calibrated_states(
+            weight, self.direction, ids[:, 1:].reshape(-1), targets, generator
+        )
+        states = weight.new_zeros(B, T, weight.shape[1])
+        states[:, :-1] = found.view(B, T - 1, -1)
+        batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids.clone()}
+        return [batch], states
+
+
+def open_source(
+    *, shape: str | None, prior: str | None, data: Path | None, device: torch.device,
+    dtype: torch.dtype, seed: int,
+) -> Source:  # fmt: skip
+    """Make random weights, or load a prior.
+
+    Raises:
+        UnusableError: the prior can't be loaded, or does not fit.
+    """
+    if prior is not None:
+        try:
+            loaded = Prior.from_pretrained(prior, dtype=dtype, device=device)
+        except (OSError, ValueError, TypeError) as error:
+            raise UnusableError(
+                f"--prior {prior}: can't be loaded ({str(error).splitlines()[0]}); name a folder "
+                "or a hub id of a causal language model with its tokenizer"
+            ) from None
+        return Source(loaded, f"{prior}, text of {data}", None, data, seed, None)
+    shape = shape or "tiny"
+    model: Any = random_model(shape, device, dtype, seed)
+    direction = shape_head(model.get_output_embeddings().weight.detach())
+    name = (
+        f"random weights in the shape of {shape}; observed tokens as in Table 8 of "
+        "arXiv:2412.14689, competitors: Zipf over ids, uneven by e^(3z), z normal"
+    )
+    return Source(Prior(model), name, shape, None, seed, direction)
+
+
+def _known_as(shape: str | None, prior: Prior) -> str:
+    if shape not in (None, "tiny"):
+        return str(shape)
+    num_weights = sum(p.numel() for p in prior.model.parameters())
+    return "10m" if 7e6 < num_weights < 14e6 else ""

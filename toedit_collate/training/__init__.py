@@ -1,0 +1,1 @@
+"""Inside a Trainer: the collator, its batch, the callback, generations."""

@@ -1,0 +1,99 @@
+"""Held-out perplexity: per token, each document on its own (Appendix C.2)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Subset
+from transformers import Trainer
+
+from ..editing.edit import edit_tokens
+from ..policy import EditPolicy
+from ..prior.prior import Prior
+from ..prior.sharding import all_reduce, is_sharded, rank, world_size
+from .collator import ToEditCollator
+from .columns import document_positions
+
+_SCORE_ONLY = EditPolicy(region="none")
+
+
+def held_out_perplexity(
+    prior: Prior, batches: Iterable[dict[str, Any]], *, over_ranks: bool = False
+) -> float:
+    """Perplexity per token of documents, each on its own, exactly.
+
+    Source: arXiv:2412.14689, Appendix C.2.
+
+    Args:
+        prior: the model.
+        batches: collated; tokens with the label -100 and first tokens do not count.
+        over_ranks: each rank has other batches; a collective.
+    """
+    nll, count = 0.0, 0.0
+    for batch in batches:
+        labels = batch.get("labels")
+        result = edit_tokens(
+            prior,
+            batch["input_ids"],
+            attention_mask=batch.get("attention_mask"),
+            position_ids=document_positions(batch),
+            labels=labels,
+            policy=_SCORE_ONLY,
+            return_logprob=True,
+        )
+        assert result.logprob is not None
+        counts = ~result.logprob.isnan()
+        if labels is not None:
+            counts &= labels != -100
+        nll -= float(result.logprob[counts].double().sum())
+        count += float(counts.sum())
+    if over_ranks:
+        nll, count = all_reduce([nll, count])
+    return math.exp(nll / count) if count else math.nan
+
+
+def perplexity_of(trainer: Trainer, prior: Prior, dataset: str | None = None) -> float | None:
+    """Held-out perplexity on a Trainer's evaluation data; a collective, each rank has a part.
+
+    Args:
+        trainer: has the `eval_dataset`.
+        prior: the model that is measured, which may be the trainee.
+        dataset: name in `eval_dataset`, where that is a dict.
+
+    Returns:
+        Per token; None where there is no `eval_dataset`.
+
+    Raises:
+        ValueError: `eval_dataset` holds several, and `dataset` is none of them.
+    """
+    if trainer.eval_dataset is None:
+        return None
+    if isinstance(trainer.eval_dataset, dict) and dataset not in trainer.eval_dataset:
+        raise ValueError(
+            f"dataset must be one of {sorted(trainer.eval_dataset)}, which the Trainer's "
+            f"eval_dataset holds, got {dataset!r}"
+        )
+    # The loader that the Trainer would make, with the base collator: its dataset and collate_fn
+    # have the columns that a model takes.
+    collator = trainer.data_collator
+    if isinstance(collator, ToEditCollator):
+        trainer.data_collator = collator.base_collator  # type: ignore[assignment]
+    try:
+        loader: Any = trainer.get_eval_dataloader(dataset)
+    finally:
+        trainer.data_collator = collator
+    loader = getattr(loader, "base_dataloader", loader)
+    # A pass of a sharded prior takes all ranks, so all go through the same batches.
+    together = world_size() == 1 or is_sharded(prior.model)
+    first, every = (0, 1) if together else (rank(), world_size())
+    rows = range(first, len(loader.dataset), every)
+    batches = DataLoader(
+        Subset(loader.dataset, rows),
+        batch_size=trainer.args.eval_batch_size,
+        collate_fn=loader.collate_fn,
+    )
+    with torch.no_grad():
+        return held_out_perplexity(prior, batches, over_ranks=not together)

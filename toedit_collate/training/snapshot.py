@@ -1,0 +1,133 @@
+"""The weights of a model in training, as a checkpoint would have them; and a prior on disk."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..prior.adapters import active_adapter, parameters_used
+from ..prior.families import unwrap_model
+from ..prior.prior import Prior
+from ..prior.sharding import full_tensor, is_sharded
+from ..prior.swap import adapter_weights
+
+
+class LiveWeights(Mapping[str, Tensor]):
+    """The weights that a trainee trains, under the names that they have in a checkpoint.
+
+    Those of its active adapter, or all if it has no adapter. Nothing is copied: a weight that is
+    spread over ranks is gathered when it is asked for (a collective: all ranks must ask for the
+    same, in the same order), the others are the trainee's own tensors.
+
+    Args:
+        trainee: the model in training.
+
+    Attributes:
+        peft_config: configuration of the adapter, or None.
+    """
+
+    def __init__(self, trainee: Any) -> None:
+        model = unwrap_wrappers(trainee)
+        name = active_adapter(model)
+        self.peft_config = None if name is None else model.peft_config[name]
+        self._tensors = _weights_of(model, name)
+
+    def __getitem__(self, name: str) -> Tensor:
+        return full_tensor(self._tensors[name]).detach()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+
+def save_prior(prior: Prior, folder: Path, *, writes: bool) -> None:
+    """Save what a prior scores with, so that `Prior.swap` can take it up: whole, or not at all.
+
+    Weights that came as an adapter are saved as an adapter. With weights sharded over ranks it is
+    a collective.
+
+    Args:
+        prior: whose weights.
+        folder: to make; left alone if it is there already.
+        writes: whether this rank writes it.
+    """
+    model: Any = prior.model
+    name = prior.adapter if prior.is_shared else active_adapter(model)
+    sharded = is_sharded(model)
+    if not (writes or sharded):
+        return
+    unfinished = folder.with_name(f"{folder.name}.unfinished")
+    if writes:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir(parents=True)
+    if name is not None:
+        from safetensors.torch import save_file
+
+        state = _on_cpu(_weights_of(model, name))
+        if writes:
+            save_file(state, unfinished / "adapter_model.safetensors", {"format": "pt"})
+            model.peft_config[name].save_pretrained(str(unfinished))
+    else:
+        lm = unwrap_model(model)
+        gathered = _on_cpu(lm.state_dict()) if sharded else None
+        if writes:
+            lm.save_pretrained(unfinished, state_dict=gathered)
+    if writes:
+        if not folder.exists():
+            unfinished.rename(folder)
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def link_folder(source: Path, target: Path) -> None:
+    """Give a folder a second name, file by file; where the file system can't, copy it."""
+    if target.exists() or not source.exists():
+        return
+    unfinished = target.with_name(f"{target.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    try:
+        shutil.copytree(source, unfinished, copy_function=os.link)
+    except OSError:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        shutil.copytree(source, unfinished)
+    unfinished.rename(target)
+
+
+def unwrap_wrappers(model: Any) -> Any:
+    """A model without the wrappers of DDP, torch.compile and DeepSpeed."""
+    from accelerate.utils import extract_model_from_parallel
+
+    return extract_model_from_parallel(model, keep_torch_compile=False)
+
+
+def _weights_of(model: Any, adapter: str | None) -> dict[str, Tensor]:
+    if adapter is not None:
+        return adapter_weights(model, adapter)
+    # keep_vars: the parameters themselves, which know how they are spread over ranks.
+    return unwrap_model(model).state_dict(keep_vars=True)
+
+
+def _on_cpu(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Whole tensors, gathered if need be."""
+    with torch.no_grad():
+        return {
+            name: full_tensor(tensor).detach().cpu().contiguous()
+            for name, tensor in tensors.items()
+        }
+
+
+def own_weights(model: nn.Module) -> dict[str, nn.Parameter]:
+    """A model's own weights, without adapters, by the names that they have without PEFT."""
+    own = {id(parameter) for parameter in parameters_used(model, None)}
+    return {
+        name.replace(".base_layer.", ".").replace(".original_module.", "."): parameter
+        for name, parameter in unwrap_model(model).named_parameters()
+        if id(parameter) in own
+    }

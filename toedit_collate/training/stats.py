@@ -1,0 +1,123 @@
+"""Running counts of the edit pass, and what is logged of them."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..prior.sharding import all_reduce
+from ..tokens.token_batch import EditResult
+from ..transfer import fetch, on_host
+
+COUNTS = ("batches", "tokens", "scored", "selected", "changed", "dropped")
+_SUMS = (*COUNTS, "sampled", "sampled_nll", "replayed", "seconds")
+
+
+class EditStats:
+    """Running sums over the batches that were edited.
+
+    Counts stay on the device of the batches, and GPU time in events, until someone asks: so that
+    keeping them makes the host wait for nothing.
+    """
+
+    def __init__(self) -> None:
+        self._totals = dict.fromkeys(_SUMS, 0.0)
+        self._pending: dict[str, Any] = {}  # on the device
+        self._events: list[tuple[Any, Any]] = []
+
+    def add(
+        self, result: EditResult | None, num_tokens: Tensor | int, num_replayed: int = 0
+    ) -> None:
+        """Count one batch of `num_tokens` tokens without padding.
+
+        Args:
+            result: of the edit; None if the journal knew all of it.
+            num_tokens: of the batch.
+            num_replayed: those of documents whose edit came from the journal.
+        """
+        self._totals["replayed"] += num_replayed
+        self._totals["batches"] += 1
+        counts: dict[str, Tensor] = {}
+        if isinstance(num_tokens, Tensor) and not on_host(num_tokens):
+            counts["tokens"] = num_tokens
+        else:
+            self._totals["tokens"] += float(num_tokens)
+        if result is not None:
+            self._totals["sampled"] += result.sample_logprob.numel()
+            counts["sampled_nll"] = -result.sample_logprob.double().sum()
+            for name in ("scored", "selected", "changed", "dropped"):
+                counts[name] = getattr(result, name).sum()
+        for name, count in counts.items():
+            if on_host(count):
+                self._totals[name] += float(count)
+            else:
+                self._pending[name] = self._pending.get(name, 0) + count.double()
+
+    @contextmanager
+    def timing(self, device: torch.device) -> Iterator[None]:
+        """Measure the time of an edit pass, on the GPU's own clock where there is one."""
+        if device.type == "cuda":
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            with torch.cuda.device(device):
+                begin.record()
+                yield
+                end.record()
+            self._events.append((begin, end))
+        else:
+            started = time.perf_counter()
+            yield
+            self._totals["seconds"] += time.perf_counter() - started
+
+    def totals(self) -> dict[str, float]:
+        """All sums so far; waits for the GPU."""
+        if self._pending:
+            for name, value in zip(self._pending, fetch(*self._pending.values()), strict=True):
+                self._totals[name] += float(value)
+        self._pending.clear()
+        for begin, end in self._events:
+            end.synchronize()
+            self._totals["seconds"] += begin.elapsed_time(end) / 1000
+        self._events.clear()
+        return dict(self._totals)
+
+    def summary(self, *, over_ranks: bool = False) -> dict[str, float]:
+        """Counts and shares so far, for people; see `ToEditCollator.stats`.
+
+        Args:
+            over_ranks: sum over all of them; a collective.
+        """
+        totals = self.totals()
+        if over_ranks:
+            totals = dict(zip(totals, all_reduce(list(totals.values())), strict=True))
+        counts = {name: int(totals[name]) for name in COUNTS}
+        counts["replayed"] = int(totals["replayed"])
+        return {**counts, "seconds": totals["seconds"], **shares(totals)}
+
+
+def shares(sums: dict[str, float]) -> dict[str, float]:
+    """Ratios of sums: shares of the scored tokens, perplexity, tokens per second.
+
+    A ratio of nothing to nothing is NaN.
+    """
+
+    def ratio(a: float, b: float) -> float:
+        return a / b if b else math.nan
+
+    return {
+        "selected_share": ratio(sums["selected"], sums["scored"]),
+        "changed_share": ratio(sums["changed"], sums["scored"]),
+        "dropped_share": ratio(sums["dropped"], sums["scored"]),
+        "replayed_share": ratio(sums["replayed"], sums["tokens"]),
+        "prior_perplexity": (
+            math.exp(min(sums["sampled_nll"] / sums["sampled"], 700.0))
+            if sums["sampled"]
+            else math.nan
+        ),
+        "tokens_per_second": ratio(sums["tokens"], sums["seconds"]),
+    }
