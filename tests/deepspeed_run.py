@@ -11,7 +11,7 @@ os.environ["DS_ACCELERATOR"] = "cpu"
 
 from conftest import make_llama, make_tokenizer
 from peft import get_peft_model
-from training import AGGRESSIVE, Recorder, dataset, documents, lora, make_trainer
+from trainees import AGGRESSIVE, Recorder, dataset, documents, lora, make_trainer
 from transformers import TrainingArguments
 
 from toedit_collate import Journal, Prior, ToEditCallback, ToEditCollator

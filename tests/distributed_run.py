@@ -12,7 +12,7 @@ import torch
 from conftest import make_llama, make_tokenizer
 from peft import get_peft_model
 from torch.utils.data import IterableDataset
-from training import (
+from trainees import (
     IDLE,
     Recorder,
     counted_passes,

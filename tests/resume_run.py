@@ -15,7 +15,7 @@ import traceback
 import torch
 from conftest import make_llama, make_tokenizer
 from peft import get_peft_model
-from training import Recorder, counted_passes, dataset, documents, lora, make_trainer
+from trainees import Recorder, counted_passes, dataset, documents, lora, make_trainer
 from transformers import TrainerCallback, TrainerState
 
 from toedit_collate import EditPolicy, Journal, Prior

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from conftest import likely_ids, make_llama, make_tokenizer
 
-ROOT = pathlib.Path(__file__).parent.parent
+ROOT = pathlib.Path(__file__).parents[1]
 RECIPES = ROOT / "recipes"
 CONFIGS = RECIPES / "configs"
 # Many tokens are selected, and each of them changes.

@@ -15,7 +15,7 @@ from accelerate import PartialState
 from conftest import make_llama, make_tokenizer
 from peft import get_peft_model
 from torch.distributed.fsdp import fully_shard
-from training import AGGRESSIVE, documents, lora
+from trainees import AGGRESSIVE, documents, lora
 
 from toedit_collate import Journal, Prior, ToEditCollator, edit_tokens
 from toedit_collate.training.refresh import Refresher

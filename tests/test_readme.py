@@ -10,7 +10,7 @@ import pytest
 import toedit_collate
 from toedit_collate import EditPolicy
 
-ROOT = pathlib.Path(__file__).parent.parent
+ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
 
@@ -46,31 +46,3 @@ def test_every_public_name_can_be_had():
         assert getattr(toedit_collate, name).__doc__
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         toedit_collate.nothing  # noqa: B018
-
-
-def test_imports_point_down_only():
-    """The order stands in CONTRIBUTING.md."""
-    text = (
-        (ROOT / "CONTRIBUTING.md").read_text().split("in this order:")[1].split("Tensor maths")[0]
-    )
-    order = re.findall(r"`(\w+)`", text)
-    package = ROOT / "toedit_collate"
-    modules = {path.stem for path in package.glob("[a-z]*.py")}
-    modules |= {path.parent.name for path in package.glob("*/__init__.py")}
-    assert set(order) == modules
-    for place, name in enumerate(order):
-        if name == "demo":
-            continue
-        files = [(package / f"{name}.py", 1)]
-        if (package / name).is_dir():
-            files = [(path, 2) for path in (package / name).glob("*.py")]
-        for path, level in files:
-            _check_imports(ast.parse(path.read_text()), level, order, place)
-
-
-def _check_imports(tree, level, order, place):
-    for node in tree.body:  # at the top level: what is imported when it is imported
-        if isinstance(node, ast.ImportFrom) and node.level == level and node.module:
-            target = node.module.split(".")[0]
-            if target in order:
-                assert order.index(target) < place, f"{order[place]} imports {target}"

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from ..distributed import all_reduce
 from ..head import kernels
 from ..head.logprob import Competitors, measure_competitors
 from ..head.projection import Head
@@ -29,13 +30,7 @@ from .adapters import (
 from .families import find_head, find_trunk, max_positions, unwrap_model
 from .forward import can_pack, hidden_states
 from .loading import load_model, load_tokenizer
-from .sharding import (
-    all_reduce,
-    check_not_zero3,
-    fingerprint,
-    is_sharded,
-    run_inside,
-)
+from .sharding import check_not_zero3, fingerprint, is_sharded, run_inside
 from .swap import PreparedSwap, prepare_swap
 
 logger = logging.getLogger("toedit_collate")

@@ -6,7 +6,6 @@ Everything here that says "collective" must happen on all ranks, in the same ord
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -14,6 +13,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from ..distributed import is_distributed
 from .families import unwrap_model
 
 T = TypeVar("T")
@@ -22,43 +22,10 @@ T = TypeVar("T")
 FINGERPRINT_SAMPLES = 64
 
 
-def world_size() -> int:
-    """Number of ranks; 1 without torch.distributed."""
-    return torch.distributed.get_world_size() if _is_distributed() else 1
-
-
-def _is_distributed() -> bool:
-    return torch.distributed.is_available() and torch.distributed.is_initialized()
-
-
-def rank() -> int:
-    """Number of this rank, from 0."""
-    if world_size() > 1:
-        return torch.distributed.get_rank()
-    return int(os.environ.get("RANK", "0"))
-
-
-def all_reduce(values: list[float], operation: str = "sum") -> list[float]:
-    """Sums or extremes ("min", "max") of numbers over all ranks; collective."""
-    if world_size() == 1:
-        return values
-    from accelerate import PartialState
-
-    tensor = torch.tensor(values, dtype=torch.float64, device=PartialState().device)
-    kind = {"sum": "SUM", "min": "MIN", "max": "MAX"}[operation]
-    torch.distributed.all_reduce(tensor, getattr(torch.distributed.ReduceOp, kind))
-    return tensor.tolist()
-
-
-def barrier() -> None:
-    """Wait until all ranks are here; collective."""
-    all_reduce([0.0])
-
-
 def is_sharded(model: nn.Module) -> bool:
     """Whether FSDP2 keeps a part of the weights only on each rank."""
     # Asked for each batch, so not of all weights where it can't be.
-    return _is_distributed() and any(_is_dtensor(p) for p in model.parameters())
+    return is_distributed() and any(_is_dtensor(p) for p in model.parameters())
 
 
 def is_zero3(model: nn.Module) -> bool:
@@ -147,7 +114,7 @@ def run_inside(model: nn.Module, function: Callable[[], T]) -> T:
     FSDP2 gathers the weights of its outermost module when that is called: the embeddings, and the
     head. Parts of the model can be called only within.
     """
-    if not _is_distributed():
+    if not is_distributed():
         return function()
     embeddings = unwrap_model(model).get_input_embeddings()
     roots = (

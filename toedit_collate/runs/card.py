@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from ..distributed import world_size
 from ..policy import EditPolicy
 from ..prior.families import unwrap_model
-from ..prior.sharding import world_size
 from ..training.collator import ToEditCollator
 
 _MARK = "## How the training data was edited"

@@ -18,7 +18,8 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from ..prior.sharding import has_fsdp1, is_sharded, is_zero3, rank, world_size
+from ..distributed import rank, world_size
+from ..prior.sharding import has_fsdp1, is_sharded, is_zero3
 from ..tools.errors import UnusableError, quiet
 
 T = TypeVar("T")

@@ -8,9 +8,10 @@ from typing import Any
 
 from transformers import Trainer, TrainingArguments, set_seed
 
+from ..distributed import barrier
 from ..policy import EditPolicy
 from ..prior.prior import Prior
-from ..prior.sharding import barrier, has_fsdp1, is_zero3
+from ..prior.sharding import has_fsdp1, is_zero3
 from ..training.collator import ToEditCollator
 from ..training.generations import last_checkpoint, mean_loss
 from ..training.perplexity import perplexity_of

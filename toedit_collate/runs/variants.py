@@ -11,8 +11,8 @@ from typing import Any
 
 from transformers import Trainer, TrainingArguments
 
+from ..distributed import barrier
 from ..policy import EditPolicy
-from ..prior.sharding import barrier
 from .arguments import PREFIX, EditArguments, RunArguments, as_arguments
 from .comparison import format_comparison, summarize
 from .finish import finish

@@ -14,9 +14,9 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import CallbackHandler
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from ..distributed import all_reduce, barrier
 from ..policy import EditPolicy
 from ..prior.prior import Prior
-from ..prior.sharding import all_reduce, barrier
 from ..stores.journal import Journal
 from ..stores.journal.files import read_valid
 from .call_site import argument_of_caller, calling_instance

@@ -9,12 +9,13 @@ from typing import Any
 
 import torch
 
+from ..distributed import barrier, world_size
 from ..editing.edit import edit_batch
 from ..editing.with_journal import edit_with_journal
 from ..policy import EditPolicy
 from ..prior.families import unwrap_model
 from ..prior.prior import Prior
-from ..prior.sharding import barrier, check_not_zero3, has_fsdp1, world_size
+from ..prior.sharding import check_not_zero3, has_fsdp1
 from ..stores.cache import DecisionCache, Identity
 from ..stores.journal import Journal
 from ..tokens.checks import check_same_tokenizer

@@ -14,9 +14,9 @@ from typing import Any, Literal
 
 from transformers import Trainer
 
+from ..distributed import barrier
 from ..policy import EditPolicy
 from ..prior.prior import Prior
-from ..prior.sharding import barrier
 from ..stores.journal import Journal
 from .callback import STATE_KEY, attach
 from .collator import ToEditCollator

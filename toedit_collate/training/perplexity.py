@@ -10,10 +10,11 @@ import torch
 from torch.utils.data import DataLoader, Subset
 from transformers import Trainer
 
+from ..distributed import all_reduce, rank, world_size
 from ..editing.edit import edit_tokens
 from ..policy import EditPolicy
 from ..prior.prior import Prior
-from ..prior.sharding import all_reduce, is_sharded, rank, world_size
+from ..prior.sharding import is_sharded
 from .collator import ToEditCollator
 from .columns import document_positions
 

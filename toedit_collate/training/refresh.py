@@ -15,18 +15,11 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
+from ..distributed import all_reduce, barrier, world_size
 from ..prior.adapters import active_adapter
 from ..prior.families import unwrap_model
 from ..prior.prior import Prior
-from ..prior.sharding import (
-    all_reduce,
-    barrier,
-    global_shape,
-    has_fsdp1,
-    is_sharded,
-    is_zero3,
-    world_size,
-)
+from ..prior.sharding import global_shape, has_fsdp1, is_sharded, is_zero3
 from .snapshot import LiveWeights, link_folder, own_weights, save_prior, unwrap_wrappers
 
 logger = logging.getLogger("toedit_collate")

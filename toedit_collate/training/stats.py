@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..prior.sharding import all_reduce
+from ..distributed import all_reduce
 from ..tokens.token_batch import EditResult
 from ..transfer import fetch, on_host
 

@@ -16,12 +16,12 @@ from ...prior.prior import Prior
 from ...stores.cache import DecisionCache
 from ...tools.measuring.inputs import Inputs
 from ...tools.measuring.machine import available_bytes, free_memory, gib, is_out_of_memory
+from ...tools.measuring.targets import step_target
 from ...tools.measuring.timing import Comparison, Quartiles, Variant, compare
 from ...training.collator import ToEditCollator
 from .edit import COLUMNS
 from .memory import peak_bytes
 from .table import Column, Row, Section
-from .targets import step_target
 
 _SECONDS = 20.0
 _LEARNING_RATE = 1e-6  # the weights should hardly move: all steps must cost the same

@@ -1,7 +1,7 @@
 """Bytes that autograd keeps for the backward pass, by formula.
 
 The formulas list what each operation of transformers' layers saves. They were compared with what
-PyTorch does save on a CPU (`torch.autograd.graph.saved_tensors_hooks`; tests/test_plan.py). What a
+PyTorch does save on a CPU (`torch.autograd.graph.saved_tensors_hooks`; test_plan.py). What a
 GPU does otherwise was read, not measured: dropout masks of one byte instead of the dtype's, and
 `pow`, and with it GPT-2's GELU, in float32 under autocast.
 

@@ -24,8 +24,8 @@ from ...tools.measuring.machine import (
     is_out_of_memory,
     synchronize,
 )
+from ...tools.measuring.memory import peak_bytes
 from ...training.collator import ToEditCollator
-from ..bench.memory import peak_bytes
 from .cards import CARDS
 from .estimate import Estimate, on_one
 from .models import find_config

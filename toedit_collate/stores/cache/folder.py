@@ -7,7 +7,7 @@ import os
 import uuid
 from pathlib import Path
 
-from ...prior.sharding import rank
+from ...distributed import rank
 from .block import Block, DamagedCacheError
 from .identity import Identity
 from .segments import list_segments, read_segment, segment_name, write_segment, write_whole

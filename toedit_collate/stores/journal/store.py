@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ...prior.sharding import rank
+from ...distributed import rank
 from ...tokens.documents import ranges
 from .files import JournalWriter, file_of, read_valid, sizes
 from .frames import STEP_COLUMNS, Array

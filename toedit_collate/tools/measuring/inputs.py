@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...commands.bench.targets import Setting
 from ...prior.families import find_trunk, unwrap_model
 from ...prior.prior import Prior
 from ..errors import UnusableError
 from .calibrate import calibrated_states, shape_head, states_replaced, table_8_targets, zipf_ids
 from .rows import Batch, text_batches
 from .shapes import random_model
+from .targets import Setting
 
 NUM_BATCHES = 8  # of real text; of random weights there is one
 

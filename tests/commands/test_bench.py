@@ -18,11 +18,11 @@ import torch
 from conftest import VOCAB_SIZE, likely_ids, make_llama, make_tokenizer
 
 from toedit_collate import EditPolicy, Prior, ToEditCollator, edit_tokens
-from toedit_collate.commands.bench import edit, passes, rows, shapes, switches, training
+from toedit_collate.commands.bench import edit, passes, switches, training
 from toedit_collate.commands.bench.agreement import measure_agreement
 from toedit_collate.commands.bench.head_alone import measure_head
 from toedit_collate.commands.bench.libraries import installed_libraries
-from toedit_collate.commands.bench.memory import StorageTracker, measure_memory, peak_bytes
+from toedit_collate.commands.bench.memory import measure_memory
 from toedit_collate.commands.bench.plain import plain_edit
 from toedit_collate.commands.bench.survivors import (
     count_survivors,
@@ -31,12 +31,12 @@ from toedit_collate.commands.bench.survivors import (
     measure_survivors,
 )
 from toedit_collate.commands.bench.table import Column, Row, Section, format_section
-from toedit_collate.commands.bench.targets import Setting
 from toedit_collate.commands.bench.training import measure_training, training_steps
 from toedit_collate.commands.main import main
 from toedit_collate.head import kernels
 from toedit_collate.head.logprob import exact_logprob
 from toedit_collate.head.projection import Head
+from toedit_collate.tools.measuring import rows, shapes
 from toedit_collate.tools.measuring.calibrate import (
     TABLE_8,
     shape_head,
@@ -44,6 +44,8 @@ from toedit_collate.tools.measuring.calibrate import (
     table_8_targets,
 )
 from toedit_collate.tools.measuring.inputs import Inputs, Source
+from toedit_collate.tools.measuring.memory import StorageTracker, peak_bytes
+from toedit_collate.tools.measuring.targets import Setting
 from toedit_collate.tools.measuring.timing import MIN_PAIRS, Quartiles, compare
 
 CPU = torch.device("cpu")

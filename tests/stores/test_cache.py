@@ -405,7 +405,8 @@ class TestFolder:
 
     def test_written_at_exit(self, folder):
         code = (
-            "import sys; sys.path.insert(0, sys.argv[2]); import test_cache as t\n"
+            "import sys; sys.path[:0] = [sys.argv[2], sys.argv[2] + '/..']\n"
+            "import test_cache as t\n"
             "cache = t.opened(sys.argv[1]); cache.add(t.some(1, 2))"
         )
         here = os.path.dirname(__file__)
@@ -461,7 +462,8 @@ class TestProcesses:
 
     def test_at_the_same_time(self, folder):
         code = (
-            "import sys; sys.path.insert(0, sys.argv[2]); import test_cache as t\n"
+            "import sys; sys.path[:0] = [sys.argv[2], sys.argv[2] + '/..']\n"
+            "import test_cache as t\n"
             "start = int(sys.argv[3])\n"
             "with t.opened(sys.argv[1]) as cache:\n"
             "    for key in range(start, start + 40): cache.add(t.some(key)); cache.flush()"

@@ -8,11 +8,11 @@ import distributed_run
 import pytest
 import torch
 from launch import run_on_two_ranks
-from training import assert_same_weights, by_first_token
+from trainees import assert_same_weights, by_first_token
 
 from toedit_collate import Journal
 
-HERE = pathlib.Path(__file__).parent
+HERE = pathlib.Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ import torch
 from conftest import VOCAB_SIZE, likely_ids, make_llama
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from training import logprobs
+from trainees import logprobs
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from toedit_collate import EditPolicy, Prior, edit_tokens

@@ -14,13 +14,13 @@ import time
 import pytest
 import torch
 from resume_run import KINDS, STEPS, TEXTS, TORN, run
-from training import assert_same_weights, make_trainee
+from trainees import assert_same_weights, make_trainee
 
 from toedit_collate import Journal, Prior
 from toedit_collate.stores.journal.files import read_valid
 from toedit_collate.training.generations import last_checkpoint
 
-HERE = pathlib.Path(__file__).parent
+HERE = pathlib.Path(__file__).parents[1]
 SLOW = pytest.mark.slow
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import make_llama, make_tokenizer
 from peft import PeftModel, get_peft_model
-from training import Recorder, by_first_token, dataset, documents, lora, make_trainer
+from trainees import Recorder, by_first_token, dataset, documents, lora, make_trainer
 from transformers import AutoModelForCausalLM, TrainerCallback
 
 from toedit_collate import EditPolicy, Journal, Prior, edit_tokens

@@ -8,7 +8,7 @@ import torch
 from conftest import TEXT, make_tokenizer
 from datasets import Dataset
 from peft import PeftModel
-from training import (
+from trainees import (
     Recorder,
     counted_passes,
     lora,

@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import make_llama, make_tokenizer
 from peft import get_peft_model
-from training import (
+from trainees import (
     AGGRESSIVE,
     QUIET,
     Logs,

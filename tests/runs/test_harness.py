@@ -15,7 +15,7 @@ import pytest
 import torch
 from conftest import TEXT, make_llama, make_tokenizer
 from peft import get_peft_model
-from training import lora, move_adapters
+from trainees import lora, move_adapters
 from transformers import AutoModelForCausalLM
 
 from toedit_collate.runs.harness import (

@@ -8,7 +8,7 @@ import torch
 from conftest import make_llama
 from launch import run_on_two_ranks
 from peft import get_peft_model
-from training import IDLE, lora, make_trainer
+from trainees import IDLE, lora, make_trainer
 
 from toedit_collate import Prior
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from journals import record
 from torch.utils.data import DataLoader
-from training import AGGRESSIVE, counted_passes, documents, make_prior
+from trainees import AGGRESSIVE, counted_passes, documents, make_prior
 from transformers import DataCollatorWithFlattening
 
 from toedit_collate import EditPolicy, Journal, Prior, ToEditCollator, edit_tokens

@@ -3,7 +3,7 @@
 import pytest
 from conftest import make_tokenizer
 from datasets import Dataset, IterableDataset
-from training import make_trainee, make_trainer
+from trainees import make_trainee, make_trainer
 
 from toedit_collate.runs.formats import FORMATS, to_trl_format
 

@@ -11,7 +11,6 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, LlamaConfig, OlmoConfig
 
-from toedit_collate.commands.bench.memory import peak_bytes
 from toedit_collate.commands.main import main
 from toedit_collate.commands.plan import head, measure
 from toedit_collate.commands.plan.cards import CARDS, find_card
@@ -27,8 +26,9 @@ from toedit_collate.commands.plan.table import header_lines
 from toedit_collate.commands.plan.times import forward_flops
 from toedit_collate.tools.demo_model.pretrain import _make_model
 from toedit_collate.tools.errors import UnusableError
+from toedit_collate.tools.measuring.memory import peak_bytes
 
-RECIPES = pathlib.Path(__file__).parent.parent / "recipes" / "configs"
+RECIPES = pathlib.Path(__file__).parents[2] / "recipes" / "configs"
 CONFIGS = sorted(RECIPES.glob("*.yaml"))
 TOLERANCE = 0.15
 CPU = CARDS["cpu"]

@@ -1,6 +1,6 @@
 """The fused kernel against the definition: on a GPU, or else in triton's interpreter.
 
-On a CPU: `TRITON_INTERPRET=1 pytest tests/test_kernels.py`. Without triton, most of it skips.
+On a CPU: `TRITON_INTERPRET=1 pytest tests/head/test_kernels.py`. Without triton, most of it skips.
 """
 
 import math

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from training import (
+from trainees import (
     AGGRESSIVE,
     IDLE,
     Recorder,

@@ -4,7 +4,7 @@ import pytest
 import torch
 from conftest import likely_ids, make_llama
 from peft import get_peft_model
-from training import (
+from trainees import (
     AGGRESSIVE,
     IDLE,
     Recorder,

@@ -7,7 +7,7 @@ from itertools import chain, pairwise
 import pytest
 import torch
 from conftest import make_llama, make_tokenizer
-from training import AGGRESSIVE, documents, make_prior
+from trainees import AGGRESSIVE, documents, make_prior
 from transformers import (
     DataCollatorForLanguageModeling,
     DataCollatorForSeq2Seq,

@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 from torch.utils.data import DataLoader, IterableDataset
 from torch.utils.data._utils.pin_memory import pin_memory
-from training import (
+from trainees import (
     AGGRESSIVE,
     Recorder,
     by_first_token,

@@ -11,7 +11,7 @@ import torch
 from conftest import make_llama, make_tokenizer
 from peft import get_peft_model
 from safetensors.torch import load_file, save_file
-from training import (
+from trainees import (
     IDLE,
     Recorder,
     assert_same_weights,

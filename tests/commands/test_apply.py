@@ -11,8 +11,8 @@ import sys
 import pytest
 import torch
 from conftest import make_llama, make_tokenizer
-from test_journal_cli import read, split, write
-from training import (
+from test_journal_command import read, split, write
+from trainees import (
     AGGRESSIVE,
     Recorder,
     dataset,

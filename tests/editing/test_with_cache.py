@@ -5,8 +5,8 @@ import torch
 from conftest import likely_ids, make_llama, make_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_editing import POLICIES, LargestTensor, arrange
-from training import QUIET, dataset, documents, make_trainee
+from test_edit_tokens import POLICIES, LargestTensor, arrange
+from trainees import QUIET, dataset, documents, make_trainee
 from transformers import Trainer, TrainingArguments
 
 from toedit_collate import EditPolicy, Journal, Prior, ToEditCallback, ToEditCollator, edit_tokens

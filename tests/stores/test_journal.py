@@ -685,7 +685,7 @@ class TestProcesses:
             "import sys; from journals import record; from toedit_collate import Journal;"
             "journal = Journal(sys.argv[1]); record(journal, [5, 6], {1: 7})"
         )
-        here = os.path.dirname(__file__)
+        here = os.path.dirname(os.path.dirname(__file__))
         paths = os.pathsep.join([here, os.path.dirname(here), os.environ.get("PYTHONPATH", "")])
         done = subprocess.run(
             [sys.executable, "-c", code, str(tmp_path)],

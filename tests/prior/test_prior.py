@@ -5,7 +5,7 @@ import torch
 from conftest import likely_ids, make_llama
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
-from training import logprobs, move_adapters
+from trainees import logprobs, move_adapters
 from transformers import AutoModelForCausalLM, MixtralConfig, MixtralForCausalLM
 
 from toedit_collate import EditPolicy, Prior, edit_tokens

@@ -14,7 +14,7 @@ import torch
 from conftest import make_tokenizer
 from datasets import Dataset, DatasetDict
 from running import make_files
-from training import dataset, documents, make_prior, make_trainee, make_trainer
+from trainees import dataset, documents, make_prior, make_trainee, make_trainer
 from trl import SFTConfig
 
 from toedit_collate import EditPolicy, Prior

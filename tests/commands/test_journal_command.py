@@ -18,7 +18,7 @@ from datasets import Dataset, load_from_disk
 from journals import POLICY, record
 from tokenizers.normalizers import Lowercase
 from tokenizers.processors import TemplateProcessing
-from training import Recorder, by_first_token, dataset, documents, make_prior, make_trainer
+from trainees import Recorder, by_first_token, dataset, documents, make_prior, make_trainer
 from transformers import DataCollatorForSeq2Seq
 
 from toedit_collate import EditPolicy, Journal, attach
@@ -809,7 +809,7 @@ def test_help_is_light_and_a_closed_pipe_is_no_error(journal):
 
 
 def test_bench_measures_bytes_and_a_priors_share(tmp_path, capsys, tokenizer_folder, monkeypatch):
-    monkeypatch.setattr("toedit_collate.journal_cli.bench.ROWS", (2, 16))
+    monkeypatch.setattr("toedit_collate.commands.journal.bench.ROWS", (2, 16))
     make_llama().save_pretrained(tokenizer_folder)
     data = write(tmp_path / "data.jsonl", [{"text": "the quick brown fox " * 1500}])
     status, printed, error = toedit(
