@@ -39,6 +39,7 @@ from toedit_collate.head.projection import Head
 from toedit_collate.tools.measuring import rows, shapes
 from toedit_collate.tools.measuring.calibrate import (
     TABLE_8,
+    calibrated_states,
     shape_head,
     states_replaced,
     table_8_targets,
@@ -116,6 +117,19 @@ def test_calibrated_states_have_the_probabilities_of_table_8(small):
         # A probability next to a border may fall on its other side.
         found = ((p >= low) & (p < high)).double().mean()
         assert found == pytest.approx(share / 100, abs=4e-3), (low, high)
+
+
+def test_a_row_of_zeros_gets_a_direction_of_its_own():
+    """As a padding id has where the head is tied to the embeddings (OLMo)."""
+    weight = torch.randn(64, 32, generator=torch.Generator().manual_seed(0))
+    weight[[0, 5]] = 0
+    g = shape_head(weight)
+    across = (weight - (weight @ g).unsqueeze(-1) * g).norm(dim=-1)
+    assert across.min() > across.median() / 2
+    ids, wanted = torch.tensor([0, 5, 7]), torch.tensor([0.02, 0.5, 0.995], dtype=torch.float64)
+    states = calibrated_states(weight, g, ids, wanted, torch.Generator().manual_seed(1))
+    p = (states @ weight.T).softmax(-1).gather(-1, ids.unsqueeze(-1)).squeeze(-1)
+    torch.testing.assert_close(p.double(), wanted, rtol=1e-3, atol=1e-5)
 
 
 def test_competitors_follow_zipf_and_differ_between_positions(small):

@@ -85,9 +85,14 @@ def shape_head(weight: Tensor) -> Tensor:
     g = torch.randn(D, generator=generator).to(weight.device)
     g /= g.norm()
     along = -torch.log(torch.arange(1, V + 1, device=weight.device).float())
-    size = weight[:4096].float().std() * math.sqrt(D) / 4  # entries of the size of the others
+    spread = weight[:4096].float().std()
+    size = spread * math.sqrt(D) / 4  # entries of the size of the others
     for rows, a in zip(weight.split(4096), along.split(4096), strict=True):
-        free = rows.float()
+        free = rows.to(torch.float32, copy=True)
+        # A row of zeros (that of a padding id, where head and embeddings are tied) would be left
+        # with g alone, and no state could then tell its id from its neighbours'.
+        blank = (~free.any(dim=-1)).nonzero().squeeze(-1)
+        free[blank] = spread * torch.randn(len(blank), D, generator=generator).to(weight.device)
         free -= (free @ g).unsqueeze(-1) * g
         rows.copy_(free + size * a.unsqueeze(-1) * g)
     return g
