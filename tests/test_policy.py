@@ -2,11 +2,13 @@ import dataclasses
 import math
 import pickle
 import warnings
+from typing import Optional
 
 import pytest
 import torch
 
 from toedit_collate import EditPolicy
+from toedit_collate.policy import OPTIONS, PRESETS, Redraw, make_policy
 
 
 @pytest.mark.parametrize(
@@ -121,3 +123,43 @@ def test_is_frozen_plain_data():
         policy.threshold = 0.5
     assert pickle.loads(pickle.dumps(policy)) == policy
     assert hash(policy) == hash(EditPolicy(protected_token_ids=(4, 5)))
+
+
+class TestOptions:
+    def test_every_field_says_what_it_is_for(self):
+        assert [*OPTIONS] == [field.name for field in dataclasses.fields(EditPolicy)]
+        for option in OPTIONS.values():
+            assert option.help
+            assert "%" not in option.help + option.source  # argparse would fill it in
+            assert not option.help.endswith(".")
+
+    def test_say_what_a_value_is(self):
+        kinds = {name: option.kind for name, option in OPTIONS.items() if option.written}
+        assert (kinds["threshold"], kinds["drop_below"]) == (float, float)
+        assert (kinds["top_k"], kinds["scope"], kinds["protect_special"]) == (int, str, bool)
+        assert OPTIONS["region"].choices == ("above", "below", "none")
+        assert OPTIONS["protected_token_ids"].is_list
+        assert OPTIONS["protected_token_ids"].annotation == Optional[list[int]]  # noqa: UP045
+        assert OPTIONS["redraw"].annotation == Optional[Redraw]  # noqa: UP045
+
+    def test_help_has_them(self):
+        for option in OPTIONS.values():
+            assert f"{option.name} (default {option.default!r}): {option.help}." in (
+                EditPolicy.__doc__
+            )
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_have_one_name_everywhere(name):
+    policy = EditPolicy.preset(name, seed=3)
+    assert policy == make_policy(name, seed=3)
+    assert policy == EditPolicy(**PRESETS[name].fields, seed=3)
+
+
+def test_the_presets_by_their_other_names():
+    assert EditPolicy.preset("paper") == EditPolicy.paper()
+    assert EditPolicy.preset("reference_code") == EditPolicy.reference_code()
+    for strategy in ("low_drop_up_revise", "filtering"):
+        assert EditPolicy.preset(strategy) == EditPolicy.reference_code(strategy)
+    with pytest.raises(ValueError, match=r"policy must be one of paper, .*filtering, got 'papers'"):
+        EditPolicy.preset("papers")

@@ -1,25 +1,26 @@
 """What README.md says is so."""
 
 import ast
-import dataclasses
 import pathlib
 import re
 
 import pytest
 
 import toedit_collate
-from toedit_collate import EditPolicy
+from toedit_collate.policy import OPTIONS, PRESETS
+from toedit_collate.policy.options import as_markdown
 
 ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
 
 def test_the_policy_table_is_the_policy():
-    table = README.split("<!-- policy table")[1].split("\n\n")[0]
-    rows = re.findall(r"^\| `(\w+)` \| `(.*?)` \|", table, re.M)
-    fields = dataclasses.fields(EditPolicy)
-    assert [name for name, _ in rows] == [field.name for field in fields]
-    assert [ast.literal_eval(value) for _, value in rows] == [field.default for field in fields]
+    assert as_markdown(OPTIONS.values()) in README
+
+
+def test_the_presets_are_all_there():
+    for name, preset in PRESETS.items():
+        assert f'| `EditPolicy.preset("{name}")` | {preset.help} |' in README
 
 
 def code_blocks():

@@ -23,8 +23,9 @@ from trainees import (
 
 from toedit_collate import EditPolicy, Prior, ToEditCollator, attach, edit_tokens
 from toedit_collate.commands.apply import edit as edit_module
-from toedit_collate.commands.apply.policies import WITHOUT_OPTION, add_policy, as_python, policy_of
+from toedit_collate.commands.apply.policies import add_policy, as_python, policy_of
 from toedit_collate.commands.main import main
+from toedit_collate.policy import OPTIONS
 from toedit_collate.stores.cache import DecisionCache
 
 AS_OPTIONS = ("--threshold", "0.05", "--exclude-original")  # AGGRESSIVE
@@ -544,4 +545,4 @@ class TestPolicies:
         printed = capsys.readouterr().out
         for name in EditPolicy().record():
             option = re.search(rf"--{name.replace('_', '-')}\s", printed)
-            assert bool(option) == (name not in WITHOUT_OPTION)
+            assert bool(option) == OPTIONS[name].written

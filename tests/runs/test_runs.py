@@ -18,6 +18,7 @@ from trainees import dataset, documents, make_prior, make_trainee, make_trainer
 from trl import SFTConfig
 
 from toedit_collate import EditPolicy, Prior
+from toedit_collate.policy import OPTIONS
 from toedit_collate.runs import load_held_out, load_rows, load_training, mix, pack_text
 from toedit_collate.runs.arguments import (
     DataArguments,
@@ -48,7 +49,7 @@ def _silent(no_bars):
 
 class TestArguments:
     def test_each_field_of_a_policy_has_an_argument(self):
-        fields = {one.name for one in dataclasses.fields(EditPolicy)} - {"protect"}
+        fields = {name for name, option in OPTIONS.items() if option.written}
         arguments = {one.name for one in dataclasses.fields(EditArguments)}
         assert {f"edit_{name}" for name in fields} <= arguments
 

@@ -6,47 +6,44 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from ..policy import EditPolicy, Redraw, Region, Sampler, Scope
-from ..tools.presets import HELP, PRESETS, make_policy
+from ..policy import OPTIONS, PRESETS, EditPolicy, Option, make_policy
 from ..training.refresh import check_refresh
 
-Preset = Literal["paper", "reference_code", "low_drop_up_revise", "filtering", "none"]
 PREFIX = "edit_"
-
-
-def _field_of_policy(name: str) -> Any:
-    help_text = f"EditPolicy: {HELP[name]}. Default: as edit_policy has it."
-    return field(default=None, metadata={"help": help_text})
 
 
 def _optional(help_text: str) -> Any:
     return field(default=None, metadata={"help": help_text})
 
 
+def _field_of_policy(option: Option) -> Any:
+    help_text = f"EditPolicy: {option.help}. Default: as edit_policy has it."
+    return field(default=None, metadata={"help": help_text})
+
+
+def _preset() -> Any:
+    presets = "; ".join(f"{name}: {preset.help}" for name, preset in PRESETS.items())
+    return field(default="paper", metadata={"help": f"{presets}; none: train without editing."})
+
+
+# edit_policy, and an argument for each field of EditPolicy that can be written down.
+PolicyArguments: Any = dataclasses.make_dataclass(
+    "PolicyArguments",
+    [
+        ("edit_policy", Literal[(*PRESETS, "none")], _preset()),
+        *(
+            (PREFIX + option.name, option.annotation, _field_of_policy(option))
+            for option in OPTIONS.values()
+            if option.written
+        ),
+    ],
+)
+
+
 @dataclass
-class EditArguments:
+class EditArguments(PolicyArguments):
     """How the training data is edited: the policy, the prior, and what is kept of it."""
 
-    edit_policy: Preset = field(
-        default="paper",
-        metadata={
-            "help": "paper: Algorithm 1; the next three: strategies of the authors' script; none: "
-            "train without editing."
-        },
-    )
-    edit_threshold: float | None = _field_of_policy("threshold")
-    edit_region: Region | None = _field_of_policy("region")
-    edit_sampler: Sampler | None = _field_of_policy("sampler")
-    edit_top_k: int | None = _field_of_policy("top_k")
-    edit_top_p: float | None = _field_of_policy("top_p")
-    edit_temperature: float | None = _field_of_policy("temperature")
-    edit_scope: Scope | None = _field_of_policy("scope")
-    edit_drop_below: float | None = _field_of_policy("drop_below")
-    edit_exclude_original: bool | None = _field_of_policy("exclude_original")
-    edit_protect_special: bool | None = _field_of_policy("protect_special")
-    edit_protected_token_ids: list[int] | None = _field_of_policy("protected_token_ids")
-    edit_seed: int | None = _field_of_policy("seed")
-    edit_redraw: Redraw | None = _field_of_policy("redraw")
     prior: str = field(
         default="shared",
         metadata={
@@ -257,7 +254,7 @@ def as_mapping(name: str, value: dict[str, Any] | str | None) -> dict[str, Any]:
 
 
 def as_arguments(policy: EditPolicy | None) -> dict[str, Any]:
-    """A policy as the fields of `EditArguments` that ask for it; `protect` has none.
+    """A policy as the fields of `EditArguments` that ask for it, where there are any.
 
     Example:
         >>> as_arguments(EditPolicy(top_k=64))
@@ -266,7 +263,8 @@ def as_arguments(policy: EditPolicy | None) -> dict[str, Any]:
     if policy is None:
         return {"edit_policy": "none"}
     default = EditPolicy().record()
-    changed = {n: v for n, v in policy.record().items() if v != default[n] and n != "protect"}
+    written = {n: v for n, v in policy.record().items() if OPTIONS[n].written}
+    changed = {n: v for n, v in written.items() if v != default[n]}
     return {"edit_policy": "paper", **{PREFIX + name: value for name, value in changed.items()}}
 
 
@@ -293,11 +291,10 @@ def parse_policy(text: str) -> EditPolicy | None:
     preset, *parts = text.replace(" ", "").split(",")
     if preset == "none" and not parts:
         return None
-    known = {one.name for one in dataclasses.fields(EditPolicy)}
     changes = {}
     for part in parts:
         name, equals, value = part.partition("=")
-        if not equals or name not in known:
+        if not equals or name not in OPTIONS:
             raise ValueError(
                 f"compare_policies has {text!r}, where {part!r} is no field of EditPolicy with a "
                 "value; write it as in paper,threshold=0.9,top_k=64"

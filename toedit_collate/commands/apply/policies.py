@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any
 
-from ...policy import EditPolicy
+from ...policy import OPTIONS, PRESETS, EditPolicy, Option, make_policy
 from ...tools.errors import UnusableError
-from ...tools.presets import HELP, PRESETS, WITHOUT_OPTION, make_policy
 
 
 def add_policy(parser: Any) -> None:
@@ -23,33 +22,31 @@ def add_policy(parser: Any) -> None:
         help="paper: Algorithm 1; the others are strategies of the authors' script. The options "
         "below change single fields of it; default: %(default)s",
     )
-    types = get_type_hints(EditPolicy)
-    for field in dataclasses.fields(EditPolicy):
-        if field.name not in WITHOUT_OPTION:
+    for option in OPTIONS.values():
+        if option.written:
             group.add_argument(
-                f"--{field.name.replace('_', '-')}",
-                dest=_dest(field.name),
+                f"--{option.name.replace('_', '-')}",
+                dest=_dest(option.name),
                 default=None,  # "not given": the preset's value stands
-                help=_help(field.name),
-                **_reading(types[field.name]),
+                help=_help(option),
+                **_reading(option),
             )
 
 
-def _help(name: str) -> str:
-    # A cache holds decisions, which no draw has a part in.
-    return HELP[name] + ("; only --output depends on it" if name in ("seed", "redraw") else "")
+def _help(option: Option) -> str:
+    only_output = "; only --output depends on it" if option.name in ("seed", "redraw") else ""
+    return option.help + only_output
 
 
-def _reading(kind: Any) -> dict[str, Any]:
-    """How argparse reads a value of the type of a field."""
-    if get_origin(kind) is Literal:
-        return {"choices": get_args(kind)}
-    if kind is bool:
+def _reading(option: Option) -> dict[str, Any]:
+    """How argparse reads the value of a field."""
+    if option.choices:
+        return {"choices": option.choices}
+    if option.kind is bool:
         return {"action": argparse.BooleanOptionalAction}
-    if get_origin(kind) is tuple:
-        return {"type": int, "nargs": "+", "metavar": "ID"}
-    number = int if kind is int else float
-    return {"type": number, "metavar": "N" if number is int else "X"}
+    words = {int: "N", float: "X", str: "TEXT"}
+    reading = {"type": option.kind, "metavar": words[option.kind]}
+    return {**reading, "nargs": "+"} if option.is_list else reading
 
 
 def _dest(name: str) -> str:
@@ -63,9 +60,9 @@ def policy_of(args: argparse.Namespace) -> EditPolicy:
         UnusableError: a value is out of its range.
     """
     given = {
-        field.name: getattr(args, _dest(field.name))
-        for field in dataclasses.fields(EditPolicy)
-        if getattr(args, _dest(field.name), None) is not None
+        name: getattr(args, _dest(name))
+        for name in OPTIONS
+        if getattr(args, _dest(name), None) is not None
     }
     try:
         return make_policy(args.policy, **given)

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ...policy import PRESETS
 from ...tools.errors import UnusableError
 from ...tools.fields import read_fields
-from ...tools.presets import PRESETS
 
 _DTYPES = ("float32", "bfloat16", "float16", "auto")
 _QUANTIZATIONS = ("8bit", "4bit", "int8", "fp8")

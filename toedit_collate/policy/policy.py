@@ -12,6 +12,16 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from .checks import (
+    as_token_ids,
+    require_choice,
+    require_int,
+    require_number,
+    require_probability,
+)
+from .options import as_docstring, described, options_of
+from .presets import PRESETS
+
 Region = Literal["above", "below", "none"]
 Sampler = Literal["top_k", "top_p", "rejection"]
 Scope = Literal["loss", "all"]
@@ -29,30 +39,6 @@ class EditPolicy:
     Below, P is the probability that the prior gives a token after the tokens before it, from the
     softmax over its whole vocabulary at temperature 1.
 
-    Attributes:
-        threshold: a probability, strictly between 0 and 1.
-        region: tokens to resample: "above" takes P >= threshold, "below" takes P <= threshold
-            (the reversed regions of Table 7), "none" takes no token (then only `drop_below` acts).
-        sampler: the candidates among which a selected token is drawn, renormalised over them:
-            "top_k", the `top_k` most probable tokens; "top_p", the smallest set of the most
-            probable tokens that holds at least `top_p`; "rejection", the whole vocabulary, that
-            is the distribution which rejection sampling with uniform proposals, accepted with
-            probability P(y) / max P, gives (drawn here by inversion, with the same result).
-        top_k: number of candidates of the sampler "top_k". Equal probabilities: the lower id wins.
-        top_p: mass of the sampler "top_p", in (0, 1].
-        temperature: candidates and draws follow softmax(logits / temperature); selection does not.
-        scope: "loss" edits tokens that have a label other than -100, "all" every token.
-        drop_below: remove tokens with P below this probability (the authors' script: 0.001).
-        exclude_original: draw among the *other* candidates, so that every selected token changes.
-            Where the sampler leaves no other, the most probable other token is taken.
-        protect_special: never edit, drop or draw special tokens and the markers of the chat
-            template (draws are renormalised over the candidates that remain).
-        protected_token_ids: further ids that are never edited or dropped.
-        protect: a function (input_ids (B, T) int64, tokenizer or None) -> (B, T) bool, True where
-            a token must not be edited or dropped.
-        seed: of the draws; 0 <= seed < 2**64.
-        redraw: "epoch" draws afresh in every epoch, "never" makes the same edit every time.
-
     Raises:
         ValueError: a value is out of its range.
         TypeError: a value is of the wrong type.
@@ -62,20 +48,69 @@ class EditPolicy:
         0.999
     """
 
-    threshold: float = 0.99
-    region: Region = "above"
-    sampler: Sampler = "top_k"
-    top_k: int = 8
-    top_p: float = 0.99
-    temperature: float = 1.0
-    scope: Scope = "loss"
-    drop_below: float | None = None
-    exclude_original: bool = False
-    protect_special: bool = True
-    protected_token_ids: tuple[int, ...] = ()
-    protect: Protect | None = None
-    seed: int = 0
-    redraw: Redraw = "epoch"
+    threshold: float = described(
+        0.99,
+        "the probability that bounds the region, strictly between 0 and 1",
+        source="Algorithm 1; 0.999 and 0.1, 0.01, 0.001 in Table 7",
+    )
+    region: Region = described(
+        "above",
+        'resample P >= threshold; "below": P <= threshold; "none": nothing, so that only '
+        "`drop_below` acts",
+        source="Eq. 2; reversed in Table 7",
+    )
+    sampler: Sampler = described(
+        "top_k",
+        'candidates of a draw, which is renormalised over them: "top_k" most probable tokens; '
+        '"top_p", the fewest that hold that mass; "rejection", the whole vocabulary',
+        source="Table 5",
+    )
+    top_k: int = described(
+        8,
+        'number of candidates of the sampler "top_k"; of equal probabilities the lower id wins',
+        source="Algorithm 1; 64 in Table 6",
+    )
+    top_p: float = described(
+        0.99,
+        'mass of the sampler "top_p", in (0, 1]. With P >= 0.99 at temperature 1 it holds the '
+        "token alone and changes nothing: you are told so",
+        source="Table 5",
+    )
+    temperature: float = described(
+        1.0,
+        "of candidates and draws, which follow softmax(logits / temperature); selection is always "
+        "at temperature 1",
+        source="1.5 in the script",
+    )
+    scope: Scope = described(
+        "loss", 'edit tokens that have a label other than -100; "all": every token, prompts, too'
+    )
+    drop_below: float | None = described(
+        None, "remove tokens with P below this", source="0.001 in the script"
+    )
+    exclude_original: bool = described(
+        False,
+        "draw among the *other* candidates, so that every selected token changes; where the "
+        "sampler leaves no other, the most probable other token is taken",
+    )
+    protect_special: bool = described(
+        True,
+        "never edit, drop or draw special tokens and the chat template's markers; draws are "
+        "renormalised over the candidates that remain",
+    )
+    protected_token_ids: tuple[int, ...] = described(
+        (), "more ids that are never edited or dropped"
+    )
+    protect: Protect | None = described(
+        None,
+        "a function `(input_ids, tokenizer)` that returns a (B, T) bool mask, True at tokens that "
+        "are never edited or dropped",
+        written=False,
+    )
+    seed: int = described(0, "of the draws, in [0, 2**64)")
+    redraw: Redraw = described(
+        "epoch", 'draw afresh in every epoch; "never": make the same edit every time'
+    )
 
     def record(self) -> dict[str, Any]:
         """What decides an edit, as JSON has it; `protect` by its name."""
@@ -86,32 +121,32 @@ class EditPolicy:
         return record
 
     def __post_init__(self) -> None:
-        _require_choice("region", self.region, get_args(Region))
-        _require_choice("sampler", self.sampler, get_args(Sampler))
-        _require_choice("scope", self.scope, get_args(Scope))
-        _require_choice("redraw", self.redraw, get_args(Redraw))
-        _require_probability("threshold", self.threshold)
+        require_choice("region", self.region, get_args(Region))
+        require_choice("sampler", self.sampler, get_args(Sampler))
+        require_choice("scope", self.scope, get_args(Scope))
+        require_choice("redraw", self.redraw, get_args(Redraw))
+        require_probability("threshold", self.threshold)
         if self.drop_below is not None:
-            _require_probability("drop_below", self.drop_below)
+            require_probability("drop_below", self.drop_below)
             if self.region != "none" and self.drop_below >= self.threshold:
                 raise ValueError(
                     f"drop_below must be less than threshold, got drop_below={self.drop_below!r} "
                     f"and threshold={self.threshold!r}; the authors' script uses 0.001 and 0.99"
                 )
-        _require_int("top_k", self.top_k, minimum=1, mend="it is a number of candidates")
-        _require_number("top_p", self.top_p)
+        require_int("top_k", self.top_k, minimum=1, mend="it is a number of candidates")
+        require_number("top_p", self.top_p)
         if not 0 < self.top_p <= 1:
             raise ValueError(
                 f"top_p must lie in (0, 1], got {self.top_p!r}; it is a probability: "
                 "write 0.9 for 90 %"
             )
-        _require_number("temperature", self.temperature)
+        require_number("temperature", self.temperature)
         if not (self.temperature > 0 and math.isfinite(self.temperature)):
             raise ValueError(
                 f"temperature must be a finite number above 0, got {self.temperature!r}; "
                 "for greedy draws use top_k=1"
             )
-        _require_int("seed", self.seed, minimum=0, mend="pass a whole number in [0, 2**64)")
+        require_int("seed", self.seed, minimum=0, mend="pass a whole number in [0, 2**64)")
         if self.seed >= 2**64:
             raise ValueError(f"seed must be less than 2**64, got {self.seed!r}")
         for flag in ("exclude_original", "protect_special"):
@@ -122,7 +157,7 @@ class EditPolicy:
                 f"protect must be a function (input_ids, tokenizer) -> bool mask, got "
                 f"{self.protect!r}; to protect ids, use protected_token_ids"
             )
-        object.__setattr__(self, "protected_token_ids", _as_token_ids(self.protected_token_ids))
+        object.__setattr__(self, "protected_token_ids", as_token_ids(self.protected_token_ids))
         if self.changes_nothing:
             warnings.warn(
                 f"this policy can change no token: {self._why_nothing_changes()}",
@@ -131,15 +166,40 @@ class EditPolicy:
             )
 
     @classmethod
-    def paper(cls, **overrides: Any) -> EditPolicy:
-        """The paper's setting: P >= 0.99, top-k with k = 8, temperature 1 (Algorithm 1)."""
-        return cls(**overrides)
+    def preset(cls, name: str, **changes: Any) -> EditPolicy:
+        """A policy by its name, with single fields changed.
+
+        Args:
+            name: "paper", "reference_code", "low_drop_up_revise" or "filtering" (`PRESETS`).
+            changes: other fields.
+
+        Raises:
+            ValueError: unknown name, or a value out of its range.
+            TypeError: a value of the wrong type.
+
+        Example:
+            >>> EditPolicy.preset("reference_code", top_k=8).temperature
+            1.5
+        """
+        if name not in PRESETS:
+            raise ValueError(f"policy must be one of {', '.join(PRESETS)}, got {name!r}")
+        return cls(**{**PRESETS[name].fields, **changes})
+
+    @classmethod
+    def paper(cls, **changes: Any) -> EditPolicy:
+        """The paper's setting: P >= 0.99, top-k with k = 8, temperature 1 (Algorithm 1).
+
+        Example:
+            >>> EditPolicy.paper(threshold=0.999).top_k
+            8
+        """
+        return cls.preset("paper", **changes)
 
     @classmethod
     def reference_code(
         cls,
         strategy: Literal["up_revise", "low_drop_up_revise", "filtering"] = "up_revise",
-        **overrides: Any,
+        **changes: Any,
     ) -> EditPolicy:
         """The settings of the script that the authors published, `toedit_resampling.py`.
 
@@ -150,27 +210,24 @@ class EditPolicy:
             strategy: "up_revise" resamples P > 0.99 at temperature 1.5; "low_drop_up_revise"
                 resamples them at temperature 1 and removes tokens with P < 0.001; "filtering"
                 removes those, and resamples nothing.
-            overrides: other fields of `EditPolicy`.
+            changes: other fields of `EditPolicy`.
 
         Raises:
             ValueError: unknown `strategy`.
 
         Note:
             The script selects by P > 0.99, we by P >= 0.99: they differ where P is 0.99 exactly.
+
+        Example:
+            >>> EditPolicy.reference_code("filtering").drop_below
+            0.001
         """
-        settings: dict[str, Any]
-        if strategy == "up_revise":
-            settings = {"top_k": 64, "temperature": 1.5}
-        elif strategy == "low_drop_up_revise":
-            settings = {"top_k": 64, "drop_below": 0.001}
-        elif strategy == "filtering":
-            settings = {"region": "none", "drop_below": 0.001}
-        else:
+        if strategy not in ("up_revise", "low_drop_up_revise", "filtering"):
             raise ValueError(
                 f"strategy must be 'up_revise', 'low_drop_up_revise' or 'filtering', got "
                 f"{strategy!r}"
             )
-        return cls(**{**settings, **overrides})
+        return cls.preset("reference_code" if strategy == "up_revise" else strategy, **changes)
 
     def replace(self, **changes: Any) -> EditPolicy:
         """A copy with some fields changed."""
@@ -242,40 +299,7 @@ class EditPolicy:
         return ""
 
 
-def _require_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
-
-
-def _require_number(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} must be a number, got {value!r}")
-
-
-def _require_probability(name: str, value: object) -> None:
-    _require_number(name, value)
-    assert isinstance(value, (int, float))
-    if not 0 < value < 1:
-        raise ValueError(
-            f"{name} must lie strictly between 0 and 1, got {value!r}; it is a probability: "
-            "write 0.99 for 99 %"
-        )
-
-
-def _require_int(name: str, value: object, *, minimum: int, mend: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be a whole number, got {value!r}; {mend}")
-    if value < minimum:
-        raise ValueError(f"{name} must be at least {minimum}, got {value!r}; {mend}")
-
-
-def _as_token_ids(value: Any) -> tuple[int, ...]:
-    try:
-        ids = tuple(value)
-    except TypeError:
-        raise TypeError(
-            f"protected_token_ids must be a list of token ids, got {value!r}; write (5,) for one id"
-        ) from None
-    for token_id in ids:
-        _require_int("protected_token_ids", token_id, minimum=0, mend="pass token ids")
-    return ids
+OPTIONS = options_of(EditPolicy)
+make_policy = EditPolicy.preset
+# What is said at the fields is said once: `help(EditPolicy)` has it from there.
+EditPolicy.__doc__ = (EditPolicy.__doc__ or "") + as_docstring(OPTIONS.values())
