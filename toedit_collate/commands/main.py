@@ -13,6 +13,7 @@ from .bench import add_bench
 from .demo import add_demo
 from .journal import add_journal
 from .plan import add_plan
+from .theory import add_theory
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,6 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_plan(commands)
     add_apply(commands)
     add_journal(commands)
+    add_theory(commands)
     args = parser.parse_args(argv)
     if hasattr(sys.stdout, "reconfigure"):  # a terminal of another encoding is no reason to stop
         sys.stdout.reconfigure(errors="replace")

@@ -1,0 +1,56 @@
+"""Figures, written as PNG and SVG; matplotlib is imported when the first one is drawn."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+# Okabe and Ito's colours: told apart by readers who are colour-blind, too.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C8C8C")
+LINES = ("-", "--", "-.", ":")
+
+
+def check_can_draw() -> None:
+    """See that figures can be drawn, before hours of work.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    try:
+        import matplotlib  # type: ignore[import-not-found]  # noqa: F401
+    except ImportError:
+        raise ImportError(
+            'figures need matplotlib, which is not installed; pip install "toedit_collate[plot]"'
+        ) from None
+
+
+def new_figure(columns: int = 1, rows: int = 1, *, width: float = 6.4, height: float = 4.2) -> Any:
+    """A figure and its axes in a row-major list; `width` and `height` of one panel, in inches.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    check_can_draw()
+    from matplotlib.figure import Figure  # no pyplot: it would choose a backend for the process
+
+    figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for axis in axes.flat:
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(True, color="#dddddd", linewidth=0.6)
+        axis.set_axisbelow(True)
+    return figure, list(axes.flat)
+
+
+def save_figure(figure: Any, folder: Path, name: str) -> list[Path]:
+    """Write `name`.png and `name`.svg into a folder, which is made; returns their paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{name}.png", folder / f"{name}.svg"]
+    for path in paths:
+        figure.savefig(path, dpi=150)
+    return paths
+
+
+def color_of(number: int) -> str:
+    """The colour of the n-th line or bar."""
+    return COLORS[number % len(COLORS)]
