@@ -5,6 +5,7 @@ Nothing here calls the package's fast paths; the tests compare the two.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 MASK32 = 0xFFFFFFFF
@@ -192,3 +193,32 @@ class SlowJournal:
         """(changed, removed) tokens of all documents."""
         new = [n for changes in self.generations[generation].values() for n in changes.values()]
         return len(new) - new.count(None), new.count(None)
+
+
+def expected_linear_errors(world, arm, runs):
+    """Test errors of the linear process of section 3.2, exact for each X and choice of rows.
+
+    The labels are X w + e; e is followed by its covariance, which an edit of the rows in M takes
+    from C to B C B' + sigma^2 M with B = I - M + M P, P the projection on the columns of X.
+
+    Returns:
+        Means over `runs` draws of X and of the rows, and their standard errors: (n + 1,) each.
+    """
+    rng = np.random.default_rng(12345)
+    T, d = world.samples, world.dimension
+    errors = np.zeros((runs, len(arm.counts) + 1))
+    for run in range(runs):
+        X = rng.standard_normal((T, d))
+        fit = np.linalg.pinv(X)
+        covariance = world.noise**2 * np.eye(T)
+        errors[run, 0] = np.trace(fit @ covariance @ fit.T)
+        left = list(rng.permutation(T))
+        for generation, count in enumerate(arm.counts):
+            rows = left[:count] if arm.disjoint else rng.permutation(T)[:count]
+            left = left[count:] if arm.disjoint else left
+            M = np.zeros((T, T))
+            M[rows, rows] = 1
+            B = np.eye(T) - M + M @ X @ fit
+            covariance = B @ covariance @ B.T + world.noise**2 * M
+            errors[run, generation + 1] = np.trace(fit @ covariance @ fit.T)
+    return errors.mean(0), errors.std(0, ddof=1) / runs**0.5

@@ -19,10 +19,10 @@ its own).
 * A second part: the error after 10 edits against the *total* share edited (0.1 to 1), for one edit
   at once, halving edits, ten equal disjoint edits, and ten equal edits drawn anew.
 * What counts. An earlier, smaller simulation found 11.5 (full), 5.8 (constant), 2.04 (halving) and
-  2.13 (disjoint): confirmed where the mean lies within 5 % of it, refuted otherwise. The closed form
-  *describes* an arm where it lies within 5 % of the mean. The bound of 2 *holds* in an arm where
-  mean + 2 standard errors <= 2, is *broken* where mean - 2 standard errors > 2, and is undecided
-  between. The share up to which it holds is read off the second part by straight lines.
+  2.13 (disjoint): confirmed where the mean lies within 5 % of it, refuted otherwise. The closed
+  form *describes* an arm where it lies within 5 % of the mean. The bound of 2 *holds* in an arm
+  where mean + 2 standard errors <= 2, is *broken* where mean - 2 standard errors > 2, and is
+  undecided between. The share up to which it holds is read off the second part by straight lines.
 """
 
 from __future__ import annotations
@@ -151,7 +151,7 @@ class Curve:
     @property
     def described(self) -> bool:
         """Whether the closed form lies within 5 % of what was measured."""
-        return abs(self.closed_form / self.mean[-1] - 1) <= TOLERANCE
+        return bool(abs(self.closed_form / self.mean[-1] - 1) <= TOLERANCE)
 
 
 def standard_arms(world: World) -> list[Arm]:
@@ -214,7 +214,7 @@ def simulate(world: World, arms: Sequence[Arm]) -> list[Curve]:
         w = of_data.standard_normal((runs, world.dimension))
         y = _labels(X, w, world.noise, of_data)
         # (X'X)^-1 X': one factorisation serves all fits to this X.
-        fit = np.linalg.solve(X.transpose(0, 2, 1) @ X, X.transpose(0, 2, 1))
+        fit: Array = np.linalg.solve(X.transpose(0, 2, 1) @ X, X.transpose(0, 2, 1))
         for arm, rng, kept in zip(arms, of_arms, errors, strict=True):
             kept.append(_run(arm, world, X, w, y, fit, rng))
     return [

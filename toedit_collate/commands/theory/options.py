@@ -26,7 +26,7 @@ def add_theory(commands: Any) -> None:
         help="simulate the paper's linear process: does editing bound the test error?",
         description="Simulate the process of the paper's section 3.2 (fit, resample, edit, refit) "
         "and set what comes out beside the bounds of Eqs. 4 to 6 and Theorem 1's closed form. The "
-        "standard setting takes about a minute on two CPU cores.",
+        "standard setting takes one or two minutes on a CPU.",
     )
     for field in dataclasses.fields(World):
         parser.add_argument(

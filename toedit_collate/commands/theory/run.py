@@ -115,7 +115,9 @@ def _print_words(world: World, curves: list[Curve], within: dict[str, float]) ->
     print(f"\nTwice the error of real data (Eq. 5) is passed in: {'; '.join(broken) or 'no arm'}.")
     print("It was kept, whatever the order of edits, up to these total shares of edited rows:")
     for name, share in within.items():
-        print(f"  {name:<20} {share:.2f}" + (" (never passed)" if share == TOTAL_SHARES[-1] else ""))
+        print(
+            f"  {name:<20} {share:.2f}" + (" (never passed)" if share == TOTAL_SHARES[-1] else "")
+        )
     least = min(within.values())
     print(
         f"So the bound of 2 is no guarantee: it holds while no more than about {least:.0%} of the "
