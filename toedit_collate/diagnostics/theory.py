@@ -30,11 +30,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-Array = npt.NDArray[np.float64]
+Array = npt.NDArray[np.floating[Any]]
 Counts = tuple[int, ...]
 
 TOTAL_SHARES = tuple(round(0.1 * step, 1) for step in range(1, 11))
@@ -214,7 +215,7 @@ def simulate(world: World, arms: Sequence[Arm]) -> list[Curve]:
         w = of_data.standard_normal((runs, world.dimension))
         y = _labels(X, w, world.noise, of_data)
         # (X'X)^-1 X': one factorisation serves all fits to this X.
-        fit: Array = np.linalg.solve(X.transpose(0, 2, 1) @ X, X.transpose(0, 2, 1))
+        fit = np.linalg.solve(X.transpose(0, 2, 1) @ X, X.transpose(0, 2, 1))
         for arm, rng, kept in zip(arms, of_arms, errors, strict=True):
             kept.append(_run(arm, world, X, w, y, fit, rng))
     return [
