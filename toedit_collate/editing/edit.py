@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
-from ..head.candidates import draw_tokens, surely_kept
-from ..head.logprob import Scores
-from ..head.projection import tile_elements
 from ..policy import EditPolicy
-from ..prior.prior import Prior
+from ..prior.protocol import EditingPrior
 from ..stores.cache import DecisionCache
 from ..tokens.checks import check_documents
 from ..tokens.draws import Draws
 from ..tokens.token_batch import EditResult, TokenBatch
-from ..transfer import fetch, on_host, send
-from .editable import find_editable, score
+from ..transfer import send
+from .editable import find_editable
+from .scored import score
 from .with_cache import edit_with_cache
 
 
 @torch.no_grad()
 def edit_tokens(
-    prior: Prior,
+    prior: EditingPrior,
     input_ids: Tensor,
     *,
     attention_mask: Tensor | None = None,
@@ -72,7 +68,7 @@ def edit_tokens(
 
 @torch.no_grad()
 def edit_batch(
-    prior: Prior,
+    prior: EditingPrior,
     policy: EditPolicy,
     batch: TokenBatch,
     *,
@@ -97,7 +93,7 @@ def edit_batch(
 
 
 def _edit(
-    prior: Prior,
+    prior: EditingPrior,
     policy: EditPolicy,
     batch: TokenBatch,
     draws: Draws,
@@ -105,40 +101,26 @@ def _edit(
     num_sampled: int,
 ) -> EditResult:
     """Algorithm 1."""
-    editable = find_editable(prior, policy, batch)
-    wanted = batch.documents.position > 0 if return_logprob else editable
+    editable = find_editable(prior, policy, batch) & prior.scorable(batch)
+    wanted = prior.scorable(batch) if return_logprob else editable
     where = wanted.nonzero().squeeze(-1)
-    states = prior.predictive_states(batch.documents, batch.tokens, where)
+    predictions = prior.predict(batch, where)
     # While the device computes them, the host draws.
     uniforms = batch.uniforms(where, draws)
-    tokens = send(batch.tokens[where], states.device)
     scores, sample = score(
-        prior, policy, states, tokens, editable[where], exact=return_logprob,
-        num_sampled=num_sampled,
-    )  # fmt: skip
+        predictions, policy, editable[where], exact=return_logprob, num_sampled=num_sampled
+    )
 
     # x'_i = x_i where P(x_i | x_<i) < p; x'_i ~ P(. | x_<i) where it is >= p (Eq. 2).
-    may_be_edited = send(editable[where], states.device)
+    may_be_edited = send(editable[where], predictions.device)
     selected = policy.selects(scores.logprob) & may_be_edited
     dropped = None
     if policy.drop_below is not None:
         dropped = policy.drops(scores.logprob) & may_be_edited
         selected &= ~dropped
-    at = send(_to_draw(prior, policy, scores, selected, uniforms), states.device)
-    drawn = draw_tokens(
-        prior.head,
-        states[at],
-        tokens[at],
-        send(uniforms, states.device)[at],
-        policy,
-        prior.forbidden_ids(forbid_special=policy.protect_special),
-        tile_elements(len(where), prior.vocab_size, states.device),
-    )
-    new_tokens = tokens.clone()
-    new_tokens[at] = torch.where(selected[at], drawn, tokens[at])
     return batch.result(
         where=where,
-        new_tokens=new_tokens,
+        new_tokens=predictions.draw(policy, scores, selected, uniforms),
         selected=selected,
         dropped=dropped,
         scored=editable,
@@ -146,19 +128,3 @@ def _edit(
         sample_logprob=sample,
         pad_id=prior.pad_id,
     )
-
-
-def _to_draw(
-    prior: Prior, policy: EditPolicy, scores: Scores, selected: Tensor, uniforms: Tensor
-) -> Tensor:
-    """Which of the n scored tokens may change, so need candidates: (m,) int64, on the host."""
-    if policy.region != "above":
-        # There, most selected tokens are known by a bound of P alone.
-        return fetch(selected)[0].nonzero().squeeze(-1)
-    most = policy.top_k if policy.sampler == "top_k" else prior.vocab_size
-    if on_host(selected):
-        kept = surely_kept(uniforms, scores.logprob, policy, num_candidates=most)
-        return (selected & ~kept).nonzero().squeeze(-1)
-    # To ask for P would be a wait; the threshold, which a selected token reaches, does nearly.
-    kept = surely_kept(uniforms, math.log(policy.threshold), policy, num_candidates=most)
-    return (scores.is_open & ~kept).nonzero().squeeze(-1)

@@ -8,22 +8,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..head.candidates import Candidates, draw_among, find_candidates
-from ..head.projection import row_tiles, tile_elements
+from ..head.candidates import Candidates, draw_among
 from ..policy import EditPolicy
-from ..prior.prior import Prior
+from ..prior.protocol import EditingPrior
 from ..stores.cache import DecisionCache, Decisions, Identity
 from ..tokens.draws import Draws
 from ..tokens.token_batch import EditResult, TokenBatch
-from ..transfer import fetch, send
-from .editable import find_editable, score
+from ..transfer import fetch
+from .editable import find_editable
+from .scored import score
 
 # Candidates of so many tokens and ids are drawn from at once.
 MAX_DRAWN_ELEMENTS = 2**22
 
 
 def edit_with_cache(
-    prior: Prior,
+    prior: EditingPrior,
     policy: EditPolicy,
     batch: TokenBatch,
     cache: DecisionCache,
@@ -51,7 +51,7 @@ def edit_with_cache(
     known, decisions = cache.look_up(keys)
     numbers = np.flatnonzero(known)
     sample = torch.zeros(0)
-    missing = editable & ~torch.from_numpy(known)[documents.document]
+    missing = editable & prior.scorable(batch) & ~torch.from_numpy(known)[documents.document]
     if missing.any():
         new, decided, sample = _decide(prior, policy, batch, keys, missing, num_sampled)
         cache.add(decided)
@@ -79,7 +79,7 @@ def edit_with_cache(
 
 
 def _decide(
-    prior: Prior,
+    prior: EditingPrior,
     policy: EditPolicy,
     batch: TokenBatch,
     keys: np.ndarray,
@@ -92,22 +92,14 @@ def _decide(
         The numbers of these documents, what is decided about them, and the sample's log P.
     """
     where = wanted.nonzero().squeeze(-1)
-    states = prior.predictive_states(batch.documents, batch.tokens, where)
-    tokens = send(batch.tokens[where], states.device)
+    predictions = prior.predict(batch, where)
     scores, sample = score(
-        prior, policy, states, tokens, torch.ones_like(where, dtype=torch.bool),
-        num_sampled=num_sampled,
-    )  # fmt: skip
+        predictions, policy, torch.ones_like(where, dtype=torch.bool), num_sampled=num_sampled
+    )
     dropped = policy.drops(scores.logprob)
     is_selected, is_dropped = fetch(policy.selects(scores.logprob) & ~dropped, dropped)
     selected = is_selected.nonzero().squeeze(-1)
-    chosen = send(selected, states.device)
-    forbidden = prior.forbidden_ids(forbid_special=policy.protect_special)
-    budget = tile_elements(len(where), prior.vocab_size, states.device)
-    found = [
-        find_candidates(prior.head, h, i, policy, forbidden)
-        for h, i in row_tiles(prior.head, budget, states[chosen], tokens[chosen])
-    ]
+    found = list(predictions.candidates(policy, selected))
     if policy.sampler == "top_k" and found:  # k columns: all of them in one wait
         found = [Candidates(*map(torch.cat, zip(*((f.ids, f.logits) for f in found), strict=True)))]
     ids, logits, widths = [np.zeros(0, np.uint32)], [np.zeros(0, np.float32)], []

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..policy import EditPolicy
-from ..prior.prior import Prior
+from ..prior.protocol import EditingPrior
 from ..stores.cache import DecisionCache
 from ..stores.journal import Journal
 from ..stores.journal.frames import Array
@@ -36,7 +36,7 @@ class JournaledEdit:
 
 @torch.no_grad()
 def edit_with_journal(
-    prior: Prior,
+    prior: EditingPrior,
     journal: Journal,
     input_ids: Tensor,
     *,

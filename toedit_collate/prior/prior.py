@@ -18,6 +18,7 @@ from ..head.logprob import Competitors, measure_competitors
 from ..head.projection import Head
 from ..tokens.documents import PASS_COST, Documents, Pass, plan_passes
 from ..tokens.protection import special_token_ids, template_sequences
+from ..tokens.token_batch import TokenBatch
 from ..transfer import send
 from .adapters import (
     active_adapter,
@@ -30,7 +31,8 @@ from .adapters import (
 from .families import find_head, find_trunk, max_positions, unwrap_model
 from .forward import can_pack, hidden_states
 from .loading import load_model, load_tokenizer
-from .sharding import check_not_zero3, fingerprint, is_sharded, run_inside
+from .predictions import HeadPredictions
+from .sharding import check_not_zero3, fingerprint, has_fsdp1, is_sharded, run_inside
 from .swap import PreparedSwap, prepare_swap
 
 logger = logging.getLogger("toedit_collate")
@@ -194,6 +196,19 @@ class Prior:
         return find_head(lm, self.adapter if self.is_shared else active_adapter(self.model))
 
     @property
+    def is_sharded(self) -> bool:
+        """Whether FSDP2 has spread its weights over ranks, so that all must score together."""
+        return is_sharded(self.model)
+
+    @property
+    def description(self) -> str:
+        """What it is, in a few words of Markdown, for a model card."""
+        if self.is_shared:
+            return "the frozen base of this model itself"
+        lm = unwrap_model(self.model)
+        return f"`{getattr(lm.config, '_name_or_path', '') or type(lm).__name__}`"
+
+    @property
     def vocab_size(self) -> int:
         """Number of ids that the prior gives a probability to; padding included."""
         return self.head.vocab_size
@@ -230,6 +245,61 @@ class Prior:
         if forbid_special:
             forbidden[[i for i in self.special_ids if i < self.vocab_size]] = True
         return self._forbidden.setdefault((forbid_special, device), forbidden.to(device))
+
+    def scorable(self, batch: TokenBatch) -> Tensor:
+        """Which tokens have a probability, (M,) bool: all but the first of each document."""
+        return batch.documents.position > 0
+
+    def predict(self, batch: TokenBatch, where: Tensor) -> HeadPredictions:
+        """Pass a batch through the trunk, to predict some of its tokens; the host does not wait.
+
+        Args:
+            batch: on the host; M tokens.
+            where: (n,) int64, on the host, ascending: which of them; all are `scorable`.
+        """
+        states = self.predictive_states(batch.documents, batch.tokens, where)
+        return HeadPredictions(
+            head=self.head,
+            states=states,
+            tokens=send(batch.tokens[where], states.device),
+            competitors=lambda head, states: self.likely_competitors(states),
+            forbidden=lambda special: self.forbidden_ids(forbid_special=special),
+            with_kernel=self.uses_kernel,
+        )
+
+    def fit(self, trainee: nn.Module, autocast_dtype: torch.dtype | None) -> None:
+        """Check that the prior can edit for a trainee; a shared one then computes as it does.
+
+        Args:
+            trainee: the model that a Trainer trains.
+            autocast_dtype: of its mixed precision, bf16 or fp16; None: it has none.
+
+        Raises:
+            ValueError: the prior is the model in training, or a shared prior can't score with a
+                trainee that is spread over ranks so.
+        """
+        if not self.is_shared:
+            if unwrap_model(self.model) is unwrap_model(trainee):
+                raise ValueError(
+                    "the prior is the model in training, which Prior(model) has frozen; load a "
+                    "second copy of the weights for the prior, or train with LoRA and use "
+                    "Prior.shared(model)"
+                )
+            return
+        check_not_zero3(trainee, shared=True)
+        if has_fsdp1(trainee):
+            raise ValueError(
+                "Prior.shared can't score with a model that FSDP version 1 has wrapped; set "
+                "fsdp_version: 2 (in fsdp_config, or accelerate's config), or load a separate "
+                "prior with Prior.from_pretrained"
+            )
+        # accelerate wraps only the forward of the whole model in autocast; a shared prior's trunk
+        # is called by itself, and should compute as the trainee does.
+        if self.autocast_dtype is None:
+            self.autocast_dtype = autocast_dtype
+
+    def check_can_swap(self) -> None:
+        """Do nothing: weights can be swapped."""
 
     def predictive_states(self, documents: Documents, tokens: Tensor, where: Tensor) -> Tensor:
         """The hidden states from which the head predicts some tokens, in one pass of the trunk.

@@ -7,7 +7,6 @@ from typing import Any
 
 from ..distributed import world_size
 from ..policy import EditPolicy
-from ..prior.families import unwrap_model
 from ..training.collator import ToEditCollator
 
 _MARK = "## How the training data was edited"
@@ -49,7 +48,6 @@ def editing_section(
         *["counts of one process"] * (world_size() > 1),
         *["since the run went on"] * is_resumed,
     ]
-    kind = "the frozen base of this model itself" if prior.is_shared else _name(prior)
     settings = "\n".join(f"| {key} | `{value}` |" for key, value in policy.record().items())
     return f"""{_MARK}
 
@@ -58,7 +56,7 @@ Training batches were token-edited on the fly by [toedit_collate](https://arxiv.
 policy's region are resampled from it. Evaluation data was not edited.
 
 - Policy: `{name}`
-- Prior: {kind}
+- Prior: {prior.description}
 - Of {stats["scored"]:,} tokens scored, {stats["selected"]:,} were selected
   ({stats["selected_share"]:.2%}) and {stats["changed"]:,} changed ({stats["changed_share"]:.4%});
   {stats["dropped"]:,} were removed{f" ({', '.join(partial)})" if partial else ""}.
@@ -68,8 +66,3 @@ policy's region are resampled from it. Evaluation data was not edited.
 | --- | --- |
 {settings}
 """
-
-
-def _name(prior: Any) -> str:
-    config = unwrap_model(prior.model).config
-    return f"`{getattr(config, '_name_or_path', '') or type(prior.model).__name__}`"

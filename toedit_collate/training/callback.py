@@ -16,7 +16,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..distributed import all_reduce, barrier
 from ..policy import EditPolicy
-from ..prior.prior import Prior
+from ..prior.protocol import EditingPrior
 from ..stores.journal import Journal
 from ..stores.journal.files import read_valid
 from .call_site import argument_of_caller, calling_instance
@@ -260,7 +260,7 @@ class _BeforeSave(TrainerCallback):
 
 
 def attach(
-    trainer: Trainer, prior: Prior, policy: EditPolicy | None = None, **kwargs: Any
+    trainer: Trainer, prior: EditingPrior, policy: EditPolicy | None = None, **kwargs: Any
 ) -> ToEditCollator:
     """Edit the training batches of a Trainer that exists already.
 

@@ -13,9 +13,7 @@ from ..distributed import barrier, world_size
 from ..editing.edit import edit_batch
 from ..editing.with_journal import edit_with_journal
 from ..policy import EditPolicy
-from ..prior.families import unwrap_model
-from ..prior.prior import Prior
-from ..prior.sharding import check_not_zero3, has_fsdp1
+from ..prior.protocol import EditingPrior, is_prior
 from ..stores.cache import DecisionCache, Identity
 from ..stores.journal import Journal
 from ..tokens.checks import check_same_tokenizer
@@ -68,7 +66,7 @@ class ToEditCollator:
 
     def __init__(
         self,
-        prior: Prior,
+        prior: EditingPrior,
         policy: EditPolicy | None = None,
         *,
         base_collator: BaseCollator | None = None,
@@ -77,7 +75,7 @@ class ToEditCollator:
         cache: DecisionCache | None = None,
         on_edit: OnEdit | None = None,
     ) -> None:
-        if not isinstance(prior, Prior):
+        if not is_prior(prior):
             raise TypeError(
                 f"prior must be a Prior, got {type(prior).__name__}; write Prior(model, tokenizer)"
             )
@@ -104,7 +102,7 @@ class ToEditCollator:
                 f"on_edit must be a function (batch, EditResult) -> None, got "
                 f"{type(on_edit).__name__}"
             )
-        self.prior: Prior | None = prior
+        self.prior: EditingPrior | None = prior
         self.policy = EditPolicy() if policy is None else policy
         self.tokenizer = tokenizer if tokenizer is not None else prior.tokenizer
         self.base_collator: BaseCollator = base_collator or DefaultCollator(self.tokenizer)
@@ -202,26 +200,7 @@ class ToEditCollator:
                 shared prior can't score with a trainee that is spread over ranks so.
         """
         prior = self._require_prior()
-        if unwrap_model(prior.model) is unwrap_model(model) and not prior.is_shared:
-            raise ValueError(
-                "the prior is the model in training, which Prior(model) has frozen; load a second "
-                "copy of the weights for the prior, or train with LoRA and use Prior.shared(model)"
-            )
-        if prior.is_shared:
-            check_not_zero3(model, shared=True)
-            if has_fsdp1(model):
-                raise ValueError(
-                    "Prior.shared can't score with a model that FSDP version 1 has wrapped; set "
-                    "fsdp_version: 2 (in fsdp_config, or accelerate's config), or load a separate "
-                    "prior with Prior.from_pretrained"
-                )
-        if prior.is_shared and prior.autocast_dtype is None:
-            # accelerate wraps only the forward of the whole model in autocast; a shared prior's
-            # trunk is called by itself, and should compute as the trainee does.
-            if args.bf16:
-                prior.autocast_dtype = torch.bfloat16
-            elif args.fp16:
-                prior.autocast_dtype = torch.float16
+        prior.fit(model, torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None)
         self.adopt_tokenizer(text_tokenizer(processing_class))
         self._fitted = weakref.ref(model)
 
@@ -303,7 +282,7 @@ class ToEditCollator:
             for store in self._stores:
                 store.refresh()
 
-    def _require_prior(self) -> Prior:
+    def _require_prior(self) -> EditingPrior:
         if self.prior is None:
             raise RuntimeError(
                 "this ToEditCollator was sent to another process without its prior: batches can "

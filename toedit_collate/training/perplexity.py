@@ -13,8 +13,7 @@ from transformers import Trainer
 from ..distributed import all_reduce, rank, world_size
 from ..editing.edit import edit_tokens
 from ..policy import EditPolicy
-from ..prior.prior import Prior
-from ..prior.sharding import is_sharded
+from ..prior.protocol import EditingPrior
 from .collator import ToEditCollator
 from .columns import document_positions
 
@@ -22,7 +21,7 @@ _SCORE_ONLY = EditPolicy(region="none")
 
 
 def held_out_perplexity(
-    prior: Prior, batches: Iterable[dict[str, Any]], *, over_ranks: bool = False
+    prior: EditingPrior, batches: Iterable[dict[str, Any]], *, over_ranks: bool = False
 ) -> float:
     """Perplexity per token of documents, each on its own, exactly.
 
@@ -56,7 +55,9 @@ def held_out_perplexity(
     return math.exp(nll / count) if count else math.nan
 
 
-def perplexity_of(trainer: Trainer, prior: Prior, dataset: str | None = None) -> float | None:
+def perplexity_of(
+    trainer: Trainer, prior: EditingPrior, dataset: str | None = None
+) -> float | None:
     """Held-out perplexity on a Trainer's evaluation data; a collective, each rank has a part.
 
     Args:
@@ -88,7 +89,7 @@ def perplexity_of(trainer: Trainer, prior: Prior, dataset: str | None = None) ->
         trainer.data_collator = collator
     loader = getattr(loader, "base_dataloader", loader)
     # A pass of a sharded prior takes all ranks, so all go through the same batches.
-    together = world_size() == 1 or is_sharded(prior.model)
+    together = world_size() == 1 or prior.is_sharded
     first, every = (0, 1) if together else (rank(), world_size())
     rows = range(first, len(loader.dataset), every)
     batches = DataLoader(

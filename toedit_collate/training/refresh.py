@@ -11,7 +11,7 @@ import logging
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from torch import Tensor, nn
 
@@ -19,6 +19,7 @@ from ..distributed import all_reduce, barrier, world_size
 from ..prior.adapters import active_adapter
 from ..prior.families import unwrap_model
 from ..prior.prior import Prior
+from ..prior.protocol import EditingPrior
 from ..prior.sharding import global_shape, has_fsdp1, is_sharded, is_zero3
 from .snapshot import LiveWeights, link_folder, own_weights, save_prior, unwrap_wrappers
 
@@ -52,8 +53,9 @@ class Refresher:
         when: "epoch", "save", a number of steps, or None: never.
     """
 
-    def __init__(self, prior: Prior, when: Refresh) -> None:
-        self.prior = prior
+    def __init__(self, prior: EditingPrior, when: Refresh) -> None:
+        # Where a swap is wanted, `check` has seen that the prior has weights.
+        self.prior = cast(Prior, prior)
         self.when = when
         self.swapped_at: int | None = None
 
@@ -69,11 +71,7 @@ class Refresher:
         """
         if self.when is None:
             return
-        if self.prior.model is None:
-            raise ValueError(
-                "refresh swaps the prior's weights, but the prior stands for a decision cache and "
-                "has none; load a prior with Prior.from_pretrained, or leave refresh out"
-            )
+        self.prior.check_can_swap()
         if self.when == "save" and args.save_strategy == "no":
             raise ValueError(
                 "refresh='save' takes up the checkpoints that the Trainer saves, but "

@@ -14,10 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...editing import edit as editing
-from ...editing import editable as scoring
 from ...head import logprob as scores
 from ...head.logprob import Competitors
+from ...prior import predictions
 from ...prior.prior import Prior
 from ...tokens import documents as layout
 
@@ -40,12 +39,12 @@ def swapped(module: ModuleType, name: str, value: Any) -> Iterator[None]:
 @contextmanager
 def no_early_reject() -> Iterator[None]:
     """Every scored position is projected on to the whole vocabulary, tile by tile."""
-    score_observed = scoring.score_observed
+    score_observed = predictions.score_observed
 
     def score_all(*args: Any, **settings: Any) -> Any:
         return score_observed(*args, **{**settings, "competitors": None})
 
-    with swapped(scoring, "score_observed", score_all):
+    with swapped(predictions, "score_observed", score_all):
         yield
 
 
@@ -56,7 +55,7 @@ def no_lazy_resample() -> Iterator[None]:
     def none_kept(uniforms: Tensor, *args: Any, **settings: Any) -> Tensor:
         return torch.zeros_like(uniforms, dtype=torch.bool)
 
-    with swapped(editing, "surely_kept", none_kept):
+    with swapped(predictions, "surely_kept", none_kept):
         yield
 
 

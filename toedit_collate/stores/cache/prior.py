@@ -7,11 +7,10 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...policy import EditPolicy
-from ...prior.prior import Prior
-from ...tokens.documents import Documents
+from ...tokens.token_batch import TokenBatch
 from .identity import Identity, decision_record, tokenizer_hash
 
 T = TypeVar("T")
@@ -22,26 +21,22 @@ _FILL = (
 )
 
 
-class CachedPrior(Prior):
+class CachedPrior:
     """Stands in for a prior whose decisions are all in a `DecisionCache`: there is no model.
 
-    `DecisionCache.prior` makes one. A document that is not in the cache is an error.
+    An `EditingPrior`, and no `Prior`. `DecisionCache.prior` makes one. A document that is not in
+    the cache is an error.
 
     Args:
         identity: with what the decisions in the cache were made.
     """
 
+    is_sharded = False
+
     def __init__(self, identity: Identity) -> None:
         self.identity = identity
-        self.model: Any = None
-        self.is_shared = False
-        self.adapter = None
-        self.autocast_dtype = None
-        self.uses_kernel = False
         self.generation = 0
-        self.uses_kernel = False
-        self.tokenizer = None
-        self._forbidden = {}
+        self.tokenizer: Any = None
         self.special_ids = set(identity.special_ids)
         self.template_sequences = [list(run) for run in identity.template_sequences]
 
@@ -109,14 +104,27 @@ class CachedPrior(Prior):
         """Of the prior that filled the cache."""
         return self.identity.prior
 
-    def forbidden_ids(self, *, forbid_special: bool) -> Tensor:
-        """Which ids must not be drawn: (V,) bool on the CPU."""
-        forbidden = torch.zeros(self.vocab_size, dtype=torch.bool)
-        if self.identity.tokenizer_size:
-            forbidden[self.identity.tokenizer_size :] = True
-        if forbid_special:
-            forbidden[[i for i in self.special_ids if i < self.vocab_size]] = True
-        return forbidden
+    @property
+    def description(self) -> str:
+        """What it is, for a model card."""
+        return f"the decisions of prior `{self.identity.prior}`, from a cache"
+
+    def scorable(self, batch: TokenBatch) -> Tensor:
+        """Which tokens have a probability, (M,) bool: all but the first of each document."""
+        return batch.documents.position > 0
+
+    def predict(self, batch: TokenBatch, where: Tensor) -> NoReturn:
+        """Refuse to score tokens.
+
+        Raises:
+            ValueError: always; it says how many documents are not in the cache.
+        """
+        missing = int(batch.documents.document[where].unique().numel())
+        raise ValueError(
+            f"{missing} of the batch's {batch.documents.num_documents} documents "
+            f"{'is' if missing == 1 else 'are'} not in the decision cache, and there is no prior "
+            f"to score with; {_FILL}"
+        )
 
     def run(self, function: Callable[[], T]) -> T:
         """Call a function."""
@@ -125,43 +133,30 @@ class CachedPrior(Prior):
     def stand_by(self) -> None:
         """Do nothing: no other rank waits."""
 
+    def fit(self, trainee: nn.Module, autocast_dtype: torch.dtype | None) -> None:
+        """Do nothing: there is no model that a trainee could disagree with."""
+
     def compile(self, **_: Any) -> None:
         """Do nothing: there is no trunk to compile."""
 
-    @property
-    def head(self) -> NoReturn:
-        """There is none.
-
-        Raises:
-            ValueError: always.
-        """
-        raise ValueError(f"a decision cache has no prior to score with; {_FILL}")
-
-    def predictive_states(self, documents: Documents, tokens: Tensor, where: Tensor) -> Tensor:
-        """Refuse to score tokens.
-
-        Raises:
-            ValueError: there are any, `where`; it says how many documents are not in the cache.
-        """
-        if not len(where):
-            return torch.zeros(0, 1)
-        missing = int(documents.document[where].unique().numel())
-        raise ValueError(
-            f"{missing} of the batch's {documents.num_documents} documents "
-            f"{'is' if missing == 1 else 'are'} not in the decision cache, and there is no prior "
-            f"to score with; {_FILL}"
-        )
-
-    def prepare_swap(self, *_: Any, **__: Any) -> NoReturn:
+    def check_can_swap(self) -> NoReturn:
         """Refuse new weights.
 
         Raises:
             ValueError: always.
         """
         raise ValueError(
-            "a prior from a decision cache can't be swapped: its decisions are those of one "
-            "generation; pass the prior itself, or refresh=None"
+            "refresh swaps the prior's weights, but a prior from a decision cache can't be "
+            "swapped: it has none; load a prior with Prior.from_pretrained, or leave refresh out"
         )
+
+    def prepare_swap(self, source: object) -> NoReturn:
+        """Refuse new weights, as `check_can_swap`."""
+        self.check_can_swap()
+
+    def complete_swap(self, prepared: object) -> NoReturn:
+        """Refuse new weights, as `check_can_swap`."""
+        self.check_can_swap()
 
 
 def find_identity(

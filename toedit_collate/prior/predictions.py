@@ -1,0 +1,105 @@
+"""What a model with the trainee's own ids predicts: one hidden state for each token."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..head.candidates import Candidates, draw_tokens, find_candidates, surely_kept
+from ..head.logprob import Competitors, Scores, exact_logprob, score_observed
+from ..head.projection import Head, row_tiles, tile_elements
+from ..policy import EditPolicy
+from ..transfer import fetch, on_host, send
+
+
+@dataclass(frozen=True)
+class HeadPredictions:
+    """`Predictions` by a vocabulary projection.
+
+    Attributes:
+        head: V ids; looked up once for the batch.
+        states: (n, D), the hidden states that predict the tokens.
+        tokens: (n,) int64, the observed tokens, on the device of the states.
+        competitors: measures on states, or remembers, the ids that the head should visit first.
+        forbidden: (V,) bool, the ids that must not be drawn, special ones among them or not.
+        with_kernel: whether the GPU kernel computes log P.
+    """
+
+    head: Head
+    states: Tensor
+    tokens: Tensor
+    competitors: Callable[[Head, Tensor], Competitors | None]
+    forbidden: Callable[[bool], Tensor]
+    with_kernel: bool = False
+
+    @property
+    def device(self) -> torch.device:
+        """Where scores and draws are computed."""
+        return self.states.device
+
+    @property
+    def _budget(self) -> int:
+        """Number of logits to hold at once."""
+        return tile_elements(len(self.tokens), self.head.vocab_size, self.device)
+
+    def score(self, policy: EditPolicy, *, exact: bool = False) -> Scores:
+        """Log P of the observed tokens; see `Predictions`."""
+        return score_observed(
+            self.head,
+            self.states,
+            self.tokens,
+            lowest_cut=policy.lowest_cut,
+            competitors=None if exact else self.competitors(self.head, self.states),
+            with_kernel=self.with_kernel,
+        )
+
+    def exact_logprob(self, at: Tensor) -> Tensor:
+        """Log P of some observed tokens; no wait for the device."""
+        there = send(at, self.device)
+        return exact_logprob(self.head, self.states[there], self.tokens[there], budget=self._budget)
+
+    def draw(
+        self, policy: EditPolicy, scores: Scores, selected: Tensor, uniforms: Tensor
+    ) -> Tensor:
+        """Resample the selected tokens; see `Predictions`."""
+        at = send(self._to_draw(policy, scores, selected, uniforms), self.device)
+        drawn = draw_tokens(
+            self.head,
+            self.states[at],
+            self.tokens[at],
+            send(uniforms, self.device)[at],
+            policy,
+            self.forbidden(policy.protect_special),
+            self._budget,
+        )
+        new_tokens = self.tokens.clone()
+        new_tokens[at] = torch.where(selected[at], drawn, self.tokens[at])
+        return new_tokens
+
+    def _to_draw(
+        self, policy: EditPolicy, scores: Scores, selected: Tensor, uniforms: Tensor
+    ) -> Tensor:
+        """Which of the n tokens may change, so need candidates: (m,) int64, on the host."""
+        if policy.region != "above":
+            # There, most selected tokens are known by a bound of P alone.
+            return fetch(selected)[0].nonzero().squeeze(-1)
+        most = policy.top_k if policy.sampler == "top_k" else self.head.vocab_size
+        if on_host(selected):
+            kept = surely_kept(uniforms, scores.logprob, policy, num_candidates=most)
+            return (selected & ~kept).nonzero().squeeze(-1)
+        # To ask for P would be a wait; the threshold, which a selected token reaches, does nearly.
+        kept = surely_kept(uniforms, math.log(policy.threshold), policy, num_candidates=most)
+        return (scores.is_open & ~kept).nonzero().squeeze(-1)
+
+    def candidates(self, policy: EditPolicy, at: Tensor) -> Iterator[Candidates]:
+        """Among what the tokens at some places are resampled; see `Predictions`."""
+        there = send(at, self.device)
+        forbidden = self.forbidden(policy.protect_special)
+        for states, tokens in row_tiles(
+            self.head, self._budget, self.states[there], self.tokens[there]
+        ):
+            yield find_candidates(self.head, states, tokens, policy, forbidden)
