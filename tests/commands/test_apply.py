@@ -471,7 +471,11 @@ class TestRefused:
             ({"input_ids": [9, 8], "labels": [9]}, r"labels of line 2 .*each of its 2 tokens"),
             ({"input_ids": [9, 8], "labels": [8, -100]}, r"labels of line 2.*label 8 at token 9"),
             ({"input_ids": [9, 8], "completion_mask": [0.5, 1]}, r"completion_mask of line 2"),
-            ({"messages": []}, r"line 2 has the columns \['messages'\], no input_ids and no text"),
+            ({"messages": []}, r"messages of line 2 is neither text nor a list of messages"),
+            (
+                {"body": "a"},
+                r"line 2 has the columns \['body'\], none of input_ids, text, me",
+            ),
         ],
     )
     def test_rows(self, tmp_path, capsys, prior_folder, row, message):

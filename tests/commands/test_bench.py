@@ -841,12 +841,16 @@ def test_arguments_that_argparse_refuses(argv, message, capsys):
         ([{"input_ids": [5, 6, 7]}], "gives 1 pieces of up to 64 tokens, and a batch takes 8"),
         (
             [{"input_ids": [5, 6, 320]}],
-            "line 1 has 320 in input_ids, and the prior's ids are 0 to 319",
+            "line 1 has the token 320, which is not in the prior's vocabulary, [0, 320)",
         ),
-        ([{"input_ids": [5, 6], "labels": [5]}], "line 1 has labels that are not its 2 input_ids"),
+        (
+            [{"input_ids": [5, 6], "labels": [5]}],
+            "labels of line 1 holds 1 numbers, not one for each",
+        ),
         ([{"input_ids": [5, 6], "labels": [5, -100]}] * 8, "no token has a label other than -100"),
-        ([{"words": "x"}], "['words']; the bench reads input_ids, text"),
-        ([{"messages": [{"who": "me"}]}], "chat template refuses"),
+        ([{"words": "x"}], "has the columns ['words'], none of input_ids, text"),
+        ([{"messages": [{"who": "me"}]}], "neither text nor a list of messages"),
+        ([{"messages": [{"role": "me"}]}], "chat template refuses"),
     ],
 )
 def test_data_that_can_not_be_used(real, tmp_path, lines, message, capsys):

@@ -22,14 +22,10 @@ from toedit_collate.commands.demo.options import _use_color
 from toedit_collate.commands.demo.show import find_passage
 from toedit_collate.commands.demo.tune import tune
 from toedit_collate.commands.main import main
-from toedit_collate.tools.demo_model.corpus import (
-    enough_examples,
-    plain_text,
-    python_topics,
-    read_corpus,
-)
+from toedit_collate.tools.demo_model.corpus import read_corpus
 from toedit_collate.tools.demo_model.muon import orthogonalize
 from toedit_collate.tools.demo_model.pretrain import make_tokenizer
+from toedit_collate.tools.demo_model.topics import enough_examples, plain_text, python_topics
 from toedit_collate.tools.errors import UnusableError
 from toedit_collate.tools.marking import Passage, legend, mark_edits
 
@@ -323,6 +319,7 @@ CHAT = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
         ("x.parquet", [{"text": "a"}, {"text": "b"}], {"text": "a"}),
         ("x.parquet", [{"messages": CHAT}] * 3, {"messages": CHAT}),
         ("x.txt", "a\n\nb\n\n\n\n", {"text": "a"}),
+        ("x.csv", 'text,id\n"a\nb, ""c""",1\nb,2\n', {"text": 'a\nb, "c"'}),
     ],
 )
 def test_formats(tmp_path, name, rows, first):
@@ -354,10 +351,11 @@ def _write(path: Path, rows: str | bytes | list) -> Path:
 @pytest.mark.parametrize(
     ("name", "rows", "message"),
     [
-        ("x.csv", "a,b", r"ends in '\.csv'; write \.txt, \.jsonl or \.parquet"),
+        ("x.doc", "a", r"ends in '\.doc'; give \.jsonl, \.parquet, \.csv, \.txt"),
+        ("x.csv", "a,b\n1,2\n", r"line 2 has \['a', 'b'\]; .*rename"),
         ("x.jsonl", [{"body": "a"}], r"line 1 has \['body'\]; .*rename the columns"),
         ("x.jsonl", [{"prompt": "a"}], r"line 1 has \['prompt'\]"),
-        ("x.jsonl", ["text"], r"line 1 has str"),
+        ("x.jsonl", ["text"], r"line 1 is a str"),
         ("x.jsonl", '{"text": "a"}\n{"text', r"line 2 is not JSON .*one JSON object a line"),
         ("x.jsonl", [{"text": 5}], r"text of line 1 is neither text nor .*5"),
         ("x.jsonl", [{"messages": "hi"}], r"messages of line 1 is neither"),
@@ -391,7 +389,10 @@ def test_only_as_many_examples_are_kept_as_are_trained_on():
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--data", "no-such.txt"], r"no-such\.txt: there is no such file; check the path"),
+        (
+            ["--data", "no-such.txt"],
+            r"no-such\.txt: there is no such file or folder; check the path",
+        ),
         (["--prior", "./no-such"], r"--prior \./no-such: can't be loaded .*name a folder"),
         (["--prior", "x", "--seconds", "5"], r"--seconds 5\.0 .*--prior x gives one; leave one"),
         (["--prior", "x", "--output", "y"], r"--output y .*--prior x"),

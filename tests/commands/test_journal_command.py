@@ -26,11 +26,13 @@ from toedit_collate.commands.journal import export as export_module
 from toedit_collate.commands.main import main
 from toedit_collate.stores.journal.files import JournalWriter, list_files
 from toedit_collate.stores.journal.frames import Frame, encode, read_frames
-from toedit_collate.tools.datafiles.rows import BATCH_SIZE, open_data
+from toedit_collate.tools.datafiles import open_data
+from toedit_collate.tools.datafiles.rows import BATCH_SIZE
 
 pytestmark = pytest.mark.usefixtures("no_bars")
 REMOVING = EditPolicy(threshold=0.05, exclude_original=True, drop_below=1e-3)
 FIRST, SECOND = list(range(10, 22)), list(range(30, 38))
+CHAT = [{"role": "user", "content": "a"}]
 
 
 def toedit(capsys, *argv):
@@ -460,7 +462,8 @@ def test_the_bar_is_for_terminals(journal, tmp_path, capsys, monkeypatch):
     [
         ([{"input_ids": [1, 2]}], [], r"generation 2 .* none of its documents; .*train_dataset\."),
         ([{"input_ids": FIRST}], ["--generation", "3"], r"--generation 3: not in .* of \[1, 2\]"),
-        ([{"messages": []}], [], r"line 1 has the columns \['messages'\], no input_ids and no tex"),
+        ([{"body": "a"}], [], r"line 1 has the columns \['body'\], none of input_ids, text, mess"),
+        ([{"messages": CHAT}], [], r"line 1 has messages and no input_ids; add --tokenizer"),
         ([{"text": "a"}], [], r"line 1 has text and no input_ids; add --tokenizer.*save_to_disk"),
         ([{"input_ids": FIRST}], ["--tokenizer", "./no"], r"--tokenizer \./no: can't be loaded"),
         ([{"input_ids": FIRST}], ["--split", "a"], r"--split a: the file .* leave --split out"),
@@ -486,7 +489,8 @@ def test_what_an_export_says_of_mistakes(journal, tmp_path, capsys, rows, option
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("data.txt", "a", r"ends in '\.txt'; give \.jsonl, \.parquet, or a folder"),
+        ("data.doc", "a", r"ends in '\.doc'; give \.jsonl, \.parquet, \.csv, \.txt, or a folder"),
+        ("data.txt", "a", r"document 1 has text and no input_ids; add --tokenizer"),
         ("data.jsonl", '{"input_ids": [1]}\n{"inp', r"line 2 is not JSON .*one JSON object a li"),
         ("data.parquet", "no", r"not a parquet file"),
         ("folder", None, r"can't be loaded as a dataset .*save_to_disk"),

@@ -29,10 +29,10 @@ from toedit_collate.runs.arguments import (
 )
 from toedit_collate.runs.card import add_to_card
 from toedit_collate.runs.comparison import format_comparison, summarize
-from toedit_collate.runs.data import parse_source
-from toedit_collate.runs.demo_data import demo_rows
 from toedit_collate.runs.parse import given_values
 from toedit_collate.runs.samples import Samples
+from toedit_collate.tools.datafiles import parse_source
+from toedit_collate.tools.demo_model.source import demo_rows
 from toedit_collate.tools.errors import UnusableError
 from toedit_collate.training.perplexity import perplexity_of
 

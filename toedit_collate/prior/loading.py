@@ -94,6 +94,6 @@ def load_tokenizer(name_or_path: str | os.PathLike[str], revision: str | None) -
             "no tokenizer found beside the prior %s (%s): special tokens can't be protected; pass "
             "tokenizer= to ToEditCollator",
             name_or_path,
-            str(error).splitlines()[0],
+            (str(error).strip() or type(error).__name__).splitlines()[0],
         )
         return None

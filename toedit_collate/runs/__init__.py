@@ -1,7 +1,8 @@
 """What the recipes have in common: arguments, data, runs, their comparison and their folders."""
 
+from ..tools.datafiles import load_rows
 from .arguments import DataArguments, EditArguments, RunArguments, as_mapping
-from .data import load_held_out, load_rows, load_training
+from .data import load_held_out, load_training
 from .generations import run_generations
 from .mixing import mix, pack_text
 from .models import attach_settings, load_prior, load_tokenizer, model_options

@@ -8,7 +8,8 @@ from typing import Any
 from ..prior.prior import Prior
 from ..stores.cache import DecisionCache
 from ..stores.journal import Journal
-from ..tools.errors import UnusableError
+from ..tools.errors import UnusableError, first_line
+from ..tools.priors import open_prior
 from .arguments import EditArguments
 
 
@@ -33,7 +34,7 @@ def load_tokenizer(name: str | None, args: Any, revision: str | None = None) -> 
         )
     except (OSError, ValueError) as error:
         raise UnusableError(
-            f"the tokenizer of {name!r} can't be loaded ({str(error).splitlines()[0]}); name a "
+            f"the tokenizer of {name!r} can't be loaded ({first_line(error)}); name a "
             "folder or a hub id of a model with its tokenizer"
         ) from None
     path = getattr(args, "chat_template_path", None)
@@ -85,23 +86,17 @@ def load_prior(edit: EditArguments, trainer: Any) -> Prior:
                 "weights; name a prior by its folder or hub id, or set use_peft: true"
             )
         return Prior.shared(trainer.model)
-    try:
-        prior = Prior.from_pretrained(
-            edit.prior,
-            dtype=edit.prior_dtype,
-            device=trainer.args.device,
-            quantization=edit.prior_quantization,
-            adapter=edit.prior_adapter,
-            revision=edit.prior_revision,
-        )
-    except OSError as error:
-        raise UnusableError(
-            f"prior {edit.prior!r} can't be loaded ({str(error).splitlines()[0]}); name a folder "
-            "or a hub id of a causal language model with the trainee's tokenizer"
-        ) from None
-    if edit.prior_compile:
-        prior.compile()
-    return prior
+    return open_prior(
+        edit.prior,
+        dtype=edit.prior_dtype,
+        device=trainer.args.device,
+        quantization=edit.prior_quantization,
+        adapter=edit.prior_adapter,
+        revision=edit.prior_revision,
+        compile=edit.prior_compile,
+        needs_tokenizer=False,
+        option="prior",
+    )
 
 
 def attach_settings(edit: EditArguments, output_dir: str | None) -> dict[str, Any]:

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..tools.demo_model.kept import demo_model
+from ..tools.demo_model.source import DEMO
 from ..tools.errors import UnusableError
 from ..tools.fields import read_fields
 from .arguments import RunArguments
-from .demo_data import DEMO, demo_model
 
 _MODELS = ("model_name_or_path", "prior", "tokenizer_name", "config_name")
 

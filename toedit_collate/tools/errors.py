@@ -1,16 +1,41 @@
-"""What the commands have in common: how they refuse, and how they keep others silent."""
+"""How commands and recipes refuse, and how they keep others silent."""
 
 from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from difflib import get_close_matches
 from importlib.util import find_spec
 
 
 class UnusableError(Exception):
     """An argument or a file that can't be used; one line: what, the value seen, the mend."""
+
+
+def first_line(error: BaseException) -> str:
+    r"""The first line of an error's message; its type's name where it has none.
+
+    Example:
+        >>> first_line(ValueError("no such model\n(see the docs)")), first_line(KeyError())
+        ('no such model', 'KeyError')
+    """
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """A hint at the nearest known name; empty where none is near.
+
+    Example:
+        >>> did_you_mean("learning_rat", ["learning_rate", "seed"])
+        '; did you mean learning_rate?'
+        >>> did_you_mean("x", ["learning_rate"])
+        ''
+    """
+    near = get_close_matches(word, sorted(known), n=1)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 @contextmanager

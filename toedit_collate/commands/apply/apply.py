@@ -13,9 +13,11 @@ from ...policy import EditPolicy
 from ...prior.prior import Prior
 from ...stores.cache import DecisionCache, Identity
 from ...stores.cache.block import DamagedCacheError
-from ...tools.datafiles.rows import Data, open_data
-from ...tools.datafiles.writing import check_output, new_output, progress_bar
+from ...tools.datafiles import Data, open_data
+from ...tools.datafiles.writing import check_output, progress_bar
 from ...tools.errors import UnusableError
+from ...tools.files import whole
+from ...tools.priors import open_prior
 from .edit import Counts, EditedRows, Editor
 from .output import Output
 from .report import print_report
@@ -44,7 +46,7 @@ def apply(settings: Settings) -> int:
         check_output(settings.output)
     data = open_data(settings.data, settings.split)
     cache = None if settings.cache is None else _open_cache(settings.cache)
-    prior = _open_prior(settings)
+    prior = open_prior(settings.prior, **settings.prior_options)
     if cache is not None:
         _read_cache(cache, prior, settings.policy)
     editor = Editor(prior, settings.policy, cache, settings.batch_tokens)
@@ -68,9 +70,11 @@ def _go_through(data: Data, prior: Prior, editor: Editor, settings: Settings, ba
             pass
         _check_any(data, editor.counts, settings)
         return
-    with new_output(settings.output) as target:
+    with whole(settings.output, "--output", replace=False) as target:
         lines = settings.output.suffix == ".jsonl"
-        Output(data, prior.tokenizer).write(edited, target, lines=lines, bar=bar)
+        Output(data, prior.tokenizer, assistant_only=settings.assistant_only).write(
+            edited, target, lines=lines, bar=bar
+        )
         _check_any(data, editor.counts, settings)
 
 
@@ -83,7 +87,10 @@ def _edited(
     data: Data, prior: Prior, editor: Editor, settings: Settings, bar: Any
 ) -> Iterator[EditedRows]:
     begin = time.monotonic()
-    parts = windows(data, prior, batch_tokens=settings.batch_tokens, shard=settings.shard)
+    parts = windows(
+        data, prior, batch_tokens=settings.batch_tokens, shard=settings.shard,
+        max_length=settings.max_length, assistant_only=settings.assistant_only,
+    )  # fmt: skip
     for window in parts:
         for edited in editor.edit(window):
             yield edited
@@ -111,26 +118,6 @@ def _read_cache(cache: DecisionCache, prior: Prior, policy: EditPolicy) -> None:
         cache.refresh()
     except DamagedCacheError as error:
         raise UnusableError(str(error)) from None
-
-
-def _open_prior(settings: Settings) -> Prior:
-    name = settings.prior
-    try:
-        prior = Prior.from_pretrained(name, **settings.prior_options)
-    except Exception as error:  # of many kinds, by what is wrong with the files or the device
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UnusableError(
-            f"--prior {name}: can't be loaded ({reason}); name a folder with a causal language "
-            "model, or one of the hub"
-        ) from None
-    if prior.tokenizer is None:
-        raise UnusableError(
-            f"--prior {name}: has no tokenizer beside it, by which special tokens are known; put "
-            "it there: tokenizer.save_pretrained(FOLDER)"
-        )
-    if settings.compile:
-        prior.compile()
-    return prior
 
 
 def _interrupted(counts: Counts, cache: DecisionCache | None) -> str:

@@ -14,7 +14,7 @@ from ...prior.prior import Prior
 from ...stores.cache import DecisionCache
 from ...stores.journal.frames import Array
 from ...tokens.token_batch import EditResult
-from ...tools.datafiles.rows import Batch
+from ...tools.datafiles import Batch
 from ...tools.errors import UnusableError
 from .windows import Window
 

@@ -6,13 +6,13 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from ...tools.options import add_data, add_prior, positive, prior_options
 from .policies import add_policy, policy_of
 
-_DATA = (
-    "a folder of save_to_disk, .jsonl or .parquet. Best is what will be trained on, saved by "
-    "trainer.train_dataset.save_to_disk(FOLDER): it has the column input_ids, tokenized (and "
-    "packed) as in training, and labels. Without that column, the column text is tokenized by the "
-    "prior's tokenizer"
+_BEST = (
+    ". Best is what will be trained on, saved by trainer.train_dataset.save_to_disk(FOLDER): it "
+    "is tokenized (and packed) as in training. Text and chats are tokenized by the prior's "
+    "tokenizer"
 )
 
 
@@ -27,11 +27,7 @@ def add_apply(commands: Any) -> None:
         "ids: nothing is tokenized again. A run that was killed goes on where it was, if it has "
         "--cache.",
     )
-    parser.add_argument(
-        "--prior", required=True, metavar="PATH_OR_HUB_ID", help="a causal language model"
-    )
-    parser.add_argument("--data", type=Path, required=True, metavar="FILE", help=_DATA)
-    parser.add_argument("--split", metavar="NAME", help="of a folder that holds several")
+    add_data(parser, required=True, more=_BEST)
     parser.add_argument(
         "--cache", type=Path, metavar="DIR", help="folder of the decision cache; may hold some"
     )
@@ -43,10 +39,22 @@ def add_apply(commands: Any) -> None:
     )
     parser.add_argument(
         "--batch-tokens",
-        type=_positive,
+        type=positive,
         default=16_384,
         metavar="N",
         help="how many to score at once, padding included; default: %(default)s",
+    )
+    parser.add_argument(
+        "--max-length",
+        type=positive,
+        metavar="N",
+        help="cut longer documents into windows of N tokens, each scored on its own, as training "
+        "does that packs by wrapped or bfd_split; default: as long as the prior takes",
+    )
+    parser.add_argument(
+        "--assistant-only-loss",
+        action="store_true",
+        help="of chats, edit the assistant's turns only, as SFTConfig(assistant_only_loss=True)",
     )
     parser.add_argument(
         "--shard",
@@ -56,32 +64,9 @@ def add_apply(commands: Any) -> None:
         help="score the I-th of N parts of the data, counted from 0: start N processes, one for "
         "each GPU, with one --cache; default: 0/1",
     )
-    _add_model(parser)
+    add_prior(parser, required=True)
     add_policy(parser)
     parser.set_defaults(run=_run)
-
-
-def _add_model(parser: Any) -> None:
-    group = parser.add_argument_group("prior")
-    group.add_argument(
-        "--dtype",
-        choices=("auto", "float32", "bfloat16", "float16"),
-        default="auto",
-        help="of its weights; default: %(default)s, the checkpoint's",
-    )
-    group.add_argument("--device", help="cuda, cuda:1, cpu, ...; default: the GPU, if there is one")
-    group.add_argument(
-        "--quantization",
-        choices=("8bit", "4bit", "int8", "fp8"),
-        help="8bit and 4bit need bitsandbytes, int8 and fp8 torchao",
-    )
-    group.add_argument("--adapter", metavar="PATH_OR_HUB_ID", help="a PEFT adapter to put on it")
-    group.add_argument("--revision", metavar="NAME", help="of the model on the hub")
-    group.add_argument(
-        "--compile",
-        action="store_true",
-        help="by torch.compile; takes a minute, pays on a long run",
-    )
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -91,26 +76,18 @@ def _run(args: argparse.Namespace) -> int:
     return apply(
         Settings(
             prior=args.prior,
-            prior_options={
-                name: getattr(args, name)
-                for name in ("dtype", "device", "quantization", "adapter", "revision")
-            },
-            compile=args.compile,
+            prior_options=prior_options(args),
             data=args.data,
             split=args.split,
             cache=args.cache,
             output=args.output,
             batch_tokens=args.batch_tokens,
+            max_length=args.max_length,
+            assistant_only=args.assistant_only_loss,
             shard=args.shard,
             policy=policy_of(args),
         )
     )
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"must be a whole number from 1, got {text!r}")
-    return int(text)
 
 
 def _shard(text: str) -> tuple[int, int]:

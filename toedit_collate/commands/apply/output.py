@@ -10,9 +10,8 @@ import numpy as np
 
 from ...stores.journal.frames import Array
 from ...stores.journal.replay import Texts
-from ...tools.datafiles.documents import Documents
+from ...tools.datafiles import Batch, Data, Documents, Row
 from ...tools.datafiles.revise import Reviser
-from ...tools.datafiles.rows import Batch, Data, Row
 from ...tools.datafiles.writing import write_dataset, write_lines
 from .edit import EditedRows
 
@@ -25,11 +24,14 @@ class Output:
     Args:
         data: where the rows come from.
         tokenizer: of the prior.
+        assistant_only: of chats, only the assistant's turns have labels.
     """
 
-    def __init__(self, data: Data, tokenizer: Any) -> None:
+    def __init__(self, data: Data, tokenizer: Any, *, assistant_only: bool = False) -> None:
         self._data = data
-        self._reviser = Reviser(data, self._edit, tokenizer, with_text=True)
+        self._reviser = Reviser(
+            data, self._edit, tokenizer, with_text=True, assistant_only=assistant_only
+        )
 
     def write(self, edited: Iterator[EditedRows], target: Path, *, lines: bool, bar: Any) -> None:
         """Write a dataset.

@@ -15,11 +15,12 @@ class Settings:
 
     prior: str
     prior_options: dict[str, Any]
-    compile: bool
-    data: Path
+    data: str
     split: str | None
     cache: Path | None
     output: Path | None
     batch_tokens: int
+    max_length: int | None
+    assistant_only: bool
     shard: tuple[int, int]
     policy: EditPolicy

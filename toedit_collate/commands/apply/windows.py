@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,8 +12,8 @@ from torch import Tensor
 from ...prior.prior import Prior
 from ...stores.journal.frames import Array
 from ...tokens.documents import ranges
-from ...tools.datafiles.documents import Documents, find_documents, tokenize
-from ...tools.datafiles.rows import Batch, Data, Row
+from ...tools.datafiles import Batch, Data, Documents, find_documents, labels_of, tokenize
+from ...tools.datafiles.examples import check_ids
 
 # Documents are sorted by length among so many times the tokens that are scored at once.
 BATCHES_OF_WINDOW = 16
@@ -73,15 +72,18 @@ class Window:
 
 
 def windows(
-    data: Data, prior: Prior, *, batch_tokens: int, shard: tuple[int, int]
-) -> Iterator[Window]:
+    data: Data, prior: Prior, *, batch_tokens: int, shard: tuple[int, int],
+    max_length: int | None = None, assistant_only: bool = False,
+) -> Iterator[Window]:  # fmt: skip
     """Read the data, some rows at a time.
 
     Args:
-        data: rows with `input_ids` or `text`.
+        data: rows with tokens, text or chats.
         prior: its tokenizer makes tokens of text; it must be able to score the documents.
         batch_tokens: how many are scored at once.
         shard: I and N, to read the I-th of N parts.
+        max_length: documents that are longer are cut into windows of so many tokens.
+        assistant_only: in chats, only the assistant's turns have labels.
 
     Raises:
         UnusableError: a row can't be used.
@@ -93,11 +95,14 @@ def windows(
             continue
         # The rows as they were read are kept: which column was there matters when they are written.
         tokenized = Batch([dict(row) for row in batch.rows], batch.names)
-        added = tokenize(data, tokenized, prior.tokenizer)
+        added = tokenize(data, tokenized, prior.tokenizer, assistant_only=assistant_only)
         documents = find_documents(data, tokenized)
+        has_loss = labels_of(data, tokenized, documents) != -100
+        if max_length is not None:
+            documents = documents.cut(max_length)
         _check_scorable(data, tokenized, documents, prior)
         num_from_text = sum(one is not None for one in added)
-        gathered.append((batch, documents, _loss_of(data, tokenized, documents), num_from_text))
+        gathered.append((batch, documents, has_loss, num_from_text))
         num_tokens += len(documents.tokens)
         if num_tokens >= BATCHES_OF_WINDOW * batch_tokens:
             yield _window(gathered)
@@ -118,51 +123,6 @@ def _window(gathered: list[tuple[Batch, Documents, Array, int]]) -> Window:
     )
 
 
-def _loss_of(data: Data, batch: Batch, documents: Documents) -> Array:
-    """(M,) bool: which tokens have a label, as TRL's SFTTrainer makes labels.
-
-    It takes `labels` as they are. Without them, a token has a label where all masks that the row
-    has are 1.
-    """
-    row_of_token = documents.row_of_token
-    borders = np.searchsorted(row_of_token, np.arange(len(batch.rows) + 1))
-    has_loss = np.ones(len(row_of_token), bool)
-    for number, (row, ids) in enumerate(zip(batch.rows, documents.ids, strict=True)):
-        of_row = slice(borders[number], borders[number + 1])
-        place, name = documents.place[of_row], batch.names[number]
-        labels = _column(data, row, "labels", len(ids), name)
-        if labels is not None:
-            wrong = (labels != -100) & (labels != ids)
-            wrong[np.setdiff1d(np.arange(len(ids)), place)] = False
-            if wrong.any():
-                at = int(np.flatnonzero(wrong)[0])
-                raise data.error(
-                    f"labels of {name} must be -100 or equal to input_ids (the model shifts them), "
-                    f"got label {labels[at]} at token {ids[at]}, place {at}"
-                )
-            has_loss[of_row] = labels[place] != -100
-            continue
-        for column in ("completion_mask", "assistant_masks"):
-            mask = _column(data, row, column, len(ids), name)
-            if mask is not None:
-                has_loss[of_row] &= mask[place] != 0
-    return has_loss
-
-
-def _column(data: Data, row: Row, column: str, T: int, name: str) -> Array | None:
-    value: Any = row.get(column)
-    if value is None:
-        return None
-    array = np.asarray(value)
-    if array.shape != (T,) or (T and array.dtype.kind not in "iub"):
-        raise data.error(
-            f"{column} of {name} must hold a whole number for each of its {T} tokens, got "
-            f"{str(value)[:40]}; save the data that will be trained on, "
-            "trainer.train_dataset.save_to_disk(FOLDER), and give --data FOLDER"
-        )
-    return array.astype(np.int64)
-
-
 def _check_scorable(data: Data, batch: Batch, documents: Documents, prior: Prior) -> None:
     """Raise, with the row's name, where the prior can't score a document."""
     longest = prior.max_length
@@ -171,14 +131,7 @@ def _check_scorable(data: Data, batch: Batch, documents: Documents, prior: Prior
         number = int(np.flatnonzero(too_long)[0])
         raise data.error(
             f"a document of {batch.names[documents.row[number]]} has {documents.lengths[number]} "
-            f"tokens, more than the prior's {longest} positions; shorten it as in training, or "
-            "use a prior with a longer context"
+            f"tokens, more than the prior's {longest} positions; cut it into windows by "
+            f"--max-length {longest}, or shorten it as in training"
         )
-    outside = documents.tokens >= prior.vocab_size
-    if outside.any():
-        at = int(np.flatnonzero(outside)[0])
-        raise data.error(
-            f"{batch.names[documents.row_of_token[at]]} has the token {documents.tokens[at]}, "
-            f"which is not in the prior's vocabulary, [0, {prior.vocab_size}); the data must be "
-            "tokenized by the prior's tokenizer"
-        )
+    check_ids(data, batch, documents, prior.vocab_size)

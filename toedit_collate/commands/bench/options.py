@@ -7,6 +7,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+from ...tools.options import DATA_HELP
 from .parts import PARTS
 
 SHAPE_NAMES = ("llama3-8b", "olmo-1b", "qwen2.5-0.5b", "tiny")
@@ -51,10 +52,8 @@ def _add_inputs(parser: Any) -> None:
     )
     parser.add_argument(
         "--data",
-        type=Path,
         metavar="FILE",
-        help="text for it: .txt (documents between blank lines), .jsonl or .parquet with the "
-        "column input_ids, text, messages, or prompt and completion",
+        help=f"text for it: {DATA_HELP}",
     )
     parser.add_argument(
         "--batch", type=_whole, default=8, metavar="N", help="rows; default: %(default)s"

@@ -13,7 +13,7 @@ import torch
 
 from ... import __version__
 from ...policy import EditPolicy
-from ...tools.errors import UnusableError, quiet
+from ...tools.errors import UnusableError, first_line, quiet
 from ...tools.measuring.inputs import Inputs, Source, open_source
 from ...tools.measuring.machine import machine_facts
 from ...tools.measuring.threads import fastest_threads
@@ -129,7 +129,7 @@ def _device(name: str | None) -> torch.device:
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise UnusableError(
-            f"--device {name}: can't be used here ({str(error).splitlines()[0]}); write cpu, cuda "
+            f"--device {name}: can't be used here ({first_line(error)}); write cpu, cuda "
             "or cuda:0, or leave it out"
         ) from None
     return device

@@ -28,10 +28,9 @@ def add_demo(commands: Any) -> None:
     )
     parser.add_argument(
         "--data",
-        type=Path,
         metavar="FILE",
-        help=".txt (documents between blank lines), .jsonl or .parquet with the column text, "
-        "messages, or prompt and completion; default: Python's help topics",
+        help="documents of text or chats: .jsonl, .parquet, .csv, .txt (documents between blank "
+        "lines), a folder of save_to_disk, or a hub dataset; default: Python's help topics",
     )
     parser.add_argument(
         "--policy",

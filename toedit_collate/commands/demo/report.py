@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ...policy import EditPolicy
 from ...prior.prior import Prior
-from ...tools.demo_model.corpus import Corpus
+from ...tools.demo_model.topics import Corpus
 from ...tools.marking import legend, mark_edits
 from .measure import Batch, Shares, edit_cost, survey
 from .show import find_passage

@@ -8,16 +8,12 @@ from typing import Any, cast
 
 from ...policy import EditPolicy
 from ...prior.prior import Prior
-from ...tools.demo_model.corpus import (
-    Corpus,
-    enough_examples,
-    plain_text,
-    python_topics,
-    read_corpus,
-)
+from ...tools.demo_model.corpus import read_corpus
 from ...tools.demo_model.pretrain import make_prior
+from ...tools.demo_model.topics import Corpus, enough_examples, plain_text, python_topics
 from ...tools.errors import UnusableError
 from ...tools.measuring.threads import fastest_threads
+from ...tools.priors import open_prior
 from .report import section, show_cost, show_passage, show_runs, show_shares
 from .tune import BATCH_SIZE, max_length, training_batches
 
@@ -27,7 +23,7 @@ class Settings:
     """The options of `toedit demo`; `color` says whether to use it."""
 
     prior: str | None
-    data: Path | None
+    data: str | None
     policy: str
     seconds: float
     steps: int
@@ -115,15 +111,7 @@ def _load_prior(name: str, corpus: Corpus) -> Prior:
 
     # On a CPU float32: few of them are quick at bf16.
     dtype = "auto" if torch.cuda.is_available() else torch.float32
-    try:
-        prior = Prior.from_pretrained(name, dtype=dtype)
-    except (OSError, ValueError, TypeError) as error:
-        raise UnusableError(
-            f"--prior {name}: can't be loaded ({str(error).splitlines()[0]}); name a folder or a "
-            "hub id of a causal language model with its tokenizer"
-        ) from None
-    if prior.tokenizer is None:
-        raise UnusableError(f"--prior {name}: there is no tokenizer beside it; save one there")
+    prior = open_prior(name, dtype=dtype)
     if corpus.is_conversational and not prior.tokenizer.chat_template:
         raise UnusableError(
             f"--prior {name}: its tokenizer has no chat template, and {corpus.name.split(':')[0]} "

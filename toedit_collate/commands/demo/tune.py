@@ -15,7 +15,7 @@ from transformers import PrinterCallback, TrainerCallback
 
 from ...policy import EditPolicy
 from ...prior.prior import Prior
-from ...tools.demo_model.corpus import Corpus
+from ...tools.demo_model.topics import Corpus
 from ...training.callback import attach
 
 BATCH_SIZE = 8

@@ -20,8 +20,9 @@ from ...prior.prior import Prior
 from ...stores.journal import Journal
 from ...stores.journal.files import sizes
 from ...stores.journal.frames import Array
-from ...tools.datafiles.rows import open_data
+from ...tools.datafiles import examples, open_data
 from ...tools.errors import UnusableError
+from ...tools.priors import open_prior
 
 LENGTHS = (256, 512, 1024)
 SHARE = 0.001  # of the tokens that change
@@ -31,7 +32,7 @@ NUM_BATCHES = 41
 _VOCABULARY = 32_000
 
 
-def bench(num_tokens: int, prior: str | None, data: Path | None) -> None:
+def bench(num_tokens: int, prior: str | None, data: str | None) -> None:
     """Print bytes, lookups, and the journal's share of the edit pass of a prior.
 
     Args:
@@ -92,32 +93,20 @@ def _random_edits(generator: np.random.Generator, length: int) -> tuple[Array, A
     return keys, counts, np.stack([np.concatenate(positions), old, new], axis=1)
 
 
-def _open_batches(name: str, data: Path) -> tuple[Prior, list[Tensor]]:
+def _open_batches(name: str, source: str) -> tuple[Prior, list[Tensor]]:
     """A prior, and batches of text for it."""
-    try:
-        prior = Prior.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        raise UnusableError(f"--prior {name}: can't be loaded ({error})") from None
+    data = open_data(source)
+    prior = open_prior(name, needs_tokenizer=False)
     B, T = ROWS
     wanted = (NUM_BATCHES + 1) * B * T
     ids: list[int] = []
-    for batch in open_data(data, None).batches():
-        for row in batch.rows:
-            ids += row["input_ids"] if "input_ids" in row else _tokenized(prior, row, data)
+    for example in examples(data, prior.tokenizer, vocab_size=prior.vocab_size):
+        ids += example.ids
         if len(ids) >= wanted:
             break
     if len(ids) < wanted:
-        raise UnusableError(f"--data {data}: holds {len(ids):,} tokens, {wanted:,} are needed")
+        raise data.error(f"holds {len(ids):,} tokens, {wanted:,} are needed")
     return prior, list(torch.tensor(ids[:wanted]).view(-1, B, T))
-
-
-def _tokenized(prior: Prior, row: dict[str, Any], data: Path) -> list[int]:
-    if prior.tokenizer is None or not isinstance(row.get("text"), str):
-        raise UnusableError(
-            f"--data {data}: needs the column input_ids, or text and a prior with a tokenizer; "
-            f"got {sorted(row)}"
-        )
-    return prior.tokenizer(row["text"])["input_ids"]
 
 
 def _print_share(folder: Path, prior: Prior, batches: list[Tensor]) -> None:

@@ -6,22 +6,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ...tools.datafiles import Data, Row, open_data
 from ...tools.datafiles.documents import check_known
 from ...tools.datafiles.revise import Counts, Reviser, replay
-from ...tools.datafiles.rows import Data, Row, open_data
-from ...tools.datafiles.writing import (
-    check_output,
-    new_output,
-    progress_bar,
-    write_dataset,
-    write_lines,
-)
+from ...tools.datafiles.writing import check_output, progress_bar, write_dataset, write_lines
+from ...tools.files import whole
 from .opening import check_generation, open_journal, open_tokenizer
 
 
 def export(
     path: Path,
-    data_path: Path,
+    data_path: str,
     output: Path,
     *,
     generation: int | None,
@@ -46,7 +41,7 @@ def export(
         open_tokenizer(tokenizer),
         with_text=with_text,
     )
-    with new_output(output) as target, progress_bar(data) as bar:
+    with whole(output, "--output", replace=False) as target, progress_bar(data) as bar:
         rows = _revised(data, reviser, bar)
         if output.suffix == ".jsonl":
             write_lines(data, rows, target)
@@ -57,10 +52,10 @@ def export(
         if generation:
             check_known(reviser.counts.known, str(data_path), generation)
     print(_summary(output, generation, reviser.counts))
-    if reviser.stale_text:
+    if reviser.stale:
         print(
-            "The column text was left out: it holds the text of the source. With --tokenizer, and "
-            "without --no-text, the edited text is written."
+            f"The column {', '.join(sorted(reviser.stale))} was left out: it holds the text of the "
+            "source. With --tokenizer, and without --no-text, the edited text is written as text."
         )
 
 

@@ -10,7 +10,7 @@ import torch
 from ...stores.journal import Journal
 from ...stores.journal.files import list_files
 from ...stores.journal.frames import DamagedJournalError
-from ...tools.errors import UnusableError
+from ...tools.errors import UnusableError, first_line
 
 
 def use_one_thread() -> None:
@@ -83,10 +83,6 @@ def open_tokenizer(name: str | None) -> Any:
         return AutoTokenizer.from_pretrained(name)
     except Exception as error:  # of many kinds, by what is wrong with its files
         raise UnusableError(
-            f"--tokenizer {name}: can't be loaded ({_first_line(error)}); name a folder with a "
+            f"--tokenizer {name}: can't be loaded ({first_line(error)}); name a folder with a "
             "tokenizer, or a model of the hub"
         ) from None
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -6,10 +6,12 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from ...tools.options import DATA_HELP
+
 _DATA = (
-    "the source data: a folder of save_to_disk, .jsonl or .parquet. Best is what was trained on, "
-    "saved by trainer.train_dataset.save_to_disk(FOLDER): it has the column input_ids, tokenized "
-    "(and packed) as in training. Without that column, the column text is tokenized by --tokenizer"
+    f"the source data: {DATA_HELP}. Best is what was trained on, saved by "
+    "trainer.train_dataset.save_to_disk(FOLDER): it is tokenized (and packed) as in training. Text "
+    "and chats are tokenized by --tokenizer"
 )
 
 
@@ -57,7 +59,7 @@ def _add_verify(actions: Any) -> None:
         "prior and one policy. With --data, replay every document, too. The exit status is 0 if "
         "the journal is sound, 1 if it is not.",
     )
-    parser.add_argument("--data", type=Path, nargs="+", default=[], metavar="FILE", help=_DATA)
+    parser.add_argument("--data", nargs="+", default=[], metavar="FILE", help=_DATA)
     _add_tokenizer(parser, "for data with the column text instead of input_ids")
     _add_split(parser)
     parser.set_defaults(run=_verify)
@@ -71,7 +73,7 @@ def _add_export(actions: Any) -> None:
         "Replay the journal over the source data, and write the result, row by row in the order "
         "of the data. Labels, masks and seq_lengths follow the tokens; other columns are kept.",
     )
-    parser.add_argument("--data", type=Path, required=True, metavar="FILE", help=_DATA)
+    parser.add_argument("--data", required=True, metavar="FILE", help=_DATA)
     parser.add_argument(
         "--output",
         type=Path,
@@ -106,9 +108,8 @@ def _add_bench(actions: Any) -> None:
     parser.add_argument("--prior", metavar="PATH_OR_HUB_ID", help="a causal language model")
     parser.add_argument(
         "--data",
-        type=Path,
         metavar="FILE",
-        help="text for it: .jsonl or .parquet with the column text or input_ids",
+        help=f"text for it: {DATA_HELP}",
     )
     parser.set_defaults(run=_bench, command="journal bench")
 

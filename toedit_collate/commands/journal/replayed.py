@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from ...stores.journal import Journal
-from ...tools.datafiles.documents import check_known, find_documents, tokenize
+from ...tools.datafiles import find_documents, open_data, tokenize
+from ...tools.datafiles.documents import check_known
 from ...tools.datafiles.revise import replay
-from ...tools.datafiles.rows import open_data
 from ...tools.errors import UnusableError
 
 
-def replay_data(journal: Journal, path: Path, tokenizer: Any, split: str | None) -> list[str]:
+def replay_data(journal: Journal, path: str, tokenizer: Any, split: str | None) -> list[str]:
     """Replay a data file, print a line about it, and return the documents that could not be.
 
     Raises:
@@ -37,7 +36,7 @@ def replay_data(journal: Journal, path: Path, tokenizer: Any, split: str | None)
     if problem:
         return [problem]
     first = generations[0]
-    check_known(max(known.values()), str(path), first)
+    check_known(max(known.values()), path, first)
     counts = ", ".join(f"{count:,} in generation {number}" for number, count in known.items())
     print(f"{path}: {num_documents:,} documents, all replayed; the journal knows {counts}")
     return []

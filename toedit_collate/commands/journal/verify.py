@@ -45,7 +45,7 @@ class Findings:
     frames: list[tuple[Path, Frame]] = field(default_factory=list)
 
 
-def verify(path: Path, data: list[Path], tokenizer: str | None, split: str | None) -> bool:
+def verify(path: Path, data: list[str], tokenizer: str | None, split: str | None) -> bool:
     """Print a line for each file, what is wrong, and a verdict.
 
     Returns:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ...policy import PRESETS
-from ...tools.errors import UnusableError
+from ...tools.errors import UnusableError, first_line
 from ...tools.fields import read_fields
 
 _DTYPES = ("float32", "bfloat16", "float16", "auto")
@@ -110,7 +110,7 @@ def read_mapping(path: Path, option: str) -> dict[str, Any]:
     except OSError as error:
         raise UnusableError(f"{option} {path}: can't be read ({error.strerror})") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        line = str(error).splitlines()[0]
+        line = first_line(error)
         raise UnusableError(f"{option} {path}: is not YAML ({line})") from None
     if not isinstance(values, dict):
         raise UnusableError(

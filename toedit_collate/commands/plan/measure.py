@@ -14,7 +14,7 @@ from torch import nn
 
 from ...policy import EditPolicy
 from ...prior.prior import Prior
-from ...tools.errors import UnusableError
+from ...tools.errors import UnusableError, first_line
 from ...tools.measuring.calibrate import shape_head
 from ...tools.measuring.inputs import Inputs, Source
 from ...tools.measuring.machine import (
@@ -285,7 +285,7 @@ def _optimizer(name: str, model: Any, weights: list[Any]) -> torch.optim.Optimiz
     try:
         kind, options = Trainer.get_optimizer_cls_and_kwargs(args, model)
     except (ImportError, ValueError) as error:
-        raise UnusableError(f"optim {name}: {str(error).splitlines()[0]}") from None
+        raise UnusableError(f"optim {name}: {first_line(error)}") from None
     return kind(weights, **options)
 
 

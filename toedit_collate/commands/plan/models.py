@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ...tools.demo_model.pretrain import SHAPE, VOCAB_SIZE
-from ...tools.errors import UnusableError
+from ...tools.errors import UnusableError, first_line
 from ...tools.measuring.shapes import SHAPES
 
 _LLAMA_1B = {
@@ -76,7 +76,7 @@ def find_config(name: str, overrides: dict[str, Any], *, field: str) -> Any:
         except (OSError, ValueError, KeyError) as error:
             raise UnusableError(
                 f"{field} {name}: it is not among the models known here, and its config can't be "
-                f"read ({_first_line(error)}); name a folder with a config.json, or log in to the "
+                f"read ({first_line(error)}); name a folder with a config.json, or log in to the "
                 "hub if it is gated"
             ) from None
     settings, dtype = dict(known[0]), known[1]
@@ -87,10 +87,5 @@ def find_config(name: str, overrides: dict[str, Any], *, field: str) -> Any:
         return AutoConfig.for_model(model_type, dtype=dtype, **settings)
     except Exception as error:  # of another class for each value that can be wrong
         raise UnusableError(
-            f"config_overrides {overrides}: {name} can't be changed so ({_first_line(error)})"
+            f"config_overrides {overrides}: {name} can't be changed so ({first_line(error)})"
         ) from None
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).splitlines()
-    return lines[0] if lines else type(error).__name__

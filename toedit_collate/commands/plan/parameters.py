@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ...prior.families import find_trunk
-from ...tools.errors import UnusableError
+from ...tools.errors import UnusableError, first_line
 from .config import Lora
 
 
@@ -101,8 +101,7 @@ def empty_model(config: Any) -> Any:
             return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     except ValueError as error:
         raise UnusableError(
-            f"a model of type {config.model_type} is no causal language model "
-            f"({str(error).splitlines()[0]})"
+            f"a model of type {config.model_type} is no causal language model ({first_line(error)})"
         ) from None
 
 
@@ -135,9 +134,7 @@ def with_adapters(model: Any, lora: Lora, **options: Any) -> Any:
             warnings.simplefilter("ignore")
             return get_peft_model(model, config, **options)
     except ValueError as error:
-        raise UnusableError(
-            f"lora_target_modules {lora.targets}: {str(error).splitlines()[0]}"
-        ) from None
+        raise UnusableError(f"lora_target_modules {lora.targets}: {first_line(error)}") from None
 
 
 def _as_list(names: tuple[str, ...] | None) -> list[str] | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,11 +12,7 @@ from ...stores.journal.keys import keys_of
 from ...stores.journal.replay import Texts
 from ..errors import UnusableError
 from .rows import Batch, Data, Row
-
-_NO_TOKENS = (
-    "save the data that was trained on, trainer.train_dataset.save_to_disk(FOLDER), and give "
-    "--data FOLDER"
-)
+from .tokens import SAVE, per_token, row_labels, whole_numbers
 
 
 @dataclass(frozen=True)
@@ -54,41 +49,20 @@ class Documents:
         """The documents, to be brought forward."""
         return Texts.of(self.tokens, self.start)
 
+    def cut(self, max_length: int) -> Documents:
+        """The same tokens with documents of at most `max_length`: longer ones become several.
 
-def tokenize(data: Data, batch: Batch, tokenizer: Any) -> list[Array | None]:
-    """Give rows that have only `text` their `input_ids`, in place.
-
-    Returns:
-        For each row, (T,) bool, True at special tokens that the tokenizer added; None for a row
-        that had its tokens.
-
-    Raises:
-        UnusableError: a row has neither, or there is no tokenizer.
-    """
-    added: list[Array | None] = [None] * len(batch.rows)
-    without = [i for i, row in enumerate(batch.rows) if row.get("input_ids") is None]
-    if not without:
-        return added
-    for i in without:
-        row, name = batch.rows[i], batch.names[i]
-        if not isinstance(row.get("text"), str):
-            raise data.error(
-                f"{name} has the columns {sorted(row)}, no input_ids and no text; {_NO_TOKENS}"
-            )
-        if tokenizer is None:
-            raise data.error(
-                f"{name} has text and no input_ids; add --tokenizer, which then must give what "
-                f"training saw, or better: {_NO_TOKENS}"
-            )
-    texts = [batch.rows[i]["text"] for i in without]
-    # Not verbose: documents longer than the model takes are nothing to warn of here.
-    encoded = tokenizer(texts, return_special_tokens_mask=True, verbose=False)
-    for i, ids, special in zip(
-        without, encoded["input_ids"], encoded["special_tokens_mask"], strict=True
-    ):
-        batch.rows[i]["input_ids"] = ids
-        added[i] = np.array(special, bool)
-    return added
+        Each window is scored on its own, as the parts of a document are in training where rows are
+        packed by "wrapped" or "bfd_split".
+        """
+        if (self.lengths <= max_length).all():
+            return self
+        num = -(-self.lengths // max_length)
+        lengths = np.full(num.sum(), max_length)
+        last = np.cumsum(num) - 1
+        lengths[last] = self.lengths - (num - 1) * max_length
+        keys = keys_of(torch.from_numpy(self.tokens), lengths.tolist())
+        return Documents(self.ids, np.repeat(self.row, num), self.place, self.tokens, lengths, keys)
 
 
 def find_documents(data: Data, batch: Batch) -> Documents:
@@ -99,7 +73,7 @@ def find_documents(data: Data, batch: Batch) -> Documents:
     """
     ids, row, place, borders = [], [], [], []
     for number, (of, name) in enumerate(zip(batch.rows, batch.names, strict=True)):
-        tokens = _whole_numbers(data, of, "input_ids", name)
+        tokens = whole_numbers(data, of, "input_ids", name)
         if (tokens < 0).any():
             raise data.error(f"{name} has the token {tokens.min()} in input_ids; ids are from 0")
         here, first = _documents_of_row(data, of, len(tokens), name)
@@ -119,45 +93,42 @@ def _documents_of_row(data: Data, row: Row, T: int, name: str) -> tuple[Array, A
     """Places of the tokens that are no padding, and whether each is the first of its document."""
     place = np.arange(T)
     if row.get("seq_lengths") is not None:
-        lengths = _whole_numbers(data, row, "seq_lengths", name)
+        lengths = whole_numbers(data, row, "seq_lengths", name)
         if lengths.sum() != T or (lengths < 0).any():
             raise data.error(
-                f"seq_lengths of {name} sum to {lengths.sum()}, but it has {T} tokens; {_NO_TOKENS}"
+                f"seq_lengths of {name} sum to {lengths.sum()}, but it has {T} tokens; {SAVE}"
             )
         first = np.zeros(T, bool)
         first[(np.cumsum(lengths) - lengths)[lengths > 0]] = True
         return place, first
     if row.get("attention_mask") is not None:
-        place = np.flatnonzero(_per_token(data, row, "attention_mask", T, name))
+        mask = per_token(data, row, "attention_mask", T, name)
+        assert mask is not None
+        place = np.flatnonzero(mask)
     first = np.zeros(len(place), bool)
     first[:1] = True
     if row.get("position_ids") is not None:
-        # The rule by which training tells documents: see `layout.find_documents`.
-        first[1:] = np.diff(_per_token(data, row, "position_ids", T, name)[place]) != 1
+        # The rule by which training tells documents: see `tokens.documents.find_documents`.
+        positions = per_token(data, row, "position_ids", T, name)
+        assert positions is not None
+        first[1:] = np.diff(positions[place]) != 1
     return place, first
 
 
-def _per_token(data: Data, row: Row, column: str, T: int, name: str) -> Array:
-    values = _whole_numbers(data, row, column, name)
-    if len(values) != T:
-        raise data.error(
-            f"{column} of {name} holds {len(values)} numbers, input_ids {T}; {_NO_TOKENS}"
-        )
-    return values
+def labels_of(data: Data, batch: Batch, documents: Documents) -> Array:
+    """The labels of the documents' tokens, -100 where there is none: (M,) int64.
 
-
-def _whole_numbers(data: Data, row: Row, column: str, name: str) -> Array:
-    value = row[column]
-    try:
-        numbers = np.asarray(value)
-        if numbers.ndim != 1 or (numbers.size and numbers.dtype.kind not in "iub"):
-            raise TypeError
-    except (TypeError, ValueError):
-        raise data.error(
-            f"{column} of {name} must be a list of whole numbers, got {str(value)[:40]}; "
-            f"{_NO_TOKENS}"
-        ) from None
-    return numbers.astype(np.int64)
+    Raises:
+        UnusableError: labels or masks of a row can't be used; see `row_labels`.
+    """
+    rows = zip(batch.rows, documents.ids, batch.names, strict=True)
+    labels = [row_labels(data, row, ids, name) for row, ids, name in rows]
+    borders = np.searchsorted(documents.row_of_token, np.arange(len(labels) + 1))
+    parts = [
+        of_row[documents.place[borders[number] : borders[number + 1]]]
+        for number, of_row in enumerate(labels)
+    ]
+    return _joined(parts)
 
 
 def _joined(parts: list[Array]) -> Array:
@@ -174,5 +145,5 @@ def check_known(num_known: int, data: str, generation: int) -> None:
         raise UnusableError(
             f"--data {data}: generation {generation} of the journal knows none of its documents; "
             "they probably were tokenized, truncated or packed otherwise in training, or are "
-            f"others: {_NO_TOKENS}"
+            f"others: {SAVE}"
         )

@@ -12,8 +12,9 @@ from ...stores.journal import Journal
 from ...stores.journal.frames import Array
 from ...stores.journal.replay import Texts
 from ..errors import UnusableError
-from .documents import Documents, find_documents, tokenize
+from .documents import Documents, find_documents
 from .rows import Batch, Data, Row
+from .tokens import CHAT_COLUMNS, is_chat, tokenize
 
 # What is handled by itself, or never says something of each token.
 _OTHERS = {"input_ids", "labels", "position_ids", "seq_lengths", "text"}
@@ -45,11 +46,20 @@ class Reviser:
         edit: gives the documents of a batch as they are after it, and which of them (N,) it knows.
         tokenizer: for rows of text, and for the column `text`; None: there is neither.
         with_text: whether to write that column.
+        assistant_only: of chats, give `assistant_masks`; see `tokenize`.
+
+    Attributes:
+        counts: what was done so far.
+        stale: columns that were left out, since they hold the text of the source.
     """
 
-    def __init__(self, data: Data, edit: Edit, tokenizer: Any, *, with_text: bool) -> None:
+    def __init__(
+        self, data: Data, edit: Edit, tokenizer: Any, *, with_text: bool,
+        assistant_only: bool = False,
+    ) -> None:  # fmt: skip
         self.counts = Counts()
-        self.stale_text = False
+        self.stale: set[str] = set()
+        self._assistant_only = assistant_only
         self._data = data
         self._edit = edit
         self._tokenizer = tokenizer
@@ -84,7 +94,7 @@ class Reviser:
         Raises:
             UnusableError: they can't be used, or the edit doesn't fit them.
         """
-        added = tokenize(self._data, batch, self._tokenizer)
+        added = tokenize(self._data, batch, self._tokenizer, assistant_only=self._assistant_only)
         documents = find_documents(self._data, batch)
         self.aligned_columns(batch.rows)
         texts, known = self._edit(batch, documents)
@@ -106,6 +116,7 @@ class Reviser:
             real[place] = True
             row = self._row(batch, number, old, new, kept)
             self._put_text(row, old, new, kept & real, added[number])
+            self._leave_out_chats(row)
             revised.append(row)
         return revised
 
@@ -141,7 +152,8 @@ class Reviser:
 
     def _put_text(self, row: Row, old: Array, new: Array, kept: Array, added: Array | None) -> None:
         if not self._with_text:
-            self.stale_text |= row.pop("text", None) is not None
+            if row.pop("text", None) is not None:
+                self.stale.add("text")
             return
         if added is not None:
             if kept.all() and (old == new).all():
@@ -150,6 +162,12 @@ class Reviser:
         row["text"] = self._tokenizer.decode(
             new[kept].tolist(), skip_special_tokens=False, clean_up_tokenization_spaces=False
         )
+
+    def _leave_out_chats(self, row: Row) -> None:
+        for column in CHAT_COLUMNS:
+            if isinstance(row.get(column), str) or (row.get(column) and is_chat(row[column])):
+                del row[column]
+                self.stale.add(column)
 
 
 def _renumbered(positions: Array, kept: Array) -> list[int]:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import csv
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import UnusableError
+from ..errors import UnusableError, first_line
 
 Row = dict[str, Any]
 BATCH_SIZE = 64  # rows
+_LONGEST_FIELD = 2**31 - 1  # of a .csv; Python's own limit, 128 KiB, is a short document
 
 
 @dataclass(frozen=True)
@@ -23,21 +26,27 @@ class Batch:
 
 
 class Data:
-    """A data file: its rows, and the types of its columns.
+    """The rows of a data file, a folder or a hub dataset, and the types of its columns.
 
     Attributes:
-        path: as the user gave it.
+        name: as the user gave it.
+        option: that named it, for messages.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, name: str | Path, option: str = "--data") -> None:
+        self.name = str(name)
+        self.option = option
 
-    def count_rows(self) -> int:
-        """How many rows there are."""
+    def count_rows(self) -> int | None:
+        """How many rows there are; None: only reading them tells."""
         raise NotImplementedError
 
     def batches(self) -> Iterator[Batch]:
-        """All rows, in order."""
+        """All rows, in order.
+
+        Raises:
+            UnusableError: a row can't be read; names it.
+        """
         raise NotImplementedError
 
     def features(self) -> Any:
@@ -46,81 +55,54 @@ class Data:
 
     def error(self, message: str) -> UnusableError:
         """An error about this file."""
-        return UnusableError(f"--data {self.path}: {message}")
+        return UnusableError(f"{self.option} {self.name}: {message}".lstrip())
 
 
-def open_data(path: Path, split: str | None) -> Data:
-    """Open a folder of `save_to_disk`, a .jsonl or a .parquet file.
+class SavedRows(Data):
+    """A `datasets.Dataset`, or an `IterableDataset`, which is read as it comes."""
 
-    Raises:
-        UnusableError: there is no such file, it is of another format, or `split` does not fit.
-    """
-    if not path.exists():
-        raise UnusableError(f"--data {path}: there is no such file or folder; check the path")
-    if path.is_dir():
-        return _Folder(path, split)
-    if split is not None:
-        raise UnusableError(f"--split {split}: the file {path} has no splits; leave --split out")
-    if path.suffix == ".jsonl":
-        return _JsonLines(path)
-    if path.suffix == ".parquet":
-        return _Parquet(path)
-    raise UnusableError(
-        f"--data {path}: a name that ends in {path.suffix or 'nothing'!r}; give .jsonl, .parquet, "
-        "or a folder that save_to_disk wrote"
-    )
-
-
-class _Folder(Data):
-    def __init__(self, path: Path, split: str | None) -> None:
-        super().__init__(path)
-        datasets = need_datasets()
-        try:
-            dataset = datasets.load_from_disk(str(path))
-        except Exception as error:  # of many kinds, by what is in the folder
-            raise self.error(
-                f"can't be loaded as a dataset ({str(error).splitlines()[0]}); give a folder that "
-                "save_to_disk wrote, or one .jsonl or .parquet file"
-            ) from None
-        if isinstance(dataset, datasets.DatasetDict):
-            if split is None and len(dataset) == 1:
-                split = next(iter(dataset))
-            if split not in dataset:
-                seen = "it holds several splits" if split is None else f"no split {split!r}"
-                raise self.error(f"{seen}; add --split with one of {', '.join(dataset)}")
-            dataset = dataset[split]
-        elif split is not None:
-            raise UnusableError(f"--split {split}: {path} has no splits; leave --split out")
+    def __init__(self, name: str | Path, dataset: Any, option: str = "--data") -> None:
+        super().__init__(name, option)
         self._dataset = dataset
 
-    def count_rows(self) -> int:
-        return len(self._dataset)
+    def count_rows(self) -> int | None:
+        return len(self._dataset) if hasattr(self._dataset, "select") else None
 
     def batches(self) -> Iterator[Batch]:
         number = 0
-        # As Arrow: images and the like stay as they are stored.
-        for table in self._dataset.with_format("arrow").iter(BATCH_SIZE):
-            rows = table.to_pylist()
-            yield Batch(rows, _numbered(number, len(rows)))
-            number += len(rows)
+        try:
+            # As Arrow: images and the like stay as they are stored.
+            for table in self._dataset.with_format("arrow").iter(BATCH_SIZE):
+                rows = table.to_pylist()
+                yield Batch(rows, _numbered(number, len(rows)))
+                number += len(rows)
+        except UnusableError:
+            raise
+        except Exception as error:  # of many kinds, by where the rows come from
+            raise self.error(f"can't be read behind row {number} ({first_line(error)})") from None
 
     def features(self) -> Any:
-        return self._dataset.features.copy()
+        found = self._dataset.features
+        if found is None:  # of a stream, until it is read
+            found = self._dataset._resolve_features().features
+        return found.copy()
 
 
-class _Parquet(Data):
-    def __init__(self, path: Path) -> None:
-        super().__init__(path)
+class ParquetRows(Data):
+    """A .parquet file."""
+
+    def __init__(self, path: Path, option: str = "--data") -> None:
+        super().__init__(path, option)
         try:
             import pyarrow.parquet as parquet  # type: ignore[import-untyped]
         except ImportError:
             raise UnusableError(
-                'reading .parquet needs pyarrow; pip install "toedit_collate[journal]"'
+                'reading .parquet needs pyarrow; pip install "toedit_collate[recipes]"'
             ) from None
         try:
             self._file = parquet.ParquetFile(path)
         except (OSError, ValueError) as error:  # pyarrow's own errors are ValueErrors
-            raise self.error(f"not a parquet file ({str(error).splitlines()[0]})") from None
+            raise self.error(f"not a parquet file ({first_line(error)})") from None
 
     def count_rows(self) -> int:
         return self._file.metadata.num_rows
@@ -133,23 +115,32 @@ class _Parquet(Data):
                 yield Batch(rows, _numbered(number, len(rows)))
                 number += len(rows)
         except (OSError, ValueError) as error:
-            raise self.error(f"can't be read behind row {number} ({error})") from None
+            raise self.error(f"can't be read behind row {number} ({first_line(error)})") from None
 
     def features(self) -> Any:
         return need_datasets().Features.from_arrow_schema(self._file.schema_arrow)
 
 
-class _JsonLines(Data):
-    def count_rows(self) -> int:
-        with self.path.open("rb") as lines:
-            return sum(1 for line in lines if line.strip())
+class TextRows(Data):
+    """A file of UTF-8 text that is read line by line; what a row is, subclasses say."""
+
+    def __init__(self, path: Path, option: str = "--data") -> None:
+        super().__init__(path, option)
+        self.path = path
+
+    def count_rows(self) -> int | None:
+        return sum(1 for _ in self.rows())
+
+    def rows(self) -> Iterator[tuple[str, Row]]:
+        """Each row with its name."""
+        raise NotImplementedError
 
     def batches(self) -> Iterator[Batch]:
         rows: list[Row] = []
         names: list[str] = []
-        for number, row in self._lines():
+        for name, row in self.rows():
             rows.append(row)
-            names.append(f"line {number}")
+            names.append(name)
             if len(rows) == BATCH_SIZE:
                 yield Batch(rows, names)
                 rows, names = [], []
@@ -157,8 +148,8 @@ class _JsonLines(Data):
             yield Batch(rows, names)
 
     def features(self) -> Any:
-        """Of all lines: the first ones may lack a column, or have null in it."""
-        import pyarrow as pa  # type: ignore[import-untyped]
+        """Of all rows: the first ones may lack a column, or have null in it."""
+        import pyarrow as pa
 
         schema = pa.schema([])
         for batch in self.batches():
@@ -167,29 +158,112 @@ class _JsonLines(Data):
                 schema = pa.unify_schemas([schema, fields], promote_options="permissive")
             except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
                 raise self.error(
-                    f"a column is of several types up to {batch.names[-1]} ({error}), which a "
-                    "dataset can't hold; write to a .jsonl file"
+                    f"a column is of several types up to {batch.names[-1]} ({first_line(error)}), "
+                    "which a dataset can't hold; write to a .jsonl file"
                 ) from None
         return need_datasets().Features.from_arrow_schema(schema)
 
-    def _lines(self) -> Iterator[tuple[int, Row]]:
+    def lines(self) -> Iterator[tuple[int, str]]:
+        """The lines, with their ends, and their numbers from 1."""
+        try:
+            with self.path.open("rb") as file:
+                for number, line in enumerate(file, 1):
+                    try:
+                        text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+                    except UnicodeDecodeError as error:
+                        raise self.error(
+                            f"line {number} can't be read ({first_line(error)}): {line[:40]!r}; "
+                            "the file must be UTF-8"
+                        ) from None
+                    yield number, text
+        except OSError as error:
+            raise self.error(f"can't be read ({error.strerror})") from None
+
+
+class JsonLines(TextRows):
+    """A .jsonl file: one JSON object a line."""
+
+    def count_rows(self) -> int:
         with self.path.open("rb") as lines:
-            for number, line in enumerate(lines, 1):
-                if not line.strip():
-                    continue
-                try:
-                    row = json.loads(line)
-                except ValueError as error:  # not JSON, or not UTF-8
-                    raise self.error(
-                        f"line {number} is not JSON ({error}): {line[:40]!r}; write one JSON "
-                        "object a line, in UTF-8"
-                    ) from None
-                if not isinstance(row, dict):
-                    raise self.error(
-                        f"line {number} is a {type(row).__name__}; write one JSON object a line, "
-                        '{"input_ids": [...]}'
+            return sum(1 for line in lines if line.strip())
+
+    def rows(self) -> Iterator[tuple[str, Row]]:
+        for number, line in self.lines():
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise self.error(
+                    f"line {number} is not JSON ({first_line(error)}): {line[:40]!r}; write one "
+                    "JSON object a line, in UTF-8"
+                ) from None
+            if not isinstance(row, dict):
+                raise self.error(
+                    f"line {number} is a {type(row).__name__}; write one JSON object a line, "
+                    '{"text": "..."} or {"input_ids": [...]}'
+                )
+            yield f"line {number}", row
+
+
+class CsvRows(TextRows):
+    """A .csv file whose first line names the columns; all values are text, empty ones None."""
+
+    def rows(self) -> Iterator[tuple[str, Row]]:
+        before = csv.field_size_limit(_LONGEST_FIELD)
+        number = 1
+        try:
+            reader = csv.reader((line for _, line in self.lines()), strict=True)
+            header = next(reader, None)
+            if not header or len(set(header)) < len(header):
+                raise self.error(
+                    f"its first line must name the columns, each once, got {header}; write one, "
+                    "as in text or prompt,completion"
+                )
+            number = reader.line_num + 1
+            for values in reader:
+                if values:
+                    if len(values) != len(header):
+                        raise self.error(
+                            f"line {number} has {len(values)} fields, and the first line names "
+                            f"{len(header)} columns; put text with commas or quotes into quotes"
+                        )
+                    yield (
+                        f"line {number}",
+                        {name: value or None for name, value in zip(header, values, strict=True)},
                     )
-                yield number, row
+                number = reader.line_num + 1
+        except csv.Error as error:
+            raise self.error(
+                f"line {number} is not CSV ({first_line(error)}); put text with commas, quotes or "
+                'line ends into quotes, and write a quote in it twice: ""'
+            ) from None
+        finally:
+            csv.field_size_limit(before)
+
+
+class Paragraphs(TextRows):
+    """A .txt file: documents lie between blank lines."""
+
+    def rows(self) -> Iterator[tuple[str, Row]]:
+        paragraph: list[str] = []
+        number = 0
+        for line in _with_end(line for _, line in self.lines()):
+            if line.strip():
+                paragraph.append(line)
+            elif paragraph:
+                number += 1
+                yield f"document {number}", {"text": _text(paragraph)}
+                paragraph = []
+
+
+def _with_end(lines: Iterable[str]) -> Iterator[str]:
+    yield from lines
+    yield ""
+
+
+def _text(lines: list[str]) -> str:
+    return re.sub(r"\r\n?", "\n", "".join(lines)).strip("\n")
 
 
 def need_datasets() -> Any:
@@ -202,7 +276,7 @@ def need_datasets() -> Any:
         import datasets
     except ImportError:
         raise UnusableError(
-            "folders of save_to_disk, in --data or --output, need datasets; "
+            "hub datasets and folders of save_to_disk, in --data or --output, need datasets; "
             'pip install "toedit_collate[recipes]", or use .jsonl files'
         ) from None
     return datasets

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import json
-import shutil
-import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +14,7 @@ from tqdm import tqdm
 from ..errors import UnusableError
 from .revise import Reviser
 from .rows import Data, Row, need_datasets
+from .tokens import CHAT_COLUMNS, is_chat
 
 
 def check_output(output: Path) -> None:
@@ -32,29 +30,6 @@ def check_output(output: Path) -> None:
             f"--output {output}: a name that ends in {output.suffix!r}; write .jsonl, or the name "
             "of a folder for datasets.load_from_disk"
         )
-
-
-@contextlib.contextmanager
-def new_output(output: Path) -> Iterator[Path]:
-    """A place to write to, which becomes `output` in the end, or goes away.
-
-    Raises:
-        UnusableError: it can't be made there.
-    """
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        folder = tempfile.mkdtemp(prefix=f".{output.name}.partial-", dir=output.parent)
-    except OSError as error:
-        raise UnusableError(
-            f"--output {output}: can't be made ({error}); name a place that can be written to"
-        ) from None
-    try:
-        target = Path(folder) / "output"
-        yield target
-        check_output(output)  # another may have come meanwhile
-        target.rename(output)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def progress_bar(data: Data) -> Any:
@@ -150,6 +125,10 @@ def _features(datasets: Any, data: Data, reviser: Reviser) -> Any:
             if isinstance(features.get(name), datasets.List):
                 features[name] = datasets.List(features[name].feature)  # of any length
     features.pop("text", None)
+    for column in CHAT_COLUMNS:
+        values = [] if first is None else [row.get(column) for row in first.rows]
+        if any(isinstance(value, str) or (value and is_chat(value)) for value in values):
+            features.pop(column, None)
     if reviser.with_text:
         features["text"] = datasets.Value("string")
     return features

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from torch import Tensor
 from ...prior.families import find_trunk, unwrap_model
 from ...prior.prior import Prior
 from ..errors import UnusableError
+from ..priors import open_prior
 from .calibrate import calibrated_states, shape_head, states_replaced, table_8_targets, zipf_ids
 from .rows import Batch, text_batches
 from .shapes import random_model
@@ -76,7 +76,7 @@ class Source:
     prior: Prior
     name: str
     shape: str | None
-    data: Path | None
+    data: str | None
     seed: int
     direction: Tensor | None  # of the shaped head
 
@@ -118,7 +118,7 @@ class Source:
 
 
 def open_source(
-    *, shape: str | None, prior: str | None, data: Path | None, device: torch.device,
+    *, shape: str | None, prior: str | None, data: str | None, device: torch.device,
     dtype: torch.dtype, seed: int,
 ) -> Source:  # fmt: skip
     """Make random weights, or load a prior.
@@ -127,13 +127,7 @@ def open_source(
         UnusableError: the prior can't be loaded, or does not fit.
     """
     if prior is not None:
-        try:
-            loaded = Prior.from_pretrained(prior, dtype=dtype, device=device)
-        except (OSError, ValueError, TypeError) as error:
-            raise UnusableError(
-                f"--prior {prior}: can't be loaded ({str(error).splitlines()[0]}); name a folder "
-                "or a hub id of a causal language model with its tokenizer"
-            ) from None
+        loaded = open_prior(prior, dtype=dtype, device=device, needs_tokenizer=False)
         return Source(loaded, f"{prior}, text of {data}", None, data, seed, None)
     shape = shape or "tiny"
     model: Any = random_model(shape, device, dtype, seed)

@@ -1,0 +1,144 @@
+"""Data files: one reader for all formats, and one way from a row to token ids and labels."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+
+import pytest
+from conftest import make_llama, make_tokenizer
+from datasets import Dataset, IterableDataset
+from hypothesis import given
+from hypothesis import strategies as st
+from trl import SFTConfig, SFTTrainer
+
+from toedit_collate.tools.datafiles import examples, format_of, ids_and_labels, open_data
+from toedit_collate.tools.datafiles.rows import Data, SavedRows
+from toedit_collate.tools.errors import UnusableError
+
+pytestmark = pytest.mark.usefixtures("no_bars")
+CHAT = [{"role": "user", "content": "the fox?"}, {"role": "assistant", "content": "jumps"}]
+TEXTS = ['a, "b"', "two\nlines", "été"]
+
+
+def rows_of(source, **options) -> list:
+    return [row for batch in open_data(str(source), **options).batches() for row in batch.rows]
+
+
+@pytest.mark.parametrize("name", ["x.jsonl", "x.parquet", "x.csv", "x.txt", "folder"])
+def test_every_format_gives_the_same_rows(tmp_path, name):
+    path = tmp_path / name
+    rows = [{"text": text} for text in TEXTS]
+    dataset = Dataset.from_list(rows)
+    writers = {
+        "x.jsonl": lambda: path.write_text("\n".join(json.dumps(row) for row in rows)),
+        "x.parquet": lambda: dataset.to_parquet(str(path)),
+        "x.csv": lambda: dataset.to_csv(str(path)),
+        "x.txt": lambda: path.write_text("\n\n".join(TEXTS)),
+        "folder": lambda: dataset.save_to_disk(str(path)),
+    }
+    writers[name]()
+    assert rows_of(path) == rows
+    assert open_data(path).count_rows() == 3
+    assert list(open_data(path).features()) == ["text"]
+
+
+def test_the_dataset_that_is_made_on_the_spot():
+    data = open_data("toedit-demo:chat:test")
+    first = next(data.batches()).rows[0]
+    assert format_of(first) == ("prompt", "completion")
+
+
+def test_a_stream_is_read_as_it_comes():
+    stream = IterableDataset.from_generator(lambda: ({"text": str(n)} for n in range(130)))
+    data = SavedRows("org/name", stream)
+    assert data.count_rows() is None
+    assert [len(batch.rows) for batch in data.batches()] == [64, 64, 2]
+    assert next(data.batches()).names[1] == "row 1 (from 0)"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("x.jsonl", b'{"text": "a"}\n\xff\n', r"line 2 can't be read .*must be UTF-8"),
+        ("x.jsonl", b'{"text": "a"}\n[1]\n', r"line 2 is a list; write one JSON object a line"),
+        ("x.jsonl", b"[" * 100_000, r"line 1 is not JSON"),
+        ("x.csv", b'text,n\n"a",1\nb\n', r"line 3 has 1 fields, and the first line names 2"),
+        ("x.csv", b'text\n"a" b\n', r"line 2 is not CSV .*write a quote in it twice"),
+        ("x.csv", b"a,a\n1,2\n", r"first line must name the columns, each once, got"),
+        ("x.csv", b"", r"first line must name the columns, each once, got None"),
+        ("x.parquet", b"PAR1", r"not a parquet file"),
+        ("x.doc", b"a", r"a name that ends in '\.doc'; give \.jsonl, \.parquet, \.csv, \.txt"),
+    ],
+)
+def test_what_can_not_be_read_is_named_with_its_line(tmp_path, name, content, message):
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(UnusableError, match=rf"^--data {re.escape(str(path))}: .*{message}"):
+        rows_of(path)
+
+
+def test_a_long_field_of_csv(tmp_path):
+    path = tmp_path / "x.csv"
+    path.write_text(f"text\n{'a' * 200_000}\n")
+    assert len(rows_of(path)[0]["text"]) == 200_000
+
+
+@pytest.mark.parametrize("source", ["none.jsonl", "./none", "none", "no one/none"])
+def test_what_is_not_there(source):
+    with pytest.raises(UnusableError, match=rf"^--data {source}: there is no such file or folder"):
+        open_data(source)
+
+
+def test_a_pipe_is_no_file(tmp_path):
+    os.mkfifo(tmp_path / "x.jsonl")
+    with pytest.raises(UnusableError, match="neither a file nor a folder; name a regular file"):
+        open_data(tmp_path / "x.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("row", "assistant_only"),
+    [
+        ({"messages": CHAT}, False),
+        ({"messages": CHAT}, True),
+        ({"prompt": CHAT[:1], "completion": CHAT[1:]}, False),
+        ({"prompt": CHAT[:1], "completion": CHAT[1:]}, True),
+        ({"prompt": "the fox", "completion": " jumps<|eos|>"}, False),
+        ({"prompt": "the fox ", "completion": "jumps<|eos|>"}, False),
+        ({"text": "the fox jumps<|eos|>"}, False),
+    ],
+)
+def test_ids_and_labels_are_those_of_trl(tmp_path, row, assistant_only):
+    """But for the end token, which `SFTTrainer` puts behind text that has none."""
+    tokenizer = make_tokenizer()
+    args = SFTConfig(
+        str(tmp_path), assistant_only_loss=assistant_only, report_to="none", use_cpu=True,
+        bf16=False,
+    )  # fmt: skip
+    trainer = SFTTrainer(
+        make_llama(), args, train_dataset=Dataset.from_list([row]), processing_class=tokenizer
+    )
+    theirs = trainer.train_dataset[0]
+    ours = ids_and_labels(Data("x"), row, "row 0", tokenizer, assistant_only=assistant_only)
+    assert ours == (theirs["input_ids"], theirs["labels"])
+
+
+@given(
+    lengths=st.lists(st.integers(1, 9), min_size=1, max_size=4),
+    max_length=st.integers(1, 12),
+)
+def test_windows_cover_each_document_once(tmp_path_factory, lengths, max_length):
+    """Packed rows give their documents; none of the windows reaches over a border."""
+    path = tmp_path_factory.mktemp("x") / "x.jsonl"
+    row = {"input_ids": list(range(sum(lengths))), "seq_lengths": lengths}
+    path.write_text(json.dumps(row))
+    found = list(examples(open_data(path), None, max_length=max_length))
+    assert [i for one in found for i in one.ids] == row["input_ids"]
+    assert [one.labels for one in found] == [one.ids for one in found]
+    expected = [
+        (start, min(max_length, length - start))
+        for length in lengths
+        for start in range(0, length, max_length)
+    ]
+    assert [(one.start, len(one.ids)) for one in found] == expected

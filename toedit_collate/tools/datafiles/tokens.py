@@ -1,0 +1,266 @@
+"""From a row to its token ids and labels, as TRL's SFTTrainer makes them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import takewhile
+from typing import Any
+
+import numpy as np
+
+from ...stores.journal.frames import Array
+from ..errors import first_line
+from .rows import Batch, Data, Row
+
+COLUMNS = (("input_ids",), ("messages",), ("prompt", "completion"), ("text",))
+"""What rows may hold, the first that fits goes before the others."""
+# Columns that say by 0 where a token has no label; all that a row has must be 1 for one.
+LOSS_MASKS = ("completion_mask", "assistant_masks")
+# The text of chat data, which an edit of its tokens leaves behind.
+CHAT_COLUMNS = ("messages", "prompt", "completion")
+SAVE = (
+    "save the data that was trained on, trainer.train_dataset.save_to_disk(FOLDER), and give "
+    "--data FOLDER"
+)
+
+
+def format_of(row: Row) -> tuple[str, ...] | None:
+    """Which of `COLUMNS` a row has; None: none of them.
+
+    Example:
+        >>> format_of({"id": 1, "text": "a"}), format_of({"body": "a"})
+        (('text',), None)
+    """
+    present = {name for name, value in row.items() if value is not None}
+    return next((names for names in COLUMNS if present.issuperset(names)), None)
+
+
+def tokenize(
+    data: Data, batch: Batch, tokenizer: Any, *, assistant_only: bool = False
+) -> list[Array | None]:
+    """Give rows of text and of chats their `input_ids`, and their masks, in place.
+
+    Rows that have `input_ids` stay as they are. Chats are put into the tokenizer's chat template;
+    of prompt and completion, `completion_mask` says which tokens have a label.
+
+    Args:
+        data: where the rows come from, for messages.
+        batch: its rows are changed.
+        tokenizer: or None, where all rows must have tokens.
+        assistant_only: give chats `assistant_masks`, by the generation marks of the template: what
+            `SFTConfig(assistant_only_loss=True)` does.
+
+    Returns:
+        For each row, (T,) bool, True at special tokens that the tokenizer added to text; None for
+        a row that had its tokens, or is no plain text.
+
+    Raises:
+        UnusableError: a row can't be read so; it is named.
+    """
+    added: list[Array | None] = [None] * len(batch.rows)
+    texts: list[int] = []
+    for i, (row, name) in enumerate(zip(batch.rows, batch.names, strict=True)):
+        form = format_of(row)
+        if form == ("input_ids",):
+            continue
+        if form is None:
+            raise data.error(
+                f"{name} has the columns {sorted(row)}, none of input_ids, text, messages, or "
+                f"prompt and completion: rename the columns, or {SAVE}"
+            )
+        values = [row[column] for column in form]
+        check_values(data, form, values, name)
+        if tokenizer is None:
+            raise data.error(
+                f"{name} has {' and '.join(form)} and no input_ids; add --tokenizer, which then "
+                f"must give what training saw, or better: {SAVE}"
+            )
+        if form == ("text",):
+            texts.append(i)
+        else:
+            row.update(_tokenize_chat(data, tokenizer, row, form, name, assistant_only))
+    if not texts:
+        return added
+    # Not verbose: documents longer than the model takes are nothing to warn of here.
+    encoded = tokenizer(
+        [batch.rows[i]["text"] for i in texts], return_special_tokens_mask=True, verbose=False
+    )
+    both = zip(texts, encoded["input_ids"], encoded["special_tokens_mask"], strict=True)
+    for i, ids, special in both:
+        batch.rows[i]["input_ids"] = ids
+        added[i] = np.array(special, bool)
+    return added
+
+
+def ids_and_labels(
+    data: Data, row: Row, name: str, tokenizer: Any, *, assistant_only: bool = False
+) -> tuple[list[int], list[int]]:
+    """Token ids of one row, and its labels: -100 where a token has none.
+
+    Args:
+        data: where the row comes from, for messages.
+        row: stays as it is.
+        name: of the row, for messages.
+        tokenizer: or None, where the row has `input_ids`.
+        assistant_only: see `tokenize`.
+
+    Raises:
+        UnusableError: the row can't be read so.
+
+    Example:
+        >>> row = {"input_ids": [5, 6], "completion_mask": [0, 1]}
+        >>> ids_and_labels(Data("a.jsonl"), row, "line 1", None)
+        ([5, 6], [-100, 6])
+    """
+    own = dict(row)
+    tokenize(data, Batch([own], [name]), tokenizer, assistant_only=assistant_only)
+    ids = whole_numbers(data, own, "input_ids", name)
+    return ids.tolist(), row_labels(data, own, ids, name).tolist()
+
+
+def row_labels(data: Data, row: Row, ids: Array, name: str) -> Array:
+    """Labels of a row that has tokens, as TRL's SFTTrainer makes them: (T,) int64.
+
+    It takes `labels` as they are. Without them, a token has a label where all masks that the row
+    has are 1.
+
+    Raises:
+        UnusableError: a label is neither -100 nor the token, or a column is of another length.
+    """
+    labels = per_token(data, row, "labels", len(ids), name)
+    if labels is not None:
+        real = per_token(data, row, "attention_mask", len(ids), name)
+        wrong = (labels != -100) & (labels != ids) & (True if real is None else real != 0)
+        if wrong.any():
+            at = int(np.flatnonzero(wrong)[0])
+            raise data.error(
+                f"labels of {name} must be -100 or equal to input_ids (the model shifts them), "
+                f"got label {labels[at]} at token {ids[at]}, place {at}"
+            )
+        return labels
+    labels = ids
+    for column in LOSS_MASKS:
+        mask = per_token(data, row, column, len(ids), name)
+        if mask is not None:
+            labels = np.where(mask != 0, labels, -100)
+    return labels
+
+
+def per_token(data: Data, row: Row, column: str, T: int, name: str) -> Array | None:
+    """A column with a whole number for each of T tokens: (T,) int64; None where it is absent.
+
+    Raises:
+        UnusableError: it holds something else.
+    """
+    if row.get(column) is None:
+        return None
+    values = whole_numbers(data, row, column, name)
+    if len(values) != T:
+        raise data.error(
+            f"{column} of {name} holds {len(values)} numbers, not one for each of its {T} tokens; "
+            f"{SAVE}"
+        )
+    return values
+
+
+def whole_numbers(data: Data, row: Row, column: str, name: str) -> Array:
+    """A column of whole numbers, int64.
+
+    Raises:
+        UnusableError: it holds something else.
+    """
+    value = row[column]
+    try:
+        numbers = np.asarray(value)
+        if numbers.ndim != 1 or (numbers.size and numbers.dtype.kind not in "iub"):
+            raise TypeError
+    except (TypeError, ValueError):
+        raise data.error(
+            f"{column} of {name} must be a list of whole numbers, got {str(value)[:40]}; {SAVE}"
+        ) from None
+    return numbers.astype(np.int64)
+
+
+def check_values(data: Data, form: tuple[str, ...], values: list[Any], name: str) -> None:
+    """See that columns of text or chats hold text or messages.
+
+    Raises:
+        UnusableError: they don't.
+    """
+    texts = all(isinstance(value, str) for value in values) and form != ("messages",)
+    chats = all(is_chat(value) for value in values) and form != ("text",)
+    if not (texts or chats):
+        raise data.error(
+            f"{' and '.join(form)} of {name} is neither text nor a list of messages with role and "
+            f"content: {str(values)[:60]}; see TRL's dataset formats"
+        )
+
+
+def is_chat(value: Any) -> bool:
+    """Whether it is a list of messages, one at least, each with a role.
+
+    Example:
+        >>> is_chat([{"role": "user", "content": "hi"}]), is_chat("hi")
+        (True, False)
+    """
+    return (
+        isinstance(value, Sequence)
+        and not isinstance(value, str)
+        and len(value) > 0
+        and all(isinstance(one, dict) and isinstance(one.get("role"), str) for one in value)
+    )
+
+
+def _tokenize_chat(
+    data: Data, tokenizer: Any, row: Row, form: tuple[str, ...], name: str, assistant_only: bool
+) -> Row:
+    """`input_ids` and masks of messages, or of prompt and completion."""
+    if form == ("messages",):
+        return _render(data, tokenizer, row, row["messages"], name, assistant_only)
+    prompt, completion = row["prompt"], row["completion"]
+    if isinstance(prompt, str):
+        before = tokenizer(prompt, verbose=False)["input_ids"]
+        columns = {"input_ids": tokenizer(prompt + completion, verbose=False)["input_ids"]}
+    else:
+        before = _render(data, tokenizer, row, prompt, name, False, add_generation_prompt=True)[
+            "input_ids"
+        ]
+        both = [*prompt, *completion]
+        columns = _render(data, tokenizer, row, both, name, assistant_only)
+    # A template may render the prompt alone in another way: the completion begins where they part.
+    pairs = zip(before, columns["input_ids"], strict=False)
+    start = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+    num = len(columns["input_ids"])
+    return {**columns, "completion_mask": [int(i >= start) for i in range(num)]}
+
+
+def _render(
+    data: Data, tokenizer: Any, row: Row, messages: Any, name: str, assistant_only: bool,
+    **settings: bool,
+) -> Row:  # fmt: skip
+    if not getattr(tokenizer, "chat_template", None):
+        raise data.error(
+            f"{name} holds messages, and the tokenizer has no chat template; use one with a "
+            "template (of an instruction-tuned model), or data with text"
+        )
+    settings |= row.get("chat_template_kwargs") or {}
+    if assistant_only:
+        settings["return_assistant_tokens_mask"] = True
+        if "{% generation" not in tokenizer.chat_template.replace("{%-", "{%"):
+            raise data.error(
+                f"{name}: the chat template has no {{% generation %}} marks, by which the "
+                "assistant's turns are known; add them, or leave assistant_only_loss out"
+            )
+    try:
+        found = tokenizer.apply_chat_template(
+            messages, tools=row.get("tools"), return_dict=True, **settings
+        )
+    except Exception as error:  # of many kinds: the template is a program
+        raise data.error(
+            f"{name}: the tokenizer's chat template refuses {str(messages)[:60]} "
+            f"({first_line(error)}); give messages with role and content"
+        ) from None
+    columns: Row = {"input_ids": found["input_ids"]}
+    if assistant_only:
+        columns["assistant_masks"] = found["assistant_masks"]
+    return columns

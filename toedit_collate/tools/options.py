@@ -1,0 +1,119 @@
+"""Options that several commands have, and how argparse reads their values.
+
+Light to import: `toedit --help` needs neither torch nor transformers.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+DATA_HELP = (
+    ".jsonl, .parquet, .csv (first line: column names), .txt (documents between blank lines), a "
+    "folder of save_to_disk, or a hub dataset (id, id:config or id:config:split); with the column "
+    "input_ids, text, messages, or prompt and completion"
+)
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+QUANTIZATIONS = ("8bit", "4bit", "int8", "fp8")
+
+
+def positive(text: str) -> int:
+    """A whole number from 1."""
+    return _whole(text, 1)
+
+
+def whole(text: str) -> int:
+    """A whole number from 0."""
+    return _whole(text, 0)
+
+
+def _whole(text: str, least: int) -> int:
+    if not text.isdecimal() or not least <= int(text) < 10**15:
+        raise argparse.ArgumentTypeError(f"must be a whole number from {least}, got {text!r}")
+    return int(text)
+
+
+def seed(text: str) -> int:
+    """A seed that numpy takes, too: at most 32 bits."""
+    if not text.isdecimal() or int(text) >= 2**32:
+        raise argparse.ArgumentTypeError(f"must be a whole number in [0, 2**32), got {text!r}")
+    return int(text)
+
+
+def number_above_0(text: str) -> float:
+    """A number above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 1e9:
+        raise argparse.ArgumentTypeError(f"must be a number above 0, got {text!r}")
+    return value
+
+
+def share(text: str) -> float:
+    """A number above 0 and at most 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"must be above 0 and at most 1, as in 0.4, got {text!r}")
+    return value
+
+
+def names(known: tuple[str, ...]) -> Callable[[str], tuple[str, ...]]:
+    """Some of `known`, between commas, in their own order."""
+
+    def read(text: str) -> tuple[str, ...]:
+        given = [name.strip() for name in text.split(",") if name.strip()]
+        unknown = [name for name in given if name not in known]
+        if unknown or not given:
+            raise argparse.ArgumentTypeError(
+                f"got {unknown[0] if unknown else text!r}; write some of {','.join(known)}"
+            )
+        return tuple(name for name in known if name in given)
+
+    return read
+
+
+def add_data(parser: Any, *, required: bool = False, more: str = "") -> None:
+    """Add `--data` and `--split` to an argparse parser; `more` follows the formats in its help."""
+    parser.add_argument("--data", required=required, metavar="FILE", help=DATA_HELP + more)
+    parser.add_argument(
+        "--split", metavar="NAME", help="of a folder that holds several, or of a hub dataset"
+    )
+
+
+def add_prior(parser: Any, *, required: bool = False) -> None:
+    """Add `--prior` and how to load it to an argparse parser; see `prior_options`."""
+    group = parser.add_argument_group("prior")
+    group.add_argument(
+        "--prior", required=required, metavar="PATH_OR_HUB_ID", help="a causal language model"
+    )
+    group.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        default="auto",
+        help="of its weights; default: %(default)s, the checkpoint's",
+    )
+    group.add_argument("--device", help="cuda, cuda:1, cpu, ...; default: the GPU, if there is one")
+    group.add_argument(
+        "--quantization",
+        choices=QUANTIZATIONS,
+        help="8bit and 4bit need bitsandbytes, int8 and fp8 torchao",
+    )
+    group.add_argument("--adapter", metavar="PATH_OR_HUB_ID", help="a PEFT adapter to put on it")
+    group.add_argument("--revision", metavar="NAME", help="of the model on the hub")
+    group.add_argument(
+        "--compile",
+        action="store_true",
+        help="by torch.compile; takes a minute, pays on a long run",
+    )
+
+
+def prior_options(args: argparse.Namespace) -> dict[str, Any]:
+    """What `add_prior` read, as `open_prior` takes it beside the name."""
+    names = ("dtype", "device", "quantization", "adapter", "revision", "compile")
+    return {name: getattr(args, name) for name in names}
