@@ -5,6 +5,8 @@ Nothing here calls the package's fast paths; the tests compare the two.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 
@@ -222,3 +224,165 @@ def expected_linear_errors(world, arm, runs):
             covariance = B @ covariance @ B.T + world.noise**2 * M
             errors[run, generation + 1] = np.trace(fit @ covariance @ fit.T)
     return errors.mean(0), errors.std(0, ddof=1) / runs**0.5
+
+
+class SlowAligned:
+    """A prior with another tokenizer than the trainee's: one token, one stage, one id at a time.
+
+    `broken_first` is asked for the first token of bytes that are no UTF-8.
+    """
+
+    def __init__(self, model, prior, trainee, broken_first=None):
+        self.model, self.prior, self.trainee = model, prior, trainee
+        self.prior_bytes = [self._bytes(prior, i) for i in range(len(prior))]
+        self.trainee_bytes = [self._bytes(trainee, i) for i in range(len(trainee))]
+        self.broken_first = broken_first
+        self._tables, self._logits = {}, {}
+
+    @staticmethod
+    def _is_sentencepiece(tokenizer):
+        return tokenizer.convert_tokens_to_ids("<0x41>") not in (None, tokenizer.unk_token_id)
+
+    def _bytes(self, tokenizer, token_id):
+        if token_id in tokenizer.all_special_ids:
+            return None
+        token = tokenizer.convert_ids_to_tokens(token_id)
+        if self._is_sentencepiece(tokenizer):
+            if token.startswith("<0x") and len(token) == 6:
+                return bytes.fromhex(token[3:5])
+            return token.replace("▁", " ").encode()
+        return bytes(BYTE_OF[character] for character in token)
+
+    def encode(self, tokenizer, text):
+        """The ids of text in the middle of a document."""
+        if not self._is_sentencepiece(tokenizer):
+            return tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        ids = tokenizer("\x01" + text, add_special_tokens=False, split_special_tokens=True)
+        ids = ids["input_ids"]
+        return ids[ids.index(tokenizer.convert_tokens_to_ids("<0x01>")) + 1 :]
+
+    def first(self, data):
+        try:
+            ids = self.encode(self.trainee, data.decode())
+        except UnicodeDecodeError:
+            return self.broken_first(data)
+        return ids[0] if ids else -1
+
+    def table(self, covered):
+        """The first trainee token of `covered` and each id of the prior behind it."""
+        if covered not in self._tables:
+            self._tables[covered] = [
+                -1 if one is None else self.first(covered + one) for one in self.prior_bytes
+            ]
+        return self._tables[covered]
+
+    def both_sides(self, ids):
+        """The prior's tokens; where each begins; where each of the trainee's begins and ends.
+
+        A place is (number of special tokens so far, byte behind the last of them).
+        """
+        prior_ids, prior_begins, spans = [], [], []
+        section, position = 0, 0
+        while position < len(ids):
+            if self.trainee_bytes[ids[position]] is None:
+                spans.append(None)
+                there = self._special(ids[position])
+                if there is not None:
+                    prior_ids.append(there)
+                    prior_begins.append((section, "special"))
+                section += 1
+                position += 1
+                continue
+            data, byte = b"", 0
+            while position < len(ids) and self.trainee_bytes[ids[position]] is not None:
+                piece = self.trainee_bytes[ids[position]]
+                spans.append(((section, byte), (section, byte + len(piece))))
+                data, byte, position = data + piece, byte + len(piece), position + 1
+            byte = 0
+            for token_id in self.encode(self.prior, data.decode()):
+                prior_ids.append(token_id)
+                prior_begins.append((section, byte))
+                byte += len(self.prior_bytes[token_id])
+            assert byte == len(data)
+        return prior_ids, prior_begins, spans
+
+    def _special(self, token_id):
+        if token_id == self.trainee.bos_token_id:
+            return self.prior.bos_token_id
+        name = self.trainee.convert_ids_to_tokens(token_id)
+        if name in self.prior.all_special_tokens:
+            return self.prior.convert_tokens_to_ids(name)
+        return self.prior.eos_token_id if token_id == self.trainee.eos_token_id else None
+
+    def chains(self, ids):
+        """position -> (index of the first prior token, number of them), where there is a score."""
+        _, begins, spans = self.both_sides(ids)
+        found = {}
+        for position, span in enumerate(spans):
+            if position == 0 or span is None or span[0] not in begins:
+                continue
+            inside = [
+                number
+                for number, place in enumerate(begins)
+                if place[0] == span[0][0] and place[1] != "special"
+                and span[0][1] <= place[1] < span[1][1]
+            ]  # fmt: skip
+            if inside[0] > 0:
+                found[position] = (inside[0], len(inside))
+        return found
+
+    def stages(self, ids, position):
+        """For each prior token of a chain: what is covered, its id, and log-probabilities."""
+        prior_ids = self.both_sides(ids)[0]
+        key = tuple(prior_ids)
+        if key not in self._logits:
+            self._logits[key] = document_logits(self.model, prior_ids).log_softmax(-1)
+        begin, count = self.chains(ids)[position]
+        covered = b""
+        for number in range(begin, begin + count):
+            yield covered, prior_ids[number], self._logits[key][number - 1]
+            covered += self.prior_bytes[prior_ids[number]]
+
+    def logprob(self, ids, position):
+        """The lower bound of the log-probability of a token."""
+        *before, (covered, _, last) = self.stages(ids, position)
+        total = sum(float(logprobs[token_id]) for _, token_id, logprobs in before)
+        group = [u for u, x in enumerate(self.table(covered)) if x == ids[position]]
+        p = sum(float(last[u].exp()) for u in group)
+        return total + (math.log(p) if p > 0 else -math.inf)
+
+    def distribution(self, ids, position, policy, forbidden=()):
+        """What the token is drawn from: a probability for each id of the trainee."""
+        W = len(self.trainee)
+        stages = list(self.stages(ids, position))
+        result, reached = torch.zeros(W, dtype=torch.float64), 1.0
+        staged = policy.replace(exclude_original=False) if len(stages) > 1 else policy
+        for number, (covered, token_id, logprobs) in enumerate(stages):
+            is_last = number == len(stages) - 1
+            masses = torch.zeros(W + 1, dtype=torch.float64)  # the last: go on with the chain
+            for u, x in enumerate(self.table(covered)):
+                if not is_last and u == token_id:
+                    masses[W] += logprobs[u].exp()
+                elif x >= 0:
+                    masses[x] += logprobs[u].exp()
+            observed = ids[position] if is_last else W
+            shares = distribution(masses.log(), observed, staged, forbidden)
+            result += reached * shares[:W]
+            reached *= float(shares[W])
+        if policy.exclude_original and len(stages) > 1:
+            result[ids[position]] = 0
+            if float(result.sum()) == 0:
+                everything = policy.replace(exclude_original=False, sampler="rejection")
+                result = self.distribution(ids, position, everything, forbidden)
+                result[ids[position]] = 0
+                result = (torch.arange(W) == int(result.argmax())).double()
+        return result / result.sum()
+
+
+def _byte_characters():
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(b): b for b in printable} | {chr(256 + n): b for n, b in enumerate(others)}
+
+
+BYTE_OF = _byte_characters()

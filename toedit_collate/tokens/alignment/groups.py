@@ -1,0 +1,124 @@
+"""Which tokens of the prior stand for a token of the trainee."""
+
+from __future__ import annotations
+
+import bisect
+from collections import OrderedDict
+from dataclasses import dataclass
+
+import numpy as np
+
+from .byte_tokenizer import ByteTokenizer, IntArray
+
+_MAX_KNOWN = 2**16  # groups of chains
+_MAX_TABLES = 64  # of the first tokens behind covered bytes
+
+
+@dataclass(frozen=True)
+class Groups:
+    """For each id of the trainee, the ids of the prior that it is `first` of.
+
+    V ids of the prior, W of the trainee.
+
+    Attributes:
+        first: (V,) int64, the first trainee token of the bytes of each id of the prior; -1 where
+            there is none.
+        members: (n,) int64, ids of the prior, group by group, ascending in each.
+        start: (W + 1,) int64, where the members of each trainee id begin.
+    """
+
+    first: IntArray
+    members: IntArray
+    start: IntArray
+
+    @classmethod
+    def of(cls, first: IntArray, size: int) -> Groups:
+        """Group the prior's ids by their `first`; `size` is W.
+
+        Example:
+            >>> groups = Groups.of(np.array([2, -1, 0, 2]), 3)
+            >>> [groups.members[groups.start[x] : groups.start[x + 1]].tolist() for x in range(3)]
+            [[2], [], [0, 3]]
+        """
+        order = np.argsort(first, kind="stable")
+        order = order[first[order] >= 0]
+        counts = np.bincount(first[order], minlength=size)
+        return cls(first, order, np.concatenate([[0], np.cumsum(counts)]))
+
+
+def first_tokens(trainee: ByteTokenizer, prior: ByteTokenizer, covered: bytes = b"") -> IntArray:
+    """The first trainee token of `covered` and each id of the prior behind it: (V,) int64.
+
+    -1 where there is none: at special tokens of the prior, say.
+    """
+    return np.array(
+        [-1 if one is None else trainee.first(covered + one) for one in prior.bytes], dtype=np.int64
+    )
+
+
+class ChainGroups:
+    """The groups behind covered bytes, each worked out when it is first asked for.
+
+    Args:
+        trainee: its tokenizer.
+        prior: its tokenizer.
+    """
+
+    def __init__(self, trainee: ByteTokenizer, prior: ByteTokenizer) -> None:
+        self._trainee = trainee
+        self._prior = prior
+        texts = ((one, token_id) for token_id, one in enumerate(prior.bytes) if one)
+        ordered = sorted(texts)
+        self._texts = [one for one, _ in ordered]
+        self._ids = np.array([token_id for _, token_id in ordered], dtype=np.int64)
+        self._known: dict[tuple[bytes, int], IntArray] = {}
+        self._tables: OrderedDict[bytes, IntArray] = OrderedDict()
+
+    def of(self, covered: bytes, token: int) -> IntArray:
+        """The ids of the prior which, behind `covered`, make `token` the first of the trainee.
+
+        Args:
+            covered: with what the bytes of `token` begin, not all of them.
+            token: id of the trainee.
+
+        Returns:
+            (m,) int64, ascending.
+        """
+        known = self._known.get((covered, token))
+        if known is not None:
+            return known
+        whole = self._trainee.bytes[token]
+        assert whole is not None
+        rest = whole[len(covered) :]
+        # Those whose bytes begin with the rest stand side by side in the order of bytes.
+        begin = bisect.bisect_left(self._texts, rest)
+        end = bisect.bisect_left(self._texts, _after(rest), begin)
+        found = [
+            place
+            for place in range(begin, end)
+            if self._trainee.first(covered + self._texts[place]) == token
+        ]
+        if len(self._known) >= _MAX_KNOWN:
+            self._known.clear()
+        group = np.sort(self._ids[found])
+        return self._known.setdefault((covered, token), group)
+
+    def first_behind(self, covered: bytes) -> IntArray:
+        """`first_tokens` behind some bytes, kept for a while: (V,) int64."""
+        table = self._tables.pop(covered, None)
+        if table is None:
+            table = first_tokens(self._trainee, self._prior, covered)
+        self._tables[covered] = table
+        if len(self._tables) > _MAX_TABLES:
+            self._tables.popitem(last=False)
+        return table
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "_known": {}, "_tables": OrderedDict()}
+
+
+def _after(text: bytes) -> bytes:
+    """The least string of bytes that is greater than all that begin with `text`."""
+    stripped = text.rstrip(b"\xff")
+    # Nothing comes after all strings of 0xFF; no token is so many of them.
+    return stripped[:-1] + bytes([stripped[-1] + 1]) if stripped else b"\xff" * 1024
