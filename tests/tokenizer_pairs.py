@@ -102,7 +102,7 @@ def make(name: str) -> PreTrainedTokenizerFast:
             vocabulary[one], vocabulary[other] = vocabulary[other], vocabulary[one]
         return dressed(Tokenizer.from_str(json.dumps(state)))
     scheme = name.removeprefix("sentencepiece-")
-    return dressed(sentencepiece_raw(160, scheme), **LLAMA)
+    return dressed(sentencepiece_raw(160, scheme), chat=False, **LLAMA)
 
 
 NAMES = (
