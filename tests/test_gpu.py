@@ -13,7 +13,6 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from toedit_collate import EditPolicy, Journal, Prior, ToEditCollator, edit_tokens
 from toedit_collate.commands.main import main
 from toedit_collate.head import kernels
-from toedit_collate.tokens.draws import Draws, document_keys, token_uniforms
 
 pytestmark = [
     pytest.mark.gpu,
@@ -25,19 +24,6 @@ POLICY = EditPolicy(threshold=0.5, temperature=1.3, sampler="rejection")
 @pytest.fixture(scope="module")
 def ids():
     return likely_ids(make_llama(), 6, 40)
-
-
-def test_draws_are_the_same_as_on_the_cpu():
-    position = torch.arange(500)
-    document = position // 50
-    tokens = position * 7919
-
-    def draws(device):
-        keys = document_keys(tokens.to(device), document.to(device), position.to(device) % 50, 10)
-        there = document.to(device), position.to(device) % 50
-        return token_uniforms(keys, *there, Draws(seed=3, epoch=1, generation=2)).cpu()
-
-    assert torch.equal(draws("cuda"), draws("cpu"))
 
 
 @pytest.mark.parametrize("policy", [POLICY, EditPolicy(region="below", threshold=0.1, top_k=5)])

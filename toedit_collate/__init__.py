@@ -7,7 +7,7 @@ from .policy import EditPolicy
 from .prior.prior import Prior
 from .stores.cache import DecisionCache
 from .stores.journal import Journal
-from .tokens.token_batch import EditResult
+from .tokens.result import EditResult
 from .training.collator import ToEditCollator
 from .training.lazy_batch import ToEditBatch
 

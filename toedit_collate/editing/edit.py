@@ -10,7 +10,8 @@ from ..prior.protocol import EditingPrior
 from ..stores.cache import DecisionCache
 from ..tokens.checks import check_documents
 from ..tokens.draws import Draws
-from ..tokens.token_batch import EditResult, TokenBatch
+from ..tokens.result import EditResult
+from ..tokens.token_batch import TokenBatch
 from ..transfer import send
 from .editable import find_editable
 from .scored import score

@@ -13,7 +13,8 @@ from ..policy import EditPolicy
 from ..prior.protocol import EditingPrior
 from ..stores.cache import DecisionCache, Decisions, Identity
 from ..tokens.draws import Draws
-from ..tokens.token_batch import EditResult, TokenBatch
+from ..tokens.result import EditResult
+from ..tokens.token_batch import TokenBatch
 from ..transfer import fetch
 from .editable import find_editable
 from .scored import score

@@ -14,7 +14,8 @@ from ..stores.cache import DecisionCache
 from ..stores.journal import Journal
 from ..stores.journal.frames import Array
 from ..stores.journal.replay import Texts
-from ..tokens.token_batch import EditResult, TokenBatch
+from ..tokens.result import EditResult
+from ..tokens.token_batch import TokenBatch
 from .edit import edit_tokens
 
 

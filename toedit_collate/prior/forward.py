@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..tokens.documents import find_documents, plan_passes
+from ..tokens.documents import find_documents
 from ..transfer import send
 from .families import find_trunk
+from .passes import plan_passes
 
 logger = logging.getLogger("toedit_collate")
 

@@ -16,7 +16,7 @@ from ..distributed import all_reduce
 from ..head import kernels
 from ..head.logprob import Competitors, measure_competitors
 from ..head.projection import Head
-from ..tokens.documents import PASS_COST, Documents, Pass, plan_passes
+from ..tokens.documents import Documents
 from ..tokens.protection import special_token_ids, template_sequences
 from ..tokens.token_batch import TokenBatch
 from ..transfer import send
@@ -31,6 +31,7 @@ from .adapters import (
 from .families import find_head, find_trunk, max_positions, unwrap_model
 from .forward import can_pack, hidden_states
 from .loading import load_model, load_tokenizer
+from .passes import PASS_COST, Pass, plan_passes
 from .predictions import HeadPredictions
 from .sharding import check_not_zero3, fingerprint, has_fsdp1, is_sharded, run_inside
 from .swap import PreparedSwap, prepare_swap

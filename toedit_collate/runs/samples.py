@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ..tokens.token_batch import EditResult
+from ..tokens.result import EditResult
 from ..tools.marking import Passage, legend, mark_edits
 from ..training.collator import text_tokenizer
 from ..training.columns import document_positions

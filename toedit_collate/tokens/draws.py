@@ -9,15 +9,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[np.int64]
+Words = npt.NDArray[np.uint64]
 
 _MASK32 = 0xFFFFFFFF
-Words = tuple[Tensor, Tensor, Tensor, Tensor]
 # Multipliers and key increments of Philox4x32 (Salmon et al., "Parallel random numbers: as easy
-# as 1, 2, 3", SC 2011).
-_PHILOX_M0, _PHILOX_M1 = 0xD2511F53, 0xCD9E8D57
-_PHILOX_W0, _PHILOX_W1 = 0x9E3779B9, 0xBB67AE85
+# as 1, 2, 3", SC 2011), a row for each of the two products of a round.
+_MULTIPLIERS = np.array([[0xD2511F53], [0xCD9E8D57]], dtype=np.uint64)
+_INCREMENTS = np.array([[0x9E3779B9], [0xBB67AE85]], dtype=np.uint64)
+_LOWER = np.uint64(_MASK32)
+_HALF = np.uint64(32)
 
 
 @dataclass(frozen=True)
@@ -35,57 +39,66 @@ class Draws:
     generation: int
 
 
-def philox4x32(counter: Words, key: tuple[Tensor, Tensor]) -> Words:
+def philox4x32(counter: Words, key: Words) -> Words:
     """Philox4x32-10: four 32-bit words from four counter words and two key words.
 
+    On the host, in numpy: a batch has a few thousand tokens, for which an operation of PyTorch
+    takes several times as long to begin as to be done.
+
     Args:
-        counter: four int64 tensors of one shape, each word in [0, 2**32).
-        key: two int64 tensors of that shape, likewise.
+        counter: (4, n) uint64, each word in [0, 2**32).
+        key: (2, n) or (2, 1) uint64, each word in [0, 2**32).
 
     Returns:
-        Four int64 tensors of that shape, each word in [0, 2**32).
+        (4, n) uint64, each word in [0, 2**32).
+
+    Example:
+        >>> hex(philox4x32(np.zeros((4, 1), np.uint64), np.zeros((2, 1), np.uint64))[0, 0])
+        '0x6627e8d5'
     """
-    c0, c1, c2, c3 = counter
-    k0, k1 = key
+    even, odd = counter[0::2], counter[1::2]
     for _ in range(10):
-        # A product of two words of 32 bits wraps in int64, which keeps its 64 bits as they are;
-        # >> copies the sign bit, so the upper word is masked.
-        product0, product1 = c0 * _PHILOX_M0, c2 * _PHILOX_M1
-        high0, low0 = (product0 >> 32) & _MASK32, product0 & _MASK32
-        high1, low1 = (product1 >> 32) & _MASK32, product1 & _MASK32
-        c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
-        k0, k1 = (k0 + _PHILOX_W0) & _MASK32, (k1 + _PHILOX_W1) & _MASK32
-    return c0, c1, c2, c3
+        product = even * _MULTIPLIERS
+        # Each product's halves go to the other pair of words.
+        even, odd = (product >> _HALF)[::-1] ^ odd ^ key, (product & _LOWER)[::-1]
+        key = (key + _INCREMENTS) & _LOWER
+    return np.stack([even[0], odd[0], even[1], odd[1]])
 
 
-def token_words(tokens: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
+def token_words(tokens: Array, position: Array) -> tuple[Words, Words]:
     """Two independent words of 64 bits for each token and its place in its document.
 
     Args:
         tokens: (M,) int64, in [0, 2**32).
-        position: (M,) int64.
+        position: (M,) int64, in [0, 2**32).
 
     Returns:
-        Two (M,) int64.
+        Two (M,) uint64.
     """
-    zero = torch.zeros_like(tokens)
-    first, second, third, fourth = philox4x32(
-        (tokens & _MASK32, position, zero, zero), (zero, zero)
-    )
-    return (first << 32) | second, (third << 32) | fourth
+    counter = np.zeros((4, len(tokens)), dtype=np.uint64)
+    counter[0] = tokens.astype(np.uint64) & _LOWER
+    counter[1] = position
+    first, second, third, fourth = philox4x32(counter, np.zeros((2, 1), dtype=np.uint64))
+    return (first << _HALF) | second, (third << _HALF) | fourth
 
 
-def sum_words(words: Tensor, document: Tensor, num_documents: int) -> Tensor:
-    """A 64-bit key for each of N documents, of some of its tokens' words: (M,) -> (N,) int64.
+def sum_words(words: Words, document: Array, num_documents: int) -> Words:
+    """A 64-bit key for each of N documents, the sum of some of its tokens' words, modulo 2**64.
 
-    A sum of independent words: integer addition is associative, so the key does not depend on the
-    order in which a GPU adds (a float sum would).
+    Args:
+        words: (M,) uint64.
+        document: (M,) int64, the number of each token's document, in [0, N).
+        num_documents: N.
+
+    Returns:
+        (N,) uint64.
     """
-    keys = torch.zeros(num_documents, dtype=torch.int64, device=words.device)
-    return keys.index_add_(0, document, words)
+    keys = np.zeros(num_documents, dtype=np.uint64)
+    np.add.at(keys, document, words)
+    return keys
 
 
-def document_keys(tokens: Tensor, document: Tensor, position: Tensor, num_documents: int) -> Tensor:
+def document_keys(tokens: Array, document: Array, position: Array, num_documents: int) -> Words:
     """A 64-bit key for each document, from its tokens and their order.
 
     Args:
@@ -95,17 +108,19 @@ def document_keys(tokens: Tensor, document: Tensor, position: Tensor, num_docume
         num_documents: N.
 
     Returns:
-        (N,) int64. Documents of the same tokens have the same key; others differ, but for a chance
+        (N,) uint64. Documents of the same tokens have the same key; others differ, but for a chance
         of 2**-64 a pair.
     """
     return sum_words(token_words(tokens, position)[0], document, num_documents)
 
 
-def token_uniforms(keys: Tensor, document: Tensor, position: Tensor, draws: Draws) -> Tensor:
+def token_uniforms(
+    keys: Words, document: Array, position: Array, draws: Draws
+) -> npt.NDArray[np.float64]:
     """One number in [0, 1) for each of n tokens.
 
     Args:
-        keys: (N,) int64, the keys of the documents (`document_keys`).
+        keys: (N,) uint64, the keys of the documents (`document_keys`).
         document: (n,) int64, the number of each token's document, in [0, N).
         position: (n,) int64, the position of each token in its document.
         draws: what else they depend on.
@@ -113,16 +128,14 @@ def token_uniforms(keys: Tensor, document: Tensor, position: Tensor, draws: Draw
     Returns:
         (n,) float64, multiples of 2**-53.
     """
-
-    def word(value: int) -> Tensor:
-        return torch.full_like(keys, value & _MASK32)
-
     # The seed is mixed into the key by a round of its own, so that seed and content can't cancel.
     epoch = 0 if draws.epoch is None else draws.epoch + 1
-    counter = (word(draws.seed), word(draws.seed >> 32), word(epoch), word(draws.generation))
-    of_documents = philox4x32(counter, (keys & _MASK32, (keys >> 32) & _MASK32))
-    seeded = [words[document] for words in of_documents]
-    zero = torch.zeros_like(position)
-    first, second, _, _ = philox4x32((position, zero, seeded[2], seeded[3]), (seeded[0], seeded[1]))
+    mixed = np.empty((4, len(keys)), dtype=np.uint64)
+    for row, value in enumerate((draws.seed, draws.seed >> 32, epoch, draws.generation)):
+        mixed[row] = value & _MASK32
+    seeded = philox4x32(mixed, np.stack([keys & _LOWER, keys >> _HALF]))[:, document]
+    counter = np.zeros((4, len(position)), dtype=np.uint64)
+    counter[0], counter[2:] = position, seeded[2:]
+    first, second, _, _ = philox4x32(counter, seeded[:2])
     # float64 holds 53 bits: all of `first`, and the upper 21 of `second`.
-    return ((first << 21) | (second >> 11)).double() * 2.0**-53
+    return ((first << np.uint64(21)) | (second >> np.uint64(11))).astype(np.float64) * 2.0**-53

@@ -1,4 +1,4 @@
-"""A batch as tensors of B rows, as the documents in it, and as what became of it."""
+"""A batch on the host: as tensors of B rows, and as the documents in it."""
 
 from __future__ import annotations
 
@@ -7,51 +7,16 @@ import functools
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..transfer import fetch, send
 from .checks import check_labels, check_mask, check_shapes
 from .documents import Documents, find_documents
-from .draws import Draws, sum_words, token_uniforms, token_words
+from .draws import Draws, Words, sum_words, token_uniforms, token_words
 from .removal import positions_left, shrink_rows
-
-
-@dataclass(frozen=True)
-class EditResult:
-    """What `edit_tokens` did to a batch of B rows of T tokens.
-
-    With `drop_below`, rows lose tokens: then `input_ids`, `labels`, `attention_mask` and
-    `position_ids` are (B, T') with T' <= T. The masks speak of the batch as it was given.
-
-    Attributes:
-        input_ids: (B, T) int64, the edited tokens.
-        labels: as given, with the new token wherever a token changed and its label was not -100;
-            None if none were given.
-        attention_mask: as given, or of the shrunken rows.
-        position_ids: as given, or of the shrunken rows.
-        selected: (B, T) bool, tokens in the policy's region, which were resampled.
-        changed: (B, T) bool, selected tokens whose resample is another token.
-        dropped: (B, T) bool, tokens removed by `drop_below`.
-        scored: (B, T) bool, tokens to which the policy was applied.
-        source: (B, T') int64, where in its row each token of `input_ids` was, -1 at padding; None
-            where no token was removed.
-        logprob: None, or (B, T) float32: log P(x_i | x_<i) in nats at every token but the first of
-            each document; NaN there and at padding.
-        sample_logprob: (S,) float32, exact log P in nats of some scored tokens (`num_sampled`).
-    """
-
-    input_ids: Tensor
-    labels: Tensor | None
-    attention_mask: Tensor | None
-    position_ids: Tensor | None
-    selected: Tensor
-    changed: Tensor
-    dropped: Tensor
-    scored: Tensor
-    source: Tensor | None
-    logprob: Tensor | None
-    sample_logprob: Tensor
+from .result import EditResult
 
 
 @dataclass(frozen=True)
@@ -93,15 +58,21 @@ class TokenBatch:
         """Check a batch, bring it to the host, and find its documents.
 
         Args:
-            input_ids: as for `edit_tokens`.
-            attention_mask: likewise.
-            position_ids: likewise.
-            labels: likewise.
+            input_ids: (B, T) int64, on any device.
+            attention_mask: (B, T), 1 at tokens and 0 at padding; None: there is no padding.
+            position_ids: (B, T) int64, restarting at 0 at each document; None: a document is a row.
+            labels: (B, T) int64, each -100 or the token at its place; None: there are none.
             home: where results are wanted; None: where `input_ids` are.
 
         Raises:
             TypeError: a tensor is of the wrong type.
             ValueError: shapes differ; a label is neither -100 nor the token.
+
+        Example:
+            >>> ids = torch.tensor([[5, 6, 7], [8, 9, 0]])
+            >>> batch = TokenBatch.of(ids, torch.tensor([[1, 1, 1], [1, 1, 0]]), None, None)
+            >>> batch.tokens, batch.documents.lengths
+            (tensor([5, 6, 7, 8, 9]), [3, 2])
         """
         check_shapes(input_ids, attention_mask, position_ids, labels)
         given = [input_ids, attention_mask, position_ids, labels]
@@ -129,25 +100,31 @@ class TokenBatch:
 
     def uniforms(self, where: Tensor, draws: Draws) -> Tensor:
         """Draws for n of the M tokens, (n,) int64 `where`: (n,) float64 in [0, 1)."""
-        documents = self.documents
-        return token_uniforms(
-            self.keys, documents.document[where], documents.position[where], draws
-        )
+        chosen, documents = where.numpy(), self.documents
+        document = documents.document.numpy()[chosen]
+        position = documents.position.numpy()[chosen]
+        return torch.from_numpy(token_uniforms(self._keys(), document, position, draws))
 
     @property
     def keys(self) -> Tensor:
         """(N,) int64, a key of each document's content."""
-        return sum_words(self._words[0], self.documents.document, self.documents.num_documents)
+        return torch.from_numpy(self._keys().view(np.int64))
 
     def keys_with(self, mask: Tensor) -> Tensor:
         """(N,) int64, a key of each document's content and of its part of an (M,) bool mask."""
-        content, marks = self._words
-        words = content + torch.where(mask, marks, 0)
-        return sum_words(words, self.documents.document, self.documents.num_documents)
+        _, marks = self._words
+        keys = self._keys() + self._summed(marks * mask.numpy())
+        return torch.from_numpy(keys.view(np.int64))
+
+    def _keys(self) -> Words:
+        return self._summed(self._words[0])
+
+    def _summed(self, words: Words) -> Words:
+        return sum_words(words, self.documents.document.numpy(), self.documents.num_documents)
 
     @functools.cached_property
-    def _words(self) -> tuple[Tensor, Tensor]:
-        return token_words(self.tokens, self.documents.position)
+    def _words(self) -> tuple[Words, Words]:
+        return token_words(self.tokens.numpy(), self.documents.position.numpy())
 
     def result(
         self,

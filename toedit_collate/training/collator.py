@@ -17,7 +17,8 @@ from ..prior.protocol import EditingPrior, is_prior
 from ..stores.cache import DecisionCache, Identity
 from ..stores.journal import Journal
 from ..tokens.checks import check_same_tokenizer
-from ..tokens.token_batch import EditResult, TokenBatch
+from ..tokens.result import EditResult
+from ..tokens.token_batch import TokenBatch
 from .call_site import Surroundings
 from .columns import document_positions, with_new_lengths
 from .default_collator import DefaultCollator

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..tokens.token_batch import EditResult
+from ..tokens.result import EditResult
 
 
 def packed_positions(batch: Mapping[str, Any]) -> Tensor | None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..distributed import all_reduce
-from ..tokens.token_batch import EditResult
+from ..tokens.result import EditResult
 from ..transfer import fetch, on_host
 
 COUNTS = ("batches", "tokens", "scored", "selected", "changed", "dropped")

@@ -13,7 +13,7 @@ from ...policy import EditPolicy
 from ...prior.prior import Prior
 from ...stores.cache import DecisionCache
 from ...stores.journal.frames import Array
-from ...tokens.token_batch import EditResult
+from ...tokens.result import EditResult
 from ...tools.datafiles import Batch
 from ...tools.errors import UnusableError
 from .windows import Window

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...prior.prior import Prior
 from ...stores.journal.frames import Array
-from ...tokens.documents import ranges
+from ...stores.ragged import ranges
 from ...tools.datafiles import Batch, Data, Documents, find_documents, labels_of, tokenize
 from ...tools.datafiles.examples import check_ids
 

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from ...head import logprob as scores
 from ...head.logprob import Competitors
+from ...prior import passes as layout
 from ...prior import predictions
 from ...prior.prior import Prior
-from ...tokens import documents as layout
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from functools import cached_property
 
 import numpy as np
 
-from ...tokens.documents import ranges
+from ..ragged import ranges
 from .decisions import Array, Decisions
 
 # Arrays with a row for each document stay in memory, wherever the others are.

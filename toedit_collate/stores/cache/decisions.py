@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ...tokens.documents import ranges
+from ..ragged import ranges
 
 Array = npt.NDArray[Any]
 

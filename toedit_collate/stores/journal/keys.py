@@ -13,7 +13,7 @@ from .frames import Array
 
 def keys_of(tokens: torch.Tensor, lengths: Sequence[int]) -> Array:
     """(n,) uint64 keys of n documents, whose tokens stand one after another."""
-    of_each = torch.as_tensor(lengths, dtype=torch.int64)
-    document = torch.arange(len(of_each)).repeat_interleave(of_each)
-    position = torch.arange(len(tokens)) - (of_each.cumsum(0) - of_each)[document]
-    return document_keys(tokens, document, position, len(of_each)).numpy().view(np.uint64)
+    of_each = np.asarray(lengths, dtype=np.int64)
+    document = np.arange(len(of_each)).repeat(of_each)
+    position = np.arange(len(tokens)) - (of_each.cumsum() - of_each)[document]
+    return document_keys(tokens.numpy(), document, position, len(of_each))

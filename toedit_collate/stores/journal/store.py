@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ...distributed import rank
-from ...tokens.documents import ranges
+from ..ragged import ranges
 from .files import JournalWriter, file_of, read_valid, sizes
 from .frames import STEP_COLUMNS, Array
 from .pending import PendingEdits

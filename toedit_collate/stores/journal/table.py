@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ...tokens.documents import ranges
+from ..ragged import ranges
 from .frames import Array
 
 # Edits of this run gather in a dictionary; at so many, or at this share of the whole, they are

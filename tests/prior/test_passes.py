@@ -1,0 +1,91 @@
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from layouts import batches
+
+from toedit_collate.prior.passes import group_by_length, plan_passes
+from toedit_collate.tokens.documents import find_documents
+
+
+def passes_of(documents, tokens, needed=None, *, packed=False, pass_cost=2048):
+    if needed is None:
+        needed = torch.ones(documents.num_documents, dtype=torch.bool)
+    return plan_passes(documents, tokens, needed, packed=packed, pass_cost=pass_cost)
+
+
+@given(batches(), st.sampled_from([0, 4, 10**6]))
+@settings(max_examples=200)
+def test_rows_hold_every_document_once(batch, pass_cost):
+    ids, mask, positions = batch
+    documents = find_documents(ids, mask, positions)
+    tokens = ids.reshape(-1)[documents.index]
+    seen = torch.zeros_like(tokens)
+    for one in passes_of(documents, tokens, pass_cost=pass_cost):
+        rows, members, cells = one.arguments["input_ids"], one.members, one.cells
+        seen[members] += 1
+        assert torch.equal(rows.flatten()[cells], tokens[members])
+        assert torch.equal(cells % rows.shape[1], documents.position[members])
+        # A row holds one document: as many real tokens as distinct (row, document) pairs.
+        row = cells // rows.shape[1]
+        assert len(
+            set(zip(row.tolist(), documents.document[members].tolist(), strict=True))
+        ) == len(rows)
+    assert (seen == 1).all()
+
+
+def test_a_batch_of_similar_lengths_is_scored_in_one_piece():
+    mask = torch.ones(8, 64, dtype=torch.long)
+    mask[::2, 40:] = 0
+    documents = find_documents(torch.ones(8, 64, dtype=torch.long), mask, None)
+    assert len(passes_of(documents, torch.ones(documents.num_tokens))) == 1
+
+
+def test_one_long_and_many_short_documents_are_not_padded_to_the_longest():
+    lengths = [2000] + [20] * 100
+    positions = torch.cat([torch.arange(n) for n in lengths]).unsqueeze(0)
+    documents = find_documents(positions, None, positions)
+    tokens = positions.flatten()
+    cells = sum(one.arguments["input_ids"].numel() for one in passes_of(documents, tokens))
+    assert documents.lengths == lengths
+    assert cells < 3 * sum(lengths)  # padded to the longest it would be 50 times as much
+
+
+@given(st.lists(st.integers(1, 60), max_size=7), st.integers(0, 80))
+def test_no_other_grouping_costs_less(lengths, pass_cost):
+    def cost(groups):
+        return sum(len(g) * max(lengths[i] for i in g) + pass_cost for g in groups)
+
+    def partitions(items):
+        if not items:
+            yield []
+            return
+        for smaller in partitions(items[1:]):
+            yield [[items[0]], *smaller]
+            for i, group in enumerate(smaller):
+                yield [*smaller[:i], [items[0], *group], *smaller[i + 1 :]]
+
+    groups = group_by_length(lengths, pass_cost)
+    assert sorted(i for g in groups for i in g) == list(range(len(lengths)))
+    assert all(g == sorted(g) for g in groups)
+    assert cost(groups) == min(map(cost, partitions(list(range(len(lengths))))))
+
+
+@given(batches(), st.integers(0, 2**16))
+def test_a_packed_row_holds_the_documents_behind_one_another(batch, seed):
+    ids, mask, positions = batch
+    documents = find_documents(ids, mask, positions)
+    if not documents.num_documents:
+        return
+    tokens = ids.reshape(-1)[documents.index]
+    generator = torch.Generator().manual_seed(seed)
+    needed = torch.rand(documents.num_documents, generator=generator) < 0.6
+    needed[seed % documents.num_documents] = True
+    (one,) = passes_of(documents, tokens, needed, packed=True)
+    arguments, members = one.arguments, one.members
+    chosen = [d for n, d in enumerate(tokens.split(documents.lengths)) if needed[n]]
+    assert torch.equal(arguments["input_ids"][0], torch.cat(chosen))
+    assert torch.equal(tokens[members], torch.cat(chosen))
+    assert arguments["position_ids"][0].tolist() == [i for d in chosen for i in range(len(d))]
+    borders = arguments["cu_seq_lens_q"].tolist()
+    assert borders == [0, *torch.tensor([len(d) for d in chosen]).cumsum(0).tolist()]
+    assert arguments["max_length_k"] == max(map(len, chosen))

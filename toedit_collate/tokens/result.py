@@ -1,0 +1,44 @@
+"""EditResult: what became of a batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class EditResult:
+    """What `edit_tokens` did to a batch of B rows of T tokens.
+
+    With `drop_below`, rows lose tokens: then `input_ids`, `labels`, `attention_mask` and
+    `position_ids` are (B, T') with T' <= T. The masks speak of the batch as it was given.
+
+    Attributes:
+        input_ids: (B, T) int64, the edited tokens.
+        labels: as given, with the new token wherever a token changed and its label was not -100;
+            None if none were given.
+        attention_mask: as given, or of the shrunken rows.
+        position_ids: as given, or of the shrunken rows.
+        selected: (B, T) bool, tokens in the policy's region, which were resampled.
+        changed: (B, T) bool, selected tokens whose resample is another token.
+        dropped: (B, T) bool, tokens removed by `drop_below`.
+        scored: (B, T) bool, tokens to which the policy was applied.
+        source: (B, T') int64, where in its row each token of `input_ids` was, -1 at padding; None
+            where no token was removed.
+        logprob: None, or (B, T) float32: log P(x_i | x_<i) in nats at every token but the first of
+            each document; NaN there and at padding.
+        sample_logprob: (S,) float32, exact log P in nats of some scored tokens (`num_sampled`).
+    """
+
+    input_ids: Tensor
+    labels: Tensor | None
+    attention_mask: Tensor | None
+    position_ids: Tensor | None
+    selected: Tensor
+    changed: Tensor
+    dropped: Tensor
+    scored: Tensor
+    source: Tensor | None
+    logprob: Tensor | None
+    sample_logprob: Tensor
