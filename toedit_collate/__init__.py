@@ -12,6 +12,7 @@ from .training.collator import ToEditCollator
 from .training.lazy_batch import ToEditBatch
 
 if TYPE_CHECKING:
+    from .diagnostics.inspecting import inspect_edits
     from .training.callback import ToEditCallback, attach
     from .training.generations import format_reports, self_edit
 
@@ -27,6 +28,7 @@ __all__ = [
     "attach",
     "edit_tokens",
     "format_reports",
+    "inspect_edits",
     "self_edit",
 ]
 __version__ = "0.1.0"
@@ -43,4 +45,8 @@ def __getattr__(name: str) -> Any:
         from .training import generations
 
         return getattr(generations, name)
+    if name == "inspect_edits":
+        from .diagnostics.inspecting import inspect_edits
+
+        return inspect_edits
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -11,6 +11,7 @@ from ..tools.errors import UnusableError
 from .apply import add_apply
 from .bench import add_bench
 from .demo import add_demo
+from .inspect import add_inspect
 from .journal import add_journal
 from .plan import add_plan
 from .theory import add_theory
@@ -42,6 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_bench(commands)
     add_plan(commands)
     add_apply(commands)
+    add_inspect(commands)
     add_journal(commands)
     add_theory(commands)
     args = parser.parse_args(argv)

@@ -1,0 +1,101 @@
+"""`toedit inspect`: what it prints, and the files it writes."""
+
+import json
+
+import pytest
+from conftest import TEXT, likely_ids, make_llama, make_tokenizer
+from journals import record
+
+from toedit_collate import Journal
+from toedit_collate.commands.main import main
+
+SOURCE = [7, 8, 9, 10, 11, 12, 13, 14]
+
+
+@pytest.fixture(scope="module")
+def prior_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("prior")
+    make_llama().save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    file = tmp_path_factory.mktemp("data") / "data.jsonl"
+    rows = [{"input_ids": one.tolist()} for one in likely_ids(make_llama(), 6, 40)]
+    rows.append({"text": TEXT})
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+def inspect(capsys, *argv):
+    capsys.readouterr()
+    status = main(["inspect", *map(str, argv)])
+    printed = capsys.readouterr()
+    return status, printed.out, printed.err.splitlines()[-1] if printed.err else ""
+
+
+def test_tables_documents_and_a_recommendation(capsys, prior_folder, data, tmp_path):
+    page, figures = tmp_path / "page.html", tmp_path / "figures.json"
+    status, printed, _ = inspect(
+        capsys, "--prior", prior_folder, "--data", data, "--policy", "threshold=0.2",
+        "reference_code threshold=0.1", "--html", page, "--json", figures, "--show", "2",
+    )  # fmt: skip
+    assert status == 0
+    assert "7 documents, " in printed
+    assert "threshold=0.2\nkind of token" in printed
+    assert "reference_code threshold=0.1\nkind of token" in printed
+    assert "runners-up: " in printed
+    assert "to begin with" in printed.lower()
+    assert page.read_text().startswith("<!DOCTYPE html>")
+    found = json.loads(figures.read_text())
+    assert found["documents"] == 7
+    assert found["policies"]["threshold=0.2"]["policy"]["threshold"] == 0.2
+    assert found["policies"]["threshold=0.2"]["kinds"]["all"]["changed"] > 0
+
+
+def test_what_a_run_edited(capsys, prior_folder, tmp_path):
+    with Journal(tmp_path / "journal") as journal:
+        record(journal, SOURCE, {1: 99, 3: None})
+        record(journal, SOURCE, {1: 98}, generation=2, prior="b" * 32)
+    data = tmp_path / "data.jsonl"
+    data.write_text(json.dumps({"input_ids": SOURCE}) + "\n")
+    figures = tmp_path / "figures.json"
+    status, printed, _ = inspect(
+        capsys, "--journal", tmp_path / "journal", "--data", data, "--prior", prior_folder,
+        "--json", figures, "--html", tmp_path / "page.html",
+    )  # fmt: skip
+    assert status == 0
+    assert "-- generation 1: 1 selected, 1 changed, 1 removed" in printed
+    assert "-- generation 2: 1 selected, 1 changed" in printed
+    (document,) = json.loads(figures.read_text())["edits"]
+    first, second = (document["policies"][f"generation {n}"]["changes"] for n in (1, 2))
+    assert [(c["token"], c["old_id"], c["new_id"]) for c in first] == [(1, 8, 99), (3, 10, None)]
+    assert [(c["token"], c["old_id"], c["new_id"]) for c in second] == [(1, 99, 98)]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--policy", "papper"), "--policy: policy must be one of paper"),
+        (("--find", "nowhere"), "no document of two tokens or more with 'nowhere'"),
+        (("--html", "/nowhere/page.html"), "--html /nowhere/page.html: can't be written"),
+        (("--journal", "/nowhere"), "--journal /nowhere: holds no journal"),
+    ],
+)
+def test_refusals(capsys, prior_folder, data, options, message):
+    status, _, error = inspect(capsys, "--prior", prior_folder, "--data", data, *options)
+    assert status == 2
+    assert error.startswith("toedit inspect: error: ")
+    assert message in error
+
+
+def test_a_journal_of_other_data(capsys, prior_folder, data, tmp_path):
+    with Journal(tmp_path / "journal") as journal:
+        record(journal, SOURCE, {1: 99})
+    status, _, error = inspect(
+        capsys, "--journal", tmp_path / "journal", "--data", data, "--prior", prior_folder
+    )
+    assert status == 2
+    assert "knows none of the 7 documents" in error

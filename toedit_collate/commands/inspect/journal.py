@@ -1,0 +1,59 @@
+"""`toedit inspect --journal`: what was edited, per generation, in the documents of the data."""
+
+from __future__ import annotations
+
+import argparse
+
+from ...diagnostics.documents import as_data, read_documents
+from ...diagnostics.inspection import Inspection
+from ...diagnostics.journals import inspect_journal as look
+from ...diagnostics.kinds import Reader
+from ...stores.journal import Journal
+from ...stores.journal.files import list_files
+from ...stores.journal.frames import DamagedJournalError
+from ...tools.errors import UnusableError
+
+
+def inspect_journal(args: argparse.Namespace) -> Inspection:
+    """Look into a journal.
+
+    Raises:
+        UnusableError: there is none, it is damaged, or the data are others.
+    """
+    if args.prior is None:
+        raise UnusableError(
+            "--prior is missing; name the tokenizer that training had, a folder or a hub id"
+        )
+    if not args.journal.is_dir() or not list_files(args.journal):
+        raise UnusableError(
+            f"--journal {args.journal}: holds no journal; name the folder that Journal(path) was "
+            "given"
+        )
+    tokenizer = _open_tokenizer(args.prior)
+    data = as_data(args.data, args.split)
+    try:
+        return look(
+            Journal(args.journal),
+            read_documents(
+                data, tokenizer, max_length=args.max_length, assistant_only=args.assistant_only
+            ),
+            Reader(tokenizer),
+            keep=max(args.keep, args.show),
+            limit=args.limit or None,
+            data=args.data,
+        )
+    except (ValueError, DamagedJournalError) as error:
+        raise UnusableError(f"--journal {args.journal}: {error}") from None
+
+
+def _open_tokenizer(name: str) -> object:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(name)
+    except Exception as error:  # of many kinds, by what is wrong with its files
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UnusableError(
+            f"--prior {name}: its tokenizer can't be loaded ({reason}); name a folder with a "
+            "tokenizer, or a model of the hub"
+        ) from None
