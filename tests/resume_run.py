@@ -19,8 +19,7 @@ from trainees import Recorder, counted_passes, dataset, documents, lora, make_tr
 from transformers import TrainerCallback, TrainerState
 
 from toedit_collate import EditPolicy, Journal, Prior
-from toedit_collate.stores.journal.files import JournalWriter
-from toedit_collate.stores.journal.frames import encode
+from toedit_collate.stores import segments
 from toedit_collate.training.generations import last_checkpoint
 
 # 4 steps to an epoch; checkpoints at 2, 4, ... 12.
@@ -166,18 +165,17 @@ def die_at(folder: pathlib.Path, die: str | int | None) -> list[str]:
 
 def tear_frame() -> None:
     calls = []
-    append = JournalWriter.append
+    write = segments.write_whole
 
-    def half(self, frame):
-        calls.append(frame)
+    def half(path, data):
+        calls.append(path)
         if len(calls) < 3:
-            return append(self, frame)
-        data = encode(frame)
-        self._file.write(data[: len(data) // 2])
+            return write(path, data)
+        path.with_name(f"{path.name}.0123456789ab.unfinished").write_bytes(data[: len(data) // 2])
         os.kill(os.getpid(), signal.SIGKILL)
         raise AssertionError
 
-    JournalWriter.append = half
+    segments.write_whole = half
 
 
 def tear_state() -> None:

@@ -24,8 +24,8 @@ from transformers import DataCollatorForSeq2Seq
 from toedit_collate import EditPolicy, Journal, attach
 from toedit_collate.commands.journal import export as export_module
 from toedit_collate.commands.main import main
-from toedit_collate.stores.journal.files import JournalWriter, list_files
-from toedit_collate.stores.journal.frames import Frame, encode, read_frames
+from toedit_collate.stores.journal.files import file_of, list_files
+from toedit_collate.stores.journal.frames import Frame, read_frame, write_frame
 from toedit_collate.tools.datafiles import open_data
 from toedit_collate.tools.datafiles.rows import BATCH_SIZE
 
@@ -549,7 +549,11 @@ def test_show_has_the_numbers_of_each_generation(trained, capsys):
         assert numbers[1:7] == [f"{of[name]:,}" for name in expected]
         assert shares[0] == pytest.approx(100 * of["selected_share"], rel=0.01)
         assert shares[1] == pytest.approx(100 * of["changed_share"], rel=0.01)
-        sizes = [p.stat().st_size for g, _, p in list_files(folder / "journal") if g == generation]
+        sizes = [
+            file.path.stat().st_size
+            for file in list_files(folder / "journal")
+            if file.generation == generation
+        ]
         assert numbers[7:9] == [f"{len(sizes)}", f"{sum(sizes):,}"]
         each = sum(sizes) / (of["changed"] + of["dropped"])
         assert float(numbers[9]) == pytest.approx(each, abs=0.1)
@@ -572,7 +576,7 @@ def test_show_says_what_made_a_generation(trained, journal, capsys):
 def test_show_lists_changes(journal, capsys, tokenizer, tokenizer_folder):
     _, printed, _ = toedit(capsys, "show", journal)
     changes = [line.split(maxsplit=3) for line in printed.split("change\n")[-1].splitlines()]
-    key = next(read_frames(list_files(journal)[0][2])).keys[0]
+    key = read_frame(list_files(journal)[0].path).keys[0]
     assert changes == [
         ["1", f"{key:016x}", "1", "11 -> 99"],
         ["1", f"{key:016x}", "3", "13 -> removed"],
@@ -588,22 +592,20 @@ def test_show_lists_changes(journal, capsys, tokenizer, tokenizer_folder):
     assert "--limit shows more" in printed.splitlines()[-1]
 
 
-def test_show_while_a_frame_is_being_written(journal, capsys):
-    file = list_files(journal)[0][2]
+def test_show_while_a_segment_is_being_written(journal, capsys):
+    file = list_files(journal)[0].path
     _, before, _ = toedit(capsys, "show", journal)
-    frame = file.read_bytes()
-    with file.open("ab") as end:
-        end.write(frame[:-5])
+    file.with_name(f"{file.name}.0123456789ab.unfinished").write_bytes(file.read_bytes()[:-5])
     status, after, _ = toedit(capsys, "show", journal)
     assert status == 0
-    assert after.split("change\n")[-1] == before.split("change\n")[-1]
+    assert after == before
 
 
 def test_show_refuses_a_damaged_journal(journal, capsys):
-    flip_a_byte(list_files(journal)[0][2])
+    flip_a_byte(list_files(journal)[0].path)
     status, _, error = toedit(capsys, "show", journal)
     assert status == 2
-    assert re.search(r"is damaged at byte 0.*`toedit journal verify .*` checks all files", error)
+    assert re.search(r"is damaged: .*`toedit journal verify .*` checks all files", error)
 
 
 # --- verify ---
@@ -628,7 +630,7 @@ def test_a_sound_journal(trained, capsys):
     data = [folder / name for name in ("data", "data.jsonl", "data.parquet")]
     status, printed = verify(capsys, folder / "journal", "--data", *data)
     assert status == 0
-    assert re.search(r"^generation-0001\.rank-00000\.journal: 1 frame, 12 documents, ", printed)
+    assert re.search(r"^generation-0001\.rank-00000\S+: 12 documents, ", printed)
     for path in data:
         assert re.search(
             rf"^{path}: 12 documents, all replayed; .* 12 in generation 1", printed, re.M
@@ -636,43 +638,60 @@ def test_a_sound_journal(trained, capsys):
 
 
 def test_a_damaged_file_does_not_hide_others(journal, capsys):
-    first, second = (path for _, _, path in list_files(journal))
+    first, second = (file.path for file in list_files(journal))
     flip_a_byte(first)
     flip_a_byte(second)
     status, printed = verify(capsys, journal, "--data", "not looked at")
     assert status == 1
     for path in (first, second):
-        assert f"{path.name}: 0 frames, 0 documents, 0 changes, then DAMAGED" in printed
-        assert f"problem: journal file {path} is damaged at byte 0: the checksum" in printed
+        assert f"{path.name}: DAMAGED\n" in printed
+        assert f"problem: journal file {path} is damaged: its checksum is wrong" in printed
     assert "not sound, 2 problems" in printed
     assert "--data was not replayed" in printed
 
 
-def test_a_torn_tail_is_no_damage(journal, capsys):
-    file = list_files(journal)[0][2]
-    file.write_bytes(file.read_bytes() + file.read_bytes()[:-7])
+def test_an_unfinished_segment_is_no_damage(journal, capsys):
+    file = list_files(journal)[0].path
+    file.with_name(f"{file.name}.0123456789ab.unfinished").write_bytes(file.read_bytes()[:-7])
+    assert verify(capsys, journal)[0] == 0
+
+
+def test_a_cut_or_missing_segment_is_damage(journal, capsys):
+    with Journal(journal) as more:
+        record(more, [1, 2, 3], {1: 7}, generation=2, prior="b" * 32)
+    *_, last_but_one, last = list_files(journal)
+    last.path.write_bytes(last.path.read_bytes()[:-7])
     status, printed = verify(capsys, journal)
-    assert status == 0
-    torn = file.stat().st_size // 2 - 3
-    assert re.search(rf"{file.name}: 1 frame, .* {torn:,} bytes of an unfinished one", printed)
+    assert status == 1
+    assert f"{last.path.name}: DAMAGED" in printed
+    last_but_one.path.unlink()
+    status, printed = verify(capsys, journal)
+    assert status == 1
+    assert "generation 2, rank 0, segment 0 is missing" in printed
+    assert f"{last.path.name}: DAMAGED" in printed
+
+
+def copied(file, folder, rank):
+    """A file of another journal as that of another rank."""
+    shutil.copy(file, file_of(folder, 1, rank, 0, 0).path)
 
 
 def test_edits_of_one_document_by_two_ranks(journal, tmp_path, capsys):
     with Journal(tmp_path / "other") as other:
         record(other, FIRST, {1: 99, 3: None, 5: 98})
-    file = list_files(tmp_path / "other")[0][2]
-    shutil.copy(file, journal / "generation-0001.rank-00001.journal")
+    file = list_files(tmp_path / "other")[0].path
+    copied(file, journal, 1)
     status, printed = verify(capsys, journal)
     assert status == 0
     assert "generation 1: 2 documents, 1 of them recorded again with the same edit" in printed
 
     with Journal(tmp_path / "third") as third:
         record(third, FIRST, {1: 99, 3: None, 5: 97})
-    file = list_files(tmp_path / "third")[0][2]
-    shutil.copy(file, journal / "generation-0001.rank-00002.journal")
+    file = list_files(tmp_path / "third")[0].path
+    copied(file, journal, 2)
     status, printed = verify(capsys, journal)
     assert status == 1
-    key = next(read_frames(file)).keys[0]
+    key = read_frame(file).keys[0]
     assert re.search(
         rf"problem: generation 1 edited 1 document twice, and differently \({key:016x}\)", printed
     )
@@ -685,8 +704,8 @@ def test_edits_of_one_document_by_two_ranks(journal, tmp_path, capsys):
 def test_a_generation_made_in_two_ways(journal, tmp_path, capsys, other):
     with Journal(tmp_path / "other") as second:
         record(second, [5, 6, 7], {}, **other)
-    file = list_files(tmp_path / "other")[0][2]
-    shutil.copy(file, journal / "generation-0001.rank-00001.journal")
+    file = list_files(tmp_path / "other")[0].path
+    copied(file, journal, 1)
     status, printed = verify(capsys, journal)
     assert status == 1
     seen = "prior another" if "prior" in other else r"EditPolicy\(top_k=64\)"
@@ -703,7 +722,7 @@ def test_void_edits_are_counted(tmp_path, capsys):
         record(journal, SECOND, {1: 98}, step=3)
     status, printed = verify(capsys, tmp_path / "journal")
     assert status == 0
-    assert "generation-0000.rank-00000.journal: 1 resumed run noted\n" in printed
+    assert re.search(r"^generation-0000\.rank-00000\S+: a resumed run noted$", printed, re.M)
     assert re.search(r"^1 edit is void", printed, re.M)
     assert "generation 1: 2 documents\n" in printed
     _, shown, _ = toedit(capsys, "show", tmp_path / "journal")
@@ -730,12 +749,10 @@ def frame_with(**changes):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({}, None),
         ({"changes": np.array([[4, 7, 8], [1, 7, 8]])}, "changes of a document are out of order"),
         ({"changes": np.array([[1, 7, 8], [1, 8, 9]])}, "changes of a document are out of order"),
         ({"changes": np.array([[0, 7, 8], [1, 7, 8]])}, "the first token of a document is changed"),
         ({"changes": np.array([[1, 7, 7], [2, 7, 8]])}, "a change is none"),
-        ({"changes": np.array([[1, 7, -2], [2, 7, 8]])}, "a change is none"),
         (
             {"steps": {**frame_with().steps, "documents": np.array([2])}},
             "its steps have other numbers of documents",
@@ -746,25 +763,22 @@ def frame_with(**changes):
 )
 def test_frames_that_no_writer_writes(tmp_path, capsys, wrong, message):
     (tmp_path / "journal").mkdir()
-    path = tmp_path / "journal" / "generation-0001.rank-00000.journal"
-    path.write_bytes(encode(frame_with()) + encode(frame_with(**wrong)))
+    first, second = (file_of(tmp_path / "journal", 1, 0, n, n).path for n in (0, 1))
+    write_frame(first, frame_with())
+    assert verify(capsys, tmp_path / "journal")[0] == 0
+    write_frame(second, frame_with(**wrong))
     status, printed = verify(capsys, tmp_path / "journal")
-    assert (status == 0) == (message is None)
-    if message is not None:
-        assert f"problem: {path.name}, frame 1 (from 0): " in printed
-        assert message in printed
+    assert status == 1
+    assert re.search(rf"^problem: .*{second.name}.*{message}", printed, re.M)
 
 
 def test_data_that_does_not_fit_the_edits(journal, tmp_path, capsys):
     """Only a wrong journal can do this: a document is known by its content."""
-    file = journal / "generation-0002.rank-00000.journal"
-    frame = next(read_frames(file))
-    file.unlink()
-    writer = JournalWriter(file)
+    file = list_files(journal)[-1].path
+    frame = read_frame(file)
     changes = frame.changes.copy()
     changes[0, 1] = 200  # the old token
-    writer.append(Frame(frame.info, frame.keys, frame.counts, changes, frame.steps))
-    writer.close()
+    write_frame(file, Frame(frame.info, frame.keys, frame.counts, changes, frame.steps))
     data = write(tmp_path / "data.jsonl", [{"input_ids": SECOND}, {"input_ids": FIRST}])
     status, printed = verify(capsys, journal, "--data", data)
     assert status == 1

@@ -22,9 +22,9 @@ from safetensors import safe_open
 
 from toedit_collate import EditPolicy, Prior, edit_tokens
 from toedit_collate.prior.protocol import is_prior
+from toedit_collate.stores import segments as segments_module
 from toedit_collate.stores.cache import CachedPrior, DecisionCache, Decisions, Identity
 from toedit_collate.stores.cache import folder as folder_module
-from toedit_collate.stores.cache import segments as segments_module
 from toedit_collate.stores.cache import store as store_module
 from toedit_collate.stores.cache.block import Block, DamagedCacheError
 from toedit_collate.stores.cache.identity import decision_record, tokenizer_hash
@@ -52,12 +52,22 @@ def identity(**changes):
     return Identity(**{**facts, **changes})
 
 
+def checks_of(keys):
+    """The other half of a digest; some number that follows from the key."""
+    return np.array(keys, np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(1)
+
+
+def ask(cache, keys):
+    return cache.look_up(np.array(keys, np.uint64), checks_of(keys))
+
+
 def make(documents):
     """Decisions from a plain form: [(key, [(position, [(id, logit), ...]), ...]), ...]."""
     tokens = [token for _, of in documents for token in of]
     candidates = [pair for _, pairs in tokens for pair in pairs]
     return Decisions(
         keys=np.array([key for key, _ in documents], np.uint64),
+        checks=checks_of([key for key, _ in documents]),
         counts=np.array([len(of) for _, of in documents], np.int64),
         position=np.array([position for position, _ in tokens], np.int32),
         num_candidates=np.array([len(pairs) for _, pairs in tokens], np.int32),
@@ -154,7 +164,7 @@ class TestDecisions:
         joined = Decisions.concatenate([decisions, selected, Decisions.empty()])
         assert plain(joined) == reference + plain(selected)
         assert len(joined) == len(documents) + len(chosen)
-        expected = 16 * len(documents) + sum(8 * len(of) for _, of in documents)
+        expected = 24 * len(documents) + sum(8 * len(of) for _, of in documents)
         assert decisions.nbytes == expected + sum(
             8 * len(pairs) for _, of in documents for _, pairs in of
         )
@@ -233,7 +243,7 @@ class TestLookUp:
                 cache.close()
                 cache = opened(path)
         keys = [*asked, *list(reference)[::-1], *asked]
-        known, decisions = cache.look_up(np.array(keys, np.uint64))
+        known, decisions = ask(cache, np.array(keys, np.uint64))
         assert known.tolist() == [key in reference for key in keys]
         assert plain(decisions) == [(key, reference[key]) for key in keys if key in reference]
         assert cache.num_documents == len(reference)
@@ -243,13 +253,13 @@ class TestLookUp:
         for number in range(200):
             cache.add(some(*range(10 * number, 10 * number + 10)))
         assert len(cache._known._pending) < 10
-        known, found = cache.look_up(np.arange(2000, dtype=np.uint64))
+        known, found = ask(cache, np.arange(2000, dtype=np.uint64))
         assert known.all()
         assert plain(found) == plain(some(*range(2000)))
 
     def test_open_comes_first(self):
         with pytest.raises(RuntimeError, match="open"):
-            DecisionCache().look_up(np.zeros(1, np.uint64))
+            ask(DecisionCache(), np.zeros(1, np.uint64))
 
 
 class TestLimit:
@@ -266,7 +276,7 @@ class TestLimit:
             rf"max_bytes=1000, {cache.num_documents} documents.*raise max_byt", warning
         )
         # What came first stays: training comes back to it first.
-        assert cache.look_up(np.arange(10, dtype=np.uint64))[0].all()
+        assert ask(cache, np.arange(10, dtype=np.uint64))[0].all()
 
     def test_exactly_full(self):
         first = some(*range(10))
@@ -319,7 +329,7 @@ class TestIdentityOfDecisions:
         assert cache.num_documents == 2
         cache.close()
         assert len(segments(folder)) == len(segments(folder, identity(**change))) == 1
-        assert not cache.look_up(np.array([3], np.uint64))[0].any()
+        assert not ask(cache, np.array([3], np.uint64))[0].any()
 
     def test_seed_and_redraw_decide_nothing(self):
         assert decision_record(EditPolicy(seed=5, redraw="never")) == decision_record(EditPolicy())
@@ -347,7 +357,7 @@ class TestIdentityOfDecisions:
 class TestFolder:
     def test_is_made_with_the_first_segment(self, folder):
         cache = opened(folder)
-        cache.look_up(np.zeros(1, np.uint64))
+        ask(cache, np.zeros(1, np.uint64))
         cache.close()
         assert not folder.exists()
         (folder.parent / "file.txt").write_text("")
@@ -362,7 +372,7 @@ class TestFolder:
         segment.parent.chmod(0o500)
         try:
             cache = opened(folder)
-            known, found = cache.look_up(np.arange(100, dtype=np.uint64)[::-1])
+            known, found = ask(cache, np.arange(100, dtype=np.uint64)[::-1])
             assert known.all()
             assert plain(found) == plain(some(*range(99, -1, -1)))
             (block,) = cache._known._held
@@ -380,7 +390,7 @@ class TestFolder:
         with safe_open(segment, "pt") as file:
             assert file.get_tensor("logits").dtype == torch.bfloat16
             assert file.get_tensor("keys").tolist() == [4, 5]
-            assert file.metadata()["identity"] == identity().digest
+            assert json.loads(file.metadata()["facts"])["identity"] == identity().digest
 
     def test_a_large_one_is_written_without_being_asked(self, folder, monkeypatch):
         monkeypatch.setattr(store_module, "SEGMENT_BYTES", 1000)
@@ -394,7 +404,7 @@ class TestFolder:
         assert opened(folder).num_documents == 200
 
     def test_written_after_a_while(self, folder, monkeypatch):
-        monkeypatch.setattr(store_module, "MAX_PENDING_SECONDS", 0.0)
+        monkeypatch.setattr(DecisionCache, "max_pending_seconds", 0.0)
         cache = opened(folder)
         cache.add(some(1))
         assert opened(folder).num_documents == 1
@@ -420,7 +430,7 @@ class TestFolder:
                 cache.add(some(key, key + 1))
         assert len(segments(folder)) == 30
         cache = opened(folder)
-        known, found = cache.look_up(np.arange(32, dtype=np.uint64)[::-1])
+        known, found = ask(cache, np.arange(32, dtype=np.uint64)[::-1])
         assert known.tolist() == [False] + [True] * 31
         assert plain(found) == plain(some(*range(30, -1, -1)))
         assert len(cache._known._index._parts) == 1
@@ -429,7 +439,7 @@ class TestFolder:
         def fail(*_):
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr(folder_module, "write_segment", fail)
+        monkeypatch.setattr(folder_module, "write_block", fail)
         monkeypatch.setattr(store_module, "SEGMENT_BYTES", 1)
         cache = opened(folder)
         with caplog.at_level(logging.WARNING, "toedit_collate"):
@@ -437,7 +447,7 @@ class TestFolder:
                 cache.add(some(key))
         (warning,) = caplog.messages
         assert re.search(r"can't be written .*No space left.*in memory", warning)
-        assert cache.look_up(np.arange(20, dtype=np.uint64))[0].all()
+        assert ask(cache, np.arange(20, dtype=np.uint64))[0].all()
         with pytest.raises(OSError, match="No space left"):
             cache.flush()
         monkeypatch.undo()
@@ -453,10 +463,10 @@ class TestProcesses:
         other.add(some(2, 3))
         one.flush()
         other.flush()
-        assert not other.look_up(np.array([1], np.uint64))[0].any()
+        assert not ask(other, np.array([1], np.uint64))[0].any()
         for cache in (one, other):
             cache.refresh()
-            assert cache.look_up(np.array([1, 2, 3], np.uint64))[0].all()
+            assert ask(cache, np.array([1, 2, 3], np.uint64))[0].all()
         names = [path.name for path in segments(folder)]
         assert len(names) == 2
         assert all(name.startswith("rank-00003") for name in names)
@@ -472,7 +482,7 @@ class TestProcesses:
         arguments = [sys.executable, "-c", code, folder, os.path.dirname(__file__)]
         running = [subprocess.Popen([*arguments, str(start)]) for start in (0, 20)]
         assert [process.wait() for process in running] == [0, 0]
-        known, found = opened(folder).look_up(np.arange(61, dtype=np.uint64))
+        known, found = ask(opened(folder), np.arange(61, dtype=np.uint64))
         assert known.tolist() == [True] * 60 + [False]
         assert plain(found) == plain(some(*range(60)))
 
@@ -483,7 +493,7 @@ class TestProcesses:
         assert len(sent) < 2000
         other = pickle.loads(sent)
         assert other.max_bytes == cache.max_bytes
-        assert other.look_up(np.arange(3, dtype=np.uint64))[0].all()
+        assert ask(other, np.arange(3, dtype=np.uint64))[0].all()
         assert pickle.loads(pickle.dumps(opened())).num_documents == 0
         assert pickle.loads(pickle.dumps(DecisionCache())).identity is None
 
@@ -492,7 +502,7 @@ class TestProcesses:
         cache.add(some(1, 2))
 
         def work():
-            knew = cache.look_up(np.array([1, 2], np.uint64))[0].all()
+            knew = ask(cache, np.array([1, 2], np.uint64))[0].all()
             cache.add(some(3))
             cache.flush()
             return bool(knew)
@@ -519,7 +529,7 @@ class TestProcesses:
         (left,) = (folder / identity().digest).glob("*.unfinished")
         assert left.stat().st_size
         cache = opened(folder)
-        assert cache.look_up(np.array([1, 2], np.uint64))[0].tolist() == [True, False]
+        assert ask(cache, np.array([1, 2], np.uint64))[0].tolist() == [True, False]
         cache.add(some(2))
         cache.close()
         assert opened(folder).num_documents == 2
@@ -535,7 +545,7 @@ class TestDamage:
 
     def refused(self, folder, segment, what):
         with pytest.raises(DamagedCacheError, match=rf"{segment}.*{what}.*delete it"):
-            opened(folder).look_up(np.zeros(1, np.uint64))
+            ask(opened(folder), np.zeros(1, np.uint64))
         segment.unlink()
         assert opened(folder).num_documents == 0
 
@@ -569,7 +579,7 @@ class TestDamage:
         whole[8 + header + begin] = value
         segment.write_bytes(whole)
         with pytest.raises(DamagedCacheError, match=rf"{segment}.*delete it"):
-            opened(folder).look_up(np.ones(1, np.uint64))
+            ask(opened(folder), np.ones(1, np.uint64))
 
     def test_of_another_identity(self, folder, segment):
         other = identity(prior="b" * 32)
@@ -577,7 +587,7 @@ class TestDamage:
             cache.add(some(1))
         segment.rename(folder / other.digest / segment.name)
         with pytest.raises(DamagedCacheError, match=r"another prior.*move it back"):
-            opened(folder, other).look_up(np.ones(1, np.uint64))
+            ask(opened(folder, other), np.ones(1, np.uint64))
 
     def test_of_another_kind(self, folder, segment):
         from safetensors.torch import save_file

@@ -1,6 +1,6 @@
 """The journal's frames and files, and Journal itself, without a prior."""
 
-import builtins
+import copy
 import gc
 import json
 import os
@@ -8,7 +8,7 @@ import pickle
 import signal
 import subprocess
 import sys
-import zlib
+import warnings
 
 import numpy as np
 import pytest
@@ -19,12 +19,25 @@ from hypothesis import strategies as st
 from journals import POLICY, in_child, record
 
 from toedit_collate import Journal
-from toedit_collate.stores.journal import files, frames
+from toedit_collate.stores import segments
+from toedit_collate.stores.journal import files, frames, recorder
 from toedit_collate.stores.journal import journal as journal_module
-from toedit_collate.stores.journal import store as store_module
-from toedit_collate.stores.journal.files import JournalWriter, list_files, read_valid
-from toedit_collate.stores.journal.frames import DamagedJournalError, Frame, encode, read_frames
+from toedit_collate.stores.journal.files import (
+    JournalWriter,
+    list_files,
+    read_valid,
+    scan_files,
+)
+from toedit_collate.stores.journal.frames import (
+    DamagedJournalError,
+    Frame,
+    read_frame,
+    write_frame,
+)
+from toedit_collate.stores.journal.table import EditTable
 
+# Many documents here are of no generation.
+pytestmark = pytest.mark.filterwarnings("ignore:the journal .* knows no document:UserWarning")
 TOKENS = st.one_of(st.integers(0, 2**31 - 2), st.integers(2**31 - 3, 2**31 - 2))
 
 
@@ -68,10 +81,11 @@ def assert_same_frame(ours, theirs):
         assert ours.steps[name].tolist() == theirs.steps[name].tolist()
 
 
-def small_frame(number):
+def small_frame(number, generation=1):
     steps = {name: np.array([number]) for name in frames.STEP_COLUMNS}
+    info = {"generation": generation, "run": "r", "attempt": 0, "resumed_at": 0}
     return Frame(
-        {"number": number},
+        {**info, "prior": "p", "policy": POLICY},
         np.array([number], np.uint64),
         np.array([1]),
         np.array([[number, 2, 3]]),
@@ -79,144 +93,219 @@ def small_frame(number):
     )
 
 
+def numbers_in(folder):
+    """Of all frames' documents, in the order of the files."""
+    return [key for _, frame, _ in read_valid(folder) for key in frame.keys.tolist()]
+
+
 class TestFrames:
-    @given(st.lists(frame_contents(), max_size=3))
+    @given(frame_contents())
     @settings(
         suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=50
     )
     def test_come_back_as_they_were_written(self, tmp_path, written):
-        path = tmp_path / "a.journal"
-        path.write_bytes(b"".join(map(encode, written)))
-        read = list(read_frames(path))
-        assert len(read) == len(written)
-        for ours, theirs in zip(read, written, strict=True):
-            assert_same_frame(ours, theirs)
+        path = tmp_path / "a.safetensors"
+        write_frame(path, written)
+        assert_same_frame(read_frame(path), written)
 
-    def test_a_value_that_does_not_fit_is_refused(self):
-        import pyarrow
-
+    @pytest.mark.parametrize("value", [2**31, -2])
+    def test_a_value_that_does_not_fit_is_refused(self, tmp_path, value):
         frame = small_frame(1)
-        frame.changes[0, 2] = 2**31
-        with pytest.raises(pyarrow.ArrowInvalid):
-            encode(frame)
+        frame.changes[0, 2] = value
+        with pytest.raises(ValueError, match=r"below 2\*\*31, got 2147483648|holds no -1"):
+            write_frame(tmp_path / "a.safetensors", frame)
+        assert not list(tmp_path.iterdir())
 
-    def test_every_flipped_byte_is_noticed(self, tmp_path):
-        path = tmp_path / "a.journal"
-        first = encode(small_frame(1))
-        whole = first + encode(small_frame(2))
-        last = range(len(whole) - 5, len(whole))
-        for place in [*range(len(first) + 20), *last]:  # the second frame's header, and its end
+    def test_every_flipped_bit_is_noticed_or_harmless(self, tmp_path):
+        path = tmp_path / "a.safetensors"
+        frame = small_frame(1)
+        write_frame(path, frame)
+        whole = path.read_bytes()
+        num_noticed = 0
+        for place in range(len(whole)):
             damaged = bytearray(whole)
             damaged[place] ^= 1 << place % 8
             path.write_bytes(damaged)
-            with pytest.raises(DamagedJournalError):
-                list(read_frames(path))
+            try:
+                read = read_frame(path)
+            except DamagedJournalError:
+                num_noticed += 1
+            else:
+                assert_same_frame(read, frame)
+        assert num_noticed > 0.95 * len(whole)
 
-    def test_every_cut_leaves_the_whole_frames_before_it(self, tmp_path):
-        path = tmp_path / "a.journal"
-        pieces = [encode(small_frame(n)) for n in range(2)]
-        whole = b"".join(pieces)
-        ends = np.cumsum([0, *map(len, pieces)])
-        last = range(len(whole) - 5, len(whole) + 1)
-        for length in [*range(len(pieces[0]) + 20), *last]:
+    def test_every_cut_is_noticed(self, tmp_path):
+        path = tmp_path / "a.safetensors"
+        write_frame(path, small_frame(1))
+        whole = path.read_bytes()
+        for length in [*range(0, len(whole), 7), len(whole) - 1]:
             path.write_bytes(whole[:length])
-            num_whole = int((ends[1:] <= length).sum())
-            numbers = [frame.info["number"] for frame in read_frames(path)]
-            assert numbers == list(range(num_whole))
-            assert frames.whole_length(path) == ends[num_whole]
-
-    def test_damage_is_named_with_file_byte_and_mend(self, tmp_path):
-        path = tmp_path / "a.journal"
-        first, second = encode(small_frame(1)), encode(small_frame(2))
-        path.write_bytes(first + second[:-1] + b"?")
-        with pytest.raises(
-            DamagedJournalError,
-            match=rf"{path} is damaged at byte {len(first)}: .*truncate -s {len(first)}\)",
-        ):
-            list(read_frames(path))
-        with path.open("r+b") as file:
-            file.truncate(len(first))  # the mend
-        assert [frame.info["number"] for frame in read_frames(path)] == [1]
+            with pytest.raises(DamagedJournalError, match=rf"{path} is damaged: .*a copy"):
+                read_frame(path)
+        path.write_bytes(whole + b"more")
+        with pytest.raises(DamagedJournalError):
+            read_frame(path)
 
     @pytest.mark.parametrize("content", [b"PK\x03\x04 another kind of file", b"x", b"TEJ2" * 9])
     def test_a_foreign_file_is_refused(self, tmp_path, content):
-        path = tmp_path / "a.journal"
+        path = tmp_path / "a.safetensors"
         path.write_bytes(content)
-        with pytest.raises(DamagedJournalError, match="at byte 0: there is no frame"):
-            list(read_frames(path))
+        with pytest.raises(DamagedJournalError, match="no whole safetensors file"):
+            read_frame(path)
 
-    @pytest.mark.parametrize("share", [0.0, 0.3, 0.6, 0.9], ids="cut at {}".format)
-    def test_a_whole_frame_of_another_content_is_refused(self, tmp_path, share):
-        path = tmp_path / "a.journal"
-        payload = encode(small_frame(1))[frames._HEADER_SIZE :]
-        payload = payload[: int(share * len(payload))] + b"?"
-        header = frames.MAGIC + len(payload).to_bytes(4, "little")
-        header += zlib.crc32(payload).to_bytes(4, "little")
-        path.write_bytes(header + zlib.crc32(header).to_bytes(4, "little") + payload)
-        with pytest.raises(DamagedJournalError, match="at byte 0: a frame can't be read"):
-            list(read_frames(path))
+    @pytest.mark.parametrize(
+        ("wrong", "message"),
+        [
+            ({"counts": [2]}, "other numbers of changes"),
+            ({"documents": [3]}, "other numbers of documents"),
+            ({"documents": [2**40 + 1]}, r"more than 2\*\*40"),
+            ({"step": [1, 2]}, "columns are of different lengths"),
+            ({"old": [1, 2]}, "columns are of different lengths"),
+            ({"old": [-1]}, "out of range"),
+            ({"keys": [1.5]}, "another type or shape"),
+            ({"another": [1]}, "other fields"),
+            ({"keys": None}, "other fields"),
+        ],
+    )
+    def test_whole_segments_of_another_content_are_refused(self, tmp_path, wrong, message):
+        frame = small_frame(1)
+        position, old, new = frame.changes.T
+        arrays = {"keys": frame.keys, "counts": frame.counts, **frame.steps}
+        arrays |= {"position": position, "old": old, "new": new + 1}
+        arrays |= {name: np.array(values) for name, values in wrong.items() if values}
+        for name in [name for name, values in wrong.items() if values is None]:
+            del arrays[name]
+        path = tmp_path / "a.safetensors"
+        deflated = set(arrays) - {"keys"}
+        segments.write_segment(path, frames.KIND, arrays, {"info": frame.info}, deflated)
+        with pytest.raises(DamagedJournalError, match=message):
+            read_frame(path)
 
 
 class TestWriter:
-    def test_cuts_a_torn_tail_and_appends(self, tmp_path):
-        path = tmp_path / "a.journal"
-        first, second = encode(small_frame(1)), encode(small_frame(2))
-        for length in (1, 5, 15, 16, len(second) - 1):
-            path.write_bytes(first + second[:length])
-            writer = JournalWriter(path)
-            assert writer.append(small_frame(3)) == len(encode(small_frame(3)))
-            writer.close()
-            assert [frame.info["number"] for frame in read_frames(path)] == [1, 3]
+    def test_joins_small_segments_to_few(self, tmp_path):
+        writer = JournalWriter(tmp_path, 0)
+        for number in range(100):
+            writer.write(small_frame(number))
+            assert len(list_files(tmp_path)) < 8
+            assert numbers_in(tmp_path) == list(range(number + 1))
+        writer.close()
+        assert not scan_files(tmp_path)[1]
 
-    def test_a_file_can_be_read_while_it_is_written(self, tmp_path):
-        path = tmp_path / "a.journal"
-        writer = JournalWriter(path)
-        for number in range(5):
-            writer.append(small_frame(number))
-            assert len(list(read_frames(path))) == number + 1
+    def test_does_not_join_what_was_made_otherwise(self, tmp_path):
+        writer = JournalWriter(tmp_path, 0)
+        for number in range(3):
+            frame = small_frame(number)
+            writer.write(Frame({**frame.info, "attempt": number}, *list(vars(frame).values())[1:]))
+        assert len(list_files(tmp_path)) == 3
+        for number in range(3):
+            writer.write(small_frame(number, generation=2 + number))
+        assert len(list_files(tmp_path)) == 6
+
+    def test_goes_on_behind_what_is_there(self, tmp_path):
+        for number in range(4):
+            writer = JournalWriter(tmp_path, 0)
+            writer.write(small_frame(number))
+            writer.close()
+        assert [(file.first, file.last) for file in list_files(tmp_path)] == [
+            (0, 0), (1, 1), (2, 2), (3, 3)
+        ]  # fmt: skip
+        assert numbers_in(tmp_path) == [0, 1, 2, 3]
+
+    def test_a_segment_that_was_joined_is_of_no_account(self, tmp_path):
+        """As if a process had been killed after writing the whole, before removing its parts."""
+        writer = JournalWriter(tmp_path, 0)
+        writer.write(small_frame(0))
+        (before,) = list_files(tmp_path)
+        part = before.path.read_bytes()
+        writer.write(small_frame(1))
+        writer.close()
+        before.path.write_bytes(part)
+        assert numbers_in(tmp_path) == [0, 1]
+        assert scan_files(tmp_path)[1] == [before.path]
+        JournalWriter(tmp_path, 1).close()
+        assert before.path.exists()  # it is another rank's
+        JournalWriter(tmp_path, 0).close()
+        assert not before.path.exists()
+
+    def test_a_missing_segment_is_noticed(self, tmp_path):
+        for number in range(3):
+            writer = JournalWriter(tmp_path, 0)
+            writer.write(small_frame(number))
+            writer.close()
+        list_files(tmp_path)[1].path.unlink()
+        with pytest.raises(DamagedJournalError, match="generation 1, rank 0, segment 1 is missing"):
+            list_files(tmp_path)
+
+    def test_files_that_are_joined_while_they_are_read(self, tmp_path, monkeypatch):
+        writer = JournalWriter(tmp_path, 0)
+        writer.write(small_frame(0))
+        real = files.read_frame
+
+        def and_join(path):
+            monkeypatch.setattr(files, "read_frame", real)
+            writer.write(small_frame(1))
+            return real(path)
+
+        monkeypatch.setattr(files, "read_frame", and_join)
+        assert numbers_in(tmp_path) == [0, 1]
 
     def test_does_not_write_behind_damage(self, tmp_path):
-        path = tmp_path / "a.journal"
-        content = encode(small_frame(1))[:-1] + b"?"
-        path.write_bytes(content)
+        writer = JournalWriter(tmp_path, 0)
+        writer.write(small_frame(0))
+        (file,) = list_files(tmp_path)
+        content = file.path.read_bytes()[:-1] + b"?"
+        file.path.write_bytes(content)
         with pytest.raises(DamagedJournalError):
-            JournalWriter(path)
-        assert path.read_bytes() == content
+            writer.write(small_frame(1))
+        assert file.path.read_bytes() == content
 
-    @pytest.mark.parametrize("after", [0, 10, 100])
-    def test_a_full_disk_leaves_no_torn_frame(self, tmp_path, after):
-        path = tmp_path / "a.journal"
-        writer = JournalWriter(path)
-        writer.append(small_frame(1))
-        real = writer._file
-        writer._file = FullDisk(real, after)
-        with pytest.raises(OSError, match="No space"):
-            writer.append(small_frame(2))
-        writer._file = real
-        writer.append(small_frame(3))
-        assert [frame.info["number"] for frame in read_frames(path)] == [1, 3]
+    def test_a_full_disk_leaves_all_as_it_was(self, tmp_path, monkeypatch):
+        writer = JournalWriter(tmp_path, 0)
+        writer.write(small_frame(1))
 
-    def test_short_writes_are_completed(self, tmp_path):
-        writer = JournalWriter(tmp_path / "a.journal")
-        writer._file = FullDisk(writer._file, 10**9, at_once=100)
-        writer.append(small_frame(1))
-        assert [frame.info["number"] for frame in read_frames(writer.path)] == [1]
+        def fail(_):
+            raise OSError(28, "No space left on device")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(segments.os, "fsync", fail)
+            with pytest.raises(OSError, match="No space"):
+                writer.write(small_frame(2))
+        assert len(list(tmp_path.glob("*.safetensors*"))) == 1
+        writer.write(small_frame(3))
+        assert numbers_in(tmp_path) == [1, 3]
+
+    def test_what_a_killed_process_left_is_removed(self, tmp_path, monkeypatch):
+        def die(_):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        def work():
+            writer = JournalWriter(tmp_path, 0)
+            writer.write(small_frame(1))
+            monkeypatch.setattr(segments.os, "fsync", die)
+            writer.write(small_frame(2))
+
+        assert in_child(work) == "killed"
+        assert len(list(tmp_path.glob("*.unfinished"))) == 1
+        assert numbers_in(tmp_path) == [1]
+        writer = JournalWriter(tmp_path, 0)
+        writer.write(small_frame(3))
+        assert not list(tmp_path.glob("*.unfinished"))
+        assert numbers_in(tmp_path) == [1, 3]
 
     def test_a_second_writer_is_refused_until_the_first_has_closed(self, tmp_path):
-        path = tmp_path / "a.journal"
-        writer = JournalWriter(path)
-        for refused in (in_child(open_writer, path), in_child(open_writer, path)):
-            assert refused.startswith(f"BlockingIOError: journal file {path} is being written")
-            assert "a journal of its own" in refused.replace("\n", " ")
+        writer = JournalWriter(tmp_path, 0)
+        for refused in (in_child(open_writer, tmp_path), in_child(open_writer, tmp_path)):
+            assert refused.startswith(f"BlockingIOError: rank 0 of the journal {tmp_path} is being")
+            assert "a journal of its own" in refused
         writer.close()
-        assert in_child(open_writer, path) == "written"
-        assert [frame.info["number"] for frame in read_frames(path)] == [7]
+        assert in_child(open_writer, tmp_path) == "written"
+        assert numbers_in(tmp_path) == [7]
 
     def test_a_forked_worker_neither_ends_nor_keeps_the_lock(self, tmp_path):
-        path = tmp_path / "a.journal"
-        writer = JournalWriter(path)
+        writer = JournalWriter(tmp_path, 0)
         in_child(writer.close)
-        assert in_child(open_writer, path).startswith("BlockingIOError")
+        assert in_child(open_writer, tmp_path).startswith("BlockingIOError")
         read, write = os.pipe()
         worker = os.fork()
         if worker == 0:  # lives on, with the open file
@@ -224,32 +313,15 @@ class TestWriter:
             os._exit(0)
         writer.close()
         try:
-            assert in_child(open_writer, path) == "written"
+            assert in_child(open_writer, tmp_path) == "written"
         finally:
             os.write(write, b".")
             os.waitpid(worker, 0)
 
 
-class FullDisk:
-    """A file on a disk that has room for `after` more bytes."""
-
-    def __init__(self, file, after, at_once=10**9):
-        self.file, self.left, self.at_once = file, after, at_once
-
-    def write(self, data):
-        if not self.left:
-            raise OSError(28, "No space left on device")
-        written = self.file.write(data[: min(self.left, self.at_once)])
-        self.left -= written
-        return written
-
-    def __getattr__(self, name):
-        return getattr(self.file, name)
-
-
-def open_writer(path):
-    writer = JournalWriter(path)
-    writer.append(small_frame(7))
+def open_writer(folder):
+    writer = JournalWriter(folder, 0)
+    writer.write(small_frame(7))
     return "written"
 
 
@@ -284,8 +356,12 @@ def key_of(source):
 
 def again(journal):
     """The journal as another process sees it: from the files alone."""
-    store_module.STORES.clear()
-    return Journal(journal.path)
+    return as_another_process(journal.path)
+
+
+def as_another_process(path):
+    journal_module.JOURNALS.clear()
+    return Journal(path)
 
 
 class TestReplay:
@@ -316,10 +392,15 @@ class TestReplay:
             assert journal.replay(ids, 1) == [5, 9, 7]
             assert journal.replay(ids, 0) == [5, 6, 7]
 
-    def test_a_document_that_was_not_edited_stays(self, journal):
+    def test_a_document_that_is_not_known_stays_and_says_so(self, journal):
         record(journal, [5, 6, 7], {1: 9})
-        assert journal.replay([5, 6], 1) == [5, 6]
-        assert journal.replay([], 1) == []
+        with pytest.warns(UserWarning, match=r"knows no document of these 2 tokens.*template"):
+            assert journal.replay([5, 6], 1) == [5, 6]
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert journal.replay([5, 6], 0) == [5, 6]
+            assert journal.replay([], 1) == []
+            assert journal.replay([5, 6, 7], 1) == [5, 9, 7]
         assert not journal.knows([], 1)
 
     @pytest.mark.parametrize("change", [(1, 99, 9), (3, 7, 9)], ids=["token", "position"])
@@ -327,7 +408,9 @@ class TestReplay:
         """As if two documents had one key; the next document must not be touched either."""
         record(journal, [5, 6, 7], {})
         keys = journal_module.keys_of(torch.tensor([5, 6, 7, 7]), [3, 1])
-        journal._store.table(2).add(int(keys[0]), np.array([change]))
+        journal._read_new()
+        journal._tables[2] = EditTable()
+        journal._tables[2].add(keys[:1], np.array([1]), np.array([change]))
         with pytest.raises(ValueError, match=r"generation 2: its changes belong to another docum"):
             journal.replay([5, 6, 7], 2)
         texts = journal_module.Texts.of(np.array([5, 6, 7, 7]), np.array([0, 3]))
@@ -365,17 +448,12 @@ class TestRefusals:
         with pytest.raises(NotADirectoryError, match="must be a folder, got the file"):
             Journal(path)
 
-    def test_pyarrow_is_asked_for(self, tmp_path, monkeypatch):
-        real = builtins.__import__
-
-        def without(name, *args, **kwargs):
-            if name == "pyarrow":
-                raise ImportError(name)
-            return real(name, *args, **kwargs)
-
-        monkeypatch.setattr(builtins, "__import__", without)
-        with pytest.raises(ImportError, match=r"pip install 'toedit_collate\[journal\]'"):
-            Journal(tmp_path)
+    def test_a_journal_of_an_earlier_format(self, journal):
+        record(journal, [5, 6, 7], {1: 9})
+        journal.flush()
+        (journal.path / "generation-0001.rank-00000.journal").write_bytes(b"TEJ1")
+        with pytest.raises(DamagedJournalError, match="written by an earlier version"):
+            again(journal).replay([5, 6, 7], 1)
 
     def test_an_earlier_generation_than_the_last(self, journal):
         record(journal, [5, 6], {1: 7})
@@ -410,9 +488,9 @@ class TestRefusals:
     def test_damage_does_not_go_unnoticed(self, journal):
         record(journal, [5, 6], {1: 7})
         journal.close()
-        ((_, _, path),) = list_files(journal.path)
-        path.write_bytes(path.read_bytes()[:-1] + b"?")
-        with pytest.raises(DamagedJournalError, match=r"generation-0001\.rank-00000\.journal"):
+        (file,) = list_files(journal.path)
+        file.path.write_bytes(file.path.read_bytes()[:-1] + b"?")
+        with pytest.raises(DamagedJournalError, match=rf"{file.path.name} is damaged"):
             again(journal).replay([5, 6], 1)
 
 
@@ -501,7 +579,7 @@ class TestRanks:
     def test_each_writes_a_file_and_reads_all(self, journal, monkeypatch):
         for rank in (0, 1, 2):
             self.write(again(journal), monkeypatch, rank, ([rank, 1], {1: 7 + rank}, 0))
-        assert [rank for _, rank, _ in list_files(journal.path)] == [0, 1, 2]
+        assert [file.rank for file in list_files(journal.path)] == [0, 1, 2]
         for rank in (0, 1, 2):
             assert again(journal).replay([rank, 1], 1) == [rank, 7 + rank]
 
@@ -513,13 +591,12 @@ class TestRanks:
 
     def test_refresh_reads_what_others_wrote(self, journal, monkeypatch):
         record(journal, [5, 6], {1: 7})
-        ours = journal._store
         self.write(again(journal), monkeypatch, 1, ([7, 6], {1: 8}, 0))
         monkeypatch.setenv("RANK", "0")
         key = key_of([7, 6])
-        assert not ours.table(1).look_up(key).known.any()
+        assert not journal.look_up(key, 1).known.any()
         journal.refresh()
-        assert ours.table(1).look_up(key).known.all()
+        assert journal.look_up(key, 1).known.all()
         assert journal.replay([5, 6], 1) == [5, 7]
 
 
@@ -542,8 +619,7 @@ class TestProcesses:
         assert len(list_files(journal.path)) == 1
 
     def test_another_sees_what_was_flushed(self, journal):
-        reader = Journal(journal.path)
-        reader._store = store_module.JournalStore(journal.path)  # as in another process
+        reader = as_another_process(journal.path)
         record(journal, [5, 6], {1: 7})
         assert reader.generations == []
         journal.flush()
@@ -554,8 +630,7 @@ class TestProcesses:
         assert reader.replay([5, 7], 1) == [5, 8]
 
     def test_flushing_does_not_hide_what_another_wrote(self, journal, monkeypatch):
-        other = Journal(journal.path)
-        other._store = store_module.JournalStore(journal.path)  # as in another process
+        other = as_another_process(journal.path)
         record(journal, [5, 6], {1: 7})
         journal.flush()
         record(journal, [5, 8], {1: 9})
@@ -567,40 +642,38 @@ class TestProcesses:
         assert journal.replay([5, 7], 1) == [5, 8]
 
     def test_reading_what_another_wrote_forgets_nothing(self, journal, monkeypatch):
-        other = Journal(journal.path)
-        other._store = store_module.JournalStore(journal.path)  # as in another process
+        other = as_another_process(journal.path)
         record(journal, [5, 6], {1: 7})
         monkeypatch.setenv("RANK", "1")
         record(other, [5, 7], {1: 8})
         other.close()
         monkeypatch.setenv("RANK", "0")
         assert journal.replay([5, 7], 1) == [5, 8]
-        assert journal._store.table(1).look_up(key_of([5, 6])).known.all()
+        assert journal.look_up(key_of([5, 6]), 1).known.all()
         assert journal.replay([5, 6], 1) == [5, 7]
 
     def test_what_is_appended_while_reading_is_read_next_time(self, journal, monkeypatch):
         record(journal, [5, 6], {1: 7})
         journal.flush()
-        reader = Journal(journal.path)
-        reader._store = store_module.JournalStore(journal.path)
-        real = store_module.read_valid
+        reader = as_another_process(journal.path)
+        real = recorder.read_valid
 
         def and_append(folder):
             yield from list(real(folder))
-            monkeypatch.setattr(store_module, "read_valid", real)
+            monkeypatch.setattr(recorder, "read_valid", real)
             record(journal, [5, 7], {1: 8})
             journal.flush()
 
-        monkeypatch.setattr(store_module, "read_valid", and_append)
+        monkeypatch.setattr(recorder, "read_valid", and_append)
         assert reader.replay([5, 6], 1) == [5, 7]
         assert reader.replay([5, 7], 1) == [5, 8]
 
     def test_many_or_old_edits_are_written_by_themselves(self, journal, monkeypatch):
-        monkeypatch.setattr(store_module, "MAX_PENDING_DOCUMENTS", 3)
+        monkeypatch.setattr(recorder, "MAX_PENDING_DOCUMENTS", 3)
         for number in range(4):
             record(journal, [number, 6], {1: 7})
         assert [again(journal).knows([n, 6], 1) for n in range(4)] == [True] * 3 + [False]
-        monkeypatch.setattr(store_module, "MAX_PENDING_SECONDS", 0.0)
+        monkeypatch.setattr(Journal, "max_pending_seconds", 0.0)
         record(journal, [4, 6], {1: 7})
         assert all(again(journal).knows([n, 6], 1) for n in range(5))
 
@@ -698,11 +771,12 @@ class TestProcesses:
         assert Journal(tmp_path).replay([5, 6], 1) == [5, 7]
 
     def test_a_pickled_journal_is_one_of_the_same_folder(self, journal):
-        copy = pickle.loads(pickle.dumps(journal))
-        assert copy.path == journal.path
+        copies = [pickle.loads(pickle.dumps(journal)), copy.copy(journal), copy.deepcopy(journal)]
         record(journal, [5, 6], {1: 7})
-        assert copy.replay([5, 6], 1) == [5, 7]
-        assert "generations=[1]" in repr(copy)
+        for one in copies:
+            assert one.path == journal.path
+            assert one.replay([5, 6], 1) == [5, 7]
+            assert "generations=[1]" in repr(one)
 
     def test_other_files_in_the_folder_do_no_harm(self, journal):
         record(journal, [5, 6], {1: 7})
@@ -713,9 +787,8 @@ class TestProcesses:
 
 
 def write_one(path, source):
-    # The folder's store came along from the parent.
-    store_module.STORES.clear()
-    journal = Journal(path)
+    # The folder's journal came along from the parent.
+    journal = as_another_process(path)
     record(journal, source, {1: 9})
     journal.flush()
     return "written"

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from toedit_collate.stores.journal import table as table_module
-from toedit_collate.stores.journal.table import EditTable, ranges
+from toedit_collate.stores.journal.table import EditTable
+from toedit_collate.stores.ragged import ranges
 
 KEYS = st.one_of(st.integers(0, 8), st.integers(2**64 - 4, 2**64 - 1), st.integers(0, 2**64 - 1))
 TOKENS = st.integers(0, 2**31 - 2)
@@ -20,8 +20,8 @@ def as_array(changes):
     return np.array(changes, np.int64).reshape(-1, 3)
 
 
-def add_many(table, edits):
-    table.add_many(
+def add(table, edits):
+    table.add(
         np.array([key for key, _ in edits], np.uint64),
         np.array([len(changes) for _, changes in edits], np.int64),
         as_array([change for _, changes in edits for change in changes]),
@@ -38,38 +38,27 @@ def look_up(table, keys):
 
 
 @given(
-    actions=st.lists(st.tuples(st.sampled_from(["add", "add_many"]), EDITS), max_size=6),
+    batches=st.lists(EDITS, max_size=8),
     others=st.lists(KEYS, max_size=4),
-    limit=st.sampled_from([0, 2, 10**6]),
 )
-def test_the_first_edit_of_a_document_stands(actions, others, limit):
-    old, table_module.MAX_RECENT = table_module.MAX_RECENT, limit
-    try:
-        table, expected = EditTable(), {}
-        for action, edits in actions:
-            if action == "add_many":
-                add_many(table, edits)
-            for key, changes in edits:
-                if action == "add":
-                    table.add(key, as_array(changes))
-                expected.setdefault(key, changes)
-            keys = [*expected, *others, *expected]
-            assert look_up(table, keys) == [expected.get(key) for key in keys]
-            assert len(table) == len(expected)
-            assert table.num_changes == sum(map(len, expected.values()))
-            assert sorted(table.keys()) == sorted(expected)
-    finally:
-        table_module.MAX_RECENT = old
+def test_the_first_edit_of_a_document_stands(batches, others):
+    table, expected = EditTable(), {}
+    for edits in batches:
+        add(table, edits)
+        for key, changes in edits:
+            expected.setdefault(key, changes)
+        keys = [*expected, *others, *expected]
+        assert look_up(table, keys) == [expected.get(key) for key in keys]
+        assert len(table) == len(expected)
+        assert table.num_changes == sum(map(len, expected.values()))
 
 
 @pytest.mark.parametrize("num", [100, 1000])
-def test_recent_edits_are_sorted_in_now_and_then(monkeypatch, num):
-    monkeypatch.setattr(table_module, "MAX_RECENT", 16)
-    table, most = EditTable(), 0
+def test_many_batches_are_merged_into_few_parts(num):
+    table = EditTable()
     for key in range(num):
-        table.add(key * 7919 % num, as_array([(1, 2, key)]))
-        most = max(most, len(table._recent))
-    assert 16 <= most <= max(16, num * table_module.MAX_RECENT_SHARE)
+        add(table, [(key * 7919 % num, [(1, 2, key)])])
+        assert len(table._index._parts) <= 5
     assert look_up(table, range(0, num, 9)) == [
         [(1, 2, key)] for at in range(0, num, 9) for key in range(num) if key * 7919 % num == at
     ]
@@ -77,7 +66,7 @@ def test_recent_edits_are_sorted_in_now_and_then(monkeypatch, num):
 
 def test_what_is_added_may_be_changed_afterwards():
     table, changes = EditTable(), as_array([(1, 2, 3)])
-    table.add(5, changes)
+    table.add(np.array([5], np.uint64), np.array([1]), changes)
     changes[:] = 0
     assert look_up(table, [5]) == [[(1, 2, 3)]]
 

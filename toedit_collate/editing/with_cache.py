@@ -12,6 +12,7 @@ from ..head.candidates import Candidates, draw_among
 from ..policy import EditPolicy
 from ..prior.protocol import EditingPrior
 from ..stores.cache import DecisionCache, Decisions, Identity
+from ..tokens.content import content_digests
 from ..tokens.draws import Draws
 from ..tokens.result import EditResult
 from ..tokens.token_batch import TokenBatch
@@ -48,13 +49,13 @@ def edit_with_cache(
     documents = batch.documents
     editable = find_editable(prior, policy, batch)
     # What is decided depends on which tokens are editable, too.
-    keys = batch.keys_with(editable).numpy().view(np.uint64)
-    known, decisions = cache.look_up(keys)
+    digests = content_digests(batch.tokens.numpy(), documents.lengths, editable.numpy())
+    known, decisions = cache.look_up(*digests.T)
     numbers = np.flatnonzero(known)
     sample = torch.zeros(0)
     missing = editable & prior.scorable(batch) & ~torch.from_numpy(known)[documents.document]
     if missing.any():
-        new, decided, sample = _decide(prior, policy, batch, keys, missing, num_sampled)
+        new, decided, sample = _decide(prior, policy, batch, digests, missing, num_sampled)
         cache.add(decided)
         decisions = Decisions.concatenate([decisions, decided])
         numbers = np.concatenate([numbers, new])
@@ -83,7 +84,7 @@ def _decide(
     prior: EditingPrior,
     policy: EditPolicy,
     batch: TokenBatch,
-    keys: np.ndarray,
+    digests: np.ndarray,
     wanted: Tensor,
     num_sampled: int,
 ) -> tuple[np.ndarray, Decisions, Tensor]:
@@ -118,7 +119,8 @@ def _decide(
     return (
         numbers,
         Decisions(
-            keys=keys[numbers],
+            keys=digests[numbers, 0],
+            checks=digests[numbers, 1],
             counts=np.bincount(counts[decided.numpy()], minlength=len(numbers)),
             position=batch.documents.position[where][decided].int().numpy(),
             num_candidates=num_candidates[decided].numpy(),

@@ -12,8 +12,9 @@ from ..policy import EditPolicy
 from ..prior.protocol import EditingPrior
 from ..stores.cache import DecisionCache
 from ..stores.journal import Journal
-from ..stores.journal.frames import Array
+from ..stores.journal.keys import keys_of
 from ..stores.journal.replay import Texts
+from ..stores.ragged import Array
 from ..tokens.result import EditResult
 from ..tokens.token_batch import TokenBatch
 from .edit import edit_tokens
@@ -74,7 +75,7 @@ def edit_with_journal(
     journal.start_generation(generation, prior.fingerprint, policy.record())
     source = TokenBatch.of(input_ids, attention_mask, position_ids, labels)
     documents = source.documents
-    keys = source.keys.numpy().view(np.uint64)
+    keys = keys_of(source.tokens, documents.lengths)
     lengths = np.asarray(documents.lengths)
 
     known = journal.look_up(keys, generation).known

@@ -110,12 +110,6 @@ class TokenBatch:
         """(N,) int64, a key of each document's content."""
         return torch.from_numpy(self._keys().view(np.int64))
 
-    def keys_with(self, mask: Tensor) -> Tensor:
-        """(N,) int64, a key of each document's content and of its part of an (M,) bool mask."""
-        _, marks = self._words
-        keys = self._keys() + self._summed(marks * mask.numpy())
-        return torch.from_numpy(keys.view(np.int64))
-
     def _keys(self) -> Words:
         return self._summed(self._words[0])
 

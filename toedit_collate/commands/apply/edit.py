@@ -12,7 +12,7 @@ from ...editing.edit import edit_tokens
 from ...policy import EditPolicy
 from ...prior.prior import Prior
 from ...stores.cache import DecisionCache
-from ...stores.journal.frames import Array
+from ...stores.ragged import Array
 from ...tokens.result import EditResult
 from ...tools.datafiles import Batch
 from ...tools.errors import UnusableError

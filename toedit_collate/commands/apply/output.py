@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from ...stores.journal.frames import Array
 from ...stores.journal.replay import Texts
+from ...stores.ragged import Array
 from ...tools.datafiles import Batch, Data, Documents, Row
 from ...tools.datafiles.revise import Reviser
 from ...tools.datafiles.writing import write_dataset, write_lines

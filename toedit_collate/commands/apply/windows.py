@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from ...prior.prior import Prior
-from ...stores.journal.frames import Array
-from ...stores.ragged import ranges
+from ...stores.ragged import Array, ranges
 from ...tools.datafiles import Batch, Data, Documents, find_documents, labels_of, tokenize
 from ...tools.datafiles.examples import check_ids
 

@@ -19,7 +19,7 @@ from ...policy import EditPolicy
 from ...prior.prior import Prior
 from ...stores.journal import Journal
 from ...stores.journal.files import sizes
-from ...stores.journal.frames import Array
+from ...stores.ragged import Array
 from ...tools.datafiles import examples, open_data
 from ...tools.errors import UnusableError
 from ...tools.priors import open_prior

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ...stores.journal import Journal
-from ...stores.journal.files import list_files
+from ...stores.journal.files import scan_files
 from ...stores.journal.frames import DamagedJournalError
 from ...tools.errors import UnusableError, first_line
 
@@ -27,9 +27,13 @@ def check_journal(path: Path) -> None:
     if not path.is_dir():
         what = "is a file" if path.exists() else "does not exist"
         raise UnusableError(f"PATH {path} {what}; name the folder that Journal(path) was given")
-    if not list_files(path):
+    try:
+        files = scan_files(path)[0]
+    except DamagedJournalError as error:
+        raise UnusableError(str(error)) from None
+    if not files:
         raise UnusableError(
-            f"PATH {path} is a folder without journal files (generation-*.journal); name the "
+            f"PATH {path} is a folder without journal files (generation-*.safetensors); name the "
             "folder that Journal(path) was given, and see whether the run had a journal at all"
         )
 
@@ -38,7 +42,7 @@ def open_journal(path: Path) -> Journal:
     """A journal with at least one generation.
 
     Raises:
-        UnusableError: there is none, it is damaged, or pyarrow is not installed.
+        UnusableError: there is none, or it is damaged.
     """
     check_journal(path)
     try:
@@ -50,8 +54,6 @@ def open_journal(path: Path) -> Journal:
             )
     except DamagedJournalError as error:
         raise UnusableError(f"{error}. `toedit journal verify {path}` checks all files") from None
-    except ImportError as error:
-        raise UnusableError(str(error)) from None
     return journal
 
 

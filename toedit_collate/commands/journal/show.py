@@ -43,7 +43,11 @@ def _print_table(journal: Journal, chosen: list[int]) -> None:
     rows = [list(_COLUMNS)]
     for generation in chosen:
         of = stats[generation]
-        files = [p.stat().st_size for g, _, p in list_files(journal.path) if g == generation]
+        files = [
+            file.path.stat().st_size
+            for file in list_files(journal.path)
+            if file.generation == generation
+        ]
         changes = of["changed"] + of["dropped"]
         rows.append(
             [

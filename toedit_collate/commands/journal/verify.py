@@ -8,22 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from ...stores.journal.files import last_step, list_files
-from ...stores.journal.frames import (
-    Array,
-    DamagedJournalError,
-    Frame,
-    arrow,
-    read_frames,
-    whole_length,
-)
-from ...tools.errors import UnusableError
+from ...stores.journal.files import SegmentFile, last_step, list_files, scan_files, wrong_info
+from ...stores.journal.frames import DamagedJournalError, Frame, read_frame
+from ...stores.ragged import Array
 from .made import made_with, same_origin
 from .opening import check_journal, open_journal, open_tokenizer
 from .replayed import replay_data
-
-_INFO = {"generation", "run", "attempt", "resumed_at"}
-_ORIGIN = {"prior", "policy"}
 
 
 @dataclass
@@ -55,14 +45,15 @@ def verify(path: Path, data: list[str], tokenizer: str | None, split: str | None
         UnusableError: an argument can't be used, or no document of the data is known.
     """
     check_journal(path)
-    try:
-        arrow()
-    except ImportError as error:
-        raise UnusableError(str(error)) from None
     as_tokens = open_tokenizer(tokenizer)
     findings = Findings()
-    for generation, _, file in list_files(path):
-        print(_check_file(file, generation, findings))
+    try:
+        files = list_files(path)
+    except DamagedJournalError as error:  # one is missing; the others are looked at
+        findings.problems.append(str(error))
+        files = scan_files(path)[0]
+    for file in files:
+        print(_check_file(file, findings))
     parts, num_void = _held(findings.frames)
     if num_void:
         are = "edit is" if num_void == 1 else "edits are"
@@ -87,47 +78,31 @@ def _verdict(path: Path, problems: list[str]) -> bool:
     return not problems
 
 
-def _check_file(file: Path, generation: int, findings: Findings) -> str:
-    """Read a file as far as that goes; the line for it."""
-    size = file.stat().st_size  # before it is read: it may grow
-    frames: list[Frame] = []
-    note = ""
+def _check_file(file: SegmentFile, findings: Findings) -> str:
+    """Read a file; the line for it."""
+    name = file.path.name
     try:
-        for frame in read_frames(file):
-            wrong = _what_is_wrong(frame, generation)
-            if wrong:
-                findings.problems.append(f"{file.name}, frame {len(frames)} (from 0): {wrong}")
-                note = ", not as it should be"
-            else:
-                findings.frames.append((file, frame))
-            frames.append(frame)
-        torn = size - whole_length(file)
-        if torn > 0:
-            note += f", {torn:,} bytes of an unfinished one (its writer is at it, or was killed)"
+        frame = read_frame(file.path)
     except DamagedJournalError as error:
         findings.problems.append(str(error))
-        note += ", then DAMAGED: what follows was not read"
-    if generation == 0:
-        return f"{file.name}: {_plural(len(frames), 'resumed run')} noted{note}"
-    documents = sum(len(frame.keys) for frame in frames)
-    changes = sum(len(frame.changes) for frame in frames)
-    return (
-        f"{file.name}: {_plural(len(frames), 'frame')}, {_plural(documents, 'document')}, "
-        f"{_plural(changes, 'change')}{note}"
-    )
+        return f"{name}: DAMAGED"
+    except OSError as error:
+        findings.problems.append(f"{name} can't be read: {error}")
+        return f"{name}: can't be read"
+    wrong = wrong_info(frame, file.generation) or _wrong_changes(frame)
+    if wrong:
+        findings.problems.append(f"{name}: {wrong}")
+    else:
+        findings.frames.append((file.path, frame))
+    note = ", not as it should be" if wrong else ""
+    if file.generation == 0:
+        return f"{name}: a resumed run noted{note}"
+    documents, changes = len(frame.keys), len(frame.changes)
+    return f"{name}: {_plural(documents, 'document')}, {_plural(changes, 'change')}{note}"
 
 
-def _what_is_wrong(frame: Frame, generation: int) -> str:
+def _wrong_changes(frame: Frame) -> str:
     """What a frame with the right checksum has that no writer writes; or nothing."""
-    missing = (_INFO | (_ORIGIN if len(frame.keys) else set())) - frame.info.keys()
-    if missing:
-        return f"it does not name {', '.join(sorted(missing))}"
-    if frame.info["generation"] != generation:
-        return f"it is of generation {frame.info['generation']}; was the file renamed?"
-    if not len(frame.keys) == len(frame.counts) == frame.steps["documents"].sum():
-        return "its steps have other numbers of documents"
-    if frame.counts.sum() != len(frame.changes):
-        return "its documents have other numbers of changes"
     position, old, new = frame.changes.T
     document = np.repeat(np.arange(len(frame.keys)), frame.counts)
     if ((np.diff(position) <= 0) & (np.diff(document) == 0)).any():

@@ -8,11 +8,11 @@ from functools import cached_property
 
 import numpy as np
 
-from ..ragged import ranges
-from .decisions import Array, Decisions
+from ..ragged import Array, narrowed, ranges
+from .decisions import Decisions
 
 # Arrays with a row for each document stay in memory, wherever the others are.
-OF_DOCUMENTS = ("keys", "counts", "widths")
+OF_DOCUMENTS = ("keys", "checks", "counts", "widths")
 OF_TOKENS = ("position", "num_candidates")
 OF_CANDIDATES = ("ids_low", "ids_high", "logits")
 
@@ -25,11 +25,12 @@ class DamagedCacheError(ValueError):
 class Block:
     """Decisions of n documents by ascending key.
 
-    Of a paper-like policy (8 candidates, 16-bit weights, a large vocabulary) it takes 16 bytes a
+    Of a paper-like policy (8 candidates, 16-bit weights, a large vocabulary) it takes 24 bytes a
     document and 43 a decided token.
 
     Attributes:
         keys: (n,) uint64, ascending; none twice.
+        checks: (n,) uint64, see `Decisions`.
         counts: (n,) uint32, decided tokens of each document.
         widths: (n,) uint32, candidates of each document.
         position: (d,) uint16 or uint32.
@@ -41,6 +42,7 @@ class Block:
     """
 
     keys: Array
+    checks: Array
     counts: Array
     widths: Array
     position: Array
@@ -59,12 +61,13 @@ class Block:
         high = decisions.ids >> np.uint32(16)
         return cls(
             keys=decisions.keys,
+            checks=decisions.checks,
             counts=decisions.counts.astype(np.uint32),
             widths=decisions.widths.astype(np.uint32),
-            position=_narrowed(decisions.position, np.uint16, np.uint32),
-            num_candidates=_narrowed(decisions.num_candidates, np.uint8, np.uint16, np.uint32),
+            position=narrowed(decisions.position, np.uint16, np.uint32),
+            num_candidates=narrowed(decisions.num_candidates, np.uint8, np.uint16, np.uint32),
             ids_low=decisions.ids.astype(np.uint16),
-            ids_high=_narrowed(high, np.uint8, np.uint16) if high.any() else np.zeros(0, np.uint8),
+            ids_high=narrowed(high, np.uint8, np.uint16) if high.any() else np.zeros(0, np.uint8),
             logits=_narrowed_logits(decisions.logits),
         )
 
@@ -131,6 +134,7 @@ class Block:
             )
         return Decisions(
             keys=self.keys[rows],
+            checks=self.checks[rows],
             counts=counts,
             position=self.position[tokens].astype(np.int32),
             num_candidates=num_candidates,
@@ -144,15 +148,6 @@ def first_of_each(decisions: Decisions) -> Decisions:
     # unique() gives the first place of each key.
     _, first = np.unique(decisions.keys, return_index=True)
     return decisions if len(first) == len(decisions) else decisions.select(np.sort(first))
-
-
-def _narrowed(values: Array, *dtypes: type) -> Array:
-    """The values in the first of some unsigned types that holds them all."""
-    most = int(values.max()) if len(values) else 0
-    for dtype in dtypes:
-        if most <= np.iinfo(dtype).max:
-            break
-    return values.astype(dtype)
 
 
 def _narrowed_logits(logits: Array) -> Array:

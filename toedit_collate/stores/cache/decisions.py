@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from ..ragged import ranges
-
-Array = npt.NDArray[Any]
+from ..ragged import Array, ranges, sums_of_runs
 
 # Where each array has its rows, and of what type it is.
 _LAYOUT = {
     "keys": ("document", np.uint64),
+    "checks": ("document", np.uint64),
     "counts": ("document", np.int64),
     "position": ("token", np.int32),
     "num_candidates": ("token", np.int32),
@@ -34,6 +31,8 @@ class Decisions:
 
     Attributes:
         keys: (n,) uint64, of each document's content and of which of its tokens may be edited.
+        checks: (n,) uint64, other 64 bits of the same: a document of another content is told apart
+            even where it has the key.
         counts: (n,) int64, decided tokens of each document; often 0.
         position: (d,) int32, place of each decided token in its document, ascending within it.
         num_candidates: (d,) int32, candidates of each; 0 means "drop this token".
@@ -46,6 +45,7 @@ class Decisions:
     """
 
     keys: Array
+    checks: Array
     counts: Array
     position: Array
     num_candidates: Array
@@ -103,16 +103,10 @@ class Decisions:
         candidates = ranges((np.cumsum(widths) - widths)[rows], widths[rows])
         return Decisions(
             keys=self.keys[rows],
+            checks=self.checks[rows],
             counts=counts,
             position=self.position[tokens],
             num_candidates=self.num_candidates[tokens],
             ids=self.ids[candidates],
             logits=self.logits[candidates],
         )
-
-
-def sums_of_runs(values: Array, lengths: Array) -> Array:
-    """(n,) int64: the sum of the first lengths[0] values, of the lengths[1] next ones, ..."""
-    total = np.concatenate([[0], np.cumsum(values, dtype=np.int64)])
-    ends = np.cumsum(lengths)
-    return total[ends] - total[ends - lengths]

@@ -8,9 +8,10 @@ import uuid
 from pathlib import Path
 
 from ...distributed import rank
+from ..segments import read_regular, write_whole
 from .block import Block, DamagedCacheError
 from .identity import Identity
-from .segments import list_segments, read_segment, segment_name, write_segment, write_whole
+from .segments import list_segments, read_block, segment_name, write_block
 
 _IDENTITY = "identity.json"
 
@@ -41,7 +42,7 @@ class IdentityFolder:
             DamagedCacheError: a file can't be used; names it.
         """
         new = [name for name in list_segments(self.path) if name not in self._read]
-        blocks = [read_segment(self.path / name, self._identity.digest) for name in new]
+        blocks = [read_block(self.path / name, self._identity.digest) for name in new]
         self._read.update(new)
         return blocks
 
@@ -56,10 +57,10 @@ class IdentityFolder:
             note = json.dumps(self._identity.as_json(), indent=1)
             write_whole(self.path / _IDENTITY, note.encode())
         name = segment_name(rank(), self._writer, self._num_written)
-        write_segment(self.path / name, block, self._identity.digest)
+        write_block(self.path / name, block, self._identity.digest)
         self._num_written += 1
         self._read.add(name)
-        return read_segment(self.path / name, self._identity.digest)
+        return read_block(self.path / name, self._identity.digest)
 
 
 def list_identities(path: Path) -> list[Identity]:
@@ -71,16 +72,16 @@ def list_identities(path: Path) -> list[Identity]:
     if not path.is_dir():
         return []
     notes = [Path(entry.path) / _IDENTITY for entry in os.scandir(path) if entry.is_dir()]
-    return [_read_note(note) for note in sorted(notes) if note.exists()]
+    return [_read_note(note) for note in sorted(notes) if os.path.lexists(note)]
 
 
 def _read_note(note: Path) -> Identity:
     try:
-        identity = Identity.from_json(json.loads(note.read_text("utf-8")))
-    except (KeyError, TypeError, ValueError) as error:
+        identity = Identity.from_json(json.loads(read_regular(note)))
+    except (AttributeError, KeyError, OSError, RecursionError, TypeError, ValueError) as error:
         raise DamagedCacheError(
-            f"{note} of the decision cache is damaged ({error!r}); delete its folder, and its "
-            "documents are decided anew"
+            f"{note} of the decision cache is damaged ({type(error).__name__}: {error}); delete "
+            "its folder, and its documents are decided anew"
         ) from error
     if identity.digest != note.parent.name:
         raise DamagedCacheError(

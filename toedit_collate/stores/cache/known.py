@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from ..index import KeyIndex
+from ..ragged import Array
 from .block import Block, DamagedCacheError, first_of_each
-from .decisions import Array, Decisions
-from .index import KeyIndex
+from .decisions import Decisions
 
 logger = logging.getLogger("toedit_collate")
 
@@ -28,7 +29,8 @@ class KnownDecisions:
         self.nbytes = 0
         self.num_documents = 0
         self._held: list[Block] = []
-        self._index = KeyIndex()
+        self._index = KeyIndex()  # of the documents of all blocks that are held, one after another
+        self._first_rows = np.zeros(0, np.int64)  # of each of these blocks
         self._pending: list[Block] = []  # each less than half of the one before
         self.hold(held)
 
@@ -39,21 +41,29 @@ class KnownDecisions:
 
     def hold(self, blocks: Sequence[Block]) -> None:
         """Take in blocks that stay as they are; they may know documents that are known."""
+        if not blocks:
+            return
+        sizes = np.cumsum([0, *map(len, blocks)])
+        first_rows = self._index.num_rows + sizes[:-1]
         self._held += blocks
-        self._index.add([block.keys for block in blocks])
+        self._first_rows = np.concatenate([self._first_rows, first_rows])
+        self._index.add(np.concatenate([block.keys for block in blocks]))
         self.nbytes += sum(block.nbytes for block in blocks)
         self.num_documents += sum(map(len, blocks))
 
-    def look_up(self, keys: Array, vocab_size: int) -> tuple[Array, Decisions]:
+    def look_up(self, keys: Array, checks: Array, vocab_size: int) -> tuple[Array, Decisions]:
         """See `DecisionCache.look_up`."""
         block_of, row_of = self._find(keys)
-        known = block_of >= 0
-        places = [np.flatnonzero(block_of == number) for number in np.unique(block_of[known])]
-        parts = []
-        for at in places:
-            number = block_of[at[0]]
+        known = np.zeros(len(keys), bool)
+        places, parts = [], []
+        for number in np.unique(block_of[block_of >= 0]):
+            at = np.flatnonzero(block_of == number)
             held = len(self._held)
             block = self._held[number] if number < held else self._pending[number - held]
+            # A document of another content has the key: its decisions are not those asked for.
+            at = at[block.checks[row_of[at]] == checks[at]]
+            known[at] = True
+            places.append(at)
             parts.append(_checked(block.take(row_of[at]), block, vocab_size))
         decisions = Decisions.concatenate(parts)
         if len(parts) > 1:
@@ -62,7 +72,11 @@ class KnownDecisions:
 
     def _find(self, keys: Array) -> tuple[Array, Array]:
         """The number of each key's block, those that are pending last, and its row; -1: none."""
-        block_of, row_of = self._index.find(keys)
+        rows = self._index.find(keys)
+        block_of = np.searchsorted(self._first_rows, rows, side="right") - 1
+        row_of = rows.copy()
+        is_held = rows >= 0
+        row_of[is_held] -= self._first_rows[block_of[is_held]]
         for number, block in enumerate(self._pending, len(self._held)):
             found, rows = block.find(keys)
             found &= block_of < 0

@@ -1,25 +1,36 @@
-"""The files of a cache: blocks of decisions in safetensors, written once and never changed."""
+"""The files of a cache: blocks of decisions as segments."""
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
-import uuid
-import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 
+from ..ragged import Array
+from ..segments import DamagedFileError, read_segment, write_segment
 from .block import OF_CANDIDATES, OF_DOCUMENTS, OF_TOKENS, Block, DamagedCacheError
-from .decisions import Array
 
+KIND = "toedit decisions, 1"
+_NAMES = (*OF_DOCUMENTS, *OF_TOKENS, *OF_CANDIDATES)
 _NAME = re.compile(r"rank-\d+\.[0-9a-f]+\.\d+\.safetensors")
 _MEND = "delete it, and its documents are decided anew"
+
+# The types that each array may have.
+_TYPES: dict[str, tuple[type, ...]] = {
+    "keys": (np.uint64,),
+    "checks": (np.uint64,),
+    "counts": (np.uint32,),
+    "widths": (np.uint32,),
+    "position": (np.uint16, np.uint32),
+    "num_candidates": (np.uint8, np.uint16, np.uint32),
+    "ids_low": (np.uint16,),
+    "ids_high": (np.uint8, np.uint16),
+    "logits": (np.uint16, np.float16, np.float32),
+}
 
 
 def segment_name(rank: int, writer: str, number: int) -> str:
@@ -40,7 +51,7 @@ def list_segments(folder: Path) -> list[str]:
     return sorted(entry.name for entry in os.scandir(folder) if _NAME.fullmatch(entry.name))
 
 
-def write_segment(path: Path, block: Block, identity: str) -> None:
+def write_block(path: Path, block: Block, identity: str) -> None:
     """Write a block; the file is there whole, or not at all.
 
     Args:
@@ -51,53 +62,29 @@ def write_segment(path: Path, block: Block, identity: str) -> None:
     Raises:
         OSError: it can't be written, the disk being full, say.
     """
-    names = (*OF_DOCUMENTS, *OF_TOKENS, *OF_CANDIDATES)
-    tensors = {name: torch.from_numpy(getattr(block, name)) for name in names}
-    if block.logits.dtype == np.uint16:
-        tensors["logits"] = tensors["logits"].view(torch.bfloat16)
-    metadata = {"identity": identity, "crc32": str(_checksum(block))}
-    write_whole(path, save(tensors, metadata))
+    arrays: dict[str, Any] = {name: getattr(block, name) for name in _NAMES}
+    if block.logits.dtype == np.uint16:  # the upper halves of float32
+        arrays["logits"] = torch.from_numpy(block.logits).view(torch.bfloat16)
+    write_segment(path, KIND, arrays, {"identity": identity})
 
 
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file under another name, see it safely on the disk, and rename it."""
-    unfinished = path.with_name(f"{path.name}.{uuid.uuid4().hex[:12]}.unfinished")
-    try:
-        with unfinished.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            unfinished.unlink()
-        raise
-
-
-def read_segment(path: Path, identity: str) -> Block:
-    """Open a segment. The arrays of tokens and candidates are mapped, not read.
+def read_block(path: Path, identity: str) -> Block:
+    """Open a segment, and check all of it. The arrays of tokens and candidates stay mapped.
 
     Raises:
         DamagedCacheError: the file was cut or changed, or belongs elsewhere.
     """
     try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            arrays = {name: _as_array(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
-        block = _as_block(arrays, path)
-        checksum = int(metadata["crc32"])
-    except (SafetensorError, KeyError, ValueError, TypeError) as error:
+        facts, tensors = read_segment(path, KIND)
+        block = _as_block({name: _as_array(tensor) for name, tensor in tensors.items()}, path)
+    except (DamagedFileError, FileNotFoundError) as error:
         raise DamagedCacheError(
             f"segment {path} of the decision cache is damaged ({error}); {_MEND}"
         ) from error
-    if metadata.get("identity") != identity:
+    if facts.get("identity") != identity:
         raise DamagedCacheError(
             f"segment {path} of the decision cache is of another prior, policy or tokenizer "
-            f"({metadata.get('identity')}) than its folder; move it back, or delete it"
-        )
-    if checksum != _checksum(block):
-        raise DamagedCacheError(
-            f"segment {path} of the decision cache is damaged (wrong checksum); {_MEND}"
+            f"({facts.get('identity')}) than its folder; move it back, or delete it"
         )
     return block
 
@@ -109,6 +96,11 @@ def _as_array(tensor: torch.Tensor) -> Array:
 
 
 def _as_block(arrays: dict[str, Array], path: Path) -> Block:
+    if arrays.keys() != _TYPES.keys():
+        raise DamagedFileError("it has other fields than a segment of decisions")
+    for name, array in arrays.items():
+        if array.dtype not in _TYPES[name] or array.ndim != 1:
+            raise DamagedFileError(f"{name} is of another type or shape")
     # What look-ups search is copied, so that they wait for no disk.
     arrays |= {name: np.array(arrays[name]) for name in OF_DOCUMENTS}
     block = Block(**arrays, source=f"segment {path} of the decision cache")
@@ -118,13 +110,7 @@ def _as_block(arrays: dict[str, Array], path: Path) -> Block:
     for name, size in sizes.items():
         found = len(arrays[name])
         if found != size and not (name == "ids_high" and found == 0):
-            raise ValueError(f"{name} holds {found} numbers instead of {size}")
+            raise DamagedFileError(f"{name} holds {found} numbers instead of {size}")
+    if (block.keys[1:] <= block.keys[:-1]).any():
+        raise DamagedFileError("its keys are out of order")
     return block
-
-
-def _checksum(block: Block) -> int:
-    """Of the arrays that are read at once: those of documents."""
-    checksum = 0
-    for name in OF_DOCUMENTS:
-        checksum = zlib.crc32(getattr(block, name).tobytes(), checksum)
-    return checksum

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import atexit
 import logging
 import os
-import time
-import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .decisions import Array, Decisions
+from ..ragged import Array
+from ..write_behind import WriteBehind
+from .decisions import Decisions
 from .folder import IdentityFolder, list_identities
 from .identity import Identity
 from .known import KnownDecisions
@@ -21,12 +20,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("toedit_collate")
 
-# What was added is written as a segment when it takes so many bytes, or after so many seconds.
+# What was added is written as a segment when it takes so many bytes, or after five minutes.
 SEGMENT_BYTES = 2**24
-MAX_PENDING_SECONDS = 300.0
 
 
-class DecisionCache:
+class DecisionCache(WriteBehind):
     """What a frozen prior decided about documents, so that later epochs need no pass of it.
 
     It holds, for each document, which of its tokens are selected or dropped, and the candidates
@@ -48,6 +46,8 @@ class DecisionCache:
         >>> ToEditCollator(cache.prior(), policy, cache=cache)  # once it is full # doctest: +SKIP
     """
 
+    max_pending_seconds = 300.0
+
     def __init__(
         self, path: str | os.PathLike[str] | None = None, *, max_bytes: int = 2**30
     ) -> None:
@@ -57,19 +57,16 @@ class DecisionCache:
                 "one GiB"
             )
         self.path = None if path is None else Path(path).absolute()
-        if self.path is not None and self.path.exists() and not self.path.is_dir():
+        if self.path is not None and os.path.lexists(self.path) and not self.path.is_dir():
             raise NotADirectoryError(
                 f"path of a decision cache must be a folder, got the file {path}"
             )
+        super().__init__()
         self.max_bytes = max_bytes
         self.identity: Identity | None = None  # with what the decisions were made that count now
         self._known: KnownDecisions | None = None
         self._folder: IdentityFolder | None = None
         self._can_write = True
-        self._last_write = time.monotonic()
-        self._pid = os.getpid()
-        # What was not written is written at exit; not by a forked worker, which has a copy of it.
-        atexit.register(_close_at_exit, weakref.ref(self))
 
     def __repr__(self) -> str:
         where = "in memory" if self.path is None else repr(str(self.path))
@@ -83,12 +80,6 @@ class DecisionCache:
         self.__init__(state["path"], max_bytes=state["max_bytes"])  # type: ignore[misc]
         self.identity = state["identity"]
 
-    def __del__(self) -> None:
-        # At the end of Python modules are gone, so after _close_at_exit nothing may be called.
-        known = getattr(self, "_known", None)
-        if known is not None and known.pending_bytes:
-            self._flush_or_warn()
-
     def open(self, identity: Identity) -> None:
         """Say which prior, policy and tokenizer decide from now on; `Identity.of` makes one.
 
@@ -99,7 +90,7 @@ class DecisionCache:
         if now is not None and (identity is now or identity.digest == now.digest):
             return
         if now is not None:
-            self._flush_or_warn()
+            self._write_or_report()
         self.identity = identity
         self._known = self._folder = None
 
@@ -119,11 +110,12 @@ class DecisionCache:
         known = self._opened()
         return known.was_full or known.nbytes >= self.max_bytes
 
-    def look_up(self, keys: Array) -> tuple[Array, Decisions]:
+    def look_up(self, keys: Array, checks: Array) -> tuple[Array, Decisions]:
         """What was decided about some documents.
 
         Args:
-            keys: (n,) uint64.
+            keys: (n,) uint64, as `Decisions` has them.
+            checks: (n,) uint64; a document that has another is not known.
 
         Returns:
             (n,) bool, which are known; and the decisions of those, in the order of `keys`. A key
@@ -135,7 +127,7 @@ class DecisionCache:
         """
         known = self._opened()
         assert self.identity is not None
-        return known.look_up(keys, self.identity.vocab_size)
+        return known.look_up(keys, checks, self.identity.vocab_size)
 
     def add(self, decisions: Decisions) -> None:
         """Keep decisions; documents that are known are left out.
@@ -144,12 +136,11 @@ class DecisionCache:
             RuntimeError: `open` was not called.
         """
         known = self._opened()
-        self._leave_to_parent()
+        self._notice_fork()
         known.add(decisions)
-        waited = time.monotonic() - self._last_write
-        is_late = self.path is not None and waited > MAX_PENDING_SECONDS
+        is_late = self.path is not None and self._is_late()
         if is_late or known.pending_bytes >= SEGMENT_BYTES:
-            self._flush_or_warn()
+            self._write_or_report()
 
     def refresh(self) -> None:
         """Read what other processes have written.
@@ -168,24 +159,10 @@ class DecisionCache:
         Raises:
             OSError: it can't be written; the decisions stay in memory.
         """
-        self._leave_to_parent()
-        self._last_write = time.monotonic()
+        self._notice_fork()
+        self._count_from_now()
         if self._known is not None:
             self._known.settle(None if self._folder is None else self._folder.write)
-
-    def close(self) -> None:
-        """Write everything.
-
-        Raises:
-            OSError: it can't be written.
-        """
-        self.flush()
-
-    def __enter__(self) -> DecisionCache:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def prior(self, policy: EditPolicy | None = None, prior: str | None = None) -> CachedPrior:
         """A stand-in for the prior, for a run whose documents are all in the cache.
@@ -215,32 +192,25 @@ class DecisionCache:
             self._known = KnownDecisions(self.max_bytes, held)
         return self._known
 
+    def _has_pending(self) -> bool:
+        known = self._known
+        return self.path is not None and known is not None and known.pending_bytes > 0
+
     def _leave_to_parent(self) -> None:
-        """In a forked process: what its parent has not written is the parent's to write."""
-        if os.getpid() == self._pid:
-            return
-        self._pid = os.getpid()
         if self._known is not None:
             self._known.settle()
         if self._folder is not None:
             self._folder.claim()
 
-    def _flush_or_warn(self) -> None:
-        """Write; what can't be written is no reason to end a training run."""
-        if os.getpid() != self._pid or not self._can_write:
-            return
-        try:
-            self.flush()
-        except OSError as error:
-            self._can_write = False
-            logger.warning(
-                "the decision cache %s can't be written (%s); this run keeps it in memory",
-                self.path,
-                error,
-            )
+    def _write_or_report(self) -> None:
+        if self._can_write:
+            super()._write_or_report()
 
-
-def _close_at_exit(cache: weakref.ref[DecisionCache]) -> None:
-    alive = cache()
-    if alive is not None:
-        alive._flush_or_warn()
+    def _report(self, error: Exception) -> None:
+        # What can't be written is no reason to end a training run.
+        self._can_write = False
+        logger.warning(
+            "the decision cache %s can't be written (%s); this run keeps it in memory",
+            self.path,
+            error,
+        )

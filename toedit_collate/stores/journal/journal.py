@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import os
+import warnings
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from .frames import Array, arrow
+from ..ragged import Array
+from .counts import counts_of
 from .keys import keys_of
+from .recorder import EditRecorder
 from .replay import Texts, replay_generation
-from .store import store_of
-from .table import Found
+
+# Journals of this process, by folder.
+JOURNALS: weakref.WeakValueDictionary[str, Journal] = weakref.WeakValueDictionary()
 
 
-class Journal:
+class Journal(EditRecorder):
     """A record of every token that was changed, by generation, in a folder.
 
     Give it to a `ToEditCollator`, and each document has one edit per generation (Eq. 3 of
@@ -26,45 +30,62 @@ class Journal:
 
     Generations count from 1, the one that an unswapped prior edits; 0 is the source. Documents are
     known by the content of their source, so a journal does not depend on the order of the data, on
-    batches or on ranks. Each rank writes files of its own, and reads all.
+    batches or on ranks. Each rank writes files of its own, and reads all. Reading takes no lock and
+    writes nothing: a journal may be read while a run writes it, and from a read-only folder.
+
+    In one process, journals of one folder are one object: also those that were pickled or copied.
 
     Args:
         path: of the folder; made when the first edit is written.
 
     Raises:
-        ImportError: pyarrow is not installed.
         NotADirectoryError: `path` is a file.
 
     Example:
-        >>> journal = Journal("run/journal")  # doctest: +SKIP
-        >>> collator = ToEditCollator(prior, journal=journal)  # doctest: +SKIP
-        >>> journal.replay(source_ids, generation=1)  # doctest: +SKIP
+        >>> import tempfile, torch
+        >>> from toedit_collate import EditPolicy, Prior, ToEditCollator
+        >>> from transformers import LlamaConfig, LlamaForCausalLM, default_data_collator
+        >>> config = LlamaConfig(vocab_size=32, hidden_size=8, intermediate_size=8,
+        ...     num_hidden_layers=1, num_attention_heads=1, pad_token_id=0)
+        >>> prior = Prior(LlamaForCausalLM(config))
+        >>> source, folder = [5, 6, 7, 8], tempfile.TemporaryDirectory()
+        >>> with Journal(folder.name) as journal:
+        ...     policy = EditPolicy(threshold=1e-9, exclude_original=True)
+        ...     collator = ToEditCollator(
+        ...         prior, policy, base_collator=default_data_collator, journal=journal
+        ...     )
+        ...     edited = collator([{"input_ids": source}])["input_ids"][0].tolist()
+        ...     journal.replay(source, generation=1) == edited != source
+        True
+        >>> folder.cleanup()
     """
 
+    def __new__(cls, path: str | os.PathLike[str]) -> Journal:
+        """The journal of that folder, if this process has one."""
+        journal = JOURNALS.get(os.path.realpath(path))
+        return super().__new__(cls) if journal is None else journal
+
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        arrow()
-        self.path = Path(path).absolute()
-        if self.path.exists() and not self.path.is_dir():
+        folder = Path(path)
+        if JOURNALS.get(os.path.realpath(path)) is self:
+            return
+        if os.path.lexists(folder) and not folder.is_dir():
             raise NotADirectoryError(f"path of a journal must be a folder, got the file {path}")
-        # Journals of one path in one process know the same, written yet or not.
-        self._store = store_of(self.path)
+        super().__init__(folder.absolute())
+        JOURNALS[os.path.realpath(path)] = self
 
     def __repr__(self) -> str:
         return f"Journal({str(self.path)!r}, generations={self.generations})"
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["path"])  # type: ignore[misc]
-
-    @property
-    def generations(self) -> list[int]:
-        """Numbers of the generations that edited something."""
-        return self._store.generations()
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Journal, (self.path,)
 
     def replay(self, ids: Sequence[int], generation: int) -> list[int]:
         """A document as a generation trained on it.
+
+        Warns where no generation up to this one knows the document: then it was not trained on, or
+        not with these ids (another template, truncation or special tokens), or nothing in it could
+        be edited.
 
         Args:
             ids: token ids of the source document, as it was collated.
@@ -76,19 +97,35 @@ class Journal:
         Returns:
             The edited ids; as they came where no generation edited the document.
         """
-        return self.revise(ids, generation)[0].tolist()
+        revised, _, known = self._revise(ids, generation)
+        if generation > 0 and len(ids) > 1 and not known:
+            warnings.warn(
+                f"the journal {self.path} knows no document of these {len(ids)} tokens, so it is "
+                "given back as it came: it was not trained on, or nothing in it could be edited, "
+                "or its ids are others than those that were collated (template, truncation, "
+                "special tokens); Journal.knows tells",
+                stacklevel=2,
+            )
+        return revised.tolist()
 
     def revise(self, ids: Sequence[int], generation: int) -> tuple[Array, Array]:
         """As `replay`, with the place in `ids` of each token that is left: two (m,) int64."""
+        return self._revise(ids, generation)[:2]
+
+    def _revise(self, ids: Sequence[int], generation: int) -> tuple[Array, Array, bool]:
+        """As `revise`, and whether any generation knows the document."""
         self._check_generation(generation)
         tokens = np.asarray(ids, dtype=np.int64)
         if tokens.ndim != 1:
             raise ValueError(
                 f"ids must be the token ids of one document, got an array of shape {tokens.shape}"
             )
-        texts = Texts.of(tokens, np.zeros(min(len(tokens), 1), np.int64))
-        self.bring_forward(texts, _key_of(tokens), generation)
-        return texts.tokens[~texts.removed], np.flatnonzero(~texts.removed)
+        keys = _key_of(tokens)
+        texts = Texts.of(tokens, np.zeros(len(keys), np.int64))
+        self.bring_forward(texts, keys, generation)
+        known = (self.look_up(keys, n).known.any() for n in range(1, generation + 1))
+        left = ~texts.removed
+        return texts.tokens[left], np.flatnonzero(left), any(known)
 
     def knows(self, ids: Sequence[int], generation: int) -> bool:
         """Whether a generation edited a document, changed or not."""
@@ -105,64 +142,8 @@ class Journal:
         For each generation: `documents`, `tokens` of them, `scored`, `selected`, `changed` and
         `dropped` tokens, `selected_share` and `changed_share` of the scored ones (Table 9).
         """
-        return self._store.stats()
-
-    def flush(self) -> None:
-        """Write what was not written yet."""
-        self._store.flush()
-
-    def close(self) -> None:
-        """Write everything, and let other processes write to the journal."""
-        self._store.close()
-
-    def __enter__(self) -> Journal:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    # What follows serves the collator and the callback.
-
-    def start_run(self, run: str, *, attempt: int = 0, resumed_at: int = 0) -> None:
-        """Say which run of training writes from now on.
-
-        Args:
-            run: its identity, the same on all ranks and after it was resumed.
-            attempt: how often the run was resumed.
-            resumed_at: step of the checkpoint. What earlier attempts wrote of later steps is void
-                from now on.
-        """
-        self._store.start_run(run, attempt, resumed_at)
-
-    @property
-    def run_started(self) -> bool:
-        """Whether `start_run` was called."""
-        return self._store.run_started
-
-    def last_attempt(self, run: str) -> int | None:
-        """The number of a run's last attempt; None: it wrote nothing."""
-        return self._store.last_attempt(run)
-
-    def start_generation(self, generation: int, prior: str, policy: dict[str, Any]) -> None:
-        """Say what is recorded from now on, if it is not known yet.
-
-        Args:
-            generation: its number, from 1.
-            prior: fingerprint of the prior's weights.
-            policy: of the edit, as JSON.
-
-        Raises:
-            ValueError: another prior or policy made this generation, or there are later ones.
-        """
-        self._store.start_generation(generation, prior, policy)
-
-    def refresh(self) -> None:
-        """Read what other ranks have written."""
-        self._store.refresh()
-
-    def look_up(self, keys: Array, generation: int) -> Found:
-        """The edits that one generation made of n documents, by their (n,) uint64 keys."""
-        return self._store.table(generation).look_up(keys)
+        self.flush()
+        return counts_of(self.path)
 
     def bring_forward(self, texts: Texts, keys: Array, generation: int, *, since: int = 0) -> None:
         """Bring n documents from their state after `since` (0: the source) to that after another.
@@ -182,22 +163,6 @@ class Journal:
             except ValueError as error:
                 raise ValueError(f"journal {self.path}, generation {number}: {error}") from error
 
-    def record(
-        self, keys: Array, lengths: Array, counts: Array, changes: Array, step: int, **sums: int
-    ) -> None:
-        """Add the edits of n documents, made at a step of training.
-
-        Args:
-            keys: (n,) uint64, of the source documents.
-            lengths: (n,) int64, tokens of each.
-            counts: (n,) int64, changes of each.
-            changes: (c, 3), position, old and new token (-1: removed), relative to the document as
-                it was before this edit.
-            step: updates made before.
-            sums: `scored` and `selected` tokens.
-        """
-        self._store.record(keys, lengths, counts, changes, step, sums)
-
     def _check_generation(self, generation: int) -> None:
         if isinstance(generation, bool) or not isinstance(generation, int):
             raise TypeError(f"generation must be a whole number, got {generation!r}")
@@ -210,4 +175,4 @@ class Journal:
 
 
 def _key_of(tokens: Array) -> Array:
-    return keys_of(torch.from_numpy(tokens), [len(tokens)] if len(tokens) else [])
+    return keys_of(tokens, [len(tokens)] if len(tokens) else [])

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from .frames import STEP_COLUMNS, Array, Frame
+from ..ragged import Array
+from .frames import STEP_COLUMNS, Frame
 
 
 class PendingEdits:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .frames import Array
+from ..ragged import Array
 from .table import Found
 
 

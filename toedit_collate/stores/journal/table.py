@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from ..ragged import ranges
-from .frames import Array
+from ..index import KeyIndex
+from ..ragged import Array, ranges
+from .frames import Frame
 
-# Edits of this run gather in a dictionary; at so many, or at this share of the whole, they are
-# sorted in with the others.
-MAX_RECENT = 8192
-MAX_RECENT_SHARE = 1 / 16
 _NO_CHANGES = np.zeros((0, 3), np.int32)  # of most documents
 
 
@@ -35,90 +32,98 @@ class Found:
 class EditTable:
     """Edits by document key; of two edits of one document, the first stands.
 
-    It takes 16 bytes a document and 12 a change.
+    It takes 20 bytes a document and 12 a change; up to twice as many while it grows.
+
+    Example:
+        >>> table = EditTable()
+        >>> table.add(np.array([7], np.uint64), np.array([1]), np.array([[4, 11, 12]]))
+        >>> table.look_up(np.array([7, 8], np.uint64)).known.tolist()
+        [True, False]
     """
 
     def __init__(self) -> None:
-        self._keys = np.zeros(0, np.uint64)
-        self._begin = np.zeros(1, np.int64)  # of the changes of each key, and the end of the last
-        self._changes = _NO_CHANGES
-        self._recent: dict[int, Array] = {}
+        self._index = KeyIndex()
+        self._ends = _Growing(np.zeros(1, np.int64))  # of the changes of each row
+        self._changes = _Growing(_NO_CHANGES)
+
+    @classmethod
+    def of(cls, parts: Sequence[tuple[int, Frame, Array]]) -> EditTable:
+        """A table of frames; of two edits of a document, that of the earlier step stands.
+
+        Args:
+            parts: rank, frame and (n,) bool, which of its documents hold; see `read_valid`. Of one
+                step, the edit of the lower rank stands.
+        """
+        table = cls()
+        steps = np.concatenate([frame.step_of_document[holds] for _, frame, holds in parts])
+        ranks = np.concatenate([np.full(holds.sum(), rank) for rank, _, holds in parts])
+        keys = np.concatenate([frame.keys[holds] for _, frame, holds in parts])
+        counts = np.concatenate([frame.counts[holds] for _, frame, holds in parts])
+        changes = np.concatenate(
+            [frame.changes[np.repeat(holds, frame.counts)] for _, frame, holds in parts]
+        )
+        order = np.lexsort((ranks, steps))
+        begin = np.cumsum(counts) - counts
+        table.add(keys[order], counts[order], changes[ranges(begin[order], counts[order])])
+        return table
 
     def __len__(self) -> int:
-        return len(self._keys) + len(self._recent)
+        return self._index.num_rows
 
     @property
     def num_changes(self) -> int:
         """Changed and removed tokens of all documents."""
-        return len(self._changes) + sum(map(len, self._recent.values()))
+        return len(self._changes.values)
 
-    def add(self, key: int, changes: Array) -> None:
-        """Add one document's (c, 3) changes."""
-        if self._is_sorted_in(key):
-            return
-        self._recent.setdefault(key, changes.astype(np.int32) if len(changes) else _NO_CHANGES)
-        if len(self._recent) > max(MAX_RECENT, MAX_RECENT_SHARE * len(self._keys)):
-            self._sort_in_recent()
-
-    def add_many(self, keys: Array, counts: Array, changes: Array) -> None:
-        """Add the changes of many documents; they stand behind those that are there.
+    def add(self, keys: Array, counts: Array, changes: Array) -> None:
+        """Add the changes of documents; of one that is there, those that are there stay.
 
         Args:
             keys: (n,) uint64.
             counts: (n,) int64, changes of each.
             changes: (c, 3), of all, one after the other.
         """
-        self._sort_in_recent()
-        self._sort_in(keys, counts, changes)
-
-    def _is_sorted_in(self, key: int) -> bool:
-        place = np.searchsorted(self._keys, np.uint64(key))
-        return bool(place < len(self._keys) and self._keys[place] == key)
-
-    def _sort_in_recent(self) -> None:
-        if not self._recent:
-            return
-        recent, self._recent = self._recent, {}
-        self._sort_in(
-            np.fromiter(recent, np.uint64, len(recent)),
-            np.fromiter(map(len, recent.values()), np.int64, len(recent)),
-            np.concatenate(list(recent.values())),
-        )
-
-    def _sort_in(self, keys: Array, counts: Array, changes: Array) -> None:
-        keys = np.concatenate([self._keys, keys])
-        counts = np.concatenate([np.diff(self._begin), counts])
-        begin = np.cumsum(counts) - counts
-        changes = np.concatenate([self._changes, changes.astype(np.int32)])
-        # unique() gives the first place of each key, so that the first edit stands.
-        self._keys, first = np.unique(keys, return_index=True)
-        counts = counts[first]
-        self._changes = changes[ranges(begin[first], counts)]
-        self._begin = np.concatenate([[0], np.cumsum(counts)])
+        is_new = self._index.find(keys) < 0
+        is_new[is_new] = _is_first(keys[is_new])
+        self._index.add(keys[is_new])
+        self._changes.append(changes[np.repeat(is_new, counts)])
+        self._ends.append(self._ends.values[-1] + np.cumsum(counts[is_new]))
 
     def look_up(self, keys: Array) -> Found:
         """Find the edits of n documents, (n,) uint64 keys."""
-        known = np.zeros(len(keys), bool)
-        counts = np.zeros(len(keys), np.int64)
-        changes = _NO_CHANGES
-        if len(self._keys):
-            place = np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)
-            known = self._keys[place] == keys
-            counts = np.where(known, self._begin[place + 1] - self._begin[place], 0)
-            changes = self._changes[ranges(self._begin[place], counts)]
-        document = np.repeat(np.arange(len(keys)), counts)
-        missed = np.flatnonzero(~known) if self._recent else ()
-        more = [(row, self._recent.get(int(keys[row]))) for row in missed]
-        recent = [(row, edit) for row, edit in more if edit is not None]
-        if recent:
-            known[[row for row, _ in recent]] = True
-            changes = np.concatenate([changes, *(edit for _, edit in recent)])
-            document = np.concatenate(
-                [document, *(np.full(len(edit), row) for row, edit in recent)]
-            )
-        return Found(known, document, changes.astype(np.int64))
+        rows = self._index.find(keys)
+        known = rows >= 0
+        documents = np.flatnonzero(known)
+        rows = rows[documents]
+        ends = self._ends.values
+        begin = ends[rows]
+        counts = ends[rows + 1] - begin
+        return Found(
+            known,
+            np.repeat(documents, counts),
+            self._changes.values[ranges(begin, counts)].astype(np.int64),
+        )
 
-    def keys(self) -> Iterable[int]:
-        """The keys of all documents."""
-        yield from self._keys.tolist()
-        yield from self._recent
+
+class _Growing:
+    """An array that rows are appended to; it doubles, so that each is copied once or twice."""
+
+    def __init__(self, first: Array) -> None:
+        self._buffer = first
+        self.values = first
+
+    def append(self, rows: Array) -> None:
+        size, end = len(self.values), len(self.values) + len(rows)
+        if end > len(self._buffer):
+            room = end if size < 2 else max(end, 2 * size)
+            self._buffer = np.empty((room, *self._buffer.shape[1:]), self._buffer.dtype)
+            self._buffer[:size] = self.values
+        self._buffer[size:end] = rows
+        self.values = self._buffer[:end]
+
+
+def _is_first(keys: Array) -> Array:
+    """(n,) bool, whether no such key stands before it."""
+    first = np.zeros(len(keys), bool)
+    first[np.unique(keys, return_index=True)[1]] = True
+    return first

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ...stores.journal.frames import Array
 from ...stores.journal.keys import keys_of
 from ...stores.journal.replay import Texts
+from ...stores.ragged import Array
 from ..errors import UnusableError
 from .rows import Batch, Data, Row
 from .tokens import SAVE, per_token, row_labels, whole_numbers

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from ...stores.journal import Journal
-from ...stores.journal.frames import Array
 from ...stores.journal.replay import Texts
+from ...stores.ragged import Array
 from ..errors import UnusableError
 from .documents import Documents, find_documents
 from .rows import Batch, Data, Row

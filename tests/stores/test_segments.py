@@ -1,0 +1,255 @@
+"""The floor under both stores: segments, the index of keys, and who writes when."""
+
+import json
+import os
+import re
+import signal
+import struct
+import subprocess
+import sys
+import textwrap
+import zlib
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from journals import in_child
+from safetensors.torch import save_file
+
+from toedit_collate.stores import segments
+from toedit_collate.stores.index import KeyIndex
+from toedit_collate.stores.locks import WriterLock
+from toedit_collate.stores.segments import (
+    DamagedFileError,
+    read_regular,
+    read_segment,
+    write_segment,
+)
+
+ARRAYS = {
+    "keys": np.arange(20, dtype=np.uint64) * 2**59,
+    "counts": np.arange(20, dtype=np.uint32),
+    "none": np.zeros(0, np.int64),
+    "logits": torch.linspace(-3, 3, 33).bfloat16(),
+}
+FACTS = {"of": {"a": ["ü", None, 1.5]}}
+
+
+@pytest.fixture
+def path(tmp_path):
+    path = tmp_path / "a.safetensors"
+    write_segment(path, "test, 1", ARRAYS, FACTS, ("counts", "none"))
+    return path
+
+
+def crafted(path, tensors, facts):
+    """A segment with the right checksum, but what no writer writes."""
+    text = json.dumps(facts)
+    save_file(tensors, path, {"facts": text, "checksum": segments._checksum(text, tensors)})
+
+
+class TestSegments:
+    def test_come_back_as_they_were_written(self, path):
+        facts, tensors = read_segment(path, "test, 1")
+        assert facts == {"kind": "test, 1", **FACTS}
+        assert tensors.keys() == ARRAYS.keys()
+        for name, array in ARRAYS.items():
+            assert torch.equal(tensors[name], torch.as_tensor(array))
+
+    @given(st.lists(st.integers(0, 2**64 - 1)), st.sampled_from(["u1", "u2", "u4", "u8"]))
+    @settings(deadline=None, max_examples=30)
+    def test_deflated_numbers_come_back(self, tmp_path_factory, values, dtype):
+        path = tmp_path_factory.mktemp("segments") / "a"
+        values = np.array(values, np.uint64).astype(dtype)
+        write_segment(path, "k", {"values": values}, {}, ("values",))
+        read = read_segment(path, "k")[1]["values"].numpy()
+        assert read.dtype == values.dtype
+        assert read.tolist() == values.tolist()
+
+    def test_of_another_kind(self, path):
+        with pytest.raises(DamagedFileError, match="no segment of the kind 'test, 2'"):
+            read_segment(path, "test, 2")
+
+    def test_one_that_is_not_there(self, tmp_path):
+        with pytest.raises(FileNotFoundError):
+            read_segment(tmp_path / "none", "test, 1")
+
+    def test_a_failed_write_leaves_nothing(self, tmp_path, monkeypatch):
+        def fail(_):
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(segments.os, "fsync", fail)
+        with pytest.raises(OSError, match="No space"):
+            write_segment(tmp_path / "a", "k", ARRAYS, {})
+        assert not list(tmp_path.iterdir())
+
+
+class TestHostileFiles:
+    """All are refused by one clear error, at once, and without memory for what they claim."""
+
+    @pytest.mark.parametrize("make", ["fifo", "folder", "loop", "nowhere", "socket"])
+    def test_what_is_no_file(self, tmp_path, make):
+        path = tmp_path / "a"
+        {
+            "fifo": lambda: os.mkfifo(path),
+            "folder": path.mkdir,
+            "loop": lambda: path.symlink_to(path),
+            "nowhere": lambda: path.symlink_to(tmp_path / "none"),
+            "socket": lambda: os.mknod(path, 0o140600),
+        }[make]()
+        for read in (lambda: read_segment(path, "k"), lambda: read_regular(path)):
+            with pytest.raises(DamagedFileError, match=r"regular file|can't be read|link to noth"):
+                read()
+
+    def test_a_small_file_with_a_long_header(self, tmp_path):
+        path = tmp_path / "a"
+        for length in (2**40, 2**63, 10**8):
+            path.write_bytes(struct.pack("<Q", length) + b"{}")
+            with pytest.raises(DamagedFileError, match="no whole safetensors file"):
+                read_segment(path, "k")
+
+    def test_counts_of_two_to_the_forty(self, tmp_path):
+        header = json.dumps({"a": {"dtype": "U8", "shape": [2**40], "data_offsets": [0, 2**40]}})
+        path = tmp_path / "a"
+        path.write_bytes(struct.pack("<Q", len(header)) + header.encode())
+        with pytest.raises(DamagedFileError, match="no whole safetensors file"):
+            read_segment(path, "k")
+        packed = torch.frombuffer(bytearray(zlib.compress(b"")), dtype=torch.uint8)
+        for length in (2**40, -1):
+            crafted(path, {"a": packed}, {"kind": "k", "deflated": {"a": ["<u8", length]}})
+            with pytest.raises(DamagedFileError, match="can't hold"):
+                read_segment(path, "k")
+
+    def test_a_column_that_unpacks_to_more_than_it_says(self, tmp_path):
+        path = tmp_path / "a"
+        bomb = zlib.compress(bytes(10**7), 9)
+        assert len(bomb) < 10**4
+        packed = torch.frombuffer(bytearray(bomb), dtype=torch.uint8)
+        for length in (5, 10**7 - 1):
+            crafted(path, {"a": packed}, {"kind": "k", "deflated": {"a": ["|u1", length]}})
+            with pytest.raises(DamagedFileError, match=f"hold the {length} numbers"):
+                read_segment(path, "k")
+
+    @pytest.mark.parametrize(
+        "facts",
+        [
+            [], None, 3, "k", {}, {"kind": "k"}, {"kind": "k", "deflated": None},
+            {"kind": "k", "deflated": []}, {"kind": "k", "deflated": {"b": ["<u8", 1]}},
+            {"kind": "k", "deflated": {"a": None}}, {"kind": "k", "deflated": {"a": ["<u8"]}},
+            {"kind": "k", "deflated": {"a": ["nonsense", 1]}},
+            {"kind": "k", "deflated": {"a": ["O", 1]}},
+            {"kind": "k", "deflated": {"a": ["<u8", "1"]}},
+            {"kind": "k", "deflated": {"a": [None, None]}},
+        ],
+        ids=repr,
+    )  # fmt: skip
+    def test_facts_that_are_none(self, tmp_path, facts):
+        crafted(tmp_path / "a", {"a": torch.zeros(3, dtype=torch.uint8)}, facts)
+        with pytest.raises(DamagedFileError):
+            read_segment(tmp_path / "a", "k")
+
+    def test_facts_that_are_too_deep(self, tmp_path):
+        text = "[" * 100_000
+        tensors = {"a": torch.zeros(3)}
+        metadata = {"facts": text, "checksum": segments._checksum(text, tensors)}
+        save_file(tensors, tmp_path / "a", metadata)
+        with pytest.raises(DamagedFileError, match="recursion"):
+            read_segment(tmp_path / "a", "k")
+
+    def test_a_large_note(self, tmp_path):
+        (tmp_path / "a").write_bytes(bytes(101))
+        with pytest.raises(DamagedFileError, match="larger than 100 bytes"):
+            read_regular(tmp_path / "a", most=100)
+
+
+class TestKeyIndex:
+    @given(st.lists(st.lists(st.integers(0, 30)), max_size=8), st.lists(st.integers(0, 35)))
+    @settings(deadline=None)
+    def test_is_a_dictionary_of_first_rows(self, batches, asked):
+        index, expected, row = KeyIndex(), {}, 0
+        for keys in batches:
+            index.add(np.array(keys, np.uint64))
+            for key in keys:
+                expected.setdefault(key, row)
+                row += 1
+        found = index.find(np.array(asked, np.uint64))
+        assert found.tolist() == [expected.get(key, -1) for key in asked]
+        assert index.num_rows == row
+
+
+class TestLock:
+    def test_ends_with_its_process(self, tmp_path):
+        def work():
+            WriterLock(tmp_path / "lock", "it")
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        assert in_child(work) == "killed"
+        WriterLock(tmp_path / "lock", "it").release()
+
+    def test_a_copy_in_a_forked_process_ends_nothing(self, tmp_path):
+        lock = WriterLock(tmp_path / "lock", "it")
+        in_child(lock.release)
+        assert in_child(WriterLock, tmp_path / "lock", "it").startswith("BlockingIOError: it is")
+        lock.release()
+        lock.release()
+
+
+def ended(code, *arguments):
+    """A process that ends: its status, and what it said."""
+    here = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    paths = os.pathsep.join([here, os.path.dirname(here), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)],
+        env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    return done.returncode, done.stderr
+
+
+class TestEndOfAProcess:
+    """What can't be written is said in one line, and leaves no traceback at exit."""
+
+    FULL = """
+        import sys
+        from toedit_collate.stores import segments
+        def fail(_): raise OSError(28, "No space left on device")
+        segments.os.fsync = fail
+    """
+    JOURNAL = """
+        from journals import record
+        from toedit_collate import Journal
+        journal = Journal(sys.argv[1])
+        record(journal, [5, 6], {1: 7})
+    """
+    CACHE = """
+        sys.path.insert(0, sys.argv[2])
+        import test_cache
+        cache = test_cache.opened(sys.argv[1])
+        cache.add(test_cache.some(1, 2))
+    """
+
+    @pytest.mark.parametrize(
+        ("store", "said"),
+        [(JOURNAL, "the last edits of 1 documents are not in the journal, which can't be written: "
+                   ".*No space left on device"),
+         (CACHE, "can't be written .*No space left on device.*keeps it in memory")],
+        ids=["journal", "cache"],
+    )  # fmt: skip
+    def test_on_a_full_disk(self, tmp_path, store, said):
+        code = textwrap.dedent(self.FULL) + textwrap.dedent(store)
+        status, error = ended(code, tmp_path / "store", os.path.dirname(__file__))
+        assert status == 0
+        assert re.search(said, error)
+        assert "Traceback" not in error
+        assert "Exception ignored" not in error
+        assert not [p for p in (tmp_path / "store").rglob("*") if "safetensors" in p.name]
+
+    def test_a_second_writer(self, tmp_path):
+        lock = WriterLock(tmp_path / "rank-00000.lock", "it")
+        status, error = ended("import sys" + textwrap.dedent(self.JOURNAL), tmp_path)
+        lock.release()
+        assert status == 0
+        assert "being written by another process; give every run a journal of its own" in error
+        assert "Traceback" not in error
+        assert "Exception ignored" not in error
