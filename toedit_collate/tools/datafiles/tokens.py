@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ...stores.journal.frames import Array
+from ...stores.ragged import Array
 from ..errors import first_line
 from .rows import Batch, Data, Row
 
