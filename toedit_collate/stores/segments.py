@@ -169,7 +169,7 @@ def _checksum(facts: str, tensors: Mapping[str, Tensor]) -> str:
         tensor = tensors[name]
         digest.update(f"\n{json.dumps(name)} {tensor.dtype} {list(tensor.shape)}\n".encode())
         if tensor.numel():
-            digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy())
+            digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

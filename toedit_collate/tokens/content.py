@@ -35,7 +35,7 @@ def content_digests(tokens: Array, lengths: Sequence[int], marks: Array | None =
     words = tokens.astype("<u4")
     if marks is not None:
         words = words << np.uint32(1) | marks
-    content = memoryview(words.astype("<u4", copy=False)).cast("B")
+    content = memoryview(words.astype("<u4", copy=False).tobytes())
     digests, begin = [], 0
     for length in lengths:
         end = begin + 4 * length

@@ -85,7 +85,8 @@ def scan_files(folder: Path) -> tuple[list[SegmentFile], list[Path]]:
     for entry in os.scandir(folder):
         match = _NAME.fullmatch(entry.name)
         if match:
-            found.append(SegmentFile(*map(int, match.groups()), Path(entry.path)))  # type: ignore[arg-type]
+            generation, rank, first, last = map(int, match.groups())
+            found.append(SegmentFile(generation, rank, first, last, Path(entry.path)))
         elif _OLD_NAME.fullmatch(entry.name):
             raise DamagedJournalError(
                 f"journal {folder} was written by an earlier version of this package, in another "
