@@ -15,6 +15,7 @@ from .inspect import add_inspect
 from .journal import add_journal
 from .plan import add_plan
 from .theory import add_theory
+from .sft import add_sft
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,6 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_demo(commands)
     add_bench(commands)
     add_plan(commands)
+    add_sft(commands)
     add_apply(commands)
     add_inspect(commands)
     add_journal(commands)

@@ -11,17 +11,21 @@ from ..tools.demo_model.kept import demo_model
 from ..tools.demo_model.source import DEMO
 from ..tools.errors import UnusableError
 from ..tools.fields import read_fields
+from ..tools.nearest import did_you_mean
 from .arguments import RunArguments
 
 _MODELS = ("model_name_or_path", "prior", "tokenizer_name", "config_name")
 
 
-def parse(*classes: type, args: Sequence[str] | None = None) -> tuple[Any, ...]:
+def parse(
+    *classes: type, args: Sequence[str] | None = None, prog: str | None = None
+) -> tuple[Any, ...]:
     """Read `--config FILE.yaml` and `--field value ...` into dataclasses, by TRL's `TrlParser`.
 
     Args:
         classes: the dataclasses; no two may have a field of the same name.
         args: of the command line; None: this process's.
+        prog: what the command is called; None: as this process was.
 
     Returns:
         One instance of each class. A `RunArguments` among them has in `given` what was asked for.
@@ -35,10 +39,11 @@ def parse(*classes: type, args: Sequence[str] | None = None) -> tuple[Any, ...]:
     given = list(sys.argv[1:] if args is None else args)
     # Without a usage of its own, each error would come behind that of some 200 options.
     usage = "%(prog)s --config FILE.yaml [--field value ...]    (--help: all fields)"
-    parser: Any = TrlParser(list(classes), usage=usage)  # type: ignore[arg-type]
+    parser: Any = TrlParser(list(classes), prog=prog, usage=usage)  # type: ignore[arg-type]
     try:
+        asked = {} if {"-h", "--help"} & set(given) else given_values(given)
+        _check_names(asked, parser)  # a misspelt field is not told as a missing one
         parsed = parser.parse_args_and_config(list(given))
-        asked = given_values(given)
     except (OSError, TypeError, ValueError, UnusableError) as error:
         parser.error(str(error))
     for one in parsed:
@@ -52,6 +57,15 @@ def parse(*classes: type, args: Sequence[str] | None = None) -> tuple[Any, ...]:
         for one, name in made_here:
             setattr(one, name, folder)
     return parsed
+
+
+def _check_names(asked: dict[str, Any], parser: Any) -> None:
+    """Raise `UnusableError` for each name that is no field, with the nearest that is one."""
+    known = {word.lstrip("-") for action in parser._actions for word in action.option_strings}
+    unknown = [name for name in asked if name not in {*known, "env"}]  # env: of TRL's configs
+    if unknown:
+        told = [f"{name!r} is no field; {did_you_mean(name, known)}" for name in unknown]
+        raise UnusableError(" ".join(told))
 
 
 def given_values(args: Sequence[str]) -> dict[str, Any]:

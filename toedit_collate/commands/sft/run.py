@@ -1,0 +1,88 @@
+"""`toedit sft` from end to end: arguments, TRL's script, and our editing in its trainer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from ...runs.arguments import EditArguments, name_of
+from ...runs.card import add_to_card
+from ...runs.models import attach_settings, load_prior
+from ...runs.parse import parse
+from ...tools.errors import UnusableError
+from ...training.callback import attach
+
+
+def run_sft(args: Sequence[str]) -> None:
+    """Train as `trl sft` does, on batches that are edited as the arguments say.
+
+    Args:
+        args: those of TRL's script and the fields of `EditArguments`; `--config FILE.yaml` has
+            either.
+
+    Raises:
+        UnusableError: an argument can't be used, or TRL is not installed or has another script.
+        SystemExit: `--help`, or an argument that nobody knows.
+    """
+    try:
+        from trl.scripts import sft as script
+    except ImportError as error:
+        raise UnusableError(
+            f'toedit sft is TRL\'s script ({error}); pip install "toedit_collate[recipes]"'
+        ) from None
+    types = script.make_parser().dataclass_types
+    *of_trl, edit = parse(*types, EditArguments, args=args, prog="toedit sft")
+    _check(edit, of_trl)
+    with _trainer_of_script(script, edit) as made:
+        script.main(*of_trl)
+    if not made and edit.policy() is not None:
+        raise UnusableError(
+            "the SFT script of this version of TRL makes its trainer in another way, so nothing "
+            "was edited; use a version of TRL that toedit_collate's metadata allows"
+        )
+
+
+def _check(edit: EditArguments, of_trl: list[Any]) -> None:
+    """Refuse, before a model is loaded, what could not be done once it is."""
+    uses_peft = any(getattr(one, "use_peft", False) for one in of_trl)
+    if edit.policy() is not None and edit.prior == "shared" and not uses_peft:
+        raise UnusableError(
+            "prior is 'shared', the frozen base of a LoRA trainee, and this run trains all "
+            "weights; name a prior by its folder or hub id (prior: NAME), or set use_peft: true"
+        )
+
+
+@contextmanager
+def _trainer_of_script(script: Any, edit: EditArguments) -> Iterator[list[Any]]:
+    """In here, the trainer that TRL's script makes edits its batches; yields those made."""
+    import trl
+
+    policy = edit.policy()
+    original = trl.SFTTrainer
+    made: list[Any] = []
+
+    class EditingSFTTrainer(original):  # type: ignore[misc, valid-type]
+        """TRL's trainer with an edit attached as soon as it exists."""
+
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            made.append(self)
+            settings = attach_settings(edit, self.args.output_dir)
+            attach(self, load_prior(edit, self), policy, **settings)
+            resumed = self.args.resume_from_checkpoint is not None
+            name = name_of(edit.edit_policy, edit.changes())
+            add_to_card(self, name, policy, is_resumed=resumed)
+
+    if policy is None:
+        yield made
+        return
+    # The script imports the class when it is called; older ones did when they were imported.
+    places = [trl, *([script] if hasattr(script, "SFTTrainer") else [])]
+    for place in places:
+        place.SFTTrainer = EditingSFTTrainer
+    try:
+        yield made
+    finally:
+        for place in places:
+            place.SFTTrainer = original
