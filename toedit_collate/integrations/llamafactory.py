@@ -1,0 +1,146 @@
+"""LLaMA-Factory's own YAML with a section `toedit:`, run by a command that reads both.
+
+```bash
+python -m toedit_collate.integrations.llamafactory train llama3_lora_sft.yaml
+torchrun --nproc_per_node 8 -m toedit_collate.integrations.llamafactory train llama3_lora_sft.yaml
+```
+
+```yaml
+toedit:
+  policy: paper      # and any field of EditPolicy: threshold: 0.999, ...
+  prior: shared      # the frozen base of the LoRA trainee; or a folder, or a hub id
+```
+
+`key=value` after the file overrides it, as LLaMA-Factory has it: `toedit.top_k=64`. Its own command
+can't do this: it refuses a key that it does not know, and its YAML has no place for callbacks.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from transformers import Trainer, TrainerCallback
+
+from ..runs.arguments import EditArguments, name_of
+from ..runs.models import attach_settings, load_prior
+from ..tools.errors import UnusableError
+from ..training.call_site import calling_instance
+from ..training.callback import attach
+from .section import check_shared, read_section
+
+logger = logging.getLogger("toedit_collate")
+
+_STAGES = ("pt", "sft")
+# Ways to train in LLaMA-Factory in which no Trainer of transformers gets our callback.
+_OTHER_TRAINERS = ("use_mca", "use_hyper_parallel", "use_ray")
+
+
+class AttachCallback(TrainerCallback):
+    """Attaches the edit to the trainer that it was given to, once that is made.
+
+    For a framework that takes callbacks before there is a model: a shared prior is the trainee's.
+
+    Args:
+        edit: what the section says.
+    """
+
+    def __init__(self, edit: EditArguments) -> None:
+        self.edit = edit
+
+    def on_init_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Attach to the trainer, in whose constructor this is called."""
+        policy, trainer = self.edit.policy(), calling_instance(Trainer)
+        if policy is None:
+            return
+        prior = load_prior(self.edit, trainer)
+        attach(trainer, prior, policy, **attach_settings(self.edit, args.output_dir))
+        name = name_of(self.edit.edit_policy, self.edit.changes())
+        logger.warning("toedit: training batches are edited (%s, prior: %s)", name, self.edit.prior)
+
+
+def read_config(config: dict[str, Any]) -> tuple[dict[str, Any], EditArguments]:
+    """Take the section out of a config of LLaMA-Factory.
+
+    Args:
+        config: the whole of it; left as it is.
+
+    Returns:
+        What LLaMA-Factory gets, and what the section says.
+
+    Raises:
+        UnusableError: there is no section, it can't be used, or the config trains on something
+            that can't be edited.
+
+    Example:
+        >>> config = {"stage": "sft", "finetuning_type": "lora", "toedit": {"top_k": 4}}
+        >>> rest, edit = read_config(config)
+        >>> rest, edit.policy().top_k
+        ({'stage': 'sft', 'finetuning_type': 'lora'}, 4)
+    """
+    rest = dict(config)
+    if "toedit" not in rest:
+        raise UnusableError(
+            "the config has no section toedit; add `toedit: {policy: paper}`, or train without "
+            "editing by llamafactory-cli"
+        )
+    try:
+        edit = read_section(rest.pop("toedit"))
+    except ValueError as error:
+        raise UnusableError(str(error)) from None
+    if edit.policy() is None:
+        return rest, edit
+    stage = rest.get("stage", "sft")
+    if stage not in _STAGES:
+        raise UnusableError(
+            "toedit edits texts that a language model is trained to predict: stage must be pt or "
+            f"sft, got {stage!r}"
+        )
+    for name in _OTHER_TRAINERS:
+        if rest.get(name):
+            raise UnusableError(
+                f"toedit edits in the Trainer of transformers, which {name}: {rest[name]} does not "
+                f"use; remove {name}"
+            )
+    adapters = rest.get("finetuning_type", "lora") in ("lora", "oft")
+    check_shared(edit, adapters, "finetuning_type: lora")
+    return rest, edit
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `train FILE.yaml [key=value ...]`.
+
+    Args:
+        argv: the arguments; None: those of this process.
+
+    Returns:
+        The exit status: 0, or 2 where the arguments can't be used.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    if len(words) < 2 or words[0] != "train" or not words[1].endswith((".yaml", ".yml", ".json")):
+        print(
+            "usage: python -m toedit_collate.integrations.llamafactory train FILE.yaml "
+            "[key=value ...]",
+            file=sys.stderr,
+        )
+        return 2
+    try:
+        from llamafactory.hparams.parser import read_args
+        from llamafactory.train.tuner import run_exp
+    except ImportError as error:
+        print(f"LLaMA-Factory can't be imported ({error}); pip install llamafactory")
+        return 2
+    sys.argv = [sys.argv[0], *words[1:]]  # where read_args looks
+    try:
+        config, edit = read_config(read_args())
+        run_exp(config, callbacks=[AttachCallback(edit)])
+    except UnusableError as error:
+        print(f"toedit: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
