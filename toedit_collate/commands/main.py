@@ -14,8 +14,8 @@ from .demo import add_demo
 from .inspect import add_inspect
 from .journal import add_journal
 from .plan import add_plan
-from .theory import add_theory
 from .sft import add_sft
+from .theory import add_theory
 
 
 def main(argv: Sequence[str] | None = None) -> int:
