@@ -274,6 +274,9 @@ class SlowAligned:
             self._tables[covered] = [
                 -1 if one is None else self.first(covered + one) for one in self.prior_bytes
             ]
+            for token_id in range(len(self.trainee) if covered == b"" else 0):
+                if self.trainee_bytes[token_id] is None and self._special(token_id) is not None:
+                    self._tables[covered][self._special(token_id)] = token_id
         return self._tables[covered]
 
     def both_sides(self, ids):

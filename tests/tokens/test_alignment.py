@@ -159,6 +159,7 @@ class TestDocuments:
         assert chains == slow.chains(ids.tolist())
         assert chains
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(("trainee", "prior"), PAIRS)
     @pytest.mark.parametrize("text", TEXTS)
     def test_groups_of_chains(self, trainee, prior, text):

@@ -29,7 +29,12 @@ class Candidates:
 
 
 def surely_kept(
-    uniforms: Tensor, logprob: Tensor | float, policy: EditPolicy, *, num_candidates: int
+    uniforms: Tensor,
+    logprob: Tensor | float,
+    policy: EditPolicy,
+    *,
+    num_candidates: int,
+    num_draws: Tensor | None = None,
 ) -> Tensor:
     """Which draws give back the observed token whatever the candidates are: lazy resample.
 
@@ -45,6 +50,8 @@ def surely_kept(
         logprob: (n,) log P of the observed tokens, nats; or a number that none is below.
         policy: sampler, `top_k`, temperature, `exclude_original`.
         num_candidates: the most candidates there can be.
+        num_draws: (n,) int64, of how many draws, one after another, each one's P is a factor of P,
+            where a token is kept if all of them keep it; None: of one.
 
     Returns:
         (n,) bool.
@@ -57,6 +64,8 @@ def surely_kept(
         log_others = torch.log(-torch.expm1(logprob))
         spread = (1 - 1 / policy.temperature) * math.log(num_candidates - 1)
         share = torch.sigmoid((logprob - log_others) / policy.temperature - spread)
+        if num_draws is not None:  # each of them has a P of at least the product
+            share = share**num_draws
     return (logprob > math.log(0.5)) & (uniforms < share)
 
 

@@ -109,7 +109,7 @@ def score_observed(
     hidden: Tensor,
     ids: Tensor,
     *,
-    lowest_cut: float,
+    lowest_cut: float | Tensor,
     competitors: Competitors | None = None,
     with_kernel: bool = False,
 ) -> Scores:
@@ -123,13 +123,15 @@ def score_observed(
         head: of the prior; V ids.
         hidden: (n, D), the hidden states that predict `ids`.
         ids: (n,) int64, in [0, V), on the device of the head.
-        lowest_cut: nats. No decision turns under it (`EditPolicy.lowest_cut`).
+        lowest_cut: nats. No decision turns under it (`EditPolicy.lowest_cut`). It may differ from
+            row to row, (n,), without the kernel.
         competitors: the ids to visit first; without them all rows are summed to the end.
         with_kernel: whether the GPU kernel does it all.
     """
     hidden = head.ready(hidden)
     if with_kernel:
         first_ids = None if competitors is None else competitors.order
+        assert isinstance(lowest_cut, float)
         cut = -math.inf if competitors is None else lowest_cut
         logprob = kernels.observed_logprob(head, hidden, ids, lowest_cut=cut, first_ids=first_ids)
         return _fetched(hidden, logprob, lowest_cut)
@@ -152,12 +154,13 @@ def score_observed(
         rows = send(is_open.nonzero().squeeze(-1), hidden.device)
     # Odds that overflow say no more than that.
     logprob = -odds.log1p().clamp_(max=_LOG_OVERFLOW)
-    logprob[rows] = _sum_all(head, hidden[rows], ids[rows], observed[rows], lowest_cut, budget)
+    cut_of_rows = lowest_cut[rows] if isinstance(lowest_cut, Tensor) else lowest_cut
+    logprob[rows] = _sum_all(head, hidden[rows], ids[rows], observed[rows], cut_of_rows, budget)
     if on_host(hidden) or hidden.dtype == torch.float16:
         # In float16 any logit may overflow; otherwise `measure_competitors` has seen that the
         # weights are finite.
-        on_its_host, late = fetch(logprob, logprob.isfinite())
-        is_open, is_finite = ~(on_its_host < lowest_cut), is_finite & late
+        is_open, late = fetch(~(logprob < lowest_cut), logprob.isfinite())
+        is_finite &= late
     return Scores(logprob, is_open, is_finite)
 
 
@@ -189,7 +192,7 @@ def _likely_odds(
     return torch.cat(odds) if odds else observed[:0]
 
 
-def _fetched(hidden: Tensor, logprob: Tensor, lowest_cut: float) -> Scores:
+def _fetched(hidden: Tensor, logprob: Tensor, lowest_cut: float | Tensor) -> Scores:
     is_open, is_finite = fetch(
         ~(logprob < lowest_cut), hidden.isfinite().all(-1) & logprob.isfinite()
     )
@@ -218,17 +221,25 @@ def exact_logprob(head: Head, hidden: Tensor, ids: Tensor, *, budget: int | None
             for h, i in row_tiles(head, budget, hidden, ids)
         ]
         return torch.cat(pieces)
-    return _sum_all(head, hidden, ids, head.observed_logits(hidden, ids), -math.inf, budget)
+    return _sum_all(head, hidden, ids, head.observed_logits(hidden, ids), None, budget)
 
 
 def _sum_all(
-    head: Head, hidden: Tensor, ids: Tensor, observed: Tensor, cut: float, budget: int
+    head: Head,
+    hidden: Tensor,
+    ids: Tensor,
+    observed: Tensor,
+    cut: float | Tensor | None,
+    budget: int,
 ) -> Tensor:
     """Log P by the whole vocabulary; where asking is free, rows under the cut are given up."""
     rows_at_once = max(1, budget // MIN_COLUMNS)
     if len(ids) > rows_at_once:
+        cuts = cut.split(rows_at_once) if isinstance(cut, Tensor) else itertools.repeat(cut)
         pieces = zip(*(x.split(rows_at_once) for x in (hidden, ids, observed)), strict=True)
-        return torch.cat([_sum_all(head, h, i, o, cut, budget) for h, i, o in pieces])
+        return torch.cat(
+            [_sum_all(head, *piece, c, budget) for piece, c in zip(pieces, cuts, strict=False)]
+        )
     others = torch.full_like(observed, -math.inf)
     rows = torch.arange(len(ids), device=ids.device)
     stop = 0
@@ -236,8 +247,9 @@ def _sum_all(
         start, stop = stop, min(head.vocab_size, stop + max(1, budget // len(rows)))
         tile = head.logits(hidden[rows], start, stop)
         others[rows] = torch.logaddexp(others[rows], _logsumexp_of_others(tile, ids[rows], start))
-        if cut > -math.inf and on_host(hidden):
-            rows = rows[~(_logprob(observed[rows], others[rows]) < cut - MARGIN)]
+        if cut is not None and on_host(hidden):
+            bound = _logprob(observed[rows], others[rows])
+            rows = rows[~(bound < (cut[rows] if isinstance(cut, Tensor) else cut) - MARGIN)]
     return _logprob(observed, others)
 
 

@@ -16,6 +16,7 @@ from ..distributed import all_reduce
 from ..head import kernels
 from ..head.logprob import Competitors, measure_competitors
 from ..head.projection import Head
+from ..tokens.checks import check_same_tokenizer
 from ..tokens.documents import Documents
 from ..tokens.protection import special_token_ids, template_sequences
 from ..tokens.token_batch import TokenBatch
@@ -173,6 +174,37 @@ class Prior:
         prior = cls.__new__(cls)
         prior._setup(trainee, tokenizer, shared=True, adapter=adapter)
         return prior
+
+    def aligned_to(self, tokenizer: Any) -> Any:
+        """This prior for a trainee with another tokenizer, which cuts the same text elsewhere.
+
+        Scores then are lower bounds, and tokens that begin inside one of the prior's are left
+        alone: see `AlignedPrior`.
+
+        Args:
+            tokenizer: of the trainee: byte-level BPE, or SentencePiece with byte fallback. So must
+                be the prior's own.
+
+        Returns:
+            An `AlignedPrior`; this prior itself where the tokenizers are the same.
+
+        Raises:
+            ValueError: one of the two is of another kind, or the prior has none.
+
+        Example:
+            >>> prior = Prior.from_pretrained("meta-llama/Meta-Llama-3-8B")  # doctest: +SKIP
+            >>> tokenizer = AutoTokenizer.from_pretrained("allenai/OLMo-1B-hf")  # doctest: +SKIP
+            >>> collator = ToEditCollator(prior.aligned_to(tokenizer))  # doctest: +SKIP
+        """
+        from .aligned import AlignedPrior
+
+        if self.tokenizer is not None:
+            try:
+                check_same_tokenizer(tokenizer, self.tokenizer, self.vocab_size)
+            except ValueError:
+                return AlignedPrior(self, tokenizer)
+            return self
+        return AlignedPrior(self, tokenizer)  # which says what is missing
 
     def __repr__(self) -> str:
         kind = "shared" if self.is_shared else "separate"

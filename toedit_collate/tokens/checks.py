@@ -125,6 +125,13 @@ def _in_reserve(*names: str) -> bool:
     return any(_RESERVED.fullmatch(name) for name in names)
 
 
+_OTHER_TOKENIZER = (
+    "use a prior with the trainee's tokenizer, or align this one, whose scores then are lower "
+    "bounds: prior.aligned_to(tokenizer), prior_aligned: true in a recipe, --prior-aligned on the "
+    "command line"
+)
+
+
 def check_same_tokenizer(trainee: Any, prior: Any, vocab_size: int) -> None:
     """Raise unless an id means the same token to the trainee and to the prior.
 
@@ -152,12 +159,12 @@ def check_same_tokenizer(trainee: Any, prior: Any, vocab_size: int) -> None:
         if other is not None and other != token and not _in_reserve(token, other):
             raise ValueError(
                 f"tokenizer differs from the prior's: id {token_id} is {token!r} to the trainee "
-                f"and {other!r} to the prior; use a prior with the trainee's tokenizer"
+                f"and {other!r} to the prior; {_OTHER_TOKENIZER}"
             )
     added = len(set(ours) ^ set(theirs))
     if added > max(64, len(theirs) // 100):
         raise ValueError(
             f"tokenizer differs from the prior's: {added} tokens are known to only one of them "
-            f"({len(ours)} and {len(theirs)} tokens, prior's vocabulary {vocab_size}); use a prior "
-            "with the trainee's tokenizer"
+            f"({len(ours)} and {len(theirs)} tokens, prior's vocabulary {vocab_size}); "
+            f"{_OTHER_TOKENIZER}"
         )
