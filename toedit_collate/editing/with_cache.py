@@ -53,7 +53,8 @@ def edit_with_cache(
     known, decisions = cache.look_up(*digests.T)
     numbers = np.flatnonzero(known)
     sample = torch.zeros(0)
-    missing = editable & prior.scorable(batch) & ~torch.from_numpy(known)[documents.document]
+    scorable = prior.scorable(batch)
+    missing = editable & ~torch.from_numpy(known)[documents.document]
     if missing.any():
         new, decided, sample = _decide(prior, policy, batch, digests, missing, num_sampled)
         cache.add(decided)
@@ -68,6 +69,7 @@ def edit_with_cache(
     dropped = torch.zeros_like(editable).index_fill_(0, at[is_dropped], True)
     new_tokens = batch.tokens.clone()
     new_tokens[at[~is_dropped]] = _draw(policy, batch, decisions, at[~is_dropped], draws)
+    editable &= scorable
     where = editable.nonzero().squeeze(-1)
     return batch.result(
         where=where,
@@ -93,7 +95,7 @@ def _decide(
     Returns:
         The numbers of these documents, what is decided about them, and the sample's log P.
     """
-    where = wanted.nonzero().squeeze(-1)
+    where = (wanted & prior.scorable(batch)).nonzero().squeeze(-1)
     predictions = prior.predict(batch, where)
     scores, sample = score(
         predictions, policy, torch.ones_like(where, dtype=torch.bool), num_sampled=num_sampled
@@ -114,8 +116,10 @@ def _decide(
     num_candidates = torch.zeros(len(where), dtype=torch.int32)
     num_candidates[selected] = torch.cat(widths) if widths else num_candidates[:0]
     decided = is_selected | is_dropped
-    document = batch.documents.document[where]
-    numbers, counts = np.unique(document.numpy(), return_inverse=True)
+    # Also documents in which the prior can score none of them: nothing is decided about these.
+    document = batch.documents.document.numpy()
+    numbers = np.unique(document[wanted.numpy()])
+    counts = np.searchsorted(numbers, document[where.numpy()])
     return (
         numbers,
         Decisions(

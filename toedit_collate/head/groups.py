@@ -178,6 +178,6 @@ def group_logits(logits: Tensor, group: Tensor, num_groups: int) -> Tensor:
     )
 
 
-def as_head(grouped: GroupedHead) -> Any:
-    """A `GroupedHead` where a `Head` is asked for, of which only logits are read."""
+def as_head(grouped: Any) -> Any:
+    """What has logits, a `GroupedHead` say, where a `Head` is asked for and only these are read."""
     return grouped

@@ -235,11 +235,11 @@ def _sum_all(
     """Log P by the whole vocabulary; where asking is free, rows under the cut are given up."""
     rows_at_once = max(1, budget // MIN_COLUMNS)
     if len(ids) > rows_at_once:
-        cuts = cut.split(rows_at_once) if isinstance(cut, Tensor) else itertools.repeat(cut)
-        pieces = zip(*(x.split(rows_at_once) for x in (hidden, ids, observed)), strict=True)
-        return torch.cat(
-            [_sum_all(head, *piece, c, budget) for piece, c in zip(pieces, cuts, strict=False)]
-        )
+        pieces = []
+        for some in torch.arange(len(ids), device=ids.device).split(rows_at_once):
+            own_cut = cut[some] if isinstance(cut, Tensor) else cut
+            pieces.append(_sum_all(head, hidden[some], ids[some], observed[some], own_cut, budget))
+        return torch.cat(pieces)
     others = torch.full_like(observed, -math.inf)
     rows = torch.arange(len(ids), device=ids.device)
     stop = 0

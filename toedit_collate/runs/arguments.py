@@ -62,6 +62,13 @@ class EditArguments(PolicyArguments):
     prior_compile: bool = field(
         default=False, metadata={"help": "Compile the prior by torch.compile."}
     )
+    prior_aligned: bool = field(
+        default=False,
+        metadata={
+            "help": "Let a prior with another tokenizer than the trainee's edit. Scores then are "
+            "lower bounds, and tokens that begin inside one of the prior's are left alone."
+        },
+    )
     journal: bool = field(
         default=False,
         metadata={

@@ -10,6 +10,7 @@ from ..stores.cache import DecisionCache
 from ..stores.journal import Journal
 from ..tools.errors import UnusableError, first_line
 from ..tools.priors import open_prior
+from ..training.collator import text_tokenizer
 from .arguments import EditArguments
 
 
@@ -69,7 +70,7 @@ def model_options(model_args: Any, args: Any) -> dict[str, Any]:
     return {**options, **(args.model_init_kwargs or {})}
 
 
-def load_prior(edit: EditArguments, trainer: Any) -> Prior:
+def load_prior(edit: EditArguments, trainer: Any) -> Any:
     """The prior that edits the batches of a Trainer.
 
     Args:
@@ -77,7 +78,8 @@ def load_prior(edit: EditArguments, trainer: Any) -> Prior:
         trainer: its model is the prior where that is shared.
 
     Raises:
-        UnusableError: the prior is to be shared, and all weights of the trainee are trained.
+        UnusableError: the prior is to be shared, and all weights of the trainee are trained; or it
+            can't be loaded, or not be aligned to the trainee's tokenizer.
     """
     if edit.prior == "shared":
         if not getattr(trainer.model, "peft_config", None):
@@ -94,8 +96,9 @@ def load_prior(edit: EditArguments, trainer: Any) -> Prior:
         adapter=edit.prior_adapter,
         revision=edit.prior_revision,
         compile=edit.prior_compile,
-        needs_tokenizer=False,
+        needs_tokenizer=edit.prior_aligned,
         option="prior",
+        aligned_to=text_tokenizer(trainer.processing_class) if edit.prior_aligned else None,
     )
 
 

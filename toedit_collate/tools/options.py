@@ -111,9 +111,16 @@ def add_prior(parser: Any, *, required: bool = False) -> None:
         action="store_true",
         help="by torch.compile; takes a minute, pays on a long run",
     )
+    group.add_argument(
+        "--prior-aligned",
+        metavar="TOKENIZER",
+        help="let it edit for a trainee with this tokenizer, which may be another one: the "
+        "trainee's folder or hub id, or a tokenizer.json; scores then are lower bounds",
+    )
 
 
 def prior_options(args: argparse.Namespace) -> dict[str, Any]:
     """What `add_prior` read, as `open_prior` takes it beside the name."""
     names = ("dtype", "device", "quantization", "adapter", "revision", "compile")
-    return {name: getattr(args, name) for name in names}
+    options = {name: getattr(args, name) for name in names}
+    return {**options, "aligned_to": args.prior_aligned}

@@ -11,8 +11,8 @@ from .errors import UnusableError, first_line
 def open_prior(
     name: str, *, dtype: Any = "auto", device: Any = None, quantization: Any = None,
     adapter: str | None = None, revision: str | None = None, compile: bool = False,  # noqa: A002
-    needs_tokenizer: bool = True, option: str = "--prior",
-) -> Prior:  # fmt: skip
+    needs_tokenizer: bool = True, option: str = "--prior", aligned_to: Any = None,
+) -> Any:  # fmt: skip
     """Load a prior; what is wrong is said in one line.
 
     Args:
@@ -25,9 +25,13 @@ def open_prior(
         compile: by `torch.compile`.
         needs_tokenizer: raise where there is none beside it.
         option: that named it, for messages.
+        aligned_to: tokenizer of a trainee, or the folder or hub id of one; see `Prior.aligned_to`.
+
+    Returns:
+        A `Prior`, or where it is aligned to another tokenizer, an `AlignedPrior`.
 
     Raises:
-        UnusableError: it can't be loaded.
+        UnusableError: it can't be loaded, or not be aligned.
     """
     try:
         prior = Prior.from_pretrained(
@@ -46,4 +50,27 @@ def open_prior(
         )
     if compile:
         prior.compile()
-    return prior
+    return prior if aligned_to is None else _aligned(prior, aligned_to, f"{option} {name}")
+
+
+def _aligned(prior: Prior, tokenizer: Any, option: str) -> Any:
+    try:
+        if isinstance(tokenizer, str):
+            tokenizer = _tokenizer(tokenizer)
+        return prior.aligned_to(tokenizer)
+    except ValueError as error:
+        raise UnusableError(f"{option}: {error}") from None
+
+
+def _tokenizer(name: str) -> Any:
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    try:
+        if name.endswith(".json"):
+            return PreTrainedTokenizerFast(tokenizer_file=name)
+        return AutoTokenizer.from_pretrained(name)
+    except Exception as error:
+        raise UnusableError(
+            f"the tokenizer {name} can't be loaded ({first_line(error)}); name the trainee's "
+            "folder or hub id, or a tokenizer.json"
+        ) from None
