@@ -155,6 +155,8 @@ def edit(
                 selected[b, t] = p >= policy.threshold
             elif policy.region == "below":
                 selected[b, t] = p <= policy.threshold
+            elif policy.region == "all":
+                selected[b, t] = True
             if selected[b, t]:
                 u = uniform(
                     ids,
@@ -166,6 +168,19 @@ def edit(
                 probabilities = distribution(logits[i - 1], ids[i], policy, forbidden)
                 new_ids[b, t] = draw(probabilities, ids[i], u)
     return new_ids, selected, new_ids != input_ids, dropped
+
+
+def rows_left(values, dropped, attention_mask=None):
+    """Of each row, the values of the tokens that are real and were not removed, as lists."""
+    real = torch.ones_like(dropped) if attention_mask is None else attention_mask != 0
+    return [row[keep].tolist() for row, keep in zip(values, real & ~dropped, strict=True)]
+
+
+def labels_after(labels, new_ids, changed, target):
+    """Labels once tokens have changed, for each target of a policy."""
+    if target == "inputs":
+        return labels
+    return torch.where(changed & (labels != -100), new_ids, labels)
 
 
 class SlowJournal:

@@ -20,7 +20,7 @@ from toedit_collate.policy import OPTIONS, PRESETS, Redraw, make_policy
         ({"threshold": "0.9"}, TypeError, r"threshold must be a number, got '0.9'"),
         ({"threshold": float("nan")}, ValueError, r"threshold.*nan"),
         ({"threshold": True}, TypeError, r"threshold.*True"),
-        ({"region": "between"}, ValueError, r"region.*'above', 'below'.*'between'"),
+        ({"region": "between"}, ValueError, r"region.*'above', 'below', 'all'.*'between'"),
         ({"sampler": "greedy"}, ValueError, r"sampler.*'top_k'.*'greedy'"),
         ({"scope": "prompt"}, ValueError, r"scope.*'loss', 'all'.*'prompt'"),
         ({"redraw": "step"}, ValueError, r"redraw.*'epoch', 'never'.*'step'"),
@@ -39,7 +39,16 @@ from toedit_collate.policy import OPTIONS, PRESETS, Redraw, make_policy
         ({"protect_special": None}, TypeError, r"protect_special must be True or False"),
         ({"protected_token_ids": 5}, TypeError, r"protected_token_ids.*write \(5,\)"),
         ({"protected_token_ids": (-1,)}, ValueError, r"protected_token_ids.*-1"),
-        ({"protect": (1, 2)}, TypeError, r"protect must be a function"),
+        ({"protect": (1, 2)}, TypeError, r"protect must be rules.*or a function.*\(1, 2\)"),
+        ({"protect": "numbrs"}, ValueError, r"no rule 'numbrs'.*did you mean 'numbers'"),
+        ({"protect": "numbers,cod"}, ValueError, r"no rule 'cod'.*did you mean 'code'"),
+        ({"protect": "xyzzy"}, ValueError, r"no rule 'xyzzy', in 'xyzzy'; rules are code, latex"),
+        ({"protect": ""}, ValueError, r"protect has no rule ''"),
+        ({"protect": "regex:"}, ValueError, r"with no expression; write it behind the colon"),
+        ({"protect": "regex:("}, ValueError, r"'regex:\(', which is no regular expression"),
+        ({"target": "outputs"}, ValueError, r"target.*'both', 'inputs', 'labels'.*'outputs'"),
+        ({"target": "labels", "scope": "all"}, ValueError, r"target='labels'.*use scope='loss'"),
+        ({"target": "inputs", "drop_below": 0.1}, ValueError, r"drop_below=0.1.*target='both'"),
     ],
     ids=str,
 )
@@ -137,10 +146,14 @@ class TestOptions:
         kinds = {name: option.kind for name, option in OPTIONS.items() if option.written}
         assert (kinds["threshold"], kinds["drop_below"]) == (float, float)
         assert (kinds["top_k"], kinds["scope"], kinds["protect_special"]) == (int, str, bool)
-        assert OPTIONS["region"].choices == ("above", "below", "none")
+        assert OPTIONS["region"].choices == ("above", "below", "all", "none")
         assert OPTIONS["protected_token_ids"].is_list
         assert OPTIONS["protected_token_ids"].annotation == Optional[list[int]]  # noqa: UP045
         assert OPTIONS["redraw"].annotation == Optional[Redraw]  # noqa: UP045
+
+    def test_rules_are_text(self):
+        assert OPTIONS["protect"].kind is str
+        assert not OPTIONS["protect"].choices
 
     def test_help_has_them(self):
         for option in OPTIONS.values():
@@ -163,3 +176,29 @@ def test_the_presets_by_their_other_names():
         assert EditPolicy.preset(strategy) == EditPolicy.reference_code(strategy)
     with pytest.raises(ValueError, match=r"policy must be one of paper, .*filtering, got 'papers'"):
         EditPolicy.preset("papers")
+
+
+@pytest.mark.parametrize(
+    ("text", "rules"),
+    [
+        ("numbers", ["numbers"]),
+        (" urls , code,code ", ["code", "urls"]),
+        (r"regex:\d{1,3},numbers", ["numbers", r"regex:\d{1,3}"]),
+        ("regex:a,b", ["regex:a,b"]),
+        ("regex:a,regex:b", ["regex:a", "regex:b"]),
+    ],
+)
+def test_rules_are_read_and_put_in_order(text, rules):
+    policy = EditPolicy(protect=text)
+    assert policy.protect == ",".join(rules)
+    assert policy.record()["protect"] == policy.protect
+    assert pickle.loads(pickle.dumps(policy)) == policy == EditPolicy(protect=policy.protect)
+
+
+def test_every_token_is_a_region_without_a_threshold():
+    policy = EditPolicy(region="all")
+    selected = policy.selects(torch.tensor([-30.0, 0.0, float("nan")]))
+    assert selected.tolist() == [True, True, False]
+    assert policy.lowest_cut == math.inf
+    assert policy.decides
+    assert EditPolicy(region="all", threshold=0.1, drop_below=0.5).lowest_cut == math.log(0.5)

@@ -527,11 +527,11 @@ class TestPolicies:
             (
                 "--region below --threshold 0.1 --sampler top_p --top-p 0.5 --temperature 2 "
                 "--scope all --drop-below 0.01 --exclude-original --no-protect-special "
-                "--protected-token-ids 7 8 --seed 5 --redraw never",
+                "--protected-token-ids 7 8 --seed 5 --redraw never --protect numbers,code",
                 EditPolicy(
                     region="below", threshold=0.1, sampler="top_p", top_p=0.5, temperature=2.0,
                     scope="all", drop_below=0.01, exclude_original=True, protect_special=False,
-                    protected_token_ids=(7, 8), seed=5, redraw="never",
+                    protected_token_ids=(7, 8), seed=5, redraw="never", protect="code,numbers",
                 ),
             ),
         ],

@@ -58,6 +58,7 @@ class TestArguments:
         [
             None, EditPolicy(), EditPolicy.reference_code(), EditPolicy.reference_code("filtering"),
             EditPolicy(threshold=0.5, protected_token_ids=(3, 4), redraw="never", seed=7),
+            EditPolicy(region="all", target="labels", protect="numbers,regex:a,b"),
         ],
     )  # fmt: skip
     def test_a_policy_survives_as_arguments(self, policy):
@@ -71,7 +72,12 @@ class TestArguments:
         assert EditArguments(edit_policy="none", edit_top_k=8).policy() is None
 
     @pytest.mark.parametrize(
-        "text", ["paper", "reference_code,threshold=0.9,exclude_original=true"]
+        "text",
+        [
+            "paper",
+            "reference_code,threshold=0.9,exclude_original=true",
+            "paper,protect=code,numbers,regex:a b,c,region=all",
+        ],
     )
     def test_policies_in_a_word(self, text):
         policy = parse_policy(text)

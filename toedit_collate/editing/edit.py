@@ -128,4 +128,5 @@ def _edit(
         logprob=scores.logprob if return_logprob else None,
         sample_logprob=sample,
         pad_id=prior.pad_id,
+        target=policy.target,
     )

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..policy import EditPolicy
+from ..policy import EditPolicy, Protect
 from ..prior.protocol import EditingPrior
-from ..tokens.protection import structure_mask
+from ..tokens.protection import rule_mask, structure_mask
 from ..tokens.token_batch import TokenBatch
 
 
@@ -16,21 +16,27 @@ def find_editable(prior: EditingPrior, policy: EditPolicy, batch: TokenBatch) ->
     editable = batch.documents.position > 0
     if not policy.decides:
         return torch.zeros_like(editable)
+    if policy.target != "both" and batch.labels is None:
+        raise ValueError(
+            f"target={policy.target!r} needs labels, and the batch has none; give labels, equal to "
+            "input_ids or -100, or use target='both'"
+        )
     if policy.scope == "loss" and batch.labels is not None:
         editable &= batch.labels.reshape(-1)[batch.documents.index] != -100
     special = set(prior.special_ids) if policy.protect_special else set()
     runs = prior.template_sequences if policy.protect_special else []
-    ids = torch.tensor(sorted(special | set(policy.protected_token_ids)), dtype=torch.int64)
+    ids = special | set(policy.protected_token_ids)
     editable &= ~structure_mask(batch.tokens, batch.documents.document, ids, runs)
-    if policy.protect is not None:
-        protected = _user_mask(policy, batch, prior.tokenizer)
+    if isinstance(policy.protect, str):
+        editable &= ~rule_mask(policy.protect, batch.tokens, batch.documents, prior.tokenizer)
+    elif policy.protect is not None:
+        protected = _user_mask(policy.protect, batch, prior.tokenizer)
         editable &= ~protected.reshape(-1)[batch.documents.index]
     return editable
 
 
-def _user_mask(policy: EditPolicy, batch: TokenBatch, tokenizer: object) -> Tensor:
-    assert policy.protect is not None
-    mask = policy.protect(batch.input_ids, tokenizer)
+def _user_mask(protect: Protect, batch: TokenBatch, tokenizer: object) -> Tensor:
+    mask = protect(batch.input_ids, tokenizer)
     shape = batch.input_ids.shape
     if not isinstance(mask, Tensor) or mask.shape != shape or mask.dtype != torch.bool:
         got = f"{mask.dtype} {tuple(mask.shape)}" if isinstance(mask, Tensor) else repr(mask)

@@ -45,6 +45,12 @@ def edit_with_cache(
     Raises:
         ValueError: as `edit_tokens`; or the prior stands for a cache that lacks a document.
     """
+    if policy.region == "all" and policy.sampler == "rejection":
+        raise ValueError(
+            "a decision cache keeps the candidates of each selected token, and with region='all' "
+            "and sampler='rejection' these are the whole vocabulary for every token; use "
+            "sampler='top_k' with a large top_k, or no cache"
+        )
     cache.open(Identity.of(prior, policy))
     documents = batch.documents
     editable = find_editable(prior, policy, batch)
@@ -79,6 +85,7 @@ def edit_with_cache(
         scored=editable,
         sample_logprob=sample,
         pad_id=prior.pad_id,
+        target=policy.target,
     )
 
 

@@ -85,8 +85,17 @@ def edit_with_journal(
     texts = Texts.of(source.tokens.numpy(), documents.start.numpy())
     journal.bring_forward(texts, keys, generation - 1)
     edited = None
+    if policy.target != "both" and texts.removed.any():
+        raise ValueError(
+            f"target={policy.target!r} keeps the source, and an earlier generation of this journal "
+            "removed tokens (drop_below); use target='both', or a new journal"
+        )
     if len(new):
-        rows, mask, row_labels = _as_rows(source, texts, new, prior.pad_id)
+        before, mask, row_labels = _as_rows(source, texts, new, prior.pad_id)
+        rows = before
+        if policy.target == "labels":  # inputs stay the source, so each generation edits that
+            as_given = Texts.of(source.tokens.numpy(), documents.start.numpy())
+            rows, mask, row_labels = _as_rows(source, as_given, new, prior.pad_id)
         edited = edit_tokens(
             prior,
             rows,
@@ -98,7 +107,7 @@ def edit_with_journal(
             num_sampled=num_sampled,
             cache=cache,
         )
-        _record(journal, keys[new], lengths[new], rows, edited, step)
+        _record(journal, keys[new], lengths[new], before, edited, step)
     else:
         prior.run(prior.stand_by)  # as edit_tokens: ranks must call a sharded prior alike
     journal.bring_forward(texts, keys, generation, since=generation - 1)
@@ -106,7 +115,7 @@ def edit_with_journal(
     # A token that was changed and is removed now is removed, as seen from the source.
     tokens = torch.where(removed, source.tokens, torch.from_numpy(texts.tokens))
     return JournaledEdit(
-        final=source.revised(tokens, removed, pad_id=prior.pad_id),
+        final=source.revised(tokens, removed, pad_id=prior.pad_id, target=policy.target),
         edited=edited,
         num_replayed=int(lengths[known].sum()),
     )
@@ -140,10 +149,10 @@ def _as_rows(
 def _record(
     journal: Journal, keys: Array, lengths: Array, rows: Tensor, edited: EditResult, step: int
 ) -> None:
-    """Put the edits of n documents into the journal, (n, T) `rows` being what was edited."""
-    touched = edited.changed | edited.dropped
+    """Put the edits of n documents into the journal; before, they were (n, T) `rows`."""
+    new = torch.where(edited.dropped, -1, _before_shrinking(edited, rows))
+    touched = new != rows
     document, position = touched.nonzero(as_tuple=True)
-    new = torch.where(edited.dropped, -1, _before_shrinking(edited))
     changes = torch.stack([position, rows[touched], new[touched]], dim=1).numpy()
     counts = torch.bincount(document, minlength=len(keys)).numpy()
     # A document without a scored token needs no forward pass, so is not worth a record.
@@ -159,12 +168,12 @@ def _record(
     )
 
 
-def _before_shrinking(edited: EditResult) -> Tensor:
-    """(n, T): the new tokens, where the old ones were."""
+def _before_shrinking(edited: EditResult, rows: Tensor) -> Tensor:
+    """(n, T): the new tokens, where the old ones were in `rows`."""
     if edited.source is None:
-        return edited.input_ids
-    n, T = edited.selected.shape
-    wide = edited.input_ids.new_zeros(n, T + 1)
+        return edited.tokens
     # Padding goes to a column of its own.
-    wide.scatter_(1, torch.where(edited.source < 0, T, edited.source), edited.input_ids)
+    wide = torch.nn.functional.pad(rows, (0, 1))
+    T = rows.shape[1]
+    wide.scatter_(1, torch.where(edited.source < 0, T, edited.source), edited.tokens)
     return wide[:, :T]

@@ -62,7 +62,7 @@ def _option(field: dataclasses.Field[Any], annotation: Any) -> Option:
         kind, choices, is_list = str, get_args(annotation), False
     elif get_origin(annotation) is tuple:
         kind, choices, is_list = kinds[0], (), True
-    else:  # bool, int, float; or one of them, or None
+    else:  # bool, int, float; or the first of several, beside None
         kind, choices, is_list = kinds[0] if kinds else annotation, (), False
     return Option(
         name=field.name,

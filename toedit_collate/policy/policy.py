@@ -21,10 +21,12 @@ from .checks import (
 )
 from .options import as_docstring, described, options_of
 from .presets import PRESETS
+from .protect import parse_rules
 
-Region = Literal["above", "below", "none"]
+Region = Literal["above", "below", "all", "none"]
 Sampler = Literal["top_k", "top_p", "rejection"]
 Scope = Literal["loss", "all"]
+Target = Literal["both", "inputs", "labels"]
 Redraw = Literal["epoch", "never"]
 Protect = Callable[[Tensor, Any], Tensor]
 
@@ -55,9 +57,9 @@ class EditPolicy:
     )
     region: Region = described(
         "above",
-        'resample P >= threshold; "below": P <= threshold; "none": nothing, so that only '
-        "`drop_below` acts",
-        source="Eq. 2; reversed in Table 7",
+        'resample P >= threshold; "below": P <= threshold; "all": every scored token, whatever '
+        'the threshold; "none": nothing, so that only `drop_below` acts',
+        source='Eq. 2; reversed in Table 7; "all" is Algorithm 1 at p = 0',
     )
     sampler: Sampler = described(
         "top_k",
@@ -85,6 +87,12 @@ class EditPolicy:
     scope: Scope = described(
         "loss", 'edit tokens that have a label other than -100; "all": every token, prompts, too'
     )
+    target: Target = described(
+        "both",
+        'inputs and labels carry the new tokens; "inputs": labels stay the source, so that only '
+        'the context is edited; "labels": inputs stay the source, so that the prior\'s draws are '
+        "learned after the source's context",
+    )
     drop_below: float | None = described(
         None, "remove tokens with P below this", source="0.001 in the script"
     )
@@ -101,11 +109,11 @@ class EditPolicy:
     protected_token_ids: tuple[int, ...] = described(
         (), "more ids that are never edited or dropped"
     )
-    protect: Protect | None = described(
+    protect: str | Protect | None = described(
         None,
-        "a function `(input_ids, tokenizer)` that returns a (B, T) bool mask, True at tokens that "
-        "are never edited or dropped",
-        written=False,
+        "tokens that are never edited or dropped: rules combined by commas, of `numbers`, `code`, "
+        "`urls`, `latex`, `names` and `regex:...`; or a function `(input_ids, tokenizer)` that "
+        "returns a (B, T) bool mask",
     )
     seed: int = described(0, "of the draws, in [0, 2**64)")
     redraw: Redraw = described(
@@ -113,10 +121,10 @@ class EditPolicy:
     )
 
     def record(self) -> dict[str, Any]:
-        """What decides an edit, as JSON has it; `protect` by its name."""
+        """What decides an edit, as JSON has it; a function that protects by its name."""
         record = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         record["protected_token_ids"] = list(self.protected_token_ids)
-        if self.protect is not None:
+        if callable(self.protect):
             record["protect"] = getattr(self.protect, "__qualname__", type(self.protect).__name__)
         return record
 
@@ -125,14 +133,25 @@ class EditPolicy:
         require_choice("sampler", self.sampler, get_args(Sampler))
         require_choice("scope", self.scope, get_args(Scope))
         require_choice("redraw", self.redraw, get_args(Redraw))
+        require_choice("target", self.target, get_args(Target))
         require_probability("threshold", self.threshold)
         if self.drop_below is not None:
             require_probability("drop_below", self.drop_below)
-            if self.region != "none" and self.drop_below >= self.threshold:
+            if self._has_threshold and self.drop_below >= self.threshold:
                 raise ValueError(
                     f"drop_below must be less than threshold, got drop_below={self.drop_below!r} "
                     f"and threshold={self.threshold!r}; the authors' script uses 0.001 and 0.99"
                 )
+            if self.target != "both":
+                raise ValueError(
+                    f"target={self.target!r} can't go with drop_below={self.drop_below!r}: a token "
+                    "that is removed is removed from inputs and labels; use target='both'"
+                )
+        if self.target == "labels" and self.scope == "all":
+            raise ValueError(
+                "target='labels' can't go with scope='all': a token without a label has nothing "
+                "to edit; use scope='loss'"
+            )
         require_int("top_k", self.top_k, minimum=1, mend="it is a number of candidates")
         require_number("top_p", self.top_p)
         if not 0 < self.top_p <= 1:
@@ -152,10 +171,13 @@ class EditPolicy:
         for flag in ("exclude_original", "protect_special"):
             if not isinstance(getattr(self, flag), bool):
                 raise TypeError(f"{flag} must be True or False, got {getattr(self, flag)!r}")
-        if self.protect is not None and not callable(self.protect):
+        if isinstance(self.protect, str):
+            object.__setattr__(self, "protect", ",".join(parse_rules(self.protect)))
+        elif self.protect is not None and not callable(self.protect):
             raise TypeError(
-                f"protect must be a function (input_ids, tokenizer) -> bool mask, got "
-                f"{self.protect!r}; to protect ids, use protected_token_ids"
+                f"protect must be rules in a string, as in 'numbers,code', or a function "
+                f"(input_ids, tokenizer) -> bool mask, got {self.protect!r}; to protect ids, use "
+                "protected_token_ids"
             )
         object.__setattr__(self, "protected_token_ids", as_token_ids(self.protected_token_ids))
         if self.changes_nothing:
@@ -247,6 +269,8 @@ class EditPolicy:
             return logprob.float() >= math.log(self.threshold)
         if self.region == "below":
             return logprob.float() <= math.log(self.threshold)
+        if self.region == "all":
+            return ~logprob.isnan()
         return torch.zeros_like(logprob, dtype=torch.bool)
 
     def drops(self, logprob: Tensor) -> Tensor:
@@ -263,11 +287,15 @@ class EditPolicy:
         log P falls under it. Infinite when the policy decides nothing.
         """
         cuts = []
-        if self.region != "none":
+        if self._has_threshold:
             cuts.append(math.log(self.threshold))
         if self.drop_below is not None:
             cuts.append(math.log(self.drop_below))
         return min(cuts, default=math.inf)
+
+    @property
+    def _has_threshold(self) -> bool:
+        return self.region in ("above", "below")
 
     @property
     def decides(self) -> bool:

@@ -270,8 +270,9 @@ def as_arguments(policy: EditPolicy | None) -> dict[str, Any]:
     if policy is None:
         return {"edit_policy": "none"}
     default = EditPolicy().record()
-    written = {n: v for n, v in policy.record().items() if OPTIONS[n].written}
-    changed = {n: v for n, v in written.items() if v != default[n]}
+    changed = {name: value for name, value in policy.record().items() if value != default[name]}
+    if callable(policy.protect):  # can't be written down
+        del changed["protect"]
     return {"edit_policy": "paper", **{PREFIX + name: value for name, value in changed.items()}}
 
 
@@ -290,12 +291,12 @@ def parse_policy(text: str) -> EditPolicy | None:
         ValueError: it can't be read, or a value is out of its range.
 
     Example:
-        >>> parse_policy("reference_code,threshold=0.9,top_k=8").threshold
-        0.9
+        >>> parse_policy("reference_code,threshold=0.9,protect=code,numbers,top_k=8").protect
+        'code,numbers'
     """
     import yaml
 
-    preset, *parts = text.replace(" ", "").split(",")
+    preset, *parts = _fields(text)
     if preset == "none" and not parts:
         return None
     changes = {}
@@ -306,8 +307,21 @@ def parse_policy(text: str) -> EditPolicy | None:
                 f"compare_policies has {text!r}, where {part!r} is no field of EditPolicy with a "
                 "value; write it as in paper,threshold=0.9,top_k=64"
             )
-        changes[name] = yaml.safe_load(value)
+        changes[name] = value if name == "protect" else yaml.safe_load(value)
     try:
         return make_policy(preset, **changes)
     except (TypeError, ValueError) as error:
         raise ValueError(f"compare_policies has {text!r}: {error}") from None
+
+
+def _fields(text: str) -> list[str]:
+    """What stands between the commas; the rules of `protect`, which have commas, in one piece."""
+    fields: list[str] = []
+    for part in text.split(","):
+        name = part.partition("=")[0].strip()
+        if fields and fields[-1].startswith("protect=") and name not in OPTIONS:
+            fields[-1] += "," + part
+        else:
+            # Blanks may be part of an expression, and mean nothing elsewhere.
+            fields.append(part.strip() if name == "protect" else part.replace(" ", ""))
+    return fields

@@ -94,7 +94,7 @@ class _Sample:
 def _documents(batch: dict[str, Any], result: EditResult) -> list[Passage]:
     """Each document of a batch; of a long one, the part around its first change."""
     positions, mask = document_positions(batch), batch.get("attention_mask")
-    given = [batch["input_ids"], result.input_ids, result.selected, result.dropped]
+    given = [batch["input_ids"], result.tokens, result.selected, result.dropped]
     ids, new, selected, dropped = fetch(*given)
     after = ids.clone()
     if result.source is None:

@@ -1,14 +1,20 @@
-"""Which token ids are structure rather than text: special tokens and the chat template's own."""
+"""Which tokens are never edited: special ones, the chat template's own, what rules spare."""
 
 from __future__ import annotations
 
 import functools
 import logging
+from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from ..policy import parse_rules
+from .documents import Documents
+from .rules import find_spans
+from .spelling import Spelling, text_of
 from .step_limit import EndlessError, with_step_limit
 
 logger = logging.getLogger("toedit_collate")
@@ -81,30 +87,70 @@ def template_sequences(tokenizer: Any) -> list[list[int]]:
 
 
 def structure_mask(
-    tokens: Tensor, document: Tensor, special_ids: Tensor, sequences: list[list[int]]
+    tokens: Tensor, document: Tensor, special_ids: Iterable[int], sequences: list[list[int]]
 ) -> Tensor:
     """Where special tokens and runs of the chat template stand; a run lies in one document.
 
     Args:
         tokens: (M,) int64, of all documents, one after another.
         document: (M,) int64, the number of each token's document.
-        special_ids: (S,) int64, sorted.
+        special_ids: ids.
         sequences: runs of ids (`template_sequences`).
 
     Returns:
         (M,) bool.
     """
-    mask = torch.isin(tokens, special_ids)
+    given, number = tokens.numpy(), document.numpy()
+    ids = np.fromiter(special_ids, dtype=np.int64)
+    if len(given) == 0:
+        return torch.zeros(0, dtype=torch.bool)
+    is_special = np.zeros(max(int(given.max()), int(ids.max(initial=0))) + 1, dtype=bool)
+    is_special[ids] = True
+    mask = is_special[given]
     for run in sequences:
-        if len(run) > len(tokens):
-            continue
-        width = len(tokens) - len(run) + 1
-        here = document[:width] == document[len(run) - 1 :]
-        for offset, token_id in enumerate(run):
-            here &= tokens[offset : offset + width] == token_id
+        begin = np.flatnonzero(given[: max(0, len(given) - len(run) + 1)] == run[0])
+        for offset, token_id in enumerate(run[1:], 1):
+            begin = begin[given[begin + offset] == token_id]
+        begin = begin[number[begin] == number[begin + len(run) - 1]]
         for offset in range(len(run)):
-            mask[offset : offset + width] |= here
-    return mask
+            mask[begin + offset] = True
+    return torch.from_numpy(mask)
+
+
+def rule_mask(rules: str, tokens: Tensor, documents: Documents, tokenizer: Any) -> Tensor:
+    """Which tokens have a part in what named rules spare.
+
+    Args:
+        rules: as `EditPolicy.protect` has them, combined by commas.
+        tokens: (M,) int64, of all documents, one after another.
+        documents: of the batch.
+        tokenizer: that made the tokens.
+
+    Returns:
+        (M,) bool.
+
+    Raises:
+        ValueError: there is no tokenizer.
+    """
+    if tokenizer is None:
+        raise ValueError(
+            f"protect={rules!r} reads the text, and no tokenizer is known; give one: "
+            "Prior(model, tokenizer), or ToEditCollator(..., tokenizer=tokenizer)"
+        )
+    # One byte string for each token, then one text for each document: rules see no neighbour.
+    spelled = Spelling.of(tokenizer).of_tokens(tokens.tolist(), tokenizer)
+    parsed = parse_rules(rules)
+    mask = np.zeros(len(spelled), dtype=bool)
+    for start, length in zip(documents.start.tolist(), documents.lengths, strict=True):
+        text, begin, end = text_of(spelled[start : start + length])
+        here = mask[start : start + length]
+        for span_begin, span_end in (span for rule in parsed for span in find_spans(rule, text)):
+            if span_begin == span_end:
+                continue
+            first = int(np.searchsorted(end, span_begin, side="right"))
+            last = int(np.searchsorted(begin, span_end, side="left"))
+            here[first:last] = True
+    return torch.from_numpy(mask)
 
 
 def _template_text(tokenizer: Any) -> str:

@@ -15,15 +15,17 @@ class EditResult:
     `position_ids` are (B, T') with T' <= T. The masks speak of the batch as it was given.
 
     Attributes:
-        input_ids: (B, T) int64, the edited tokens.
+        input_ids: (B, T) int64, the edited tokens; with the target "labels", as given.
         labels: as given, with the new token wherever a token changed and its label was not -100;
-            None if none were given.
+            with the target "inputs", as given. None if none were given.
         attention_mask: as given, or of the shrunken rows.
         position_ids: as given, or of the shrunken rows.
         selected: (B, T) bool, tokens in the policy's region, which were resampled.
         changed: (B, T) bool, selected tokens whose resample is another token.
         dropped: (B, T) bool, tokens removed by `drop_below`.
         scored: (B, T) bool, tokens to which the policy was applied.
+        tokens: (B, T') int64, the edited tokens, whatever carries them: `input_ids`, or with the
+            target "labels" what labels are made of.
         source: (B, T') int64, where in its row each token of `input_ids` was, -1 at padding; None
             where no token was removed.
         logprob: None, or (B, T) float32: log P(x_i | x_<i) in nats at every token but the first of
@@ -39,6 +41,7 @@ class EditResult:
     changed: Tensor
     dropped: Tensor
     scored: Tensor
+    tokens: Tensor
     source: Tensor | None
     logprob: Tensor | None
     sample_logprob: Tensor

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..policy import Target
 from ..transfer import fetch, send
 from .checks import check_labels, check_mask, check_shapes
 from .documents import Documents, find_documents
@@ -131,6 +132,7 @@ class TokenBatch:
         logprob: Tensor | None = None,
         sample_logprob: Tensor,
         pad_id: int,
+        target: Target = "both",
     ) -> EditResult:
         """Bring values of n of the M tokens back into the (B, T) batch, at home.
 
@@ -143,6 +145,7 @@ class TokenBatch:
             logprob: (n,) float32, or None.
             sample_logprob: (S,) float32.
             pad_id: for rows that shrink.
+            target: what carries the new tokens (`EditPolicy.target`).
         """
         cells = send(self.documents.index[where], self.home)
 
@@ -153,17 +156,19 @@ class TokenBatch:
             return full
 
         old = self._at_home(self.given_ids, self.input_ids)
-        input_ids = old.to(torch.int64, copy=True)
-        input_ids.view(-1)[cells] = send(new_tokens, self.home)
-        changed = input_ids != old
+        tokens = old.to(torch.int64, copy=True)
+        tokens.view(-1)[cells] = send(new_tokens, self.home)
+        changed = tokens != old
         labels = None
         if self.given_labels is not None and self.labels is not None:
             labels = self._at_home(self.given_labels, self.labels)
-            labels = torch.where(changed & (labels != -100), input_ids.to(labels.dtype), labels)
+            if target != "inputs":
+                labels = torch.where(changed & (labels != -100), tokens.to(labels.dtype), labels)
+        tokens = tokens.to(old.dtype)
         every = torch.zeros_like(self.input_ids, dtype=torch.bool)
         every.view(-1)[self.documents.index] = scored
         result = EditResult(
-            input_ids=input_ids.to(self.given_ids.dtype),
+            input_ids=old if target == "labels" else tokens,
             labels=labels,
             attention_mask=self.given_mask,
             position_ids=self.given_positions,
@@ -171,6 +176,7 @@ class TokenBatch:
             changed=changed,
             dropped=torch.zeros_like(changed) if dropped is None else spread(dropped, False),
             scored=send(every, self.home),
+            tokens=tokens,
             source=None,
             logprob=None if logprob is None else spread(logprob, math.nan),
             sample_logprob=send(sample_logprob, self.home),
@@ -187,7 +193,9 @@ class TokenBatch:
     def _at_home(self, given: Tensor, on_host: Tensor) -> Tensor:
         return given if given.device == self.home else send(on_host, self.home)
 
-    def revised(self, new_tokens: Tensor, dropped: Tensor, *, pad_id: int) -> EditResult:
+    def revised(
+        self, new_tokens: Tensor, dropped: Tensor, *, pad_id: int, target: Target = "both"
+    ) -> EditResult:
         """The batch with other tokens, and without some: both (M,), on the host."""
         none = torch.zeros_like(dropped)
         return self.result(
@@ -198,6 +206,7 @@ class TokenBatch:
             dropped=dropped,
             sample_logprob=torch.zeros(0),
             pad_id=pad_id,
+            target=target,
         )
 
     def _shrunk(self, dropped: Tensor, new_tokens: Tensor, pad_id: int) -> dict[str, Tensor]:
@@ -219,7 +228,7 @@ class TokenBatch:
             new_labels = torch.where(changed, input_ids.to(self.labels.dtype), self.labels)
             columns["labels"] = (new_labels, -100)
         kept, real = shrink_rows(self.documents, dropped, columns, T)
-        kept["input_ids"] = kept["input_ids"].to(self.given_ids.dtype)
+        kept["input_ids"] = kept["tokens"] = kept["input_ids"].to(self.given_ids.dtype)
         if self.mask is not None:
             kept["attention_mask"] = real.to(self.mask.dtype)
         elif self.given_positions is None and not real.all():

@@ -43,6 +43,11 @@ def apply(settings: Settings) -> int:
             "OUT, for one edited dataset, or both"
         )
     if settings.output is not None:
+        if settings.policy.target != "both":
+            raise UnusableError(
+                f"--target {settings.policy.target}: --output writes one edited text, from which "
+                "inputs and labels come alike; leave --target to the training run, and give --cache"
+            )
         check_output(settings.output)
     data = open_data(settings.data, settings.split)
     cache = None if settings.cache is None else _open_cache(settings.cache)

@@ -14,8 +14,8 @@ from ...policy import EditPolicy
 
 FORMAT = 1
 
-# Fields of a policy that concern draws alone.
-_OF_DRAWS = ("seed", "redraw")
+# Fields of a policy that concern draws, and what carries them, but no decision.
+_OF_DRAWS = ("seed", "redraw", "target")
 
 _LAST: weakref.WeakKeyDictionary[Any, tuple[Any, Identity]] = weakref.WeakKeyDictionary()
 
@@ -104,7 +104,7 @@ class Identity:
 
 
 def decision_record(policy: EditPolicy) -> dict[str, Any]:
-    """What of a policy decides: its record without `seed` and `redraw`."""
+    """What of a policy decides: its record without `seed`, `redraw` and `target`."""
     record = {name: value for name, value in policy.record().items() if name not in _OF_DRAWS}
     return json.loads(json.dumps(record))
 

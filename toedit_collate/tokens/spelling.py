@@ -1,0 +1,118 @@
+"""Which bytes a token stands for, so that what is found in a text can be told as tokens.
+
+A tokenizer's own `decode` will not do: it drops the blank before a first word, writes one sign for
+each part of a character that is spread over tokens, and gives no offsets.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import weakref
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .rules import BORDER
+
+_BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+_KNOWN: weakref.WeakKeyDictionary[Any, Spelling] = weakref.WeakKeyDictionary()
+
+
+def _byte_level_alphabet() -> dict[str, int]:
+    """The characters by which byte-level tokenizers (GPT-2's and its kin) write bytes."""
+    shown = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    hidden = [byte for byte in range(0x100) if byte not in shown]
+    characters = {chr(byte): byte for byte in shown}
+    return characters | {chr(0x100 + place): byte for place, byte in enumerate(hidden)}
+
+
+_ALPHABET = _byte_level_alphabet()
+
+
+class Spelling:
+    """The bytes of a tokenizer's tokens, looked up as they occur."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._decoders = _decoder_types(tokenizer)
+        self._special = set(tokenizer.all_special_ids)
+        self._added = {}
+        for token_id, token in getattr(tokenizer, "added_tokens_decoder", {}).items():
+            self._added[token_id] = str(token)
+            if getattr(token, "special", False):
+                self._special.add(token_id)
+        self._bytes: dict[int, bytes] = {}
+
+    @classmethod
+    def of(cls, tokenizer: Any) -> Spelling:
+        """That of a tokenizer; made once."""
+        known = _KNOWN.get(tokenizer)
+        if known is None or len(tokenizer) != known._num_tokens:
+            known = _KNOWN[tokenizer] = cls(tokenizer)
+            known._num_tokens = len(tokenizer)
+        return known
+
+    _num_tokens = 0
+
+    def of_tokens(self, ids: Sequence[int], tokenizer: Any) -> list[bytes]:
+        """The bytes of each token; `BORDER` for a special one, nothing for an unknown id."""
+        missing = [i for i in set(ids) if i not in self._bytes]
+        if missing:
+            names = tokenizer.convert_ids_to_tokens(missing)
+            for token_id, name in zip(missing, names, strict=True):
+                self._bytes[token_id] = self._spell(token_id, name)
+        return [self._bytes[i] for i in ids]
+
+    def _spell(self, token_id: int, name: str | None) -> bytes:
+        if token_id in self._special:
+            return BORDER.encode()
+        if token_id in self._added:
+            return self._added[token_id].encode()
+        if name is None:
+            return b""
+        if "ByteLevel" in self._decoders and all(c in _ALPHABET for c in name):
+            return bytes(_ALPHABET[c] for c in name)
+        byte = _BYTE_TOKEN.fullmatch(name)
+        if byte is not None:
+            return bytes([int(byte[1], 16)])
+        if "WordPiece" in self._decoders:
+            return (name[2:] if name.startswith("##") else " " + name).encode()
+        return name.replace("\u2581", " ").encode()
+
+
+def _decoder_types(tokenizer: Any) -> set[str]:
+    """The kinds of steps by which a fast tokenizer joins its tokens."""
+    decoder = getattr(getattr(tokenizer, "backend_tokenizer", None), "decoder", None)
+    if decoder is None:
+        return set()
+    state = json.loads(decoder.__getstate__())
+    return {state["type"], *(one["type"] for one in state.get("decoders", []))}
+
+
+def text_of(spelled: Sequence[bytes]) -> tuple[str, npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """The text of some tokens, and where in it each of them stands.
+
+    Args:
+        spelled: the bytes of M tokens.
+
+    Returns:
+        The text; and two (M,) int64, the characters [begin, end) that each token has a part in. A
+        character whose bytes are spread over tokens belongs to all of them.
+    """
+    joined = b"".join(spelled)
+    # What is no UTF-8 becomes one character for each byte.
+    text = joined.decode("utf-8", errors="surrogateescape")
+    end = np.cumsum([len(one) for one in spelled], dtype=np.int64)
+    begin = np.concatenate([np.zeros(1, dtype=np.int64), end[:-1]])
+    if len(text) == len(joined):
+        return text, begin, end
+    points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
+    escaped = (points >= 0xDC80) & (points <= 0xDCFF)
+    width = 1 + (points > 0x7F).astype(int) + (points > 0x7FF) + (points > 0xFFFF)
+    width[escaped] = 1
+    ends_of_characters = np.cumsum(width)
+    first = np.searchsorted(ends_of_characters, begin, side="right")
+    last = np.searchsorted(ends_of_characters, end, side="left") + 1
+    return text, first, np.where(end > begin, last, first)
