@@ -1,5 +1,6 @@
 """Token editing (ToEdit) of training batches, on the fly, by a frozen prior model."""
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from .editing.edit import edit_tokens
@@ -8,12 +9,14 @@ from .prior.prior import Prior
 from .stores.cache import DecisionCache
 from .stores.journal import Journal
 from .tokens.result import EditResult
+from .training.checkpoints import last_checkpoint
 from .training.collator import ToEditCollator
 from .training.lazy_batch import ToEditBatch
 
 if TYPE_CHECKING:
     from .diagnostics.inspecting import inspect_edits
-    from .training.callback import ToEditCallback, attach
+    from .training.attach import attach
+    from .training.callback import ToEditCallback
     from .training.generations import format_reports, self_edit
 
 __all__ = [
@@ -29,24 +32,23 @@ __all__ = [
     "edit_tokens",
     "format_reports",
     "inspect_edits",
+    "last_checkpoint",
     "self_edit",
 ]
 __version__ = "0.1.0"
 
+# Imported when first asked for. transformers' callbacks import PEFT and datasets where those are
+# installed: seconds that someone who only edits tensors need not wait.
+_LAZY = {
+    "ToEditCallback": ".training.callback",
+    "attach": ".training.attach",
+    "format_reports": ".training.generations",
+    "inspect_edits": ".diagnostics.inspecting",
+    "self_edit": ".training.generations",
+}
+
 
 def __getattr__(name: str) -> Any:
-    # transformers' callbacks import PEFT and datasets where those are installed: seconds that
-    # someone who only edits tensors need not wait.
-    if name in ("ToEditCallback", "attach"):
-        from .training import callback
-
-        return getattr(callback, name)
-    if name in ("format_reports", "self_edit"):
-        from .training import generations
-
-        return getattr(generations, name)
-    if name == "inspect_edits":
-        from .diagnostics.inspecting import inspect_edits
-
-        return inspect_edits
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name], __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

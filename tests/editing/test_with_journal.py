@@ -16,6 +16,7 @@ from transformers import DataCollatorWithFlattening
 
 from toedit_collate import EditPolicy, Journal, Prior, ToEditCollator, edit_tokens
 from toedit_collate.editing.with_journal import edit_with_journal
+from toedit_collate.tokens.token_batch import TokenBatch
 
 POLICIES = {
     "half": EditPolicy(threshold=0.5, sampler="rejection", temperature=1.3),
@@ -64,11 +65,11 @@ def arrange(texts, layout, prompt=0):
 
 
 def edit(journal, batch, *, prior=PRIORS[0], policy=AGGRESSIVE, step=0, num_sampled=0):
-    tensors = {name: batch.get(name) for name in ("attention_mask", "position_ids", "labels")}
+    names = ("input_ids", "attention_mask", "position_ids", "labels")
+    source = TokenBatch.of(*(batch.get(name) for name in names))
     return edit_with_journal(
-        prior, journal, batch["input_ids"], **tensors, policy=policy, step=step,
-        num_sampled=num_sampled,
-    )  # fmt: skip
+        prior, journal, source, policy=policy, step=step, num_sampled=num_sampled
+    )
 
 
 def rows_of(batch, values=None):

@@ -17,7 +17,7 @@ from ..stores.journal.replay import Texts
 from ..stores.ragged import Array
 from ..tokens.result import EditResult
 from ..tokens.token_batch import TokenBatch
-from .edit import edit_tokens
+from .edit import edit_batch
 
 
 @dataclass(frozen=True)
@@ -40,14 +40,11 @@ class JournaledEdit:
 def edit_with_journal(
     prior: EditingPrior,
     journal: Journal,
-    input_ids: Tensor,
+    source: TokenBatch,
     *,
-    attention_mask: Tensor | None,
-    position_ids: Tensor | None,
-    labels: Tensor | None,
     policy: EditPolicy,
     step: int,
-    num_sampled: int,
+    num_sampled: int = 0,
     cache: DecisionCache | None = None,
 ) -> JournaledEdit:
     """Bring each document to its state after the last generation, and edit it, or replay its edit.
@@ -57,23 +54,18 @@ def edit_with_journal(
     Args:
         prior: of this generation.
         journal: gets what is edited.
-        input_ids: as for `edit_tokens`.
-        attention_mask: likewise.
-        position_ids: likewise.
-        labels: likewise.
-        policy: likewise; each document is drawn for once, as in epoch 0.
+        source: the batch before any edit, at home on the host.
+        policy: which tokens are edited, and how; each document is drawn for once, as in epoch 0.
         step: updates of the trainee before this batch.
-        num_sampled: as for `edit_tokens`.
-        cache: likewise.
+        num_sampled: log P of so many scored tokens is computed exactly, at most.
+        cache: of what the prior decides, or None.
 
     Raises:
-        TypeError: as `edit_tokens`.
-        ValueError: likewise; or the journal's generation was made with another prior or policy, or
-            it has later ones.
+        ValueError: as `edit_tokens`; or the journal's generation was made with another prior or
+            policy, or it has later ones.
     """
     generation = prior.generation + 1
     journal.start_generation(generation, prior.fingerprint, policy.record())
-    source = TokenBatch.of(input_ids, attention_mask, position_ids, labels)
     documents = source.documents
     keys = keys_of(source.tokens, documents.lengths)
     lengths = np.asarray(documents.lengths)
@@ -91,25 +83,18 @@ def edit_with_journal(
             "removed tokens (drop_below); use target='both', or a new journal"
         )
     if len(new):
-        before, mask, row_labels = _as_rows(source, texts, new, prior.pad_id)
-        rows = before
+        edits = texts
         if policy.target == "labels":  # inputs stay the source, so each generation edits that
-            as_given = Texts.of(source.tokens.numpy(), documents.start.numpy())
-            rows, mask, row_labels = _as_rows(source, as_given, new, prior.pad_id)
-        edited = edit_tokens(
-            prior,
-            rows,
-            attention_mask=mask,
-            labels=row_labels,
-            policy=policy,
-            epoch=0,
-            generation=prior.generation,
-            num_sampled=num_sampled,
+            edits = Texts.of(source.tokens.numpy(), documents.start.numpy())
+        batch = _batch_of(source, edits, new, prior.pad_id)
+        edited = edit_batch(
+            prior, policy, batch, epoch=0, generation=prior.generation, num_sampled=num_sampled,
             cache=cache,
-        )
-        _record(journal, keys[new], lengths[new], before, edited, step)
+        )  # fmt: skip
+        before = torch.from_numpy(texts.tokens[_members(source, texts, new)])
+        _record(journal, keys[new], lengths[new], batch, before, edited, step)
     else:
-        prior.run(prior.stand_by)  # as edit_tokens: ranks must call a sharded prior alike
+        prior.run(prior.stand_by)  # as edit_batch: ranks must call a sharded prior alike
     journal.bring_forward(texts, keys, generation, since=generation - 1)
     removed = torch.from_numpy(texts.removed)
     # A token that was changed and is removed now is removed, as seen from the source.
@@ -121,15 +106,25 @@ def edit_with_journal(
     )
 
 
-def _as_rows(
-    source: TokenBatch, texts: Texts, chosen: Array, pad_id: int
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Some documents, one to a row, padded on the right: tokens, attention mask and labels."""
-    document = source.documents.document.numpy()
+def _members(source: TokenBatch, texts: Texts, chosen: Array) -> Array:
+    """Which of the batch's tokens some of its documents still have."""
+    is_chosen = np.zeros(source.documents.num_documents, dtype=bool)
+    is_chosen[chosen] = True
+    return np.flatnonzero(is_chosen[source.documents.document.numpy()] & ~texts.removed)
+
+
+def _batch_of(source: TokenBatch, texts: Texts, chosen: Array, pad_id: int) -> TokenBatch:
+    """Some documents of a batch with the tokens in `texts`: the batch itself, if it is just that.
+
+    Otherwise one to a row, padded on the right.
+    """
+    here = _members(source, texts, chosen)
+    tokens = texts.tokens[here]
+    if len(here) == len(source.tokens) and np.array_equal(tokens, source.tokens.numpy()):
+        return source
     row = np.full(source.documents.num_documents, -1)
     row[chosen] = np.arange(len(chosen))
-    here = np.flatnonzero((row[document] >= 0) & ~texts.removed)
-    row = row[document[here]]
+    row = row[source.documents.document.numpy()[here]]
     length = np.bincount(row, minlength=len(chosen))
     column = np.arange(len(here)) - (np.cumsum(length) - length)[row]
 
@@ -138,42 +133,53 @@ def _as_rows(
         rows[row, column] = values
         return torch.from_numpy(rows)
 
-    tokens = texts.tokens[here]
     labels = None
     if source.labels is not None:
         of_source = source.labels.reshape(-1)[source.documents.index].numpy()[here]
         labels = lay_out(np.where(of_source == -100, -100, tokens), -100)
-    return lay_out(tokens, pad_id), lay_out(np.ones_like(tokens), 0), labels
+    mask = lay_out(np.ones_like(tokens), 0)
+    return TokenBatch.of(lay_out(tokens, pad_id), mask, None, labels)
 
 
 def _record(
-    journal: Journal, keys: Array, lengths: Array, rows: Tensor, edited: EditResult, step: int
+    journal: Journal,
+    keys: Array,
+    lengths: Array,
+    batch: TokenBatch,
+    before: Tensor,
+    edited: EditResult,
+    step: int,
 ) -> None:
-    """Put the edits of n documents into the journal; before, they were (n, T) `rows`."""
-    new = torch.where(edited.dropped, -1, _before_shrinking(edited, rows))
-    touched = new != rows
-    document, position = touched.nonzero(as_tuple=True)
-    changes = torch.stack([position, rows[touched], new[touched]], dim=1).numpy()
-    counts = torch.bincount(document, minlength=len(keys)).numpy()
+    """Put the edits of the n documents of a batch into the journal; before, they had (M,) tokens."""
+    documents = batch.documents
+
+    def of_tokens(rows: Tensor) -> Tensor:
+        return rows.reshape(-1)[documents.index]
+
+    new = torch.where(of_tokens(edited.dropped), -1, of_tokens(_before_shrinking(edited, batch)))
+    touched = new != before
+    changes = torch.stack([documents.position, before, new], dim=1)[touched].numpy()
+    counts = torch.bincount(documents.document[touched], minlength=len(keys)).numpy()
     # A document without a scored token needs no forward pass, so is not worth a record.
-    worth = edited.scored.any(-1).numpy()
+    scored = documents.document[of_tokens(edited.scored)]
+    worth = torch.bincount(scored, minlength=len(keys)).numpy() > 0
     journal.record(
         keys[worth],
         lengths[worth],
         counts[worth],
         changes,
         step,
-        scored=int(edited.scored.sum()),
+        scored=len(scored),
         selected=int(edited.selected.sum()),
     )
 
 
-def _before_shrinking(edited: EditResult, rows: Tensor) -> Tensor:
-    """(n, T): the new tokens, where the old ones were in `rows`."""
+def _before_shrinking(edited: EditResult, batch: TokenBatch) -> Tensor:
+    """(B, T) int64: the new tokens, where the old ones were."""
     if edited.source is None:
-        return edited.tokens
+        return edited.tokens.long()
     # Padding goes to a column of its own.
-    wide = torch.nn.functional.pad(rows, (0, 1))
-    T = rows.shape[1]
-    wide.scatter_(1, torch.where(edited.source < 0, T, edited.source), edited.tokens)
+    wide = torch.nn.functional.pad(batch.input_ids, (0, 1))
+    T = batch.input_ids.shape[1]
+    wide.scatter_(1, torch.where(edited.source < 0, T, edited.source), edited.tokens.long())
     return wide[:, :T]

@@ -9,8 +9,8 @@ import torch
 
 from ..tokens.result import EditResult
 from ..tools.marking import Passage, legend, mark_edits
-from ..training.collator import text_tokenizer
-from ..training.columns import document_positions
+from ..training.batch_layout import read_layout
+from ..training.trainee import text_tokenizer
 from ..transfer import fetch
 
 MAX_BATCHES = 50  # to look for changes in; reading one makes the host wait for the device
@@ -93,7 +93,8 @@ class _Sample:
 
 def _documents(batch: dict[str, Any], result: EditResult) -> list[Passage]:
     """Each document of a batch; of a long one, the part around its first change."""
-    positions, mask = document_positions(batch), batch.get("attention_mask")
+    layout = read_layout(batch)
+    positions, mask = layout.position_ids, layout.attention_mask
     given = [batch["input_ids"], result.tokens, result.selected, result.dropped]
     ids, new, selected, dropped = fetch(*given)
     after = ids.clone()
@@ -108,7 +109,7 @@ def _documents(batch: dict[str, Any], result: EditResult) -> list[Passage]:
     passages = []
     for row in range(len(ids)):
         real = torch.ones_like(ids[row], dtype=torch.bool)
-        if mask is not None and mask.ndim == 2:
+        if mask is not None:
             real = fetch(mask)[0][row].bool()
         where = real.nonzero().squeeze(-1)
         begins = [0]

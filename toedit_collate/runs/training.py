@@ -12,8 +12,9 @@ from ..distributed import barrier
 from ..policy import EditPolicy
 from ..prior.prior import Prior
 from ..prior.sharding import has_fsdp1, is_zero3
+from ..training.checkpoints import last_checkpoint
 from ..training.collator import ToEditCollator
-from ..training.generations import last_checkpoint, mean_loss
+from ..training.generations import mean_loss
 from ..training.perplexity import perplexity_of
 from .arguments import EditArguments, RunArguments
 from .card import add_to_card
@@ -73,7 +74,7 @@ def _train(
         "seconds": time.perf_counter() - started,
     }
     if collator is not None:
-        report.edit = collator._stats.summary(over_ranks=True)
+        report.edit = collator.editor.stats.summary(over_ranks=True)
     trainer.save_model(args.output_dir)
     report.held_out = _held_out(trainer)
     report.tasks = run_tasks(trainer, run_args)

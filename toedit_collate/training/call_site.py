@@ -1,6 +1,6 @@
 """Who is reading a batch: training or evaluation, which epoch, a batch that is to be skipped.
 
-`Trainer` uses one collator for training and evaluation, and a batch is not told which it is for.
+A trainer uses one collator for training and evaluation, and a batch is not told which it is for.
 Nor can `model.training` tell: the first training batch after an evaluation is fetched before
 `model.train()`. But a batch is moved to its device inside the loop that asked for it, so the loop
 stands on the call stack.
@@ -9,11 +9,13 @@ stands on the call stack.
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 _EVALUATION = {"evaluation_loop", "prediction_loop", "prediction_step", "evaluate", "predict"}
 _TRAINING = {"_inner_training_loop", "get_batch_samples", "training_step", "train"}
+_LIGHTNING = ("lightning.pytorch.trainer.trainer", "pytorch_lightning.trainer.trainer")
 
 
 @dataclass(frozen=True)
@@ -21,11 +23,15 @@ class Surroundings:
     """Where a batch is being read.
 
     Attributes:
-        evaluating: inside the evaluation or prediction of a `Trainer`.
+        evaluating: inside the evaluation or prediction of a `Trainer`, of transformers or
+            Lightning.
         skipping: by a loader of accelerate that passes over batches to resume training.
         dispatching: by a loader of accelerate that sends batches from rank 0 to all ranks.
-        epoch: number of the epoch, as the loader of accelerate counts it; None: not known.
-        trainer: the `Trainer` that trains on the batch; None: no `Trainer` does.
+        epoch: number of the epoch, as the Trainer or the loader of accelerate counts it; None: not
+            known.
+        trainer: the `Trainer` of transformers that trains on the batch; None: none does.
+        in_unknown_training: such a `Trainer` does, and its training loader was not made known (by
+            `attach` or `ToEditCallback`).
     """
 
     evaluating: bool = False
@@ -33,64 +39,85 @@ class Surroundings:
     dispatching: bool = False
     epoch: int | None = None
     trainer: Any = None
+    in_unknown_training: bool = False
 
 
 def look_around() -> Surroundings:
     """Look up the call stack, from the innermost call outwards, until a loop of a Trainer."""
     # What was never imported can't be on the stack; so nothing is imported for this either.
-    trainer_class = getattr(sys.modules.get("transformers.trainer"), "Trainer", ())
-    loaders = sys.modules.get("accelerate.data_loader")
-    loader_class = getattr(loaders, "DataLoaderShard", ())
-    dispatcher_class = getattr(loaders, "DataLoaderDispatcher", ())
+    trainer_class = _imported("transformers.trainer", "Trainer")
+    loader_class = _imported("accelerate.data_loader", "DataLoaderShard")
+    dispatcher_class = _imported("accelerate.data_loader", "DataLoaderDispatcher")
+    lightning_classes = tuple(c for name in _LIGHTNING for c in _imported(name, "Trainer"))
 
     loader: Any = None
     trainer: Any = None
+    epoch: int | None = None
     skipping = dispatching = evaluating = False
-    frame = sys._getframe(1)
-    while frame is not None:
+    for frame in _frames():
         name = frame.f_code.co_name
+        owner = frame.f_locals.get("self")
         if loader is None and name in ("__iter__", "_fetch_batches"):
-            owner = frame.f_locals.get("self")
-            if isinstance(owner, (loader_class, dispatcher_class)):
-                loader = owner
+            if isinstance(owner, loader_class + dispatcher_class):
+                loader, epoch = owner, owner.iteration
                 dispatching = isinstance(owner, dispatcher_class)
                 skipping = _batch_number(frame) < owner.skip_batches
-        elif name in _EVALUATION and isinstance(frame.f_locals.get("self"), trainer_class):
+        elif name in _EVALUATION and isinstance(owner, trainer_class):
             evaluating = True
             break
-        elif name in _TRAINING and isinstance(frame.f_locals.get("self"), trainer_class):
-            trainer = frame.f_locals["self"]
+        elif name in _TRAINING and isinstance(owner, trainer_class):
+            trainer = owner
             evaluating = loader is not None and not _is_for_training(loader, trainer)
             break
-        frame = frame.f_back  # type: ignore[assignment]
+        elif lightning_classes and isinstance(owner, lightning_classes):
+            evaluating = not owner.training
+            epoch = owner.current_epoch
+            break
     return Surroundings(
         evaluating=evaluating,
         skipping=skipping,
         dispatching=dispatching,
-        epoch=None if loader is None else loader.iteration,
+        epoch=epoch,
         trainer=None if evaluating else trainer,
+        in_unknown_training=not evaluating and trainer is not None and not _is_known(trainer),
     )
 
 
-def calling_instance(of_class: type) -> Any:
+def inside_data_loader() -> bool:
+    """Whether a DataLoader of PyTorch, in this process, is fetching a batch."""
+    fetchers = _imported("torch.utils.data._utils.fetch", "_BaseDatasetFetcher")
+    return calling_instance(fetchers) is not None
+
+
+def calling_instance(of_class: type | tuple[type, ...]) -> Any:
     """The innermost instance of a class, one of whose methods is on the call stack; or None."""
-    frame = sys._getframe(1)
-    while frame is not None:
+    for frame in _frames():
         owner = frame.f_locals.get("self")
         if isinstance(owner, of_class):
             return owner
-        frame = frame.f_back  # type: ignore[assignment]
     return None
 
 
 def argument_of_caller(function: str, argument: str) -> Any:
     """What the innermost caller of that name was given for an argument; or None."""
-    frame = sys._getframe(1)
-    while frame is not None:
+    for frame in _frames():
         if frame.f_code.co_name == function:
             return frame.f_locals.get(argument)
-        frame = frame.f_back  # type: ignore[assignment]
     return None
+
+
+def _frames() -> Iterator[Any]:
+    """The call stack of whoever asks, from the innermost call outwards."""
+    frame: Any = sys._getframe(2)
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
+
+
+def _imported(module: str, name: str) -> tuple[Any, ...]:
+    """A class, if its module was imported: one of them, or none."""
+    found = getattr(sys.modules.get(module), name, None)
+    return () if found is None else (found,)
 
 
 def _batch_number(frame: Any) -> int:
@@ -99,6 +126,17 @@ def _batch_number(frame: Any) -> int:
         return frame.f_locals.get("batch_index", 0)
     # The dispatching loader fetches one batch ahead of the one that it counts.
     return frame.f_back.f_locals.get("batch_index", -1) + 1
+
+
+def _is_known(trainer: Any) -> bool:
+    """Whether the loader with which a Trainer trains has a collator that is for training."""
+    loader = trainer.callback_handler.train_dataloader
+    collate_fn = getattr(getattr(loader, "base_dataloader", loader), "collate_fn", None)
+    while collate_fn is not None:
+        if getattr(collate_fn, "trains", None):
+            return True
+        collate_fn = getattr(collate_fn, "data_collator", None)
+    return False
 
 
 def _is_for_training(loader: Any, trainer: Any) -> bool:

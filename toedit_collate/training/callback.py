@@ -1,11 +1,11 @@
-"""ToEditCallback and attach(): the life cycle of a Trainer."""
+"""ToEditCallback: the life cycle of a Trainer."""
 
 from __future__ import annotations
 
 import logging
 import math
 import time
-import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,27 +15,25 @@ from transformers.trainer_callback import CallbackHandler
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..distributed import all_reduce, barrier
-from ..policy import EditPolicy
-from ..prior.protocol import EditingPrior
-from ..stores.journal import Journal
-from ..stores.journal.files import read_valid
 from .call_site import argument_of_caller, calling_instance
-from .collator import DISPATCHING, ToEditCollator, text_tokenizer
-from .refresh import Refresh, Refresher, check_refresh, share_run
+from .checkpoints import STATE_KEY, reload_adapter, saved_attributes
+from .collator import ToEditCollator
+from .journal_run import JournalRun, check_same_journal
+from .refresh import Refresh, Refresher, check_refresh
+from .snapshot import unwrap_wrappers
 from .stats import shares
+from .trainee import check_trainer
+from .training_loader import edit_training_loader, edit_training_loaders_of
 
 logger = logging.getLogger("toedit_collate")
+
+MakeCollator = Callable[[Any], ToEditCollator]
 
 # Every number that is logged is a ratio of these sums since the last log, over all ranks.
 _LOGGED_SUMS = (
     "tokens", "scored", "selected", "changed", "dropped", "sampled", "sampled_nll", "replayed",
     "seconds",
 )  # fmt: skip
-
-# What resuming needs stands under this name in trainer_state.json. Not as an `ExportableState` of
-# transformers: that is read back only on demand, into a new callback, and a checkpoint without it
-# could not be resumed with it.
-STATE_KEY = "toedit_collate"
 
 
 class ToEditCallback(TrainerCallback):
@@ -63,57 +61,100 @@ class ToEditCallback(TrainerCallback):
     none. A checkpoint that can't be taken over (half-written, not finite) is logged as an error,
     and the old prior works on.
 
+    Example:
+        >>> from toedit_collate import EditPolicy, Prior
+        >>> callback = ToEditCallback(
+        ...     lambda model: ToEditCollator(Prior.shared(model), EditPolicy(threshold=0.9)),
+        ...     refresh="epoch",
+        ... )
+
     Args:
-        collator: edits the batches.
+        collator: edits the batches; or a function that makes it of the trainee when training
+            begins, for a prior that shares the trainee's weights in a framework that takes
+            callbacks before there is a model.
         refresh: when the prior is swapped: "epoch" at the end of each epoch and N every N steps,
             for the trainee's live weights; "save" whenever the Trainer has written a checkpoint,
             for that; None never.
 
     Raises:
-        TypeError: `collator` is not a `ToEditCollator`.
-        ValueError: `refresh` is something else. At the start of training: the prior can't be
-            swapped for this trainee.
+        TypeError: `collator` is neither a `ToEditCollator` nor a function.
+        ValueError: `refresh` is something else. At the start of training: the trainer learns from
+            preferences or rewards; the prior does not fit the trainee, or can't be swapped for it.
     """
 
-    def __init__(self, collator: ToEditCollator, refresh: Refresh = None) -> None:
-        if not isinstance(collator, ToEditCollator):
+    def __init__(self, collator: ToEditCollator | MakeCollator, refresh: Refresh = None) -> None:
+        if not callable(collator):
             raise TypeError(
                 f"collator must be a ToEditCollator, got {type(collator).__name__}; write "
-                "ToEditCallback(ToEditCollator(prior, policy))"
+                "ToEditCallback(ToEditCollator(prior, policy)), or ToEditCallback(lambda model: "
+                "ToEditCollator(Prior.shared(model), policy))"
             )
         check_refresh(refresh)
-        self.collator = collator
         self.refresh = refresh
-        self._refresher = Refresher(collator._require_prior(), refresh)
+        self._make: MakeCollator | None = None
+        self._made_for: Any = None
+        self._collator: ToEditCollator | None = None
+        if isinstance(collator, ToEditCollator):
+            self._take(collator)
+        else:
+            self._make = collator
         self._before_save = _BeforeSave(self)
-        self._run: str | None = None
-        self._attempt: int | None = None
-        self._wrapped: ToEditCollator | None = None
+        self._journal_run = JournalRun()
         self._logged = dict.fromkeys(_LOGGED_SUMS, 0.0)
         self._step_seconds = 0.0
         self._mark = 0.0
+
+    @property
+    def collator(self) -> ToEditCollator:
+        """What edits the batches.
+
+        Raises:
+            RuntimeError: it is made when training begins, which it has not.
+        """
+        if self._collator is None:
+            raise RuntimeError(
+                "the collator of this ToEditCallback is made when training begins; look at it then"
+            )
+        return self._collator
+
+    def _take(self, collator: Any) -> None:
+        if not isinstance(collator, ToEditCollator):
+            raise TypeError(
+                "the function that ToEditCallback was given must return a ToEditCollator, got "
+                f"{type(collator).__name__}; write lambda model: ToEditCollator(Prior.shared("
+                "model), policy)"
+            )
+        self._collator = collator
+        self._refresher = Refresher(collator.prior, self.refresh)
+
+    def on_init_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Get to know the training loaders that the Trainer makes, also outside of `train()`."""
+        trainer = calling_instance(Trainer)
+        if trainer is None:
+            return
+        check_trainer(trainer)
+        if self._collator is not None:
+            edit_training_loaders_of(trainer, self._collator)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Check that the prior fits the trainee, and see to it that training batches are edited.
 
         In a run that is resumed, bring prior and journal to where they were.
         """
+        trainer, model = calling_instance(Trainer), kwargs["model"]
+        if trainer is not None:
+            check_trainer(trainer)
+        if self._make is not None and self._made_for is not model:
+            self._take(self._make(model))
+            self._made_for = model
         self._take_places()
         loader = kwargs["train_dataloader"]
-        _refuse_dispatching(loader)
-        self.collator.fit(kwargs["model"], args, kwargs.get("processing_class"))
-        self._refresher.check(args, kwargs["model"])
-        loader = getattr(loader, "base_dataloader", loader)
-        present = _find_collator(loader.collate_fn)
-        if present is None:
-            self._wrapped = loader.collate_fn = self.collator.around(loader.collate_fn)
-        elif present._stats is not self.collator._stats:
-            raise ValueError(
-                "the Trainer's data_collator is a ToEditCollator, and ToEditCallback has another "
-                "one; pass the same to both, or the callback alone"
-            )
-        self._begin_run(args, state, kwargs["model"])
-        totals = self.collator._stats.totals()
+        marked = edit_training_loader(loader, self.collator)
+        marked.fit(model, args, kwargs.get("processing_class"))
+        self._refresher.check(args, model)
+        self._begin_run(args, state, model)
+        self.collator.editor.run_state = state
+        totals = self.collator.editor.stats.totals()
         self._logged = {name: totals[name] for name in _LOGGED_SUMS}
         self._step_seconds = 0.0
         self._mark = time.perf_counter()
@@ -161,26 +202,23 @@ class ToEditCallback(TrainerCallback):
             barrier()  # rank 0 writes the checkpoint, and all ranks write journals
 
     def _begin_run(self, args: Any, state: Any, model: Any) -> None:
-        journal = self.collator.journal
-        saved = state.stateful_callbacks.get(STATE_KEY, {}).get("attributes")
+        journal, step = self.collator.journal, state.global_step
+        saved = saved_attributes(state.stateful_callbacks) if step > 0 else None
         self._refresher.begin()
-        is_resumed = state.global_step > 0
-        if is_resumed and saved is not None:
-            _check_same_journal(saved, journal, state.global_step)
-            self._refresher.restore(saved, _resumed_from(args, state), model, state)
-        elif is_resumed:
-            logger.warning(
-                "the checkpoint at step %d was not written with ToEditCallback: the prior is taken "
-                "as it is, of generation %d",
-                state.global_step,
-                self.collator._require_prior().generation,
-            )
-        self._run, self._attempt = None, None
-        if journal is not None:
-            run = saved["run"] if is_resumed and saved else uuid.uuid4().hex
-            run, last = share_run(run, journal.last_attempt(run))
-            self._run, self._attempt = run, 0 if last is None else last + 1
-            journal.start_run(run, attempt=self._attempt, resumed_at=state.global_step)
+        if step > 0:
+            checkpoint = _resumed_from(args, state)
+            reload_adapter(unwrap_wrappers(model), checkpoint)
+            if saved is not None:
+                check_same_journal(saved, journal, step)
+                self._refresher.restore(saved, checkpoint, model, state)
+            else:
+                logger.warning(
+                    "the checkpoint at step %d was not written with ToEditCallback: the prior is "
+                    "taken as it is, of generation %d",
+                    step,
+                    self.collator.prior.generation,
+                )
+        self._journal_run = JournalRun.begin(journal, saved, step)
         self._remember(state)
 
     def _remember(self, state: Any) -> None:
@@ -189,8 +227,8 @@ class ToEditCallback(TrainerCallback):
             "args": {},
             "attributes": {
                 **self._refresher.state,
-                "run": self._run,
-                "attempt": self._attempt,
+                "run": self._journal_run.run,
+                "attempt": self._journal_run.attempt,
             },
         }
 
@@ -205,7 +243,7 @@ class ToEditCallback(TrainerCallback):
             state.log_history[-1].update(metrics)
 
     def _metrics(self, args: Any) -> dict[str, float]:
-        totals = self.collator._stats.totals()
+        totals = self.collator.editor.stats.totals()
         sums = [totals[name] - self._logged[name] for name in _LOGGED_SUMS]
         self._logged = {name: totals[name] for name in _LOGGED_SUMS}
         since = dict(
@@ -213,14 +251,29 @@ class ToEditCallback(TrainerCallback):
         )
         self._step_seconds = 0.0
         numbers = shares(since)
+        self._say_what_is_odd(since, numbers["prior_perplexity"])
         if self.collator.policy.drop_below is None:
             del numbers["dropped_share"]
         if self.collator.journal is None:
             del numbers["replayed_share"]
         if self.collator.journal is not None or self.refresh is not None:
-            numbers["generation"] = self.collator._require_prior().generation + 1
+            numbers["generation"] = self.collator.prior.generation + 1
         numbers["time_share"] = since["seconds"] / since["steps"] if since["steps"] else math.nan
         return {f"toedit/{name}": value for name, value in numbers.items() if value == value}
+
+    def _say_what_is_odd(self, sums: dict[str, float], perplexity: float) -> None:
+        editor = self.collator.editor
+        if perplexity > editor.prior.vocab_size:
+            editor.warn_once(
+                f"the prior's perplexity on the training data is {perplexity:,.0f}, more than "
+                f"guessing among its {editor.prior.vocab_size:,} ids would give; is its tokenizer "
+                "the trainee's, and is it trained?"
+            )
+        if sums["tokens"] > sums["replayed"] and not sums["scored"] and editor.policy.decides:
+            editor.warn_once(
+                f"none of {sums['tokens']:,.0f} tokens could be edited: all are without a label "
+                "(-100), special or protected"
+            )
 
     def _take_places(self) -> None:
         # Trackers log what they are handed, in the order of the list: to add numbers to it, this
@@ -259,55 +312,6 @@ class _BeforeSave(TrainerCallback):
             self._owner.before_save(args, state)
 
 
-def attach(
-    trainer: Trainer, prior: EditingPrior, policy: EditPolicy | None = None, **kwargs: Any
-) -> ToEditCollator:
-    """Edit the training batches of a Trainer that exists already.
-
-    The way in for `SFTTrainer` with packing or without padding, which refuses a collator of the
-    user's: its own stays, inside ours.
-
-    Args:
-        trainer: a `Trainer`, `SFTTrainer` or another subclass, before `train()`.
-        prior: scores the tokens.
-        policy: which tokens are edited, and how; default: the paper's.
-        kwargs: for `ToEditCollator`, and `refresh` for `ToEditCallback`.
-
-    Raises:
-        ValueError: the trainer's batches are edited already.
-
-    Example:
-        >>> trainer = SFTTrainer(model, args, train_dataset, peft_config=lora)  # doctest: +SKIP
-        >>> attach(trainer, Prior.shared(trainer.model))  # doctest: +SKIP
-        >>> trainer.train()  # doctest: +SKIP
-    """
-    if isinstance(trainer.data_collator, ToEditCollator):
-        raise ValueError("the trainer's data_collator is a ToEditCollator already; attach once")
-    refresh = kwargs.pop("refresh", None)
-    kwargs.setdefault("tokenizer", text_tokenizer(getattr(trainer, "processing_class", None)))
-    kwargs.setdefault("base_collator", trainer.data_collator)
-    collator = ToEditCollator(prior, policy, **kwargs)
-    trainer.data_collator = collator  # type: ignore[assignment]
-    trainer.add_callback(ToEditCallback(collator, refresh))
-    return collator
-
-
-def _find_collator(collate_fn: Any) -> ToEditCollator | None:
-    """The ToEditCollator that a loader uses, inside transformers' RemoveColumnsCollator too."""
-    while collate_fn is not None:
-        if isinstance(collate_fn, ToEditCollator):
-            return collate_fn
-        collate_fn = getattr(collate_fn, "data_collator", None)
-    return None
-
-
-def _refuse_dispatching(loader: Any) -> None:
-    from accelerate.data_loader import DataLoaderDispatcher
-
-    if isinstance(loader, DataLoaderDispatcher) and loader.state.num_processes > 1:
-        raise ValueError(DISPATCHING)
-
-
 def _checkpoint_of(args: Any, state: Any) -> Path:
     """The folder of the checkpoint that the Trainer writes at this step."""
     trainer = calling_instance(Trainer)
@@ -319,36 +323,3 @@ def _resumed_from(args: Any, state: Any) -> Path:
     """The folder that the run is resumed from."""
     given = argument_of_caller("_inner_training_loop", "resume_from_checkpoint")
     return Path(given) if isinstance(given, str) else _checkpoint_of(args, state)
-
-
-def _check_same_journal(saved: dict[str, Any], journal: Journal | None, step: int) -> None:
-    if saved["run"] is not None and journal is None:
-        raise ValueError(
-            "the run that is resumed has a journal, by which its documents are edited; pass the "
-            "same: ToEditCollator(..., journal=Journal(path))"
-        )
-    if journal is None:
-        return
-    if saved["run"] is None:
-        raise ValueError(
-            "the run that is resumed has no journal, so what it has edited is not known; leave "
-            "journal out, or begin a new run"
-        )
-    if journal.last_attempt(saved["run"]) is None:
-        held = f"holds generations {journal.generations} of another run"
-        raise ValueError(
-            "the run that is resumed has a journal, but the one in "
-            f"{journal.path} {held if journal.generations else 'is empty'}; pass the journal that "
-            "it wrote"
-        )
-    later = [
-        frame.info["resumed_at"]
-        for _, frame, _ in read_valid(journal.path)
-        if frame.info["run"] == saved["run"] and frame.info["attempt"] > saved["attempt"]
-    ]
-    if min(later, default=step) < step:
-        raise ValueError(
-            f"the checkpoint of step {step} was written before the run was resumed at step "
-            f"{min(later)}, when the journal took back all later edits; resume from a checkpoint "
-            "that was written since, or from one of that step or before"
-        )

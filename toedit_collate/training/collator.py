@@ -2,34 +2,23 @@
 
 from __future__ import annotations
 
-import uuid
-import weakref
+import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
+from torch.utils.data import get_worker_info
 
-from ..distributed import barrier, world_size
-from ..editing.edit import edit_batch
-from ..editing.with_journal import edit_with_journal
 from ..policy import EditPolicy
-from ..prior.protocol import EditingPrior, is_prior
-from ..stores.cache import DecisionCache, Identity
+from ..prior.protocol import EditingPrior
+from ..stores.cache import DecisionCache
 from ..stores.journal import Journal
-from ..tokens.checks import check_same_tokenizer
-from ..tokens.result import EditResult
-from ..tokens.token_batch import TokenBatch
-from .call_site import Surroundings
-from .columns import document_positions, with_new_lengths
+from .call_site import inside_data_loader
 from .default_collator import DefaultCollator
-from .lazy_batch import ToEditBatch, register_editor
-from .stats import EditStats
+from .editor import BatchEditor, OnEdit
+from .lazy_batch import Origin, ToEditBatch, registered_editor
+from .widths import padding_multiple
 
 BaseCollator = Callable[[Any], Any]
-OnEdit = Callable[[dict[str, Any], EditResult], None]
-
-# Where the prior perplexity is measured: at most so many tokens of a batch.
-NUM_SAMPLED = 32
 
 
 class ToEditCollator:
@@ -37,9 +26,17 @@ class ToEditCollator:
 
     Pass it to `Trainer` or `SFTTrainer` as `data_collator`. The base collator runs wherever the
     DataLoader calls it, in workers too; the edit takes place in the main process, on the prior's
-    device, when the batch is moved to its device or first read. Evaluation and prediction of a
-    `Trainer` get their batches unedited. In a loop of your own, use `collator.base_collator` for
-    evaluation, and call `collator.set_epoch(n)` if your DataLoader is not accelerate's.
+    device, when the batch is moved to its device or first read.
+
+    What is edited: batches that a `Trainer` or a Lightning `Trainer` trains on, never those that it
+    evaluates or predicts on. With `attach` or `ToEditCallback`, the Trainer's training loader is
+    known, and no other loader's batches are edited, whoever reads them; without, a batch that is
+    read outside of a Trainer is taken for training. So in a loop of your own, use
+    `collator.base_collator` for evaluation, and call `collator.set_epoch(n)`.
+
+    A copy of a collator, or one that was pickled and comes back, edits by the same `editor`: same
+    prior, journal, cache and counts. In another process it collates only, and its batches are
+    edited in the process where its editor lives.
 
     Args:
         prior: scores the tokens.
@@ -55,14 +52,32 @@ class ToEditCollator:
         on_edit: called with each batch, as it was collated, and what the edit did to it; with a
             journal that is what was changed since the source, and nothing is marked as selected.
 
+    Attributes:
+        base_collator: makes the batches.
+        key: names the editor in all processes.
+        trains: what its batches are for, as `Origin` has it: True in a loader that is known to
+            train, False where such a loader has another collator, None: not known.
+
     Raises:
         TypeError: `prior`, `policy`, `base_collator`, `journal`, `cache` or `on_edit` is something
             else.
         ValueError: another tokenizer than the prior's.
 
     Example:
-        >>> collator = ToEditCollator(Prior.from_pretrained("gpt2"))  # doctest: +SKIP
-        >>> Trainer(model, args, collator, train_dataset, eval_dataset)  # doctest: +SKIP
+        >>> import torch
+        >>> from transformers import LlamaConfig, LlamaForCausalLM
+        >>> from toedit_collate import EditPolicy, Prior
+        >>> config = LlamaConfig(
+        ...     vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=1,
+        ...     num_attention_heads=2,
+        ... )
+        >>> prior = Prior(LlamaForCausalLM(config))
+        >>> base = lambda rows: {"input_ids": torch.tensor(rows)}
+        >>> collator = ToEditCollator(prior, EditPolicy(threshold=0.01), base_collator=base)
+        >>> collator([[7, 8, 9], [5, 6, 7]])["input_ids"].shape
+        torch.Size([2, 3])
+        >>> collator.stats["scored"]
+        4
     """
 
     def __init__(
@@ -76,12 +91,6 @@ class ToEditCollator:
         cache: DecisionCache | None = None,
         on_edit: OnEdit | None = None,
     ) -> None:
-        if not is_prior(prior):
-            raise TypeError(
-                f"prior must be a Prior, got {type(prior).__name__}; write Prior(model, tokenizer)"
-            )
-        if policy is not None and not isinstance(policy, EditPolicy):
-            raise TypeError(f"policy must be an EditPolicy, got {type(policy).__name__}")
         if base_collator is not None and not callable(base_collator):
             raise TypeError(
                 f"base_collator must be a function from features to a batch, got "
@@ -89,35 +98,13 @@ class ToEditCollator:
             )
         if isinstance(base_collator, ToEditCollator):
             raise TypeError("base_collator is a ToEditCollator already; edit a batch once only")
-        if journal is not None and not isinstance(journal, Journal):
-            raise TypeError(
-                f"journal must be a Journal, got {type(journal).__name__}; write Journal(path)"
-            )
-        if cache is not None and not isinstance(cache, DecisionCache):
-            raise TypeError(
-                f"cache must be a DecisionCache, got {type(cache).__name__}; write "
-                "DecisionCache(path), or DecisionCache() to keep it in memory"
-            )
-        if on_edit is not None and not callable(on_edit):
-            raise TypeError(
-                f"on_edit must be a function (batch, EditResult) -> None, got "
-                f"{type(on_edit).__name__}"
-            )
-        self.prior: EditingPrior | None = prior
-        self.policy = EditPolicy() if policy is None else policy
-        self.tokenizer = tokenizer if tokenizer is not None else prior.tokenizer
-        self.base_collator: BaseCollator = base_collator or DefaultCollator(self.tokenizer)
-        self.adopt_tokenizer(tokenizer)
-        self.journal = journal
-        self.cache = cache
-        self.epoch = 0
-        self._step = 0
-        self._is_at: tuple[int, int] | None = None  # generation and epoch
-        self._stats = EditStats()
-        self._fitted: Callable[[], Any] = _no_model
-        self.on_edit = on_edit
-        self.key = uuid.uuid4().hex
-        register_editor(self)
+        editor = BatchEditor(
+            prior, policy, tokenizer=tokenizer, journal=journal, cache=cache, on_edit=on_edit
+        )
+        self._editor: BatchEditor | None = editor
+        self.key = editor.key
+        self.base_collator: BaseCollator = base_collator or DefaultCollator(editor.tokenizer)
+        self.trains: bool | None = None
 
     def __call__(self, features: Any) -> ToEditBatch:
         """Collate features into a batch that will edit itself.
@@ -138,7 +125,43 @@ class ToEditCollator:
                 f"the base collator returned {sorted(collated)} without input_ids, so there are no "
                 "tokens to edit"
             )
-        return ToEditBatch(collated, self)
+        trains = self.trains
+        if trains is False and get_worker_info() is None and not inside_data_loader():
+            trains = None  # called by hand
+        origin = Origin(trains, padding_multiple(self.base_collator, collated))
+        return ToEditBatch(collated, self._editor or self.key, origin)
+
+    @property
+    def editor(self) -> BatchEditor:
+        """What edits the batches: prior, policy, journal, cache and counts.
+
+        Raises:
+            RuntimeError: it lives in another process, or is gone.
+        """
+        if self._editor is None:
+            self._editor = registered_editor(self.key)
+        if self._editor is None:
+            raise RuntimeError(
+                "this ToEditCollator was sent to another process, and its prior was not: batches "
+                "can be collated here, and are edited when they are read in the process that made "
+                "it"
+            )
+        return self._editor
+
+    prior = property(lambda self: self.editor.prior, doc="Scores the tokens.")
+    policy = property(lambda self: self.editor.policy, doc="Which tokens are edited, and how.")
+    tokenizer = property(lambda self: self.editor.tokenizer, doc="Of the trainee, or None.")
+    journal = property(lambda self: self.editor.journal, doc="Keeps what is changed, or None.")
+    cache = property(lambda self: self.editor.cache, doc="Keeps decisions, or None.")
+
+    @property
+    def on_edit(self) -> OnEdit | None:
+        """Called with each batch and its edit."""
+        return self.editor.on_edit
+
+    @on_edit.setter
+    def on_edit(self, function: OnEdit | None) -> None:
+        self.editor.on_edit = function
 
     @property
     def stats(self) -> dict[str, float]:
@@ -150,207 +173,59 @@ class ToEditCollator:
         `tokens_per_second`; `replayed` tokens, whose edit the journal knew (they are not counted
         as scored again), and `replayed_share`.
         """
-        return self._stats.summary()
+        return self.editor.stats.summary()
 
     def flush(self) -> None:
         """Write what the journal and the cache have not written yet."""
-        for store in self._stores:
-            store.flush()
-
-    @property
-    def _stores(self) -> list[Journal | DecisionCache]:
-        return [store for store in (self.journal, self.cache) if store is not None]
+        self.editor.flush()
 
     def set_epoch(self, epoch: int) -> None:
-        """Say which epoch this is, for `redraw="epoch"`; not needed with accelerate's loaders."""
-        self.epoch = epoch
+        """Say which epoch this is, for `redraw="epoch"`, in a loop of your own.
 
-    def around(self, base_collator: BaseCollator) -> ToEditCollator:
-        """This collator around another base: same prior, policy and counts."""
-        other = ToEditCollator(
-            self._require_prior(), self.policy, base_collator=base_collator,
-            tokenizer=self.tokenizer, journal=self.journal, cache=self.cache, on_edit=self.on_edit,
-        )  # fmt: skip
-        other._stats = self._stats
-        return other
-
-    def adopt_tokenizer(self, tokenizer: Any) -> None:
-        """Compare the trainee's tokenizer with the prior's, or give it to a prior without one."""
-        prior = self._require_prior()
-        if tokenizer is None:
-            return
-        if prior.tokenizer is None:
-            prior.set_tokenizer(tokenizer)
-        if self.tokenizer is None:
-            self.tokenizer = tokenizer
-        check_same_tokenizer(tokenizer, prior.tokenizer, prior.vocab_size)
-        base = self.base_collator
-        if isinstance(base, DefaultCollator) and base.tokenizer is None:
-            base.tokenizer = tokenizer
+        Inside a Trainer, its own count holds. Outside, this goes before what accelerate's loader
+        counts, which begins at 0 again in a run that is resumed.
+        """
+        self.editor.set_epoch(epoch)
 
     def fit(self, model: Any, args: Any, processing_class: Any) -> None:
-        """Check that the prior fits what a `Trainer` trains, and compute as it does.
+        """Check that the prior fits what a `Trainer` trains; see `BatchEditor.fit`."""
+        base = self.base_collator
+        self.editor.fit(model, args, processing_class, collators=(base,))
+        if isinstance(base, DefaultCollator) and base.tokenizer is None:
+            base.tokenizer = self.editor.tokenizer
 
-        Args:
-            model: the trainee.
-            args: the `TrainingArguments`.
-            processing_class: the tokenizer or processor of the `Trainer`, or None.
+    def around(self, base_collator: BaseCollator) -> ToEditCollator:
+        """This collator around another base: same editor."""
+        other = copy.copy(self)
+        other._editor = self.editor
+        other.base_collator = base_collator
+        other.trains = None
+        return other
 
-        Raises:
-            ValueError: the prior is the model in training, the trainee has another tokenizer, or a
-                shared prior can't score with a trainee that is spread over ranks so.
+    def for_training(self) -> ToEditCollator:
+        """This collator for a loader that is known to train: all its batches are edited."""
+        other = self.around(self.base_collator)
+        other.trains = True
+        return other
+
+    def leave_other_loaders(self) -> None:
+        """From now on, edit in no loader, since the one that trains has `for_training()`.
+
+        A batch that is made by calling the collator by hand is still edited.
         """
-        prior = self._require_prior()
-        prior.fit(model, torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None)
-        self.adopt_tokenizer(text_tokenizer(processing_class))
-        self._fitted = weakref.ref(model)
-
-    def edit_collated(
-        self, batch: dict[str, Any], where: Surroundings, device: torch.device | None = None
-    ) -> dict[str, Any]:
-        """Edit what the base collator made, unless it is read for evaluation.
-
-        Args:
-            batch: of tensors.
-            where: it is read.
-            device: where it goes next; what was edited goes there at once. None: nowhere.
-
-        Raises:
-            RuntimeError: in a DataLoader worker; or under accelerate's dispatching loader with
-                several processes.
-        """
-        if where.evaluating:
-            return batch
-        if where.dispatching and world_size() > 1:
-            raise RuntimeError(DISPATCHING)
-        prior = self._require_prior()
-        trainer = where.trainer
-        if trainer is not None and self._fitted() is not trainer.model:
-            self.fit(trainer.model, trainer.args, getattr(trainer, "processing_class", None))
-        _check_keys(batch)
-        tensors: dict[str, Any] = {
-            "attention_mask": batch.get("attention_mask"),
-            "position_ids": document_positions(batch),
-            "labels": batch.get("labels"),
-        }
-        epoch = self.epoch if where.epoch is None else where.epoch
-        step = self._step if trainer is None else trainer.state.global_step
-        if step and self._is_at is None and self.journal and not self.journal.run_started:
-            raise ValueError(
-                "the Trainer resumes a run with a journal, of which a part may have to be taken "
-                "back; pass callbacks=[ToEditCallback(collator)], which does it"
-            )
-        self._learn_from_other_ranks(epoch)
-        self._step += 1
-        # Rows that may shrink meet the batch's other tensors where those are, before all move.
-        home = device if self.policy.drop_below is None else None
-        with self._stats.timing(prior.device):
-            if self.journal is None:
-                edited: EditResult | None = edit_batch(
-                    prior, self.policy, TokenBatch.of(batch["input_ids"], **tensors, home=home),
-                    epoch=epoch, generation=prior.generation, num_sampled=NUM_SAMPLED,
-                    cache=self.cache,
-                )  # fmt: skip
-                assert edited is not None
-                final, num_replayed = edited, 0
-            else:
-                both = edit_with_journal(
-                    prior, self.journal, batch["input_ids"], **tensors, policy=self.policy,
-                    step=step, num_sampled=NUM_SAMPLED, cache=self.cache,
-                )  # fmt: skip
-                final, edited, num_replayed = both.final, both.edited, both.num_replayed
-        mask = batch.get("attention_mask")
-        num_tokens = batch["input_ids"].numel() if mask is None else mask.sum()
-        self._stats.add(edited, num_tokens, num_replayed)
-        if self.on_edit is not None:
-            self.on_edit(batch, final)
-        return _with_edit(batch, final)
-
-    def _learn_from_other_ranks(self, epoch: int) -> None:
-        """At the first batch of an epoch or generation: read what the ranks wrote; collective.
-
-        Each rank gets other documents in each epoch, which may have been edited on another.
-        """
-        prior = self._require_prior()
-        if (prior.generation, epoch) == self._is_at:
-            return
-        self._is_at = (prior.generation, epoch)
-        if world_size() > 1 and self._stores:
-            if self.cache is not None:
-                self.cache.open(Identity.of(prior, self.policy))
-            self.flush()
-            barrier()
-            for store in self._stores:
-                store.refresh()
-
-    def _require_prior(self) -> EditingPrior:
-        if self.prior is None:
-            raise RuntimeError(
-                "this ToEditCollator was sent to another process without its prior: batches can "
-                "be collated here, and are edited when they are read in the process that made it"
-            )
-        return self.prior
+        self.trains = False
 
     def __getstate__(self) -> dict[str, Any]:
         # To workers: what collates, and nothing that holds the GPU.
-        return {
-            "base_collator": self.base_collator,
-            "tokenizer": self.tokenizer,
-            "epoch": self.epoch,
-            "key": self.key,
-        }
+        return {"base_collator": self.base_collator, "key": self.key, "trains": self.trains}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self.prior = None
-        self.policy = EditPolicy()
-        self.journal = None
-        self.cache = None
-        self.on_edit = None
-        self._stats = EditStats()
-        self._fitted = _no_model
+        self._editor = registered_editor(self.key)
 
     def __repr__(self) -> str:
-        return f"ToEditCollator({self.prior}, {self.policy}, around {self.base_collator})"
-
-
-DISPATCHING = (
-    "accelerate's dispatching loader (its default for an IterableDataset) collates and edits every "
-    "batch on rank 0 while the other ranks wait; pass "
-    'accelerator_config={"dispatch_batches": False} to the TrainingArguments, so that each rank '
-    "edits its own"
-)
-
-
-def _with_edit(batch: dict[str, Any], result: EditResult) -> dict[str, Any]:
-    """The collated batch with the edit put in; other keys as they came."""
-    edited = dict(batch)
-    new = {
-        "input_ids": result.input_ids,
-        "labels": result.labels,
-        "attention_mask": result.attention_mask,
-    }
-    edited.update({key: value for key, value in new.items() if value is not None})
-    if result.source is not None:
-        edited = with_new_lengths(batch, edited, result)
-    return edited
-
-
-def _check_keys(batch: dict[str, Any]) -> None:
-    if "shift_labels" in batch:
-        raise ValueError(
-            "the batch has shift_labels, which would keep the tokens from before the edit; let the "
-            "model shift labels, and remove shift_labels from the base collator's output"
+        editor = self._editor
+        by = (
+            "an editor in another process" if editor is None else f"{editor.prior}, {editor.policy}"
         )
-    if "inputs_embeds" in batch:
-        raise ValueError("the batch has inputs_embeds: only token ids can be edited")
-
-
-def text_tokenizer(processing_class: Any) -> Any:
-    """The tokenizer itself, where a Trainer has a processor for several modalities."""
-    tokenizer = getattr(processing_class, "tokenizer", None)
-    return tokenizer if tokenizer is not None else processing_class
-
-
-def _no_model() -> None:
-    return None
+        return f"ToEditCollator({by}, around {self.base_collator})"

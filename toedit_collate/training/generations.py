@@ -18,7 +18,8 @@ from ..distributed import barrier
 from ..policy import EditPolicy
 from ..prior.prior import Prior
 from ..stores.journal import Journal
-from .callback import STATE_KEY, attach
+from .attach import attach
+from .checkpoints import last_checkpoint
 from .collator import ToEditCollator
 from .perplexity import perplexity_of
 
@@ -123,7 +124,7 @@ def self_edit(
             "self_edit swaps the prior after each generation; leave refresh out, or train one run "
             "with ToEditCallback(collator, refresh=...)"
         )
-    if isinstance(prior, Prior) and prior.generation != 0:
+    if not callable(prior) and prior.generation != 0:
         raise ValueError(
             f"prior must be the one before the first generation, got one of generation "
             f"{prior.generation}; load it anew"
@@ -142,7 +143,7 @@ def self_edit(
             continue
         weights = before if number > 1 else None
         trainer = make_trainer(number, weights if start == "previous" else None)
-        own = prior if isinstance(prior, Prior) else prior(trainer)
+        own = prior(trainer) if callable(prior) else prior
         if weights is not None:
             own.swap(weights)
             own.generation = number - 1
@@ -157,32 +158,6 @@ def self_edit(
         barrier()
         reports.append(_end(number, here, trainer, collator, own, journal, made_with))
     return reports
-
-
-def last_checkpoint(output_dir: str | Path, generation: int | None = None) -> str | None:
-    """The last checkpoint that a Trainer has finished writing.
-
-    A process that is killed while it writes a checkpoint leaves a part of it behind, which
-    `resume_from_checkpoint=True` would take for the last.
-
-    Args:
-        output_dir: of the Trainer.
-        generation: number of swaps of the prior at that time (of `self_edit`'s generation n it is
-            n - 1); None: any.
-
-    Returns:
-        Its folder, or None.
-    """
-    found = []
-    for folder in Path(output_dir).glob("checkpoint-*"):
-        try:
-            state = json.loads((folder / "trainer_state.json").read_text())
-        except (OSError, json.JSONDecodeError):
-            continue
-        saved = state.get("stateful_callbacks", {}).get(STATE_KEY, {}).get("attributes", {})
-        if generation is None or saved.get("generation") == generation:
-            found.append((state["global_step"], str(folder)))
-    return max(found)[1] if found else None
 
 
 def format_reports(reports: Sequence[GenerationReport]) -> str:

@@ -14,8 +14,8 @@ from ..distributed import all_reduce, rank, world_size
 from ..editing.edit import edit_tokens
 from ..policy import EditPolicy
 from ..prior.protocol import EditingPrior
+from .batch_layout import read_layout
 from .collator import ToEditCollator
-from .columns import document_positions
 
 _SCORE_ONLY = EditPolicy(region="none")
 
@@ -34,12 +34,13 @@ def held_out_perplexity(
     """
     nll, count = 0.0, 0.0
     for batch in batches:
-        labels = batch.get("labels")
+        layout = read_layout(batch)
+        labels = layout.labels
         result = edit_tokens(
             prior,
             batch["input_ids"],
-            attention_mask=batch.get("attention_mask"),
-            position_ids=document_positions(batch),
+            attention_mask=layout.attention_mask,
+            position_ids=layout.position_ids,
             labels=labels,
             policy=_SCORE_ONLY,
             return_logprob=True,

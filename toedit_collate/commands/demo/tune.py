@@ -16,7 +16,7 @@ from transformers import PrinterCallback, TrainerCallback
 from ...policy import EditPolicy
 from ...prior.prior import Prior
 from ...tools.demo_model.topics import Corpus
-from ...training.callback import attach
+from ...training.attach import attach
 
 BATCH_SIZE = 8
 MAX_LENGTH = 1024  # of a document, where the prior allows more

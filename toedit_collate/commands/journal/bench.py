@@ -20,6 +20,7 @@ from ...prior.prior import Prior
 from ...stores.journal import Journal
 from ...stores.journal.files import sizes
 from ...stores.ragged import Array
+from ...tokens.token_batch import TokenBatch
 from ...tools.datafiles import examples, open_data
 from ...tools.errors import UnusableError
 from ...tools.priors import open_prior
@@ -137,10 +138,8 @@ def _runs(
     prior: Prior, journal: Journal, ids: Tensor, policy: EditPolicy, step: int
 ) -> dict[str, Callable[[], Any]]:
     def with_journal() -> Any:
-        return edit_with_journal(
-            prior, journal, ids, attention_mask=None, position_ids=None, labels=ids,
-            policy=policy, step=step, num_sampled=64,
-        )  # fmt: skip
+        source = TokenBatch.of(ids, None, None, ids)
+        return edit_with_journal(prior, journal, source, policy=policy, step=step, num_sampled=64)
 
     return {
         "plain": lambda: edit_tokens(prior, ids, labels=ids, policy=policy, num_sampled=64),

@@ -1,0 +1,201 @@
+"""Every way in which a batch tells its documents gives the edit of each document alone."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from trainees import AGGRESSIVE, documents, make_prior
+
+from toedit_collate import EditPolicy, ToEditCollator, edit_tokens
+from toedit_collate.training.batch_layout import read_layout
+
+TEXTS = documents(5)
+PRIOR = make_prior()
+# Two rows of packed documents, padded on the right; the second has one document.
+ROWS = [TEXTS[:3], TEXTS[3:4]]
+LOWEST = torch.finfo(torch.float32).min
+
+
+def laid_out(rows, value_of, padding, width=None):
+    width = width or max(sum(map(len, row)) for row in rows)
+    lines = [
+        [value_of(n, i, t) for n, text in enumerate(row) for i, t in enumerate(text)]
+        for row in rows
+    ]
+    return torch.tensor([line + [padding] * (width - len(line)) for line in lines])
+
+
+def packed(rows=ROWS):
+    return {
+        "input_ids": laid_out(rows, lambda n, i, t: t, 2),
+        "labels": laid_out(rows, lambda n, i, t: t if i > 1 else -100, -100),
+    }
+
+
+def numbers(rows=ROWS):
+    return laid_out(rows, lambda n, i, t: n + 1, 0)
+
+
+def positions(rows=ROWS):
+    return laid_out(rows, lambda n, i, t: i, 0)
+
+
+def may_look(numbers):
+    """(B, T) -> (B, T, T), one pair of tokens at a time."""
+    B, T = numbers.shape
+    allowed = torch.zeros(B, T, T, dtype=torch.bool)
+    for b in range(B):
+        for i in range(T):
+            for j in range(i + 1):
+                allowed[b, i, j] = numbers[b, i] == numbers[b, j] != 0
+    return allowed
+
+
+BLOCKS = may_look(numbers()).unsqueeze(1)
+LAYOUTS = {
+    "positions": {"attention_mask": (numbers() > 0).long(), "position_ids": positions()},
+    "numbers": {"attention_mask": numbers()},
+    "numbers and positions": {"attention_mask": numbers(), "position_ids": positions()},
+    "numbers and a count": {
+        "attention_mask": numbers(),
+        "position_ids": torch.arange(numbers().shape[1]).expand(numbers().shape),
+    },
+    "blocks": {"attention_mask": BLOCKS},
+    "blocks and positions": {"attention_mask": BLOCKS, "position_ids": positions()},
+    "blocks to add": {"attention_mask": torch.where(BLOCKS, 0.0, LOWEST)},
+    "blocks to add, infinite": {"attention_mask": torch.where(BLOCKS, 0.0, -torch.inf)},
+}
+
+
+def edited_alone(policy, rows=ROWS):
+    edited = []
+    for text in (text for row in rows for text in row):
+        labels = [[-100, -100, *text[2:]]]
+        result = edit_tokens(
+            PRIOR, torch.tensor([text]), labels=torch.tensor(labels), policy=policy
+        )
+        edited.append(result.input_ids[0].tolist())
+    return edited
+
+
+def documents_in(batch, rows=ROWS):
+    """As they were packed; where tokens were dropped, `numbers` must tell."""
+    found = []
+    for ids, row in zip(batch["input_ids"], rows, strict=True):
+        ends = torch.tensor([0, *map(len, row)]).cumsum(0).tolist()
+        found += [ids[a:b].tolist() for a, b in pairwise(ends)]
+    return found
+
+
+def collate(batch, policy=AGGRESSIVE):
+    return ToEditCollator(PRIOR, policy, base_collator=lambda _: dict(batch))([1])
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_documents_are_edited_as_if_alone(name):
+    given = {**packed(), **LAYOUTS[name]}
+    batch = collate(given)
+    assert documents_in(batch) == edited_alone(AGGRESSIVE) != documents_in(given)
+    kept = batch["labels"] != -100
+    assert torch.equal(batch["labels"][kept], batch["input_ids"][kept])
+    for key in set(given) - {"input_ids", "labels"}:
+        assert torch.equal(batch[key], given[key])
+
+
+def test_numbers_follow_dropped_tokens():
+    policy = EditPolicy(threshold=0.6, exclude_original=True, drop_below=1e-2)
+    batch = collate({**packed(), "attention_mask": numbers()}, policy)
+    ids, mask = batch["input_ids"], batch["attention_mask"]
+    assert ids.shape[1] < packed()["input_ids"].shape[1]
+    found = [
+        row[marks == n].tolist()
+        for row, marks in zip(ids, mask, strict=True)
+        for n in range(1, int(marks.max()) + 1)
+    ]
+    assert found == edited_alone(policy)
+
+
+@given(
+    lengths=st.lists(st.integers(1, 5), min_size=1, max_size=4),
+    before=st.integers(0, 3),
+    after=st.integers(0, 3),
+)
+def test_all_masks_tell_the_same(lengths, before, after):
+    row = torch.tensor(
+        [0] * before + [n + 1 for n, length in enumerate(lengths) for _ in range(length)]
+        + [0] * after
+    ).unsqueeze(0)  # fmt: skip
+    ids = torch.zeros_like(row)
+    ours = read_layout({"input_ids": ids, "attention_mask": may_look(row).unsqueeze(1)})
+    real = (row > 0).nonzero()[:, 1]
+    assert ours.attention_mask.tolist() == (row > 0).long().tolist()
+    expected = [i for length in lengths for i in range(length)]
+    assert ours.position_ids[0, real].tolist() == expected
+    if len(lengths) > 1:
+        theirs = read_layout({"input_ids": ids, "attention_mask": row})
+        assert theirs.attention_mask.tolist() == ours.attention_mask.tolist()
+        assert theirs.position_ids[0, real].tolist() == expected
+
+
+class TestLabelsFromMasks:
+    MASK = (positions() > 1).long() * (numbers() > 0)
+
+    @pytest.mark.parametrize("dtype", [torch.int64, torch.bool])
+    def test_completion_mask_stands_for_labels(self, dtype):
+        given = {**packed(), **LAYOUTS["positions"]}
+        expected = collate(given)["input_ids"]
+        del given["labels"]
+        batch = collate({**given, "completion_mask": self.MASK.to(dtype)})
+        assert torch.equal(batch["input_ids"], expected)
+        assert "labels" not in batch
+        assert not torch.equal(collate(given)["input_ids"], expected)
+
+    def test_both_masks(self):
+        given = {"input_ids": packed()["input_ids"], "completion_mask": self.MASK}
+        layout = read_layout({**given, "assistant_masks": torch.zeros_like(self.MASK)})
+        assert (layout.labels == -100).all()
+
+    def test_labels_win(self):
+        given = {**packed(), "completion_mask": torch.zeros_like(self.MASK)}
+        assert read_layout(given).labels is given["labels"]
+
+    def test_a_loss_mask_alone_is_refused(self):
+        given = {"input_ids": packed()["input_ids"], "loss_mask": self.MASK}
+        with pytest.raises(ValueError, match=r"loss_mask and no labels.*return labels"):
+            collate(given)["input_ids"]
+
+
+def with_hole(mask):
+    mask = mask.clone()
+    mask[0, 3] = 0
+    return mask
+
+
+def sliding(blocks):
+    blocks = blocks.clone()
+    blocks[..., 3, 0] = False
+    return blocks
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"attention_mask": numbers().flip(-1)}, r"numbers that rise along a row"),
+        ({"attention_mask": numbers() - 2}, r"numbers that rise|must be 0 at padding"),
+        ({"attention_mask": sliding(BLOCKS)}, r"sliding window.*position_ids that restart"),
+        ({"attention_mask": ~BLOCKS}, r"of four dimensions must let each token look at all"),
+        ({"attention_mask": BLOCKS[..., :-1]}, r"four dimensions must have the shape \(2, 1, "),
+        ({"attention_mask": BLOCKS.expand(-1, 2, -1, -1)}, r"must have the shape \(2, 1, "),
+    ],
+)
+def test_what_is_not_understood_is_refused(keys, message):
+    with pytest.raises(ValueError, match=message):
+        collate({**packed(), **keys})["input_ids"]
+
+
+def test_blocks_cant_lose_tokens():
+    policy = EditPolicy(drop_below=1e-6)
+    with pytest.raises(ValueError, match=r"four dimensions can't follow.*drop_below=None"):
+        collate({**packed(), "attention_mask": BLOCKS}, policy)["input_ids"]

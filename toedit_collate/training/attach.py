@@ -1,0 +1,71 @@
+"""attach(): edit the training batches of a Trainer that exists already."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import Trainer
+
+from ..policy import EditPolicy
+from ..prior.protocol import EditingPrior
+from .callback import ToEditCallback
+from .collator import ToEditCollator
+from .trainee import check_trainee, check_trainer, text_tokenizer
+from .training_loader import edit_training_loaders_of
+
+
+def attach(
+    trainer: Trainer, prior: EditingPrior, policy: EditPolicy | None = None, **kwargs: Any
+) -> ToEditCollator:
+    """Edit the training batches of a Trainer that exists already.
+
+    The way in for `SFTTrainer` with packing or without padding, which refuses a collator of the
+    user's: its own stays, inside ours. Only what the Trainer's training loader gives is edited,
+    whoever reads it; any other loader with `trainer.data_collator` gives its batches unedited.
+
+    Args:
+        trainer: a `Trainer`, `SFTTrainer` or another subclass, before `train()`.
+        prior: scores the tokens.
+        policy: which tokens are edited, and how; default: the paper's.
+        kwargs: for `ToEditCollator`, and `refresh` for `ToEditCallback`.
+
+    Returns:
+        The collator, which is `trainer.data_collator` from now on. To edit in a loop of your own,
+        make another one.
+
+    Raises:
+        ValueError: the trainer's batches are edited already; it learns from preferences, rewards
+            or a teacher; or the prior does not fit its model.
+
+    Example:
+        >>> import torch
+        >>> from transformers import LlamaConfig, LlamaForCausalLM, TrainingArguments
+        >>> from toedit_collate import Prior
+        >>> config = LlamaConfig(
+        ...     vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=1,
+        ...     num_attention_heads=2,
+        ... )
+        >>> trainer = Trainer(
+        ...     LlamaForCausalLM(config),
+        ...     TrainingArguments("out", use_cpu=True),
+        ...     train_dataset=[{"input_ids": [7, 8, 9], "labels": [7, 8, 9]}],
+        ... )
+        >>> collator = attach(trainer, Prior(LlamaForCausalLM(config)), EditPolicy(threshold=0.9))
+        >>> batch = next(iter(trainer.get_train_dataloader()))
+        >>> collator.stats["scored"]
+        2
+    """
+    check_trainer(trainer)
+    if isinstance(trainer.data_collator, ToEditCollator):
+        raise ValueError("the trainer's data_collator is a ToEditCollator already; attach once")
+    refresh = kwargs.pop("refresh", None)
+    kwargs.setdefault("tokenizer", text_tokenizer(getattr(trainer, "processing_class", None)))
+    kwargs.setdefault("base_collator", trainer.data_collator)
+    collator = ToEditCollator(prior, policy, **kwargs)
+    if trainer.model is not None:
+        check_trainee(trainer.model, prior)
+    callback = ToEditCallback(collator, refresh)
+    trainer.data_collator = collator  # type: ignore[assignment]
+    edit_training_loaders_of(trainer, collator)
+    trainer.add_callback(callback)
+    return collator

@@ -1,0 +1,168 @@
+"""What a collated batch says of its documents, by whichever keys its collator says it.
+
+Documents of a packed row are told by `position_ids` that restart, by cumulative lengths
+(`cu_seq_lens_q`), by numbers (`seq_idx`, or an attention mask of 1, 1, 2, 2, 2, 0), or by an
+attention mask of four dimensions. All of them are brought to one form here, exactly, or refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# (B, T) masks that say which tokens are learned from, where there are no labels.
+_LABEL_MASKS = ("completion_mask", "assistant_masks")
+
+
+@dataclass(frozen=True)
+class BatchLayout:
+    """What `edit_tokens` asks of a batch beside its tokens.
+
+    Attributes:
+        attention_mask: (B, T), 0 at padding and 1 at tokens; None: there is no padding.
+        position_ids: (B, T) int64, not rising by one where a document begins; None: a row is one.
+        labels: (B, T) int64, -100 where nothing is learned; None: all is.
+    """
+
+    attention_mask: Tensor | None
+    position_ids: Tensor | None
+    labels: Tensor | None
+
+
+def read_layout(batch: Mapping[str, Any]) -> BatchLayout:
+    """The layout of a collated batch.
+
+    Args:
+        batch: with `input_ids` (B, T).
+
+    Raises:
+        ValueError: a mask tells documents in a way that can't be understood exactly.
+
+    Example:
+        >>> ids = torch.tensor([[7, 8, 9, 5, 6, 0]])
+        >>> numbered = torch.tensor([[1, 1, 1, 2, 2, 0]])
+        >>> layout = read_layout({"input_ids": ids, "attention_mask": numbered})
+        >>> layout.attention_mask.tolist(), layout.position_ids.tolist()
+        ([[1, 1, 1, 1, 1, 0]], [[0, 1, 2, 0, 1, 2]])
+    """
+    ids, mask = batch["input_ids"], batch.get("attention_mask")
+    if not isinstance(ids, Tensor) or ids.dim() != 2:  # `edit_tokens` refuses it
+        return BatchLayout(mask, batch.get("position_ids"), batch.get("labels"))
+    positions = document_positions(batch)
+    if isinstance(mask, Tensor):
+        if mask.dim() == 4:
+            mask, first = _of_blocks(mask, *ids.shape)
+            positions = _restarting(first, positions)
+        elif mask.shape == ids.shape and bool((mask > 1).any()):
+            mask, first = _of_numbers(mask)
+            positions = _restarting(first, positions)
+    return BatchLayout(mask, positions, _labels(batch))
+
+
+def document_positions(batch: Mapping[str, Any]) -> Tensor | None:
+    """Position ids that tell the documents, by keys beside the mask; None: rows are documents.
+
+    Args:
+        batch: with `position_ids` (B, T) or (1, T); or with `cu_seq_lens_q` (N + 1,), the borders
+            of the documents in the flattened row; or with `seq_idx` (B, T), the number of each
+            token's document.
+
+    Returns:
+        (B, T) int64; or None.
+    """
+    ids, positions = batch["input_ids"], batch.get("position_ids")
+    if isinstance(positions, Tensor) and positions.shape[0] == 1:
+        return positions.expand(ids.shape)
+    if positions is not None:
+        return positions
+    borders = batch.get("cu_seq_lens_q")
+    if isinstance(borders, Tensor):
+        lengths = borders.diff().long()
+        starts = borders[:-1].long().repeat_interleave(lengths)
+        return (torch.arange(ids.numel(), device=ids.device) - starts).view(ids.shape)
+    numbers = batch.get("seq_idx")
+    if isinstance(numbers, Tensor):
+        return _restarting(_first_of_run(numbers), None)
+    return None
+
+
+def _labels(batch: Mapping[str, Any]) -> Tensor | None:
+    """The labels, or what the masks of a batch without labels say of them."""
+    ids, labels = batch["input_ids"], batch.get("labels")
+    masks = [batch[name] for name in _LABEL_MASKS if isinstance(batch.get(name), Tensor)]
+    if labels is not None or not masks:
+        return labels
+    learned = torch.stack([mask.to(ids.device) != 0 for mask in masks]).all(0)
+    if learned.shape != ids.shape:
+        raise ValueError(
+            f"completion_mask must have the shape of input_ids, {tuple(ids.shape)}, got "
+            f"{tuple(learned.shape)}; let the base collator return labels"
+        )
+    return torch.where(learned, ids, -100)
+
+
+def _of_numbers(mask: Tensor) -> tuple[Tensor, Tensor]:
+    """A mask that numbers documents from 1: a mask of 0 and 1, and where documents begin."""
+    real = mask != 0
+    number_so_far = torch.where(real, mask, 0).cummax(-1).values
+    if bool((mask < 0).any()) or bool((real & (mask < number_so_far)).any()):
+        raise ValueError(
+            "attention_mask numbers documents, but not by numbers that rise along a row (1, 1, 2, "
+            "2, 2, 0); number them so, or mark them by position_ids that restart at 0"
+        )
+    return real.to(mask.dtype), _first_of_run(mask)
+
+
+def _of_blocks(mask: Tensor, B: int, T: int) -> tuple[Tensor, Tensor]:
+    """A mask of four dimensions: a mask of two, and where documents begin.
+
+    Args:
+        mask: (B, 1, T, T) or (1, 1, T, T): bool, True where a token may look; or floats to add to
+            attention scores, 0 where it may look and the lowest number where not.
+        B: number of rows.
+        T: their length.
+    """
+    if mask.shape[1:] != (1, T, T) or mask.shape[0] not in (1, B):
+        raise ValueError(
+            f"attention_mask of four dimensions must have the shape {(B, 1, T, T)}, got "
+            f"{tuple(mask.shape)}; or mark documents by position_ids that restart at 0"
+        )
+    column = torch.arange(T, device=mask.device)
+    real, first = [], []
+    for row in mask[:, 0]:  # one at a time: each is T * T
+        may_look = row >= 0 if row.is_floating_point() else row != 0
+        start = may_look.to(torch.uint8).argmax(-1)
+        itself = may_look.diagonal()
+        block = (column >= start.unsqueeze(-1)) & (column <= column.unsqueeze(-1))
+        before = torch.cat([start.new_tensor([-1]), start[:-1]])
+        whole = (start == column) | (start == before)
+        if not bool(((may_look == block).all(-1) & whole)[itself].all()):
+            raise ValueError(
+                "attention_mask of four dimensions must let each token look at all of its document "
+                "up to itself and at nothing else, which is not so here (a sliding window, or a "
+                "prefix that looks ahead?); mark documents by position_ids that restart at 0"
+            )
+        real.append(itself)
+        first.append(start == column)
+    shape = (B, T)
+    return torch.stack(real).long().expand(shape), torch.stack(first).expand(shape)
+
+
+def _first_of_run(numbers: Tensor) -> Tensor:
+    """(B, T) -> (B, T) bool, True where another number begins."""
+    first = torch.ones_like(numbers, dtype=torch.bool)
+    first[:, 1:] = numbers[:, 1:] != numbers[:, :-1]
+    return first
+
+
+def _restarting(first: Tensor, positions: Tensor | None) -> Tensor:
+    """Position ids (B, T) that restart where documents begin, and where `positions` do."""
+    if positions is not None:
+        first = first.clone()
+        first[:, 1:] |= positions[:, 1:] != positions[:, :-1] + 1
+    place = torch.arange(first.shape[1], device=first.device).expand(first.shape)
+    return place - torch.where(first, place, 0).cummax(-1).values

@@ -1,0 +1,325 @@
+"""BatchEditor: edits collated batches in the process that has the prior."""
+
+from __future__ import annotations
+
+import logging
+import uuid
+import weakref
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+
+from ..distributed import barrier, world_size
+from ..editing.edit import edit_batch
+from ..editing.with_journal import edit_with_journal
+from ..policy import EditPolicy
+from ..prior.protocol import EditingPrior, is_prior
+from ..stores.cache import DecisionCache, Identity
+from ..stores.journal import Journal
+from ..tokens.checks import check_same_tokenizer
+from ..tokens.token_batch import EditResult, TokenBatch
+from .batch_layout import read_layout
+from .call_site import Surroundings
+from .columns import check_can_shrink, with_edit
+from .lazy_batch import Origin, register_editor
+from .stats import EditStats
+from .trainee import check_trainee, check_trainer, find_tokenizer, text_tokenizer
+from .widths import widened
+
+logger = logging.getLogger("toedit_collate")
+
+OnEdit = Callable[[dict[str, Any], EditResult], None]
+
+# Where the prior perplexity is measured: at most so many tokens of a batch.
+NUM_SAMPLED = 32
+
+DISPATCHING = (
+    "accelerate's dispatching loader (its default for an IterableDataset) collates and edits every "
+    "batch on rank 0 while the other ranks wait; pass "
+    'accelerator_config={"dispatch_batches": False} to the TrainingArguments, so that each rank '
+    "edits its own"
+)
+
+
+class BatchEditor:
+    """Edits batches: has the prior, the policy, the stores and the counts. Stays in its process.
+
+    `ToEditCollator` makes one, and is what travels to DataLoader workers; a batch that comes back
+    finds its editor by `key`.
+
+    Args:
+        prior: as for `ToEditCollator`, like all that follow.
+        policy: which tokens are edited, and how; None: the paper's.
+        tokenizer: of the trainee; None: the prior's.
+        journal: keeps what is changed.
+        cache: keeps what the prior decides.
+        on_edit: called with each batch and its edit.
+
+    Attributes:
+        key: names it in all processes.
+        stats: running counts.
+        epoch: what `set_epoch` was told; None: nothing.
+        run_state: the `TrainerState` of the run that is known to train on its batches, or None.
+
+    Raises:
+        TypeError: an argument is something else.
+        ValueError: the tokenizer is not the prior's.
+    """
+
+    def __init__(
+        self,
+        prior: EditingPrior,
+        policy: EditPolicy | None = None,
+        *,
+        tokenizer: Any = None,
+        journal: Journal | None = None,
+        cache: DecisionCache | None = None,
+        on_edit: OnEdit | None = None,
+    ) -> None:
+        _check_types(prior, policy, journal, cache, on_edit)
+        self.prior = prior
+        self.policy = EditPolicy() if policy is None else policy
+        self.journal = journal
+        self.cache = cache
+        self.on_edit = on_edit
+        self.stats = EditStats()
+        self.epoch: int | None = None
+        self.run_state: Any = None
+        self.key = uuid.uuid4().hex
+        self._num_batches = 0
+        self._is_at: tuple[int, int] | None = None  # generation and epoch
+        self._fitted: Callable[[], Any] = _no_model
+        self._said: set[str] = set()
+        self.tokenizer: Any = None
+        self.adopt_tokenizer(tokenizer)
+        self.tokenizer = prior.tokenizer if tokenizer is None else tokenizer
+        register_editor(self)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Say which epoch this is, for `redraw="epoch"`, in a loop outside of any Trainer."""
+        self.epoch = epoch
+
+    @property
+    def stores(self) -> list[Journal | DecisionCache]:
+        """The journal and the cache, as far as there are any."""
+        return [store for store in (self.journal, self.cache) if store is not None]
+
+    def flush(self) -> None:
+        """Write what the journal and the cache have not written yet."""
+        for store in self.stores:
+            store.flush()
+
+    def adopt_tokenizer(self, tokenizer: Any) -> None:
+        """Compare the trainee's tokenizer with the prior's, or give it to a prior without one.
+
+        Raises:
+            ValueError: it is another one.
+        """
+        if tokenizer is None:
+            return
+        if self.prior.tokenizer is None:
+            self.prior.set_tokenizer(tokenizer)
+        if self.tokenizer is None:
+            self.tokenizer = tokenizer
+        check_same_tokenizer(tokenizer, self.prior.tokenizer, self.prior.vocab_size)
+
+    def fit(
+        self, model: Any, args: Any, processing_class: Any, collators: Iterable[Any] = ()
+    ) -> None:
+        """Check that the prior fits what a `Trainer` trains, and compute as it does.
+
+        Args:
+            model: the trainee.
+            args: the `TrainingArguments`.
+            processing_class: the tokenizer or processor of the `Trainer`, or None.
+            collators: that may have the trainee's tokenizer, if the `Trainer` has none.
+
+        Raises:
+            ValueError: the prior is the model in training; the trainee is an encoder-decoder, has
+                another tokenizer, or has fewer ids than the prior can draw; or a shared prior can't
+                score with a trainee that is spread over ranks so.
+        """
+        self.prior.fit(model, torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None)
+        tokenizer = text_tokenizer(processing_class)
+        if tokenizer is None:
+            tokenizer = find_tokenizer(model, collators)
+        self.adopt_tokenizer(tokenizer)
+        check_trainee(model, self.prior)
+        self._fitted = weakref.ref(model)
+
+    def edit(
+        self,
+        batch: dict[str, Any],
+        origin: Origin,
+        where: Surroundings,
+        device: torch.device | None = None,
+    ) -> dict[str, Any]:
+        """Edit what a base collator made, unless it is read for evaluation.
+
+        Args:
+            batch: of tensors.
+            origin: it was collated there.
+            where: it is read there.
+            device: where it goes next; what was edited goes there at once. None: nowhere.
+
+        Raises:
+            ValueError: the batch can't be edited; or accelerate's dispatching loader reads it, with
+                several processes.
+        """
+        if not self._is_for_training(origin, where):
+            return batch
+        if where.dispatching and world_size() > 1:
+            # accelerate swallows a RuntimeError here, and raises one of its own.
+            raise ValueError(DISPATCHING)
+        trainer = where.trainer
+        if trainer is not None and self._fitted() is not trainer.model:
+            check_trainer(trainer)
+            processing_class = getattr(trainer, "processing_class", None)
+            self.fit(trainer.model, trainer.args, processing_class, [trainer.data_collator])
+        _check_keys(batch)
+        if self.policy.drop_below is not None:
+            check_can_shrink(batch)
+        layout = read_layout(batch)
+        step = self._step(where, origin)
+        if step and self._is_at is None and self.journal and not self.journal.run_started:
+            raise ValueError(
+                "the Trainer resumes a run with a journal, of which a part may have to be taken "
+                "back; pass callbacks=[ToEditCallback(collator)], which does it"
+            )
+        epoch = self._epoch(where, origin)
+        self._learn_from_other_ranks(epoch)
+        self._num_batches += 1
+        # Rows that may shrink meet the batch's other tensors where those are, before all move; and
+        # a journal reads on the host what was edited.
+        stays = self.policy.drop_below is not None or self.journal is not None
+        with self.stats.timing(self.prior.device):
+            source = TokenBatch.of(
+                batch["input_ids"], layout.attention_mask, layout.position_ids, layout.labels,
+                home=None if stays else device,
+            )  # fmt: skip
+            edited: EditResult | None
+            if self.journal is None:
+                final = edited = edit_batch(
+                    self.prior, self.policy, source, epoch=epoch, generation=self.prior.generation,
+                    num_sampled=NUM_SAMPLED, cache=self.cache,
+                )  # fmt: skip
+                num_replayed = 0
+            else:
+                both = edit_with_journal(
+                    self.prior, self.journal, source, policy=self.policy, step=step,
+                    num_sampled=NUM_SAMPLED, cache=self.cache,
+                )  # fmt: skip
+                final, edited, num_replayed = both.final, both.edited, both.num_replayed
+        self.stats.add(edited, source.documents.num_tokens, num_replayed)
+        self._say_if_masked(source)
+        final = widened(final, origin.pad_to_multiple_of, self.prior.pad_id)
+        if self.on_edit is not None:
+            self.on_edit(batch, final)
+        return with_edit(batch, final)
+
+    def warn_once(self, message: str) -> None:
+        """Log a warning, unless it was logged before."""
+        if message not in self._said:
+            self._said.add(message)
+            logger.warning(message)
+
+    def _is_for_training(self, origin: Origin, where: Surroundings) -> bool:
+        if origin.for_training:
+            return True
+        if origin.for_training is False and not where.in_unknown_training:
+            return False
+        return not where.evaluating
+
+    def _epoch(self, where: Surroundings, origin: Origin) -> int:
+        """In a Trainer its own count; outside, what `set_epoch` was told, or else the loader's."""
+        in_trainer = where.trainer is not None or origin.for_training
+        if self.epoch is not None and not in_trainer:
+            return self.epoch
+        return where.epoch or 0
+
+    def _step(self, where: Surroundings, origin: Origin) -> int:
+        """Updates of the trainee before this batch; outside of a Trainer, batches."""
+        if where.trainer is not None:
+            return where.trainer.state.global_step
+        if origin.for_training and self.run_state is not None:  # read in a thread
+            return self.run_state.global_step
+        return self._num_batches
+
+    def _learn_from_other_ranks(self, epoch: int) -> None:
+        """At the first batch of an epoch or generation: read what the ranks wrote; collective.
+
+        Each rank gets other documents in each epoch, which may have been edited on another.
+        """
+        if (self.prior.generation, epoch) == self._is_at:
+            return
+        self._is_at = (self.prior.generation, epoch)
+        if world_size() > 1 and self.stores:
+            if self.cache is not None:
+                self.cache.open(Identity.of(self.prior, self.policy))
+            self.flush()
+            barrier()
+            for store in self.stores:
+                store.refresh()
+
+    def _say_if_masked(self, source: TokenBatch) -> None:
+        if self.policy.scope != "loss" or source.labels is None:
+            return
+        if bool((source.labels.reshape(-1)[source.documents.index] == -100).all()):
+            self.warn_once(
+                "a batch has no token to edit: all of its labels are -100, and the policy's scope "
+                'is "loss". Prompts that fill the rows (max_length), or a completion that is not '
+                "found, are the usual reasons"
+            )
+
+
+def _check_types(prior: Any, policy: Any, journal: Any, cache: Any, on_edit: Any) -> None:
+    if not is_prior(prior):
+        write = "Prior(model, tokenizer)"
+        if isinstance(prior, (str, bytes)):
+            write = f"Prior.from_pretrained({prior!r})"
+        raise TypeError(f"prior must be a Prior, got {_kind(prior)}; write {write}")
+    if policy is not None and not isinstance(policy, EditPolicy):
+        raise TypeError(
+            f"policy must be an EditPolicy, got {_kind(policy)}; write EditPolicy.paper(), or "
+            "EditPolicy(threshold=...)"
+        )
+    if journal is not None and not isinstance(journal, Journal):
+        raise TypeError(f"journal must be a Journal, got {_kind(journal)}; write Journal(path)")
+    if cache is not None and not isinstance(cache, DecisionCache):
+        raise TypeError(
+            f"cache must be a DecisionCache, got {_kind(cache)}; write DecisionCache(path), or "
+            "DecisionCache() to keep it in memory"
+        )
+    if on_edit is not None and not callable(on_edit):
+        raise TypeError(
+            f"on_edit must be a function (batch, EditResult) -> None, got {_kind(on_edit)}"
+        )
+
+
+def _kind(thing: Any) -> str:
+    return f"{type(thing).__name__} {thing!r}" if isinstance(thing, str) else type(thing).__name__
+
+
+def _check_keys(batch: dict[str, Any]) -> None:
+    if "shift_labels" in batch:
+        raise ValueError(
+            "the batch has shift_labels, which would keep the tokens from before the edit; let the "
+            "model shift labels, and remove shift_labels from the base collator's output"
+        )
+    if "inputs_embeds" in batch:
+        raise ValueError("the batch has inputs_embeds: only token ids can be edited")
+    if "decoder_input_ids" in batch:
+        raise ValueError(
+            "the batch has decoder_input_ids, as for an encoder-decoder model, and they would keep "
+            "the tokens from before the edit; only decoder-only language models can be trained so"
+        )
+    if "loss_mask" in batch and "labels" not in batch and "completion_mask" not in batch:
+        raise ValueError(
+            "the batch has loss_mask and no labels, so it is not known what is learned from; let "
+            "the base collator return labels, -100 where there is no loss"
+        )
+
+
+def _no_model() -> None:
+    return None

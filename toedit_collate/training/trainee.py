@@ -1,0 +1,127 @@
+"""Whether a prior fits a trainee, and a trainer is one whose batches can be edited."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from ..prior.protocol import EditingPrior
+
+# Preference, reward, reinforcement and distillation trainers, by the names that TRL and those who
+# build on it give them (a subclass may stand anywhere, a copy in another package).
+_OTHER_TASKS = re.compile(
+    r"(DPO|KTO|Reward|ORPO|CPO|GRPO|RLOO|PPO|GKD|NashMD|XPO|BCO|PRM|SDFT|SDPO|GOLD|MiniLLM|"
+    r"Distillation|Pairwise|Preference)\w*Trainer$",
+    re.IGNORECASE,
+)
+# Trainers of TRL that train on the tokens of the batch, and their base.
+_OF_TRL = ("SFTTrainer", "IterativeSFTTrainer", "BaseTrainer", "_BaseTrainer")
+
+
+def check_trainer(trainer: Any) -> None:
+    """Raise for trainers that learn from something else than the next token of their batches.
+
+    Raises:
+        ValueError: preference, reward, reinforcement and distillation trainers; names the class.
+    """
+    for kind in type(trainer).__mro__:
+        of_trl = kind.__module__.split(".")[0] == "trl" and kind.__name__.endswith("Trainer")
+        if _OTHER_TASKS.search(kind.__name__) or (of_trl and kind.__name__ not in _OF_TRL):
+            raise ValueError(
+                f"{kind.__name__} learns from preferences, rewards, generations or a teacher, "
+                "which would not fit edited tokens any more; token editing is for supervised "
+                "fine-tuning and pretraining: use SFTTrainer or Trainer"
+            )
+
+
+def check_trainee(model: Any, prior: EditingPrior) -> None:
+    """Raise unless a trainee can be trained on what the prior draws.
+
+    Args:
+        model: the trainee.
+        prior: that edits its batches, with the trainee's tokenizer where one is known.
+
+    Raises:
+        ValueError: an encoder-decoder; or fewer ids than the prior can draw.
+    """
+    config = getattr(model, "config", None)
+    if getattr(config, "is_encoder_decoder", False):
+        raise ValueError(
+            f"the trainee is an encoder-decoder model ({type(model).__name__}), whose decoder "
+            "reads tokens from before the edit; only decoder-only language models can be edited for"
+        )
+    known, drawable = _num_ids(model), prior.vocab_size
+    if prior.tokenizer is not None:
+        drawable = min(drawable, 1 + max(prior.tokenizer.get_vocab().values(), default=-1))
+    if known is not None and known < drawable:
+        raise ValueError(
+            f"the trainee has {known} token ids, but the prior draws among {drawable}, so that a "
+            "batch could hold ids that the trainee has no embedding for; use a prior with the "
+            "trainee's tokenizer, and pass tokenizer="
+        )
+
+
+def find_tokenizer(model: Any, collators: Iterable[Any]) -> Any:
+    """The trainee's tokenizer where nobody passed one: of a collator, or beside the model's files.
+
+    Args:
+        model: the trainee.
+        collators: of the Trainer, and what stands inside them.
+
+    Returns:
+        None where there is none; nothing is downloaded.
+    """
+    for collator in collators:
+        while collator is not None:
+            tokenizer = text_tokenizer(getattr(collator, "tokenizer", None))
+            if hasattr(tokenizer, "get_vocab"):
+                return tokenizer
+            inside = ("data_collator", "base_collator")
+            collator = next((c for n in inside if (c := getattr(collator, n, None))), None)
+    name = getattr(getattr(model, "config", None), "_name_or_path", "")
+    if not name or not _has_tokenizer(name):
+        return None
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(name, local_files_only=True)
+    except Exception:  # whatever is wrong with the files: then no tokenizer is known
+        return None
+
+
+def _has_tokenizer(name: str) -> bool:
+    """Whether a folder, or what is cached of a model on the hub, has a tokenizer.
+
+    (transformers makes an empty one where there is none.)
+    """
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    files = ("tokenizer.json", "tokenizer.model", "vocab.json")
+    if Path(name).is_dir():
+        return any((Path(name) / file).is_file() for file in files)
+    try:
+        return any(isinstance(try_to_load_from_cache(name, file), str) for file in files)
+    except HFValidationError:  # no name on the hub
+        return False
+
+
+def text_tokenizer(processing_class: Any) -> Any:
+    """The tokenizer itself, where a Trainer has a processor for several modalities."""
+    tokenizer = getattr(processing_class, "tokenizer", None)
+    return tokenizer if tokenizer is not None else processing_class
+
+
+def _num_ids(model: Any) -> int | None:
+    """Number of ids that a model has embeddings for; None: not known."""
+    try:
+        number = getattr(model.get_input_embeddings(), "num_embeddings", None)
+    except (AttributeError, NotImplementedError):
+        number = None
+    if isinstance(number, int) and number > 0:  # ZeRO-3 leaves 0 rows
+        return number
+    config = getattr(model, "config", None)
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    return getattr(text, "vocab_size", None)

@@ -1,0 +1,84 @@
+"""The loader with which a Trainer trains is made known: its batches are edited, and no others."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from .collator import ToEditCollator
+from .editor import DISPATCHING
+
+
+def edit_training_loader(loader: Any, collator: ToEditCollator) -> ToEditCollator:
+    """Let all batches of a loader be edited, and no batches of others with the same collator.
+
+    Args:
+        loader: of PyTorch or accelerate. If its `collate_fn` is not a `ToEditCollator` yet (or one
+            inside transformers' RemoveColumnsCollator), `collator` is put around it.
+        collator: edits.
+
+    Returns:
+        The loader's collator.
+
+    Raises:
+        ValueError: the loader has another `ToEditCollator`, or it dispatches batches from rank 0.
+    """
+    _refuse_dispatching(loader)
+    loader = getattr(loader, "base_dataloader", loader)
+    present = find_collator(loader.collate_fn)
+    if present is None:
+        marked = collator.around(loader.collate_fn).for_training()
+        loader.collate_fn = marked
+        return marked
+    if present.key != collator.key:
+        raise ValueError(
+            "the Trainer's data_collator is a ToEditCollator, and ToEditCallback has another "
+            "one; pass the same to both, or the callback alone"
+        )
+    if present.trains:
+        return present
+    present.leave_other_loaders()
+    marked = present.for_training()
+    loader.collate_fn = _replaced(loader.collate_fn, marked)
+    return marked
+
+
+def edit_training_loaders_of(trainer: Any, collator: ToEditCollator) -> None:
+    """Let each training loader that a Trainer makes from now on be edited, and no other loader."""
+    if isinstance(trainer.data_collator, ToEditCollator):
+        if trainer.data_collator.key != collator.key:
+            return  # refused when training begins
+        trainer.data_collator.leave_other_loaders()
+    make = trainer.get_train_dataloader
+
+    def get_train_dataloader(*args: Any, **kwargs: Any) -> Any:
+        loader = make(*args, **kwargs)
+        edit_training_loader(loader, collator)
+        return loader
+
+    trainer.get_train_dataloader = get_train_dataloader
+
+
+def find_collator(collate_fn: Any) -> ToEditCollator | None:
+    """The ToEditCollator that a loader uses, inside transformers' RemoveColumnsCollator too."""
+    while collate_fn is not None:
+        if isinstance(collate_fn, ToEditCollator):
+            return collate_fn
+        collate_fn = getattr(collate_fn, "data_collator", None)
+    return None
+
+
+def _replaced(collate_fn: Any, marked: ToEditCollator) -> Any:
+    """A collate_fn with another ToEditCollator inside; what stood around it is copied."""
+    if isinstance(collate_fn, ToEditCollator):
+        return marked
+    outer = copy.copy(collate_fn)
+    outer.data_collator = _replaced(collate_fn.data_collator, marked)
+    return outer
+
+
+def _refuse_dispatching(loader: Any) -> None:
+    from accelerate.data_loader import DataLoaderDispatcher
+
+    if isinstance(loader, DataLoaderDispatcher) and loader.state.num_processes > 1:
+        raise ValueError(DISPATCHING)
