@@ -199,3 +199,32 @@ def test_blocks_cant_lose_tokens():
     policy = EditPolicy(drop_below=1e-6)
     with pytest.raises(ValueError, match=r"four dimensions can't follow.*drop_below=None"):
         collate({**packed(), "attention_mask": BLOCKS}, policy)["input_ids"]
+
+
+class TestHoles:
+    """Padding between two tokens of a row."""
+
+    IDS = torch.tensor([[7, 8, 9, 2, 50, 60, 70], [5, 6, 7, 8, 9, 10, 11]])
+    MASK = torch.tensor([[1, 1, 1, 0, 1, 1, 1], [0, 1, 1, 1, 1, 1, 0]])
+
+    def edit(self, positions=None):
+        return edit_tokens(
+            PRIOR, self.IDS, attention_mask=self.MASK, policy=AGGRESSIVE,
+            position_ids=None if positions is None else torch.tensor(positions),
+        )  # fmt: skip
+
+    @pytest.mark.parametrize("positions", [None, [list(range(7))] * 2])
+    def test_inside_a_document_are_refused(self, positions):
+        with pytest.raises(ValueError, match=r"has a hole: row 0, column 3 is 0.*restart at 0"):
+            self.edit(positions)
+
+    @pytest.mark.parametrize(
+        ("first_row", "documents"),
+        [([0, 1, 2, 0, 0, 1, 2], [[7, 8, 9], [50, 60, 70]]),
+         ([0, 1, 2, 0, 3, 4, 5], [[7, 8, 9, 50, 60, 70]])],
+    )  # fmt: skip
+    def test_are_fine_where_positions_say_what_follows(self, first_row, documents):
+        result = self.edit([first_row, [0, 0, 1, 2, 3, 4, 0]])
+        alone = [edit_tokens(PRIOR, torch.tensor([ids]), policy=AGGRESSIVE) for ids in documents]
+        expected = [int(token) for one in alone for token in one.input_ids[0]]
+        assert result.input_ids[0][self.MASK[0] == 1].tolist() == expected

@@ -57,12 +57,33 @@ def check_shapes(
         raise TypeError(f"labels must hold token ids or -100, got {labels.dtype}")
 
 
-def check_mask(attention_mask: Tensor | None) -> None:
-    """Raise unless a mask says for each token whether it is padding."""
-    if attention_mask is not None and not ((attention_mask == 0) | (attention_mask == 1)).all():
+def check_mask(attention_mask: Tensor | None, position_ids: Tensor | None = None) -> None:
+    """Raise unless a mask says for each token whether it is padding, which no document has inside.
+
+    Args:
+        attention_mask: (B, T), on the host; None: there is no padding.
+        position_ids: (B, T), on the host. Padding between two tokens is fine if these say that the
+            second follows the first, or begins a document.
+    """
+    if attention_mask is None:
+        return
+    if not ((attention_mask == 0) | (attention_mask == 1)).all():
         raise ValueError(
             "attention_mask must be 0 at padding and 1 at tokens, got other values; mark the "
             "documents of a packed row by position_ids that restart at 0"
+        )
+    row, column = attention_mask.nonzero(as_tuple=True)
+    gap = (row[1:] == row[:-1]) & (column[1:] > column[:-1] + 1)
+    if position_ids is not None and gap.any():
+        given = position_ids[row, column]
+        gap &= given[1:] > given[:-1] + 1
+    if gap.any():
+        at = int(gap.nonzero()[0])
+        raise ValueError(
+            f"attention_mask has a hole: row {int(row[at])}, column {int(column[at]) + 1} is 0 "
+            "between tokens of one document, which then can't be scored as it is trained on; "
+            "remove such tokens from the rows, or mark where the next document begins by "
+            "position_ids that restart at 0"
         )
 
 

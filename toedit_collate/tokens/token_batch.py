@@ -82,7 +82,7 @@ class TokenBatch:
             None if tensor is None else next(fetched) for tensor in given
         )
         assert ids is not None
-        check_mask(mask)
+        check_mask(mask, positions)
         check_labels(ids, row_labels, mask)
         ids = ids.to(torch.int64)
         documents = find_documents(ids, mask, positions)

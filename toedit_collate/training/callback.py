@@ -265,14 +265,16 @@ class ToEditCallback(TrainerCallback):
         editor = self.collator.editor
         if perplexity > editor.prior.vocab_size:
             editor.warn_once(
-                f"the prior's perplexity on the training data is {perplexity:,.0f}, more than "
+                "perplexity",
+                f"the prior's perplexity on the training data is {perplexity:.4g}, more than "
                 f"guessing among its {editor.prior.vocab_size:,} ids would give; is its tokenizer "
-                "the trainee's, and is it trained?"
+                "the trainee's, and is it trained?",
             )
         if sums["tokens"] > sums["replayed"] and not sums["scored"] and editor.policy.decides:
             editor.warn_once(
+                "nothing",
                 f"none of {sums['tokens']:,.0f} tokens could be edited: all are without a label "
-                "(-100), special or protected"
+                "(-100), special or protected",
             )
 
     def _take_places(self) -> None:

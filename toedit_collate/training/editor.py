@@ -218,10 +218,10 @@ class BatchEditor:
             self.on_edit(batch, final)
         return with_edit(batch, final)
 
-    def warn_once(self, message: str) -> None:
-        """Log a warning, unless it was logged before."""
-        if message not in self._said:
-            self._said.add(message)
+    def warn_once(self, about: str, message: str) -> None:
+        """Log a warning, unless one about the same was logged before."""
+        if about not in self._said:
+            self._said.add(about)
             logger.warning(message)
 
     def _is_for_training(self, origin: Origin, where: Surroundings) -> bool:
@@ -267,9 +267,10 @@ class BatchEditor:
             return
         if bool((source.labels.reshape(-1)[source.documents.index] == -100).all()):
             self.warn_once(
+                "masked",
                 "a batch has no token to edit: all of its labels are -100, and the policy's scope "
                 'is "loss". Prompts that fill the rows (max_length), or a completion that is not '
-                "found, are the usual reasons"
+                "found, are the usual reasons",
             )
 
 
