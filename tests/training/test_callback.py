@@ -10,6 +10,8 @@ from trainees import (
     AGGRESSIVE,
     QUIET,
     Logs,
+    Recorder,
+    by_first_token,
     dataset,
     documents,
     lora,
@@ -251,3 +253,77 @@ class TestRefusals:
         with pytest.raises(ValueError, match=r"the prior is the model in training.*Prior\.shared"):
             trainer.train()
         assert all(torch.equal(before[name], p) for name, p in model.state_dict().items())
+
+
+class TestMakingTheCollatorWhenTrainingBegins:
+    @staticmethod
+    def make(folder, tokenizer, made, **arguments):
+        def make_collator(model):
+            made.append(model)
+            return ToEditCollator(Prior.shared(model), AGGRESSIVE)
+
+        callback = ToEditCallback(make_collator, arguments.pop("refresh", None))
+        model = get_peft_model(make_llama(), lora())
+        trainer, _ = make_trainer(
+            folder, tokenizer, model=model, train=dataset(TEXTS), callbacks=[callback], **arguments
+        )
+        return trainer, callback
+
+    def test_with_the_base_of_the_trainee(self, tmp_path, tokenizer):
+        made = []
+        trainer, callback = self.make(tmp_path, tokenizer, made)
+        assert made == []
+        with pytest.raises(RuntimeError, match="is made when training begins"):
+            _ = callback.collator
+        recorder = Recorder(trainer.model)
+        trainer.train()
+        assert made == [trainer.model]
+        rows = by_first_token(recorder.rows(training=True))
+        originals = by_first_token(TEXTS)
+        assert all(row != originals[number] for number, row in rows.items())
+        assert len(rows) == len(TEXTS)
+        assert callback.collator.prior.is_shared
+        entry = next(e for e in trainer.state.log_history if "loss" in e)
+        assert entry["toedit/changed_share"] > 0
+        trainer.train()  # the same trainee: it is not made again
+        assert len(made) == 1
+
+    def test_it_edits_as_attach_does(self, tmp_path, tokenizer):
+        given = []
+        for attached in (False, True):
+            if attached:
+                trainer, _ = make_trainer(
+                    tmp_path, tokenizer, model=get_peft_model(make_llama(), lora()),
+                    train=dataset(TEXTS),
+                )  # fmt: skip
+                attach(trainer, Prior.shared(trainer.model), AGGRESSIVE)
+            else:
+                trainer, _ = self.make(tmp_path, tokenizer, [])
+            recorder = Recorder(trainer.model)
+            trainer.train()
+            given.append(recorder.batches(training=True))
+        assert given[0] == given[1]
+
+    def test_with_refresh_and_resumed(self, tmp_path, tokenizer):
+        settings = {"refresh": 2, "save_strategy": "steps", "save_steps": 3}
+        trainer, _ = self.make(tmp_path, tokenizer, [], **settings)
+        trainer.train()
+        trainer, callback = self.make(tmp_path, tokenizer, [], **settings)
+        trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+        assert callback.collator.prior.generation == 2
+
+    def test_for_another_trainee_it_is_made_again(self, tmp_path, tokenizer):
+        made = []
+        first, callback = self.make(tmp_path, tokenizer, made, max_steps=1)
+        first.train()
+        second, _ = make_trainer(
+            tmp_path, tokenizer, model=get_peft_model(make_llama(), lora()),
+            callbacks=[callback], max_steps=1,
+        )  # fmt: skip
+        second.train()
+        assert made == [first.model, second.model]
+
+    def test_something_else_is_refused(self, tmp_path, tokenizer):
+        trainer, _ = make_trainer(tmp_path, tokenizer, callbacks=[ToEditCallback(lambda model: 3)])
+        with pytest.raises(TypeError, match=r"must return a ToEditCollator, got int"):
+            trainer.train()

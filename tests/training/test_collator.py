@@ -1,6 +1,7 @@
 """ToEditCollator around every base collator: what follows an edit, and what passes through."""
 
 import copy
+import functools
 import operator
 from itertools import chain, pairwise
 
@@ -12,10 +13,13 @@ from transformers import (
     DataCollatorForLanguageModeling,
     DataCollatorForSeq2Seq,
     DataCollatorWithFlattening,
+    DataCollatorWithPadding,
 )
+from transformers.trainer_utils import RemoveColumnsCollator
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling as TRLCollator
 
 from toedit_collate import EditPolicy, Prior, ToEditBatch, ToEditCollator, edit_tokens
+from toedit_collate.training.default_collator import DefaultCollator
 
 TEXTS = documents(5)
 DROPPING = EditPolicy(threshold=0.6, exclude_original=True, drop_below=1e-4)
@@ -288,6 +292,126 @@ def test_unknown_values_of_tokens_are_refused_when_tokens_go(prior, tokenizer):
         collator(with_prompts(TEXTS))["input_ids"]
     collator = ToEditCollator(prior, AGGRESSIVE, base_collator=base, tokenizer=tokenizer)
     assert collator(with_prompts(TEXTS))["advantages"][0].tolist()[:3] == [0, 1, 2]
+
+
+# Collators whose rows have a length that is a multiple of 8.
+WIDE = {
+    "language modelling": lambda tokenizer: DataCollatorForLanguageModeling(
+        tokenizer, mlm=False, pad_to_multiple_of=8
+    ),
+    "seq2seq": lambda tokenizer: DataCollatorForSeq2Seq(tokenizer, pad_to_multiple_of=8),
+    "padding": lambda tokenizer: DataCollatorWithPadding(tokenizer, pad_to_multiple_of=8),
+    "to a length": lambda tokenizer: DataCollatorForSeq2Seq(
+        tokenizer, padding="max_length", max_length=24
+    ),
+    "TRL": lambda tokenizer: TRLCollator(2, pad_to_multiple_of=8),
+    "TRL, padding-free": lambda tokenizer: TRLCollator(2, padding_free=True, pad_to_multiple_of=8),
+    "ours": lambda tokenizer: DefaultCollator(tokenizer, pad_to_multiple_of=8),
+    "partial": lambda tokenizer: functools.partial(
+        TRLCollator(2, pad_to_multiple_of=8), return_tensors=None
+    ),
+    "inside another": lambda tokenizer: RemoveColumnsCollator(
+        TRLCollator(2, pad_to_multiple_of=8), ["input_ids", "labels"]
+    ),
+}
+
+
+class TestWidths:
+    """Rows that lost tokens are padded as the base collator pads them."""
+
+    @pytest.mark.parametrize("side", ["right", "left"])
+    @pytest.mark.parametrize("name", WIDE)
+    def test_pad_to_multiple_of(self, prior, name, side):
+        tokenizer = make_tokenizer()
+        tokenizer.padding_side = side
+        base = WIDE[name](tokenizer)
+        features = without_labels if name in ("padding", "language modelling") else with_prompts
+        collator = ToEditCollator(prior, DROPPING, base_collator=base, tokenizer=tokenizer)
+        plain = base(copy.deepcopy(features(TEXTS)))
+        batch = collator(features(TEXTS))
+        assert batch["input_ids"].shape[1] % 8 == 0
+        assert collator.stats["dropped"] > 8
+        for key in set(plain) & {"labels", "attention_mask", "position_ids", "seq_idx"}:
+            assert batch[key].shape == batch["input_ids"].shape
+        ids = batch["input_ids"]
+        if "attention_mask" in batch:
+            found = [
+                row[m.bool()].tolist() for row, m in zip(ids, batch["attention_mask"], strict=True)
+            ]
+            on_the_left = plain["attention_mask"][:, 0].min() == 0
+            assert (batch["attention_mask"][:, 0].min() == 0) == on_the_left
+            assert (ids[batch["attention_mask"] == 0] == 2).all()
+        else:
+            found = [i for i, _ in parse(batch)]
+        assert found == [i for i, _ in edited_alone(prior, DROPPING, features(TEXTS))]
+
+    def test_rows_keep_a_fixed_length(self, prior, tokenizer):
+        base = WIDE["to a length"](tokenizer)
+        collator = ToEditCollator(prior, DROPPING, base_collator=base, tokenizer=tokenizer)
+        assert collator(with_prompts(TEXTS))["input_ids"].shape == (5, 24)
+
+
+class AddsLengths:
+    """Adds keys to what TRL's collator makes of all rows in one."""
+
+    def __init__(self, **keys):
+        self.keys = keys
+
+    def __call__(self, features):
+        return {**TRLCollator(2, padding_free=True)(features), **self.keys}
+
+
+LENGTHS = [len(text) for text in TEXTS]
+
+
+class TestKeysThatSpeakOfLengths:
+    @pytest.mark.parametrize("form", [list, torch.tensor, lambda x: torch.tensor(x).int()])
+    def test_packed_seq_lengths(self, prior, tokenizer, form):
+        base = AddsLengths(packed_seq_lengths=form(LENGTHS))
+        collator = ToEditCollator(prior, DROPPING, base_collator=base, tokenizer=tokenizer)
+        batch = collator(with_prompts(TEXTS))
+        expected = [len(ids) for ids, _ in edited_alone(prior, DROPPING, with_prompts(TEXTS))]
+        assert expected != LENGTHS
+        found = batch["packed_seq_lengths"]
+        assert type(found) is type(base.keys["packed_seq_lengths"])
+        assert list(map(int, found)) == expected
+
+    def test_length_of_rows(self, prior, tokenizer):
+        def base(features):
+            lengths = torch.tensor([len(row["input_ids"]) for row in features])
+            return {**left_padded(features), "length": lengths}
+
+        collator = ToEditCollator(prior, DROPPING, base_collator=base, tokenizer=tokenizer)
+        batch = collator(with_prompts(TEXTS))
+        assert batch["length"].tolist() == batch["attention_mask"].sum(-1).tolist()
+        assert batch["length"].tolist() != LENGTHS
+
+    @pytest.mark.parametrize(
+        "keys",
+        [
+            {"num_items_in_batch": 40},
+            {"cu_seqlens": torch.tensor([0, 3, 9])},
+            {"max_seqlen": 12},
+            {"sequence_lengths": [[8, 9]]},
+            {"attention_mask_in_length": torch.tensor([[3, 4, 0]])},
+            {"packed_seq_lengths": [1000]},
+            {"length": torch.tensor([3])},
+        ],
+    )
+    def test_others_are_refused_when_tokens_go(self, prior, tokenizer, keys):
+        (name,) = keys
+        base = AddsLengths(**keys)
+        collator = ToEditCollator(prior, DROPPING, base_collator=base, tokenizer=tokenizer)
+        with pytest.raises(ValueError, match=rf"'{name}'.*remove the key.*drop_below=None"):
+            collator(with_prompts(TEXTS))["input_ids"]
+        collator = ToEditCollator(prior, AGGRESSIVE, base_collator=base, tokenizer=tokenizer)
+        assert collator(with_prompts(TEXTS))[name] is keys[name]
+
+    def test_names_that_only_sound_so_pass(self, prior, tokenizer):
+        base = AddsLengths(length_penalty=0.5, lengthy=True)
+        collator = ToEditCollator(prior, DROPPING, base_collator=base, tokenizer=tokenizer)
+        batch = collator(with_prompts(TEXTS))
+        assert (batch["length_penalty"], batch["lengthy"]) == (0.5, True)
 
 
 class TestRefusals:

@@ -133,7 +133,7 @@ class ToEditCallback(TrainerCallback):
         if trainer is None:
             return
         check_trainer(trainer)
-        if self._collator is not None:
+        if self._collator is not None and self._make is None:
             edit_training_loaders_of(trainer, self._collator)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

@@ -15,14 +15,16 @@ class DefaultCollator:
     Args:
         tokenizer: pads; needed at the first call. It needs a padding token where rows differ in
             length.
+        pad_to_multiple_of: length of the rows; None: that of the longest.
 
     Raises:
         ValueError: on the first call, there is no tokenizer, or it has no padding token, or the
             rows are packed.
     """
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any, pad_to_multiple_of: int | None = None) -> None:
         self.tokenizer = tokenizer
+        self.pad_to_multiple_of = pad_to_multiple_of
 
     def __call__(self, features: list[Any]) -> Any:
         """Pad rows (dicts, or lists of ids) to a batch with `input_ids`, `labels` and a mask."""
@@ -40,14 +42,17 @@ class DefaultCollator:
                 "would not keep apart; use attach(trainer, prior, policy) for packing"
             )
         can_pad = self.tokenizer.pad_token_id is not None
-        if not can_pad and len({len(row["input_ids"]) for row in rows}) > 1:
+        lengths = {len(row["input_ids"]) for row in rows}
+        if not can_pad and (len(lengths) > 1 or max(lengths) % (self.pad_to_multiple_of or 1)):
             raise ValueError(
-                "the tokenizer has no padding token, but rows differ in length; set "
+                "the tokenizer has no padding token, but rows must be padded; set "
                 "tokenizer.pad_token = tokenizer.eos_token, or pass a base_collator"
             )
         for row in rows:
             row.setdefault("labels", list(row["input_ids"]))
-        return DataCollatorForSeq2Seq(self.tokenizer, padding=can_pad)(rows)
+        multiple = self.pad_to_multiple_of if can_pad else None
+        pad = DataCollatorForSeq2Seq(self.tokenizer, padding=can_pad, pad_to_multiple_of=multiple)
+        return pad(rows)
 
     def __repr__(self) -> str:
         return "DefaultCollator()"
