@@ -18,7 +18,8 @@ from ..prior.protocol import EditingPrior, is_prior
 from ..stores.cache import DecisionCache, Identity
 from ..stores.journal import Journal
 from ..tokens.checks import check_same_tokenizer
-from ..tokens.token_batch import EditResult, TokenBatch
+from ..tokens.result import EditResult
+from ..tokens.token_batch import TokenBatch
 from .batch_layout import read_layout
 from .call_site import Surroundings
 from .columns import check_can_shrink, with_edit

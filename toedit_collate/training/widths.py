@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..tokens.token_batch import EditResult
+from ..tokens.result import EditResult
 
 
 def padding_multiple(base_collator: Any, batch: Mapping[str, Any]) -> int | None:
