@@ -152,7 +152,7 @@ class ToEditCallback(TrainerCallback):
         marked = edit_training_loader(loader, self.collator)
         marked.fit(model, args, kwargs.get("processing_class"))
         self._refresher.check(args, model)
-        self._begin_run(args, state, model)
+        self._begin_run(args, state, model, kwargs.get("optimizer"))
         self.collator.editor.run_state = state
         totals = self.collator.editor.stats.totals()
         self._logged = {name: totals[name] for name in _LOGGED_SUMS}
@@ -201,13 +201,13 @@ class ToEditCallback(TrainerCallback):
         if journal is not None:
             barrier()  # rank 0 writes the checkpoint, and all ranks write journals
 
-    def _begin_run(self, args: Any, state: Any, model: Any) -> None:
+    def _begin_run(self, args: Any, state: Any, model: Any, optimizer: Any) -> None:
         journal, step = self.collator.journal, state.global_step
         saved = saved_attributes(state.stateful_callbacks) if step > 0 else None
         self._refresher.begin()
         if step > 0:
             checkpoint = _resumed_from(args, state)
-            reload_adapter(unwrap_wrappers(model), checkpoint)
+            reload_adapter(unwrap_wrappers(model), checkpoint, optimizer)
             if saved is not None:
                 check_same_journal(saved, journal, step)
                 self._refresher.restore(saved, checkpoint, model, state)

@@ -51,25 +51,29 @@ def saved_attributes(stateful_callbacks: dict[str, Any]) -> dict[str, Any] | Non
     return stateful_callbacks.get(STATE_KEY, {}).get("attributes")
 
 
-def reload_adapter(model: Any, checkpoint: Path) -> None:
-    """Put the adapter in training back to what a checkpoint holds of it.
+def reload_adapter(model: Any, checkpoint: Path, optimizer: Any) -> None:
+    """Put the adapter in training back to what a checkpoint holds of it, and let it train.
 
-    Before 5.23, a Trainer that resumes loads the adapters in subfolders of the checkpoint, if there
-    are any, and then not the one beside them, which is the one in training; a swapped prior and a
-    frozen adapter of the user's stand in subfolders.
+    Before transformers 5.23, a Trainer that resumes loads the adapters in subfolders of the
+    checkpoint, if there are any, and then not the one beside them, which is the one in training; a
+    swapped prior and a frozen adapter of the user's stand in subfolders. And PEFT before 0.21
+    freezes the adapter in training while it loads a frozen one.
 
     Args:
         model: the trainee, without wrappers.
         checkpoint: its folder.
+        optimizer: of the Trainer; what it updates was trainable.
     """
     file = checkpoint / "adapter_model.safetensors"
     name = getattr(model, "active_adapter", None)
-    has_others = any(checkpoint.glob("*/adapter_model.safetensors"))
-    if not (isinstance(name, str) and hasattr(model, "peft_config") and has_others):
+    if not (isinstance(name, str) and hasattr(model, "peft_config") and file.is_file()):
         return
-    if is_sharded(model) or not file.is_file():  # what is spread over ranks is saved otherwise
+    if is_sharded(model) or not any(checkpoint.glob("*/adapter_model.safetensors")):
         return
     from peft import set_peft_model_state_dict
     from safetensors.torch import load_file
 
     set_peft_model_state_dict(model, load_file(file), adapter_name=name)
+    for group in getattr(optimizer, "param_groups", ()):
+        for parameter in group["params"]:
+            parameter.requires_grad_(True)

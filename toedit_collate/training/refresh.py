@@ -121,7 +121,7 @@ class Refresher:
         prepared = None
         try:
             prepared = self.prior.prepare_swap(source)
-        except (ValueError, OSError, RuntimeError) as error:
+        except Exception as error:  # whatever is wrong with it: all ranks must hear of that
             problem = error
         if not all_reduce([float(problem is None)], "min")[0]:
             if prepared is not None:

@@ -101,10 +101,12 @@ def link_folder(source: Path, target: Path) -> None:
 
 
 def unwrap_wrappers(model: Any) -> Any:
-    """A model without the wrappers of DDP, torch.compile and DeepSpeed."""
+    """A model without the wrappers of DDP, torch.compile and DeepSpeed, in whichever order."""
     from accelerate.utils import extract_model_from_parallel
 
-    return extract_model_from_parallel(model, keep_torch_compile=False)
+    while (inside := extract_model_from_parallel(model, keep_torch_compile=False)) is not model:
+        model = inside
+    return model
 
 
 def _weights_of(model: Any, adapter: str | None) -> dict[str, Tensor]:

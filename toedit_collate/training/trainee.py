@@ -122,6 +122,6 @@ def _num_ids(model: Any) -> int | None:
         number = None
     if isinstance(number, int) and number > 0:  # ZeRO-3 leaves 0 rows
         return number
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     return getattr(text, "vocab_size", None)
