@@ -104,7 +104,7 @@ def test_the_dispatching_loader_is_refused(run, ranks):
         assert mend in rank["dispatched"]["error"]
     _, done = run
     assert done.returncode != 0
-    assert "RuntimeError: accelerate's dispatching loader" in done.stderr
+    assert "ValueError: accelerate's dispatching loader" in done.stderr
     assert mend in done.stderr
 
 

@@ -47,7 +47,7 @@ def read_layout(batch: Mapping[str, Any]) -> BatchLayout:
         >>> numbered = torch.tensor([[1, 1, 1, 2, 2, 0]])
         >>> layout = read_layout({"input_ids": ids, "attention_mask": numbered})
         >>> layout.attention_mask.tolist(), layout.position_ids.tolist()
-        ([[1, 1, 1, 1, 1, 0]], [[0, 1, 2, 0, 1, 2]])
+        ([[1, 1, 1, 1, 1, 0]], [[0, 1, 2, 0, 1, 0]])
     """
     ids, mask = batch["input_ids"], batch.get("attention_mask")
     if not isinstance(ids, Tensor) or ids.dim() != 2:  # `edit_tokens` refuses it

@@ -77,8 +77,8 @@ class ToEditBatch(UserDict[str, Any]):
 
     Example:
         >>> batch = ToEditBatch({"input_ids": torch.tensor([[5, 6], [7, 8]])})
-        >>> ({"num": 2} | batch)[:1]["input_ids"]
-        tensor([[5, 6]])
+        >>> ({"weight": torch.ones(2)} | batch)[:1]
+        {'weight': tensor([1.]), 'input_ids': tensor([[5, 6]])}
     """
 
     # As BatchEncoding has them where the tokens did not come from a fast tokenizer.
