@@ -22,7 +22,7 @@ from pydantic import BaseModel, model_validator  # Axolotl's own configs are mad
 from ..runs.arguments import name_of
 from ..runs.models import attach_settings, load_prior
 from ..tools.errors import UnusableError
-from ..training.callback import attach
+from ..training.attach import attach
 from .section import check_shared, read_section
 
 try:

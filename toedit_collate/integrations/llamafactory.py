@@ -27,8 +27,8 @@ from transformers import Trainer, TrainerCallback
 from ..runs.arguments import EditArguments, name_of
 from ..runs.models import attach_settings, load_prior
 from ..tools.errors import UnusableError
+from ..training.attach import attach
 from ..training.call_site import calling_instance
-from ..training.callback import attach
 from .section import check_shared, read_section
 
 logger = logging.getLogger("toedit_collate")

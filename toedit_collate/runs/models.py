@@ -10,7 +10,7 @@ from ..stores.cache import DecisionCache
 from ..stores.journal import Journal
 from ..tools.errors import UnusableError, first_line
 from ..tools.priors import open_prior
-from ..training.collator import text_tokenizer
+from ..training.trainee import text_tokenizer
 from .arguments import EditArguments
 
 

@@ -11,7 +11,7 @@ from ...runs.card import add_to_card
 from ...runs.models import attach_settings, load_prior
 from ...runs.parse import parse
 from ...tools.errors import UnusableError
-from ...training.callback import attach
+from ...training.attach import attach
 
 
 def run_sft(args: Sequence[str]) -> None:
