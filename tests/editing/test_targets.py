@@ -10,6 +10,7 @@ from scipy import stats
 
 from toedit_collate import DecisionCache, EditPolicy, Journal, Prior, edit_tokens
 from toedit_collate.editing.with_journal import edit_with_journal
+from toedit_collate.tokens.token_batch import TokenBatch
 
 TARGETS = ["both", "inputs", "labels"]
 EVERY = EditPolicy(region="all", top_k=5)
@@ -84,10 +85,8 @@ def test_needs_labels(prior, ids, target):
 
 
 def journaled(prior, journal, policy, ids, labels):
-    return edit_with_journal(
-        prior, journal, ids, attention_mask=None, position_ids=None, labels=labels, policy=policy,
-        step=0, num_sampled=0,
-    )  # fmt: skip
+    source = TokenBatch.of(ids, None, None, labels)
+    return edit_with_journal(prior, journal, source, policy=policy, step=0)
 
 
 @pytest.mark.parametrize("target", TARGETS)

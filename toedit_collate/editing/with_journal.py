@@ -150,7 +150,7 @@ def _record(
     edited: EditResult,
     step: int,
 ) -> None:
-    """Put the edits of the n documents of a batch into the journal; before, they had (M,) tokens."""
+    """Put the edits of a batch's n documents, with (M,) tokens `before`, into the journal."""
     documents = batch.documents
 
     def of_tokens(rows: Tensor) -> Tensor:

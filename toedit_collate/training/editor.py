@@ -181,6 +181,11 @@ class BatchEditor:
         _check_keys(batch)
         if self.policy.drop_below is not None:
             check_can_shrink(batch)
+        if self.policy.target != "both" and "labels" not in batch:
+            raise ValueError(
+                f"target={self.policy.target!r} needs labels, and the batch has none; let the base "
+                "collator return labels, or use target='both'"
+            )
         layout = read_layout(batch)
         step = self._step(where, origin)
         if step and self._is_at is None and self.journal and not self.journal.run_started:

@@ -63,14 +63,17 @@ def widened(result: EditResult, multiple: int | None, pad_id: int) -> EditResult
         padding = rows.new_full((B, missing), value)
         return torch.cat([padding, rows] if on_the_left else [rows, padding], dim=1)
 
-    new_ids, new_source = padded(result.input_ids, pad_id), padded(source, -1)
+    new_ids, new_tokens = padded(result.input_ids, pad_id), padded(result.tokens, pad_id)
+    new_source = padded(source, -1)
     assert new_ids is not None
+    assert new_tokens is not None
     assert new_source is not None
     if mask is None and result.position_ids is None:
         mask = torch.ones_like(result.input_ids)
     return dataclasses.replace(
         result,
         input_ids=new_ids,
+        tokens=new_tokens,
         labels=padded(result.labels, -100),
         attention_mask=padded(mask, 0),
         # In a packed row without a mask, padding is documents of one token.
