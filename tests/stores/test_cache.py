@@ -25,6 +25,7 @@ from toedit_collate.prior.protocol import is_prior
 from toedit_collate.stores import segments as segments_module
 from toedit_collate.stores.cache import CachedPrior, DecisionCache, Decisions, Identity
 from toedit_collate.stores.cache import folder as folder_module
+from toedit_collate.stores.cache import identity as identity_module
 from toedit_collate.stores.cache import store as store_module
 from toedit_collate.stores.cache.block import Block, DamagedCacheError
 from toedit_collate.stores.cache.identity import decision_record, tokenizer_hash
@@ -594,6 +595,42 @@ class TestDamage:
 
         save_file({"a": torch.zeros(3)}, segment)
         self.refused(folder, segment, "damaged")
+
+    def test_every_flipped_bit_of_a_note_is_noticed_or_harmless(self, folder, segment):
+        note = segment.parent / "identity.json"
+        whole = note.read_bytes()
+        num_noticed = 0
+        for place in range(len(whole)):
+            damaged = bytearray(whole)
+            damaged[place] ^= 1 << place % 8
+            note.write_bytes(damaged)
+            try:
+                found = DecisionCache(folder).prior().identity
+            except DamagedCacheError:
+                num_noticed += 1
+            else:
+                assert found == identity()
+        assert num_noticed > 0.9 * len(whole)
+
+    @pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(Identity)])
+    @pytest.mark.parametrize("value", [[None], [[None]], 1.5, True], ids=repr)
+    def test_values_of_other_types(self, folder, segment, name, value):
+        """As somebody would write them who knows the checksum."""
+        record = json.loads(json.dumps(identity().as_json())) | {name: value}
+        values = {field.name: record[field.name] for field in dataclasses.fields(Identity)}
+        record["checksum"] = identity_module._checksum(values)
+        (segment.parent / "identity.json").write_text(json.dumps(record))
+        with pytest.raises(DamagedCacheError, match=r"identity\.json.*delete"):
+            DecisionCache(folder).prior()
+
+    @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: os.symlink(path, path)])
+    @pytest.mark.parametrize("name", ["segment", "identity.json"])
+    def test_what_is_no_file(self, folder, segment, name, make):
+        path = segment if name == "segment" else segment.parent / name
+        path.unlink()
+        make(path)
+        with pytest.raises(DamagedCacheError, match=rf"{path}.*delete"):
+            DecisionCache(folder).prior().identity and opened(folder).num_documents
 
     def test_a_note_that_is_none(self, folder, segment):
         note = segment.parent / "identity.json"

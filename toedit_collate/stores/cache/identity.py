@@ -12,7 +12,12 @@ from typing import Any
 
 from ...policy import EditPolicy
 
-FORMAT = 1
+FORMAT = 2  # of what is kept, and of the keys that it is kept by
+
+_TYPES: dict[str, Any] = {
+    "prior": str, "policy": dict, "tokenizer": str, "tokenizer_size": int, "vocab_size": int,
+    "max_length": int | None, "pad_id": int, "special_ids": list, "template_sequences": list,
+}  # fmt: skip
 
 # Fields of a policy that concern draws, and what carries them, but no decision.
 _OF_DRAWS = ("seed", "redraw", "target")
@@ -56,7 +61,9 @@ class Identity:
         if hasattr(prior, "identity_for"):  # a CachedPrior
             return prior.identity_for(policy)
         tokenizer = prior.tokenizer
-        now = (prior.fingerprint, policy, tokenizer, prior.vocab_size)
+        size = 0 if tokenizer is None else len(tokenizer)
+        special_ids = tuple(sorted(prior.special_ids))
+        now = (prior.fingerprint, policy, tokenizer, size, special_ids, prior.vocab_size)
         last = _LAST.get(prior)
         if last is not None and last[0] == now:
             return last[1]
@@ -64,11 +71,11 @@ class Identity:
             prior=prior.fingerprint,
             policy=decision_record(policy),
             tokenizer=tokenizer_hash(tokenizer),
-            tokenizer_size=0 if tokenizer is None else len(tokenizer),
+            tokenizer_size=size,
             vocab_size=prior.vocab_size,
             max_length=prior.max_length,
             pad_id=prior.pad_id,
-            special_ids=tuple(sorted(prior.special_ids)),
+            special_ids=special_ids,
             template_sequences=tuple(tuple(run) for run in prior.template_sequences),
         )
         _LAST[prior] = (now, identity)
@@ -79,16 +86,25 @@ class Identity:
         """The identity that `as_json` wrote.
 
         Raises:
-            KeyError, TypeError: it is none.
+            KeyError, TypeError, ValueError: it is none, or was changed.
         """
-        values = {field.name: record[field.name] for field in dataclasses.fields(cls)}
+        values = {name: record[name] for name in _TYPES}
+        if record["checksum"] != _checksum(values):
+            raise ValueError("its checksum is wrong")
+        for name, value in values.items():
+            if not isinstance(value, _TYPES[name]) or isinstance(value, bool):
+                raise TypeError(f"{name} is {value!r}")
         values["special_ids"] = tuple(values["special_ids"])
         values["template_sequences"] = tuple(map(tuple, values["template_sequences"]))
+        for ids in (values["special_ids"], *values["template_sequences"]):
+            if not all(type(i) is int for i in ids):
+                raise TypeError(f"{ids} are no token ids")
         return cls(**values)
 
     def as_json(self) -> dict[str, Any]:
         """All of it, for `identity.json`."""
-        return {"format": FORMAT, **dataclasses.asdict(self)}
+        values = dataclasses.asdict(self)
+        return {"format": FORMAT, **values, "checksum": _checksum(values)}
 
     @cached_property
     def digest(self) -> str:
@@ -101,6 +117,12 @@ class Identity:
         decides = [FORMAT, self.prior, self.policy, self.tokenizer, self.special_ids]
         text = json.dumps(decides, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _checksum(values: dict[str, Any]) -> str:
+    """Of all that is kept: also of what a run without the prior needs, and decides nothing."""
+    text = json.dumps([FORMAT, values], sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def decision_record(policy: EditPolicy) -> dict[str, Any]:

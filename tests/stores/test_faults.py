@@ -1,0 +1,130 @@
+"""Random flips and cuts of every file; and memory over thousands of batches."""
+
+import os
+import resource
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_llama
+from journals import record
+
+from toedit_collate import EditPolicy, Journal, Prior, edit_tokens
+from toedit_collate.commands.main import main
+from toedit_collate.editing.with_journal import edit_with_journal
+from toedit_collate.stores.cache import DecisionCache
+from toedit_collate.stores.cache.block import DamagedCacheError
+from toedit_collate.stores.journal import journal as journal_module
+from toedit_collate.stores.journal.frames import DamagedJournalError
+
+POLICY = EditPolicy(region="below", threshold=0.5, exclude_original=True)
+TEXTS = torch.randint(5, 64, (6, 40), generator=torch.Generator().manual_seed(0))
+
+
+def faults(files, number, generator):
+    """Damage the files one at a time, and mend them; yields what was done."""
+    whole = {path: path.read_bytes() for path in files}
+    sizes = np.array([len(content) for content in whole.values()])
+    for n in range(number):
+        path = files[generator.choice(len(files), p=sizes / sizes.sum())]
+        content = bytearray(whole[path])
+        place = int(generator.integers(len(content)))
+        if n % 6 == 5:
+            path.write_bytes(content[:place])
+            yield "cut"
+        else:
+            content[place] ^= 1 << int(generator.integers(8))
+            path.write_bytes(content)
+            yield "flip"
+        path.write_bytes(whole[path])
+
+
+@pytest.mark.parametrize("number", [150, pytest.param(3000, marks=pytest.mark.slow)])
+def test_no_fault_of_a_cache_gives_other_edits(tmp_path, number, capsys):
+    prior = Prior(make_llama(vocab_size=64))
+    with DecisionCache(tmp_path) as cache:
+        expected = edit_tokens(prior, TEXTS, policy=POLICY, cache=cache).input_ids
+    files = sorted(path for path in tmp_path.rglob("*") if path.is_file())
+    assert len(files) == 2
+    counts = {"flip": 0, "cut": 0, "noticed": 0}
+    for fault in faults(files, number, np.random.default_rng(0)):
+        counts[fault] += 1
+        try:
+            stand_in = DecisionCache(tmp_path).prior(POLICY)
+            cache = DecisionCache(tmp_path)
+            edited = edit_tokens(stand_in, TEXTS, policy=POLICY, cache=cache)
+        except DamagedCacheError:
+            counts["noticed"] += 1
+        else:
+            assert torch.equal(edited.input_ids, expected)
+    with capsys.disabled():
+        print(f"\ncache: {counts}")
+    assert counts["noticed"] > 0.95 * number
+
+
+@pytest.mark.parametrize("number", [150, pytest.param(3000, marks=pytest.mark.slow)])
+def test_no_fault_of_a_journal_goes_unnoticed(tmp_path, number, capsys):
+    with Journal(tmp_path) as journal:
+        for step, text in enumerate(TEXTS.tolist()):
+            record(journal, text, {2: 7, 5: None, 9: 8}, step=step)
+    with Journal(tmp_path) as journal:
+        for step, text in enumerate(TEXTS.tolist()):
+            record(journal, text, {3: 7}, generation=2, step=step)
+    files = sorted(path for path in tmp_path.glob("*.safetensors"))
+    expected = [Journal(tmp_path).replay(text, 2) for text in TEXTS.tolist()]
+    stats = Journal(tmp_path).stats()
+    counts = {"flip": 0, "cut": 0, "noticed": 0}
+    for fault in faults(files, number, np.random.default_rng(0)):
+        counts[fault] += 1
+        journal_module.JOURNALS.clear()
+        try:
+            journal = Journal(tmp_path)
+            replayed = [journal.replay(text, 2) for text in TEXTS.tolist()]
+        except DamagedJournalError:
+            counts["noticed"] += 1
+            # Each is told by the command, too; it takes long.
+            if counts["noticed"] % 50 == 1:
+                assert main(["journal", "verify", str(tmp_path)]) == 1
+        else:
+            assert replayed == expected
+            assert journal.stats() == stats
+    with capsys.disabled():
+        print(f"\njournal: {counts}")
+    assert counts["noticed"] > 0.95 * number
+
+
+def slope(values):
+    return np.polyfit(np.arange(len(values)), values, 1)[0]
+
+
+@pytest.mark.parametrize("num_batches", [60, pytest.param(5000, marks=pytest.mark.slow)])
+def test_memory_and_files_stay_flat(tmp_path, num_batches, capsys):
+    """The same few documents over and over, written and read anew now and then."""
+    prior = Prior(make_llama(vocab_size=64))
+    journal, cache = Journal(tmp_path / "journal"), DecisionCache(tmp_path / "cache")
+    descriptors, kilobytes = [], []
+    for step in range(num_batches):
+        batch = TEXTS[[step % 6, (step + 1) % 6]]
+        edit_tokens(prior, batch, policy=POLICY, cache=cache, epoch=step)
+        edit_with_journal(
+            prior, journal, batch, attention_mask=None, position_ids=None, labels=None,
+            policy=POLICY, step=step, num_sampled=0,
+        )  # fmt: skip
+        if step % 20 == 19:
+            journal.close()
+            journal.refresh()
+            cache.flush()
+            cache.refresh()
+            DecisionCache(tmp_path / "cache").prior()
+            descriptors.append(len(os.listdir("/proc/self/fd")))
+            kilobytes.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    half = len(kilobytes) // 2
+    with capsys.disabled():
+        print(
+            f"\n{num_batches} batches: {slope(descriptors):+.4f} descriptors and "
+            f"{slope(kilobytes[half:]):+.2f} KB of peak memory every 20 batches"
+        )
+    assert max(descriptors) == descriptors[0]
+    assert len(list((tmp_path / "journal").glob("*.safetensors"))) == 1
+    # A leak of a page a batch would be 80 KB every 20.
+    assert num_batches < 1000 or slope(kilobytes[half:]) < 8
