@@ -14,6 +14,7 @@ from .demo import add_demo
 from .inspect import add_inspect
 from .journal import add_journal
 from .plan import add_plan
+from .report import add_report
 from .sft import add_sft
 from .theory import add_theory
 
@@ -47,6 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_apply(commands)
     add_inspect(commands)
     add_journal(commands)
+    add_report(commands)
     add_theory(commands)
     args = parser.parse_args(argv)
     if hasattr(sys.stdout, "reconfigure"):  # a terminal of another encoding is no reason to stop

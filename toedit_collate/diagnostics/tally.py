@@ -77,15 +77,16 @@ class Probabilities:
     total: int = 0
     sum_logprob: float = 0.0
 
-    def add(self, logprob: npt.NDArray[np.float32]) -> None:
-        """Count some tokens: (m,) log P in nats, none of them NaN."""
+    def add(self, logprob: npt.NDArray[np.float32], weight: int = 1) -> None:
+        """Count some tokens, each as so many: (m,) log P in nats, none of them NaN."""
         # In float32 as a policy does it, so that both say the same at the threshold.
         cuts = np.log(np.array(THRESHOLDS)).astype(np.float32)
-        self.at_least += (logprob[None, :] >= cuts[:, None]).sum(-1)
+        self.at_least += weight * (logprob[None, :] >= cuts[:, None]).sum(-1)
         edges = np.linspace(0, 1, HISTOGRAM_BINS + 1)
-        self.bins += np.histogram(np.exp(logprob.astype(np.float64)).clip(0, 1), edges)[0]
-        self.total += len(logprob)
-        self.sum_logprob += float(logprob.astype(np.float64).sum())
+        chances = np.exp(logprob.astype(np.float64)).clip(0, 1)
+        self.bins += weight * np.histogram(chances, edges)[0]
+        self.total += weight * len(logprob)
+        self.sum_logprob += weight * float(logprob.astype(np.float64).sum())
 
     @property
     def perplexity(self) -> float:

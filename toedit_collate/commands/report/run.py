@@ -1,0 +1,106 @@
+"""`toedit report`: measure each set, write the folder, print the tables that matter most."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import time
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from ...diagnostics.documents import as_data
+from ...diagnostics.figures import check_can_draw
+from ...diagnostics.inspecting import describe
+from ...diagnostics.kinds import Reader
+from ...diagnostics.report import SetSettings, measure_set, write_report
+from ...diagnostics.report.baselines import check_can_filter
+from ...diagnostics.report.measure import Measured
+from ...tools.errors import UnusableError
+from ...tools.priors import open_prior
+
+_NAMED = re.compile(r"(?P<name>[^=/\\]+)=(?P<file>.+)")
+
+
+def run_report(args: argparse.Namespace, options: dict[str, Any]) -> int:
+    """Make a report.
+
+    Raises:
+        UnusableError: an argument can't be used, or the data can't.
+    """
+    map_method = _check(args)
+    named = _names(args.data)
+    opened = {name: as_data(source) for name, source in named.items()}  # before the prior loads
+    prior = open_prior(args.prior, **options)
+    settings = SetSettings(
+        limit=args.limit, max_length=args.max_length, assistant_only=args.assistant_only,
+        batch_tokens=args.batch_tokens, seed=args.seed, progress=True,
+    )  # fmt: skip
+    sets = []
+    for name, data in opened.items():
+        begin = time.monotonic()
+        try:
+            sets.append(measure_set(prior, data, settings, name=name))
+        except ValueError as error:
+            raise UnusableError(f"--data {named[name]}: {error}") from None
+        _print_set(sets[-1], time.monotonic() - begin)
+    reader = Reader(prior.tokenizer)
+    try:
+        record = write_report(
+            sets, args.output, reader=reader, prior=describe(prior), map_method=map_method,
+            with_baselines=args.baselines, seed=args.seed,
+        )  # fmt: skip
+    except ValueError as error:  # too little data for a map
+        raise UnusableError(f"--map {args.map}: {error}; leave it out by --map none") from None
+    except OSError as error:
+        raise UnusableError(f"--output {args.output}: can't be written ({error})") from None
+    for warning in record["warnings"]:
+        print(f"Warning: {warning}")
+    print(f"{args.output / 'report.html'}, report.json, figures/*.png, *.svg, *.csv")
+    return 0
+
+
+def _check(args: argparse.Namespace) -> str | None:
+    """See that everything is there that is needed in the end; which map to draw."""
+    map_method = None if args.map == "none" else args.map
+    if map_method == "pca" and find_spec("sklearn") is None:  # the default: not asked for
+        map_method = None
+    try:
+        check_can_draw()
+        if map_method or args.baselines:
+            check_can_filter()
+        args.output.mkdir(parents=True, exist_ok=True)
+    except ImportError as error:
+        raise UnusableError(str(error)) from None
+    except OSError as error:
+        raise UnusableError(
+            f"--output {args.output}: can't be made ({error}); name a folder"
+        ) from None
+    return map_method
+
+
+def _names(sources: list[str]) -> dict[str, str]:
+    """Sources by names that differ: as given, or of their files."""
+    named: dict[str, str] = {}
+    for source in sources:
+        given = _NAMED.fullmatch(source)
+        if given and not Path(source).exists():
+            name, source = given["name"], given["file"]
+        else:
+            name = Path(source).stem or source
+        if name in named:
+            raise UnusableError(
+                f"--data {source}: there is a set {name!r} already; name it: --data NAME={source}"
+            )
+        named[name] = source
+    return named
+
+
+def _print_set(of: Measured, seconds: float) -> None:
+    index, low, high = of.ngrams.concentration(2)
+    print(
+        f"{of.name}: {of.num_documents:,} documents, {of.num_tokens:,} tokens in {seconds:,.1f} s; "
+        f"perplexity {of.probabilities.perplexity:.1f}; P >= 0.99: {of.share_from(0.99):.2%}, "
+        f">= 0.999: {of.share_from(0.999):.2%}; concentration of pairs {index:.2f} "
+        f"({low:.2f} to {high:.2f})"
+    )

@@ -1,0 +1,193 @@
+"""The filters of section 2.2 on a set, beside the first: what each keeps, and what that covers.
+
+Importance resampling by n-grams (DSIR, Xie et al., 2023), a perplexity filter, density sampling
+(as in DiSK, Sachdeva et al., 2024) and a quality classifier; all on the sampled documents. Needs
+scikit-learn.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .compare import coverage
+from .measure import EMBEDDED, Measured, Sampled
+from .ngrams import NUM_BUCKETS, bucket_of, collision_index
+
+Array = npt.NDArray[np.float64]
+KEPT_SHARE = 0.5
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """What a filter keeps of a set.
+
+    Attributes:
+        name: of the filter; "all": the set itself.
+        pool: the set's name.
+        kept: documents.
+        perplexity: geometric mean over documents.
+        coverage: of the first set's perplexities, by what is kept.
+        concentration: of the bigrams of what is kept.
+    """
+
+    name: str
+    pool: str
+    kept: int
+    perplexity: float
+    coverage: float
+    concentration: float
+
+
+def check_can_filter() -> None:
+    """See that scikit-learn is there.
+
+    Raises:
+        ImportError: it is not.
+    """
+    try:
+        import sklearn  # type: ignore[import-untyped]  # noqa: F401
+    except ImportError:
+        raise ImportError(
+            "maps and baselines need scikit-learn, which is not installed; "
+            'pip install "toedit_collate[analysis]"'
+        ) from None
+
+
+def compare_baselines(first: Measured, pool: Measured, *, seed: int = 0) -> list[Baseline]:
+    """Filter a set by each method, towards the first set where a method has a target.
+
+    Args:
+        first: the target.
+        pool: what is filtered; half of its sampled documents are kept.
+        seed: of draws.
+
+    Raises:
+        ImportError: scikit-learn is not installed.
+    """
+    check_can_filter()
+    rng = np.random.default_rng(seed)
+    target = [one for one in first.sample if len(one.ids) > 1]
+    raw = [one for one in pool.sample if len(one.ids) > 1 and one.logprob == one.logprob]
+    keep = max(1, int(KEPT_SHARE * len(raw)))
+    target_counts, raw_counts = _features(target), _features(raw)
+    perplexity = np.array([-one.logprob for one in raw])
+    choices = {
+        "all": np.arange(len(raw)),
+        "importance resampling (DSIR)": _dsir(target_counts, raw_counts, keep, rng),
+        "perplexity filter": np.argsort(perplexity, kind="stable")[:keep],
+        "density sampling": _density(raw_counts, keep, rng),
+        "classifier": _classifier(target_counts, raw_counts, keep, seed),
+    }
+    return [
+        Baseline(
+            name=name,
+            pool=pool.name,
+            kept=len(chosen),
+            perplexity=float(np.exp(perplexity[chosen].mean())),
+            coverage=coverage(first.log_perplexity, perplexity[chosen]),
+            concentration=_concentration([raw[i] for i in chosen]),
+        )
+        for name, chosen in choices.items()
+    ]
+
+
+def _features(documents: list[Sampled]) -> Any:
+    """Hashed uni- and bigrams: an (n, 2 x 10,000) sparse matrix of counts."""
+    from scipy.sparse import csr_array  # scikit-learn brings it
+
+    rows, columns = [], []
+    for number, one in enumerate(documents):
+        pairs = (one.ids[:-1] << 32) | one.ids[1:]
+        found = np.concatenate([bucket_of(one.ids), NUM_BUCKETS + bucket_of(pairs)])
+        columns.append(found)
+        rows.append(np.full(len(found), number))
+    row, column = np.concatenate(rows), np.concatenate(columns)
+    ones = np.ones(len(row))
+    return csr_array((ones, (row, column)), shape=(len(documents), 2 * NUM_BUCKETS))
+
+
+def _dsir(target: Any, raw: Any, keep: int, rng: np.random.Generator) -> Any:
+    """Draw without replacement by importance weights, bag-of-n-grams models of both sides."""
+    ours, theirs = (np.asarray(one.sum(0)).ravel() + 1.0 for one in (target, raw))
+    ratio = np.log(ours / ours.sum()) - np.log(theirs / theirs.sum())
+    weights = raw @ ratio
+    # The highest of weights plus Gumbel noise: a draw without replacement.
+    return np.argsort(-(weights + rng.gumbel(size=len(weights))))[:keep]
+
+
+def _density(raw: Any, keep: int, rng: np.random.Generator) -> Any:
+    """Draw documents the likelier, the lonelier they are: inverse to a kernel density."""
+    from sklearn.decomposition import TruncatedSVD
+    from sklearn.neighbors import KernelDensity
+    from sklearn.preprocessing import StandardScaler, normalize
+
+    dimensions = max(1, min(16, raw.shape[0] - 1))
+    points = TruncatedSVD(dimensions, random_state=0).fit_transform(normalize(raw))
+    points = StandardScaler().fit_transform(points)
+    density = KernelDensity(bandwidth="scott").fit(points).score_samples(points)
+    return np.argsort(density - rng.gumbel(size=len(density)))[:keep]
+
+
+def _classifier(target: Any, raw: Any, keep: int, seed: int) -> Any:
+    """Keep what looks most like the target to a logistic regression that never saw it.
+
+    Each half of the set is judged by a classifier that was fitted without it.
+    """
+    from scipy.sparse import vstack
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.preprocessing import normalize
+
+    ours, theirs = normalize(target), normalize(raw)
+    order = np.random.default_rng(seed).permutation(theirs.shape[0])
+    scores = np.zeros(theirs.shape[0])
+    for judged, fitted in ((order[::2], order[1::2]), (order[1::2], order[::2])):
+        if not len(judged) or not len(fitted):
+            continue
+        inputs = vstack([ours, theirs[fitted]])
+        answers = np.concatenate([np.ones(ours.shape[0]), np.zeros(len(fitted))])
+        model = LogisticRegression(max_iter=300, class_weight="balanced").fit(inputs, answers)
+        scores[judged] = model.decision_function(theirs[judged])
+    return np.argsort(-scores, kind="stable")[:keep]
+
+
+def _concentration(documents: list[Sampled]) -> float:
+    counts = np.zeros(NUM_BUCKETS, np.int64)
+    for one in documents:
+        np.add.at(counts, bucket_of((one.ids[:-1] << 32) | one.ids[1:]), 1)
+    return collision_index(counts)
+
+
+def embedding_map(sets: list[Measured], method: str, *, seed: int = 0) -> list[Array]:
+    """Mean hidden states of documents on a plane (Figure 4).
+
+    Args:
+        sets: whose sampled documents have states.
+        method: "pca" or "tsne".
+        seed: of t-SNE.
+
+    Returns:
+        For each set, (n, 2).
+
+    Raises:
+        ImportError: scikit-learn is not installed.
+        ValueError: the prior shows no hidden states.
+    """
+    check_can_filter()
+    from sklearn.decomposition import PCA
+    from sklearn.manifold import TSNE
+
+    groups = [[one.state for one in of.sample if one.state is not None][:EMBEDDED] for of in sets]
+    if sum(map(len, groups)) < 3:
+        raise ValueError("a map needs the hidden states of three documents or more")
+    points = np.concatenate([np.stack(group) for group in groups if group]).astype(np.float64)
+    points = PCA(min(50, *points.shape), random_state=seed).fit_transform(points)
+    if method == "tsne":
+        perplexity = min(30.0, (len(points) - 1) / 3)
+        points = TSNE(2, perplexity=perplexity, random_state=seed, init="pca").fit_transform(points)
+    flat = np.zeros((len(points), 2))
+    flat[:, : min(2, points.shape[1])] = points[:, :2]
+    return np.split(flat, np.cumsum([len(group) for group in groups])[:-1])

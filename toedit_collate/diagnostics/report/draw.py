@@ -1,0 +1,149 @@
+"""The figures of a report; each function returns a matplotlib figure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..figures import LINES, color_of, new_figure
+from ..kinds import Reader
+from ..tally import HISTOGRAM_BINS
+from .measure import Measured
+from .ngrams import NUM_BUCKETS
+
+Array = npt.NDArray[np.float64]
+
+
+def draw_histogram(sets: Sequence[Measured]) -> Any:
+    """Shares of tokens by their probability (Figure 6)."""
+    figure, axes = new_figure(len(sets), width=4.6, height=3.4)
+    for number, (axis, of) in enumerate(zip(axes, sets, strict=True)):
+        bins = of.probabilities.bins
+        edges = np.linspace(0, 1, HISTOGRAM_BINS + 1)
+        axis.bar(
+            edges[:-1], 100 * bins / max(bins.sum(), 1), 1 / HISTOGRAM_BINS, align="edge",
+            color=color_of(number), edgecolor="white", linewidth=0.5,
+        )  # fmt: skip
+        axis.set_title(of.name, fontsize=10)
+        axis.set_xlabel("P of the token that follows")
+        axis.set_ylabel("% of tokens")
+        axis.set_yscale("log")
+    return figure
+
+
+def draw_perplexity(sets: Sequence[Measured]) -> Any:
+    """Distributions of the documents' perplexities (Figures 3 and 9)."""
+    figure, (axis,) = new_figure(width=7.5)
+    spreads = [of.log_perplexity / np.log(10) for of in sets]
+    every = np.concatenate(spreads)
+    if not len(every):
+        return figure
+    low, high = np.quantile(every, [0.002, 0.998]).tolist()
+    edges = np.linspace(low - 0.01, high + 0.01, 60)
+    for number, (of, spread) in enumerate(zip(sets, spreads, strict=True)):
+        if not len(spread):
+            continue
+        shares = np.histogram(spread, edges)[0] / len(spread)
+        axis.stairs(
+            100 * shares, edges, color=color_of(number), fill=True, alpha=0.3, label=of.name
+        )
+        axis.stairs(100 * shares, edges, color=color_of(number), ls=LINES[number % 4], lw=1.3)
+    axis.xaxis.set_major_formatter(lambda x, _: f"{10**x:,.3g}")
+    axis.set_xlabel("perplexity of the document (log scale)")
+    axis.set_ylabel("% of documents")
+    axis.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def draw_buckets(sets: Sequence[Measured]) -> Any:
+    """How n-grams fill 10,000 hash buckets, the fullest first (Figure 5)."""
+    figure, axes = new_figure(2, width=5.4, height=3.8)
+    for axis, n, name in zip(axes, (1, 2), ("unigrams", "bigrams"), strict=True):
+        for number, of in enumerate(sets):
+            counts = np.sort(of.ngrams.counts[n].sum(0))[::-1]
+            share = 100 * counts / max(counts.sum(), 1)
+            axis.plot(
+                np.arange(1, NUM_BUCKETS + 1), np.maximum(share, 1e-5), LINES[number % 4],
+                color=color_of(number), label=of.name, lw=1.6,
+            )  # fmt: skip
+        axis.axhline(100 / NUM_BUCKETS, color="grey", lw=0.8)
+        axis.set_xscale("log")
+        axis.set_yscale("log")
+        axis.set_xlabel(f"buckets of {name}, the fullest first")
+        axis.set_ylabel(f"% of {name}")
+    axes[0].legend(frameon=False, fontsize=8)
+    return figure
+
+
+def draw_bigrams(sets: Sequence[Measured], reader: Reader, number: int) -> Any:
+    """The most frequent bigrams of each set and their shares (Figures 10 and 11)."""
+    figure, axes = new_figure(len(sets), width=4.6, height=0.13 * number + 1)
+    for which, (axis, of) in enumerate(zip(axes, sets, strict=True)):
+        top = of.ngrams.top_bigrams(number)
+        total = max(int(of.ngrams.counts[2].sum()), 1)
+        names = [bigram_text(reader, pair) for pair, _ in top]
+        places = np.arange(len(top))
+        axis.barh(places, [100 * count / total for _, count in top], color=color_of(which))
+        axis.set_yticks(places, names, fontsize=6, parse_math=False)
+        axis.invert_yaxis()
+        axis.margins(y=0.01)
+        axis.set_title(f"{of.name}: {of.ngrams.top_share(number):.1%} in all", fontsize=9)
+        axis.set_xlabel("% of bigrams")
+    return figure
+
+
+def bigram_text(reader: Reader, pair: tuple[int, int]) -> str:
+    """Two tokens as one reads them, with blanks and line feeds to be seen."""
+    text = "".join(reader.piece(token) for token in pair)
+    return "".join(
+        "\N{OPEN BOX}" if letter == " " else letter if letter.isprintable() else repr(letter)[1:-1]
+        for letter in text
+    )
+
+
+def draw_map(sets: Sequence[Measured], points: Sequence[Array], method: str) -> Any:
+    """Documents by their mean hidden states (Figure 4)."""
+    figure, (axis,) = new_figure(width=6.4, height=5.4)
+    marks = "osD^vP"
+    for number, (of, of_set) in enumerate(zip(sets, points, strict=True)):
+        axis.scatter(
+            of_set[:, 0], of_set[:, 1], s=9, alpha=0.55, color=color_of(number), lw=0,
+            marker=marks[number % len(marks)], label=of.name,
+        )  # fmt: skip
+    axis.set_xticks([])
+    axis.set_yticks([])
+    name = {"pca": "PCA", "tsne": "t-SNE"}[method]
+    axis.set_title(f"{name} of the documents' mean hidden states", fontsize=10)
+    axis.legend(frameon=False, fontsize=8, markerscale=2)
+    return figure
+
+
+def draw_whatif(sets: Sequence[Measured]) -> Any:
+    """What the settings of Tables 5 to 7 would change."""
+    found = [of.whatif.results() for of in sets]
+    names = [f"{one['table']}: {one['setting']}" for one in found[0]]
+    figure, axes = new_figure(2, width=5.4, height=0.3 * len(names) + 1.2)
+    places = np.arange(len(names))
+    height = 0.8 / len(sets)
+    for axis, key, label in (
+        (axes[0], "changed_share", "% of tokens that would change"),
+        (axes[1], "kl", "KL(edited || original), nats a token"),
+    ):
+        scale = 100 if key == "changed_share" else 1
+        for number, (of, rows) in enumerate(zip(sets, found, strict=True)):
+            values = [max(scale * one[key], 1e-6) for one in rows]
+            errors = [1.96 * scale * one[f"{key}_error"] for one in rows]
+            axis.barh(
+                places + (number + 0.5) * height - 0.4, values, height, label=of.name,
+                color=color_of(number), xerr=errors, error_kw={"lw": 0.8},
+            )  # fmt: skip
+        axis.set_yticks(places, names, fontsize=7)
+        axis.invert_yaxis()
+        axis.set_xscale("log")
+        axis.set_xlim(left=1e-5)
+        axis.set_xlabel(label)
+    axes[0].legend(frameon=False, fontsize=7)
+    return figure

@@ -1,0 +1,270 @@
+"""One set of data, read once: everything that the report says of it."""
+
+from __future__ import annotations
+
+import heapq
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from ...editing.editable import find_editable
+from ...policy import EditPolicy
+from ...prior.protocol import EditingPrior
+from ...transfer import fetch
+from ..batches import as_token_batch, in_batches
+from ..documents import Source, SourceDocument, as_data, name_of, read_documents
+from ..passes import Scored, score_batch
+from ..tally import Probabilities
+from .ngrams import NGrams
+from .whatif import WhatIf, standard_settings
+
+Floats = npt.NDArray[np.float32]
+Ids = npt.NDArray[np.int64]
+MAX_SAMPLED = 2000  # documents kept for maps, distributions and baselines
+MAX_IDS = 512  # of each of them
+EMBEDDED = 500  # of them with a mean hidden state in the map
+# Sampling does not blur shares of so many tokens: beyond, the prior reads every second document,
+# which counts twice. N-grams are counted in all of them.
+READ_WHOLE = 200_000
+THEN_EVERY = 2
+
+
+@dataclass(frozen=True)
+class SetSettings:
+    """How a set is read.
+
+    Attributes:
+        limit: look at so many documents; None: at all.
+        max_length: longer documents are cut into windows of so many tokens; None: what the prior
+            can take.
+        assistant_only: in chats, only the assistant's turns have labels.
+        batch_tokens: how many tokens to score at once.
+        seed: of all samples.
+        progress: show a bar.
+    """
+
+    limit: int | None = None
+    max_length: int | None = None
+    assistant_only: bool = False
+    batch_tokens: int = 16_384
+    seed: int = 0
+    progress: bool = False
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """A document that is kept.
+
+    Attributes:
+        ids: its first tokens, without special ones.
+        logprob: mean log P of its tokens with a label, nats.
+        state: (D,) its mean hidden state; None: the prior has none to show.
+    """
+
+    ids: Ids
+    logprob: float
+    state: Floats | None
+
+
+@dataclass
+class Measured:
+    """What was found in a set.
+
+    Attributes:
+        name: as the user gave it, or its file's name.
+        probabilities: of all tokens with a label.
+        deciles: (10,) counts of P in [0, 0.1), ..., [0.9, 1] (Table 8).
+        ngrams: of all tokens but special ones.
+        whatif: what settings would change.
+        sample: documents, each with the same chance of being kept.
+        num_documents: that were read.
+        num_tokens: of them.
+        num_scored: documents that the prior has read.
+    """
+
+    name: str
+    probabilities: Probabilities = field(default_factory=Probabilities)
+    deciles: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(10, np.int64))
+    ngrams: NGrams = field(default_factory=NGrams)
+    whatif: WhatIf = field(default_factory=lambda: WhatIf(standard_settings()))
+    sample: list[Sampled] = field(default_factory=list)
+    num_documents: int = 0
+    num_tokens: int = 0
+    num_scored: int = 0
+
+    @property
+    def log_perplexity(self) -> npt.NDArray[np.float64]:
+        """(n,) of the sampled documents that have a token with a label, nats."""
+        return np.array([-one.logprob for one in self.sample if one.logprob == one.logprob])
+
+    def share_from(self, p: float) -> float:
+        """Share of tokens with a label whose P is at or above one of `THRESHOLDS`."""
+        from ..tally import THRESHOLDS
+
+        return float(self.probabilities.at_least[THRESHOLDS.index(p)]) / max(
+            self.probabilities.total, 1
+        )
+
+    def record(self) -> dict[str, Any]:
+        """As JSON has it."""
+        quantiles = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
+        spread = self.log_perplexity
+        return {
+            "name": self.name,
+            "documents": self.num_documents,
+            "documents_scored": self.num_scored,
+            "tokens": self.num_tokens,
+            "tokens_with_label": self.probabilities.total,
+            "perplexity": self.probabilities.perplexity,
+            "deciles": self.deciles.tolist(),
+            "histogram": self.probabilities.bins.tolist(),
+            "share_from_0.99": self.share_from(0.99),
+            "share_from_0.999": self.share_from(0.999),
+            "document_perplexity_quantiles": {
+                str(q): float(np.exp(np.quantile(spread, q))) for q in quantiles if len(spread)
+            },
+            "ngrams": self.ngrams.record(),
+            "what_if": self.whatif.results(),
+        }
+
+
+def measure_set(
+    prior: EditingPrior, source: Source, settings: SetSettings | None = None, *, name: str = ""
+) -> Measured:
+    """Read a set once; memory does not grow with it.
+
+    Args:
+        prior: with its tokenizer.
+        source: see `inspect_edits`.
+        settings: how to read it.
+        name: for tables; "": the source's.
+
+    Raises:
+        ValueError: there is no document that could be scored.
+        UnusableError: the data can't be read.
+
+    Example:
+        >>> chats = measure_set(prior, "chats.jsonl")  # doctest: +SKIP
+        >>> chats.share_from(0.99)  # doctest: +SKIP
+        0.238
+    """
+    settings = SetSettings() if settings is None else settings
+    measured = Measured(name or name_of(source), whatif=WhatIf(standard_settings(), settings.seed))
+    data = as_data(source)
+    documents = read_documents(
+        data, prior.tokenizer, max_length=settings.max_length or prior.max_length,
+        vocab_size=prior.vocab_size, assistant_only=settings.assistant_only,
+    )  # fmt: skip
+    special = np.array(sorted(prior.special_ids), np.int64)
+    sample = _Reservoir(random.Random(settings.seed))
+    for batch in _with_bar(
+        in_batches(islice(documents, settings.limit), settings.batch_tokens), settings, measured
+    ):
+        texts = [_without(document.ids, special) for document in batch]
+        for document, ids in zip(batch, texts, strict=True):
+            measured.ngrams.add(ids)
+            measured.num_documents += 1
+            measured.num_tokens += len(document.ids)
+        weight = 1 if measured.probabilities.total < READ_WHOLE else THEN_EVERY
+        read = [i for i, document in enumerate(batch) if document.number % weight == 0]
+        if read:
+            some = [batch[i] for i in read]
+            scored = score_batch(prior, as_token_batch(some))
+            _add(measured, scored, [texts[i] for i in read], weight, sample)
+    if not measured.num_documents:
+        raise ValueError(f"{measured.name} has no document of two tokens or more")
+    measured.sample = sample.documents
+    return measured
+
+
+def _without(ids: list[int], special: Ids) -> Ids:
+    every = np.array(ids, np.int64)
+    return every[~np.isin(every, special)]
+
+
+def _add(
+    measured: Measured, scored: Scored, texts: list[Ids], weight: int, sample: _Reservoir
+) -> None:
+    """Add what the prior says of a batch; each document counts as `weight` of them."""
+    policy = EditPolicy()
+    labelled = scored.labelled(policy)[scored.where]
+    logprob = scored.logprob[labelled].numpy()
+    measured.num_scored += len(texts)
+    measured.probabilities.add(logprob, weight)
+    chances = np.exp(logprob.astype(np.float64)).clip(0, 1)
+    measured.deciles += weight * np.histogram(chances, np.linspace(0, 1, 11))[0]
+    editable = find_editable(scored.prior, policy, scored.batch)[scored.where]
+    measured.whatif.add(scored, editable & labelled, weight)
+    document = torch.as_tensor(scored.batch.documents.document)[scored.where]
+    means = _mean_of_documents(scored.logprob, document, labelled, len(texts))
+    states = _mean_states(scored, document, len(texts))
+    for number, ids in enumerate(texts):
+        state = None if states is None else states[number]
+        sample.offer(weight, ids, float(means[number]), state)
+
+
+class _Reservoir:
+    """A sample in which each document of the set has the same chance to be.
+
+    A document that stands for two goes in with twice the chance (Efraimidis and Spirakis, 2006).
+    """
+
+    def __init__(self, rng: random.Random) -> None:
+        self._rng = rng
+        self._heap: list[tuple[float, int, Sampled]] = []
+        self._count = 0
+
+    @property
+    def documents(self) -> list[Sampled]:
+        """The sample, in the order of reading."""
+        return [one for _, _, one in sorted(self._heap, key=lambda entry: entry[1])]
+
+    def offer(self, weight: int, ids: Ids, logprob: float, state: Floats | None) -> None:
+        """Perhaps keep a document."""
+        key = self._rng.random() ** (1 / weight)
+        self._count += 1
+        if len(self._heap) >= MAX_SAMPLED and key < self._heap[0][0]:
+            return
+        one = Sampled(ids[:MAX_IDS], logprob, None if state is None else state.copy())
+        push = heapq.heappush if len(self._heap) < MAX_SAMPLED else heapq.heapreplace
+        push(self._heap, (key, self._count, one))
+
+
+def _mean_of_documents(values: Tensor, document: Tensor, which: Tensor, count: int) -> Tensor:
+    """Means of some of n values over their documents: (count,), NaN where there is none."""
+    sums = torch.zeros(count, dtype=torch.float64).index_add_(
+        0, document[which], values[which].double()
+    )
+    return sums / torch.bincount(document[which], minlength=count)
+
+
+def _mean_states(scored: Scored, document: Tensor, count: int) -> Floats | None:
+    """Mean hidden states: (count, D)."""
+    states = getattr(scored.predictions, "states", None)
+    if states is None or not len(states):
+        return None
+    there = document.to(states.device)
+    sums = torch.zeros(count, states.shape[-1], device=states.device)
+    sums.index_add_(0, there, states.float())
+    counts = torch.bincount(there, minlength=count).clamp_(min=1).unsqueeze(-1)
+    (means,) = fetch(sums / counts)
+    return means.numpy()
+
+
+def _with_bar(
+    batches: Iterator[list[SourceDocument]], settings: SetSettings, measured: Measured
+) -> Iterator[list[SourceDocument]]:
+    from tqdm import tqdm
+
+    disable = None if settings.progress else True
+    with tqdm(unit=" tokens", unit_scale=True, desc=measured.name[-30:], disable=disable) as bar:
+        for batch in batches:
+            yield batch
+            bar.update(sum(len(document.ids) for document in batch))
