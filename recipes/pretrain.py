@@ -24,6 +24,7 @@ from toedit_collate.runs import (
     pack_text,
     parse,
     run,
+    start,
 )
 
 
@@ -45,8 +46,12 @@ class PretrainArguments:
         default=0.0, metadata={"help": "Share of the tokens from the synthetic dataset, 0 to 1."}
     )
     synthetic_dataset_name: str | None = field(default=None, metadata={"help": "As dataset_name."})
-    synthetic_dataset_config: str | None = field(default=None, metadata={"help": "Likewise."})
-    synthetic_dataset_split: str = field(default="train", metadata={"help": "Likewise."})
+    synthetic_dataset_config: str | None = field(
+        default=None, metadata={"help": "As dataset_config."}
+    )
+    synthetic_dataset_split: str = field(
+        default="train", metadata={"help": "As dataset_train_split."}
+    )
     synthetic_dataset_columns: dict[str, Any] | str | None = field(
         default=None, metadata={"help": "As dataset_columns."}
     )
@@ -108,4 +113,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

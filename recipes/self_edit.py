@@ -20,6 +20,7 @@ from toedit_collate.runs import (
     model_options,
     parse,
     run_generations,
+    start,
 )
 
 
@@ -71,4 +72,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

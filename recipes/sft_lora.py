@@ -18,6 +18,7 @@ from toedit_collate.runs import (
     model_options,
     parse,
     run,
+    start,
 )
 
 
@@ -54,4 +55,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

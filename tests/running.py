@@ -94,3 +94,24 @@ def weights(folder) -> dict[str, torch.Tensor]:
     folder = pathlib.Path(folder)
     (path,) = [*folder.glob("adapter_model.safetensors"), *folder.glob("model.safetensors")]
     return load_file(path)
+
+
+def write_choices(folder: pathlib.Path, name: str, questions: pathlib.Path) -> None:
+    """A task of lm-evaluation-harness: JSON lines with question, choices, answer (an index)."""
+    config = {
+        "task": name,
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(questions.resolve())}},
+        "test_split": "test",
+        "fewshot_split": "test",  # the question asked is left out of the examples
+        "output_type": "multiple_choice",
+        "doc_to_text": "Question: {{question}}\nAnswer:",
+        "doc_to_choice": "choices",
+        "doc_to_target": "answer",
+        "metric_list": [
+            {"metric": metric, "aggregation": "mean", "higher_is_better": True}
+            for metric in ("acc", "acc_norm")
+        ],
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.yaml").write_text(json.dumps(config))

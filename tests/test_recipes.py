@@ -26,6 +26,7 @@ from running import (
     options,
     run_recipe,
     weights,
+    write_choices,
 )
 from transformers import AutoModelForCausalLM
 
@@ -211,7 +212,7 @@ class TestRuns:
             assert bool(one["edit"]) == (one["policy"] != "none")
         strong = found["runs"][1]["edit"]
         assert strong["changed"] == strong["selected"] > 10
-        assert (folder / "comparison.md").read_text().count("\n") == 2 + len(names)
+        assert (folder / "comparison.md").read_text().split("\n\n")[0].count("\n") == 1 + len(names)
 
     def test_differences_are_taken_seed_by_seed(self, compared):
         folder, _ = compared
@@ -453,15 +454,13 @@ class TestErrors:
 def test_downstream_tasks(recipe, files, tmp_path):
     """Questions of one's own, by lm-evaluation-harness."""
     pytest.importorskip("lm_eval")
-    from toedit_collate.runs.harness import write_multiple_choice_task
-
     questions = tmp_path / "questions.jsonl"
     rows = [
         {"question": f"the quick {i}", "choices": [" fox", " turtle"], "answer": i % 2}
         for i in range(8)
     ]
     questions.write_text("\n".join(json.dumps(row) for row in rows))
-    write_multiple_choice_task(tmp_path / "tasks", "own_questions", questions)
+    write_choices(tmp_path / "tasks", "own_questions", questions)
     words = options(
         **base(files, output_dir=tmp_path / "out", compare_baseline="true", seeds=[0],
                eval_tasks=["own_questions"], eval_tasks_path=tmp_path / "tasks")
@@ -559,3 +558,67 @@ def _run(command: list[str]) -> None:
     env["DS_ACCELERATOR"] = "cpu"
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=900, cwd=ROOT)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
+
+
+class TestFirstSteps:
+    """What a stranger meets first."""
+
+    @pytest.mark.parametrize("name", SCRIPTS)
+    def test_help_names_every_field(self, name, capsys):
+        with pytest.raises(SystemExit) as ended:
+            run_recipe(name, "--help")
+        assert ended.value.code == 0
+        printed = capsys.readouterr().out
+        assert {"--edit_threshold", "--held_out", "train[:90%]"} <= set(
+            re.findall(r"--\w+|train\[:90%\]", printed)
+        )
+
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            ("learning_rat: 1\n", "'learning_rat' is no field; did you mean lea"),
+            ("a: 1\nb: [1\nc: 2\n", r"x.yaml, line 3, column 2: is not YAML"),
+            ("- 1\n", "x.yaml: must be a mapping"),
+        ],
+    )
+    def test_a_config_that_is_wrong(self, tmp_path, capsys, text, message):
+        (tmp_path / "x.yaml").write_text(text)
+        with pytest.raises(SystemExit) as ended:
+            run_recipe("cpt", "--config", str(tmp_path / "x.yaml"))
+        assert ended.value.code == 2
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert error.startswith("cpt.py: error: ") or "error: " in error
+        assert message in error
+
+    def test_the_prior_is_looked_for_before_a_model_is_loaded(self, files, tmp_path, monkeypatch):
+        monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", pytest.fail)
+        words = options(**base(files, output_dir=tmp_path, prior="./nowhere"))
+        with pytest.raises(UnusableError, match=r"prior '\./nowhere' can't be loaded"):
+            run_recipe("cpt", *words)
+
+    def test_a_local_run_s_card_and_data(self, files, tmp_path):
+        """No "None" in the card; the journal's run keeps its data, which can be exported."""
+        from toedit_collate.commands.main import main
+
+        words = base(
+            files, output_dir=tmp_path / "out", dataset_name=files.chat, journal="true",
+            held_out={"docs": files.docs}, edit_policy="reference_code", **STRONG,
+        )  # fmt: skip
+        run_recipe("cpt", *options(**words))
+        out = tmp_path / "out"
+        card = (out / "README.md").read_text()
+        assert "# Model Card for out\n" in card
+        assert f'model="{out}"' in card
+        assert "None](" not in card
+        assert re.search(r"Made with toedit_collate \d.*transformers \d", card)
+        assert re.search(r"\| docs \| \d+\.\d{4} \|", card)
+        assert "python " in card
+        config = yaml.safe_load((out / "config.yaml").read_text())
+        assert config["edit_policy"] == "reference_code"
+        argv = ["journal", "export", str(out / "journal"), "--data", str(out / "train_dataset")]
+        assert main([*argv, "--output", str(tmp_path / "edited.jsonl")]) == 0
+        rows = [json.loads(line) for line in (tmp_path / "edited.jsonl").read_text().splitlines()]
+        source = pathlib.Path(files.chat).read_text().splitlines()
+        assert len(rows) == len(source)
+        samples = (out / "samples.md").read_text()
+        assert re.search(r'<del>.*</del><ins title="P=[\d.]+">', samples)

@@ -550,3 +550,67 @@ class TestPolicies:
         for name in EditPolicy().record():
             option = re.search(rf"--{name.replace('_', '-')}\s", printed)
             assert bool(option) == OPTIONS[name].written
+
+
+# --- long documents, chats, parts ---
+
+
+class TestWhatElseItTakes:
+    def test_long_documents_are_cut_into_windows(self, tmp_path, capsys, prior_folder, real):
+        """Each window is edited as a document of its own; the row stays one row."""
+        (ids,) = documents(1, seed=5)
+        ids = (ids * 300)[:600]  # the prior has 256 positions
+        data = write(tmp_path / "data.jsonl", [{"input_ids": ids}])
+        output = tmp_path / "out.jsonl"
+        options = ("--prior", prior_folder, "--data", data, "--output", output, *AS_OPTIONS)
+        applied(capsys, *options, "--max-length", "250")
+        (row,) = read(output)
+        expected = [
+            edit_tokens(real, torch.tensor([ids[i : i + 250]]), policy=AGGRESSIVE).input_ids[0]
+            for i in range(0, 600, 250)
+        ]
+        assert row["input_ids"] == torch.cat(expected).tolist() != ids
+
+    def test_chats_are_edited_where_they_have_labels(self, tmp_path, capsys, prior_folder):
+        prompt = [{"role": "user", "content": "the quick brown fox"}]
+        completion = [{"role": "assistant", "content": "jumps over the lazy dog " * 4}]
+        data = write(tmp_path / "data.jsonl", [{"prompt": prompt, "completion": completion}])
+        output = tmp_path / "out.jsonl"
+        policy = ("--region", "below", "--threshold", "0.9", "--exclude-original")
+        applied(capsys, "--prior", prior_folder, "--data", data, "--output", output, *policy)
+        (row,) = read(output)
+        tokenizer = make_tokenizer()
+        source = tokenizer.apply_chat_template(prompt + completion, return_dict=True)["input_ids"]
+        changed = [
+            i for i, (a, b) in enumerate(zip(source, row["input_ids"], strict=True)) if a != b
+        ]
+        assert changed
+        assert all(row["completion_mask"][i] for i in changed)
+        assert "prompt" not in row
+
+    @pytest.mark.parametrize("num_rows", [5, 130])
+    def test_parts_are_equal(self, tmp_path, capsys, prior_folder, num_rows):
+        data = write(tmp_path / "data.jsonl", [{"input_ids": [9, 8]} for _ in range(num_rows)])
+        sizes = []
+        for part in range(3):
+            output = tmp_path / f"{part}.jsonl"
+            options = ("--prior", prior_folder, "--data", data, "--output", output)
+            applied(capsys, *options, "--shard", f"{part}/3")
+            sizes.append(len(read(output)))
+        assert sum(sizes) == num_rows
+        assert max(sizes) - min(sizes) <= 1
+
+    def test_a_launcher_gives_the_part(self, tmp_path, capsys, prior_folder, data, monkeypatch):
+        monkeypatch.setenv("RANK", "1")
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        output = tmp_path / "out.jsonl"
+        applied(capsys, "--prior", prior_folder, "--data", data, "--output", output)
+        found = read(tmp_path / "out-00001-of-00002.jsonl")
+        assert [row["number"] for row in found] == list(range(1, 20, 2))
+        assert not output.exists()
+
+    def test_bad_data_is_refused_before_the_prior_is_loaded(self, tmp_path, capsys):
+        (tmp_path / "data.jsonl").write_text('{"body": "a"}\n')
+        options = ("--data", tmp_path / "data.jsonl", "--output", tmp_path / "out.jsonl")
+        error = refused(capsys, "--prior", tmp_path / "none", *options)
+        assert "line 1 has the columns ['body']" in error

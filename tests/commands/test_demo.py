@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import math
 import random
 import re
 import subprocess
@@ -59,9 +60,13 @@ def small_run(tmp_path_factory) -> tuple[str, Path]:
     folder = tmp_path_factory.mktemp("demo")
     data = folder / "easy.txt"
     data.write_text(easy_text())
-    status, printed = run(
-        "--data", str(data), "--seconds", "8", "--steps", "4", "--output", str(folder / "prior")
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        for module in ("show", "measure"):  # on a busy machine, too, all is looked at
+            patch.setattr(f"toedit_collate.commands.demo.{module}._SECONDS", math.inf)
+        status, printed = run(
+            "--data", str(data), "--prior-steps", "100", "--seconds", "100000", "--steps", "4",
+            "--output", str(folder / "prior"),
+        )  # fmt: skip
     assert status == 0
     return printed, folder
 

@@ -15,14 +15,11 @@ import pytest
 import torch
 from conftest import TEXT, make_llama, make_tokenizer
 from peft import get_peft_model
+from running import write_choices
 from trainees import lora, move_adapters
 from transformers import AutoModelForCausalLM
 
-from toedit_collate.runs.harness import (
-    evaluate_tasks,
-    flatten_results,
-    write_multiple_choice_task,
-)
+from toedit_collate.runs.harness import evaluate_tasks, flatten_results
 from toedit_collate.tools.errors import UnusableError
 
 WORDS = TEXT.split()
@@ -54,7 +51,7 @@ def write_lines(file: pathlib.Path, rows: list[dict]) -> pathlib.Path:
 def write_tasks(folder: pathlib.Path) -> pathlib.Path:
     """Two tasks: questions, and the perplexity of texts."""
     tasks = folder / "tasks"
-    write_multiple_choice_task(tasks, "local_qa", write_lines(folder / "qa.jsonl", QUESTIONS))
+    write_choices(tasks, "local_qa", write_lines(folder / "qa.jsonl", QUESTIONS))
     texts = write_lines(folder / "texts.jsonl", [{"text": text} for text in TEXTS])
     config = {
         "task": "local_texts",
@@ -185,7 +182,7 @@ def test_settings_reach_the_harness(tmp_path, tasks, tokenizer):
     model, prompts = make_llama(), []
     model.register_forward_pre_hook(lambda module, args: prompts.extend(args[0].tolist()))
     few = write_lines(tmp_path / "few.jsonl", QUESTIONS[:4])
-    write_multiple_choice_task(tasks, "few", few)
+    write_choices(tasks, "few", few)
     runs = []
     for seed in (0, 0, 1):
         found = evaluate_tasks(model, tokenizer, "few", tasks_path=tasks, num_fewshot=3, seed=seed)
@@ -360,43 +357,6 @@ def test_metrics_by_name():
         "odd": {"a,b,none": 0.1, "a,b": 0.2, "acc,none,none": 0.3, "acc": 0.4},
     }
     assert {type(value) for metrics in found.values() for value in metrics.values()} == {float}
-
-
-GOOD = {"question": "q", "choices": ["a", "b"], "answer": 1}
-
-
-@pytest.mark.parametrize(
-    "row",
-    [
-        {"question": "q", "choices": ["a", "b"]},
-        {**GOOD, "answer": 2},
-        {**GOOD, "answer": -1},
-        {**GOOD, "answer": "b"},
-        {**GOOD, "answer": True},
-        {**GOOD, "choices": "ab"},
-        {**GOOD, "choices": ["a", ""]},
-        {**GOOD, "question": None},
-        [],
-    ],
-)
-def test_rows_that_are_no_questions_are_named(tmp_path, row):
-    file = write_lines(tmp_path / "qa.jsonl", [GOOD, row])
-    with pytest.raises(UnusableError, match=r"line 2 of .*qa\.jsonl.*answer.*index.*got"):
-        write_multiple_choice_task(tmp_path, "qa", file)
-    assert not (tmp_path / "qa.yaml").exists()
-
-
-def test_a_task_is_refused_where_it_could_not_be_run(tmp_path):
-    with pytest.raises(UnusableError, match=r"jsonl must be a file.*nosuch"):
-        write_multiple_choice_task(tmp_path, "qa", tmp_path / "nosuch.jsonl")
-    with pytest.raises(UnusableError, match=r"question a line.*empty\.jsonl.*none"):
-        write_multiple_choice_task(tmp_path, "qa", write_lines(tmp_path / "empty.jsonl", []))
-    file = write_lines(tmp_path / "qa.jsonl", [GOOD])
-    with pytest.raises(UnusableError, match=r"name must.*'a/b'.*my_task"):
-        write_multiple_choice_task(tmp_path, "a/b", file)
-    (tmp_path / "cut.jsonl").write_text(json.dumps(GOOD) + "\n" + json.dumps(GOOD)[:-9])
-    with pytest.raises(UnusableError, match=r"line 2"):
-        write_multiple_choice_task(tmp_path, "qa", tmp_path / "cut.jsonl")
 
 
 if __name__ == "__main__":

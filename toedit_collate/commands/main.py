@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 
-from ..tools.errors import UnusableError
+from ..tools.guard import run_guarded
 from .apply import add_apply
 from .bench import add_bench
 from .demo import add_demo
 from .inspect import add_inspect
 from .journal import add_journal
 from .plan import add_plan
+from .recipes import add_recipes
 from .report import add_report
 from .sft import add_sft
 from .theory import add_theory
@@ -48,21 +48,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_apply(commands)
     add_inspect(commands)
     add_journal(commands)
+    add_recipes(commands)
     add_report(commands)
     add_theory(commands)
     args = parser.parse_args(argv)
     if hasattr(sys.stdout, "reconfigure"):  # a terminal of another encoding is no reason to stop
         sys.stdout.reconfigure(errors="replace")
-    try:
-        status = args.run(args) or 0
-        sys.stdout.flush()
-    except UnusableError as error:
-        print(f"toedit {args.command}: error: {error}", file=sys.stderr)
-        return 2
-    except BrokenPipeError:  # `toedit ... | head` has read enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    return status
+    return run_guarded(f"toedit {args.command}", lambda: args.run(args))
 
 
 if __name__ == "__main__":

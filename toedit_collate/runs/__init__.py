@@ -6,7 +6,7 @@ from .data import load_held_out, load_training
 from .generations import run_generations
 from .mixing import mix, pack_text
 from .models import attach_settings, load_prior, load_tokenizer, model_options
-from .parse import parse
+from .parse import parse, start
 from .report import RunReport
 from .training import run
 
@@ -28,4 +28,5 @@ __all__ = [
     "parse",
     "run",
     "run_generations",
+    "start",
 ]

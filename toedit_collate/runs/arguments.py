@@ -18,7 +18,8 @@ def _optional(help_text: str) -> Any:
 
 def _field_of_policy(option: Option) -> Any:
     help_text = f"EditPolicy: {option.help}. Default: as edit_policy has it."
-    return field(default=None, metadata={"help": help_text})
+    # argparse formats help by %.
+    return field(default=None, metadata={"help": help_text.replace("%", "%%")})
 
 
 def _preset() -> Any:
@@ -137,7 +138,7 @@ class DataArguments:
     dataset_config: str | None = _optional("Name of the hub dataset's configuration.")
     dataset_train_split: str = field(
         default="train",
-        metadata={"help": "Split to train on; also a part of one, as in train[:90%]."},
+        metadata={"help": "Split to train on; also a part of one, as in train[:90%%]."},
     )
     dataset_streaming: bool = field(default=False, metadata={"help": "Stream the dataset."})
     dataset_format: str | None = _optional(
@@ -260,8 +261,12 @@ def as_mapping(name: str, value: dict[str, Any] | str | None) -> dict[str, Any]:
     return read
 
 
-def as_arguments(policy: EditPolicy | None) -> dict[str, Any]:
+def as_arguments(policy: EditPolicy | None, preset: str = "paper") -> dict[str, Any]:
     """A policy as the fields of `EditArguments` that ask for it, where there are any.
+
+    Args:
+        policy: None: no editing.
+        preset: that it was made from.
 
     Example:
         >>> as_arguments(EditPolicy(top_k=64))
@@ -269,11 +274,11 @@ def as_arguments(policy: EditPolicy | None) -> dict[str, Any]:
     """
     if policy is None:
         return {"edit_policy": "none"}
-    default = EditPolicy().record()
+    default = make_policy(preset).record()
     changed = {name: value for name, value in policy.record().items() if value != default[name]}
     if callable(policy.protect):  # can't be written down
         del changed["protect"]
-    return {"edit_policy": "paper", **{PREFIX + name: value for name, value in changed.items()}}
+    return {"edit_policy": preset, **{PREFIX + name: value for name, value in changed.items()}}
 
 
 def name_of(preset: str, changes: dict[str, Any]) -> str:

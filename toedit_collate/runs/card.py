@@ -2,30 +2,80 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from .. import __version__
 from ..distributed import world_size
 from ..policy import EditPolicy
+from ..prior.families import unwrap_model
+from ..tools.files import write_text
 from ..training.collator import ToEditCollator
+from .report import RunReport
 
 _MARK = "## How the training data was edited"
 
 
 def add_to_card(
-    trainer: Any, name: str, policy: EditPolicy | None, *, is_resumed: bool = False
-) -> None:
-    """Have each model card that a Trainer writes, also when it pushes, say how it was edited."""
+    trainer: Any, name: str, policy: EditPolicy | None, report: RunReport | None = None, *,
+    is_resumed: bool = False,
+) -> None:  # fmt: skip
+    """Have each model card that a Trainer writes, also when it pushes, say how it was edited.
+
+    Args:
+        trainer: its `create_model_card` is wrapped.
+        name: of the policy.
+        policy: None: the data is not edited.
+        report: of the run; what it holds when a card is written is said there.
+        is_resumed: the counts begin where the run went on.
+    """
     write = trainer.create_model_card
 
-    def create_model_card(*args: Any, **kwargs: Any) -> None:
-        write(*args, **kwargs)
+    def create_model_card(model_name: str | None = None, *args: Any, **kwargs: Any) -> None:
+        folder = Path(trainer.args.output_dir)
+        write(model_name or folder.resolve().name, *args, **kwargs)
         if trainer.is_world_process_zero():
-            path = Path(trainer.args.output_dir) / "README.md"
+            path = folder / "README.md"
             section = editing_section(name, policy, trainer.data_collator, is_resumed=is_resumed)
-            path.write_text(path.read_text().rstrip() + "\n\n" + section)
+            card = _without_none(path.read_text(encoding="utf-8"), trainer, folder).rstrip()
+            write_text(path, f"{card}\n\n{section}{_run_section(report)}")
 
     trainer.create_model_card = create_model_card
+
+
+def _without_none(card: str, trainer: Any, folder: Path) -> str:
+    """The card with names of local models and folders, where TRL has those of the hub only."""
+    base = getattr(trainer.model.config, "_name_or_path", "") or "a model made from scratch"
+    card = card.replace("[None](https://huggingface.co/None)", f"`{base}`")
+    return card.replace('model="None"', f'model="{folder}"')
+
+
+def _run_section(report: RunReport | None) -> str:
+    """Versions, the command, and the held-out figures as far as there are any."""
+    packages = ("transformers", "trl", "peft", "torch")
+    versions = ", ".join(f"{package} {_version(package)}" for package in packages)
+    lines = [
+        "",
+        f"Made with toedit_collate {__version__} ({versions}), by",
+        "",
+        "```bash",
+        shlex.join(["python", *sys.argv]),
+        "```",
+    ]
+    if report is not None and report.held_out:
+        lines += ["", "| held-out text, never edited | perplexity per token |", "| --- | --- |"]
+        lines += [f"| {name} | {value:.4f} |" for name, value in report.held_out.items()]
+    return "\n".join([*lines, ""])
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
 
 
 def editing_section(
@@ -42,12 +92,13 @@ def editing_section(
     if policy is None or not isinstance(collator, ToEditCollator):
         return f"{_MARK}\n\nIt was not: this run is a baseline, trained on the data as it is.\n"
     stats = collator.stats
-    assert collator.prior is not None
     prior = collator.prior
     partial = [
         *["counts of one process"] * (world_size() > 1),
         *["since the run went on"] * is_resumed,
     ]
+    is_shared = getattr(prior, "is_shared", False)
+    kind = "the frozen base of this model itself" if is_shared else _name(prior)
     settings = "\n".join(f"| {key} | `{value}` |" for key, value in policy.record().items())
     return f"""{_MARK}
 
@@ -56,7 +107,7 @@ Training batches were token-edited on the fly by [toedit_collate](https://arxiv.
 policy's region are resampled from it. Evaluation data was not edited.
 
 - Policy: `{name}`
-- Prior: {prior.description}
+- Prior: {kind}
 - Of {stats["scored"]:,} tokens scored, {stats["selected"]:,} were selected
   ({stats["selected_share"]:.2%}) and {stats["changed"]:,} changed ({stats["changed_share"]:.4%});
   {stats["dropped"]:,} were removed{f" ({', '.join(partial)})" if partial else ""}.
@@ -66,3 +117,11 @@ policy's region are resampled from it. Evaluation data was not edited.
 | --- | --- |
 {settings}
 """
+
+
+def _name(prior: Any) -> str:
+    """Of the prior's model; a decision cache stands for one that is not loaded."""
+    if getattr(prior, "model", None) is None:
+        return "decisions that were made before, and kept in a cache"
+    config = unwrap_model(prior.model).config
+    return f"`{getattr(config, '_name_or_path', '') or type(prior.model).__name__}`"

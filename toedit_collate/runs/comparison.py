@@ -7,6 +7,14 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
+LOSS = "train loss"
+LEGEND = """\
+Means over the seeds, ± standard errors of these means; "difference" is that from the runs without
+editing, seed by seed. selected, changed: shares of the tokens that were scored. perplexity: per
+token of held-out text, which is never edited; lower is better. train loss: nats per token of what
+was trained on, so on other text for each policy: not to be compared.
+"""
+
 
 def summarize(reports: Sequence[dict[str, Any]], baseline: str) -> list[dict[str, Any]]:
     """Bring the runs of each policy together.
@@ -36,7 +44,10 @@ def summarize(reports: Sequence[dict[str, Any]], baseline: str) -> list[dict[str
             pairs = [
                 own[seed][name] - base[seed][name]
                 for seed in own
-                if policy != baseline and name in own[seed] and name in base.get(seed, {})
+                if policy != baseline
+                and name != LOSS
+                and name in own[seed]
+                and name in base.get(seed, {})
             ]
             measures[name] = {
                 "mean": statistics.fmean(values),
@@ -72,7 +83,7 @@ def standard_error(values: Sequence[float]) -> float | None:
 
 
 def _measures(report: dict[str, Any]) -> dict[str, float]:
-    measures = {"train loss": report["train"]["loss"]}
+    measures = {LOSS: report["train"]["loss"]} if "loss" in report["train"] else {}
     measures |= {f"perplexity {name}": value for name, value in report["held_out"].items()}
     for task, metrics in report["tasks"].items():
         # The harness has a standard error over questions; ours is over seeds.
@@ -86,7 +97,7 @@ def format_comparison(rows: Sequence[dict[str, Any]]) -> str:
     compared = any(m["difference"] is not None for r in rows for m in r["measures"].values())
     header = ["policy", "seeds", "selected", "changed"]
     for name in names:
-        header += [name, "difference"] if compared else [name]
+        header += [name, "difference"] if compared and name != LOSS else [name]
     lines = [f"| {' | '.join(header)} |", f"|{' --- |' * len(header)}"]
     for row in rows:
         cells = [row["policy"], str(len(row["seeds"]))]
@@ -96,7 +107,7 @@ def format_comparison(rows: Sequence[dict[str, Any]]) -> str:
             cells.append(
                 "" if measure is None else _value(measure["mean"], measure["standard_error"])
             )
-            if compared:
+            if compared and name != LOSS:
                 missing = measure is None or measure["difference"] is None
                 cells.append(
                     ""

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from ..tools.files import write_text
 from .arguments import RunArguments
 from .samples import Samples
 
@@ -15,7 +16,7 @@ from .samples import Samples
 def write_samples(args: Any, samples: Samples) -> None:
     """Write `samples.md`, on one process."""
     if args.should_save:
-        (Path(args.output_dir) / "samples.md").write_text(samples.as_text())
+        write_text(Path(args.output_dir) / "samples.md", samples.as_text())
 
 
 def finish(trainer: Any, run_args: RunArguments) -> None:

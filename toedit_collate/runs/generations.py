@@ -13,12 +13,13 @@ from transformers import Trainer, TrainingArguments, set_seed
 from ..policy import EditPolicy
 from ..prior.prior import Prior
 from ..tools.errors import UnusableError
+from ..tools.files import write_json
 from ..training.generations import format_reports, self_edit
 from .arguments import EditArguments, RunArguments
 from .card import add_to_card
 from .finish import write_samples
-from .folder import write_json
-from .models import load_prior
+from .folder import keep_dataset
+from .models import check_prior, load_prior
 from .report import RunReport
 from .samples import Samples
 from .tasks import check_tasks, run_tasks
@@ -65,11 +66,13 @@ def run_generations(
                 "journal keeps its edits; leave it out"
             )
     check_tasks(run_args)
+    check_prior(edit)
 
     def run_once(
         own: Any, name: str, policy: EditPolicy | None
     ) -> tuple[RunReport, Trainer | None]:
         trainers: list[Any] = []
+        report = RunReport(policy=name, seed=own.seed, folder=str(own.output_dir))
 
         def make(number: int, weights: Path | None) -> Trainer:
             set_seed(own.seed)
@@ -82,7 +85,8 @@ def run_generations(
                         f"{', '.join(sets)}; keep one of them"
                     )
                 (trainers[0].eval_dataset,) = sets.values()
-            add_to_card(trainers[0], name, policy)
+            add_to_card(trainers[0], name, policy, report)
+            keep_dataset(trainers[0], own.output_dir)
             return trainers[0]
 
         priors: list[Prior] = []
@@ -113,19 +117,16 @@ def run_generations(
             content = [dataclasses.asdict(report) for report in reports]
             write_json(Path(own.output_dir) / "generations.json", content)
         last = reports[-1]
-        report = RunReport(
-            policy=name,
-            seed=own.seed,
-            folder=str(own.output_dir),
-            train={"loss": last.train_loss or 0.0, "seconds": time.perf_counter() - started},
-            edit={} if policy is None else _counts(last),
-            held_out={
-                f"generation {one.generation}": one.perplexity
-                for one in reports
-                if one.perplexity is not None
-            },
-            tasks=tasks,
-        )
+        report.train["seconds"] = time.perf_counter() - started
+        if last.train_loss is not None:
+            report.train["loss"] = last.train_loss
+        report.edit = {} if policy is None else _counts(last)
+        report.held_out = {
+            f"generation {one.generation}": one.perplexity
+            for one in reports
+            if one.perplexity is not None
+        }
+        report.tasks = tasks
         return report, trainers[0] if trainers else None
 
     return run_all(run_once, args, run_args, edit)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import copy
-import json
 import os
 import random
-import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -298,80 +296,3 @@ def flatten_results(results: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[
             }
             found[task] = dict(sorted(found[task].items()))
     return found
-
-
-def write_multiple_choice_task(
-    folder: str | os.PathLike[str], name: str, jsonl: str | os.PathLike[str]
-) -> Path:
-    """Make a task of your own questions, for `evaluate_tasks(..., [name], tasks_path=folder)`.
-
-    Its metrics are `acc`, by the sum of log-probabilities, and `acc_norm`, by that per byte.
-
-    Args:
-        folder: made if absent; gets NAME.yaml.
-        name: of the task.
-        jsonl: rows {"question": str, "choices": [str, ...], "answer": index of the right choice}.
-            Stays where it is: the task refers to it.
-
-    Returns:
-        The YAML file.
-
-    Raises:
-        UnusableError: a row is not such a row, or the name can't be that of a task.
-    """
-    if not re.fullmatch(r"[\w.-]+", name):
-        raise UnusableError(
-            f"name must have letters, digits, and . _ - only, got {name!r}; write {'my_task'!r}"
-        )
-    _check_questions(Path(jsonl))
-    config = {
-        "task": name,
-        "dataset_path": "json",
-        "dataset_kwargs": {"data_files": {"test": str(Path(jsonl).resolve())}},
-        "test_split": "test",
-        "fewshot_split": "test",  # the question asked is left out of the examples
-        "output_type": "multiple_choice",
-        "doc_to_text": "Question: {{question}}\nAnswer:",
-        "doc_to_choice": "choices",
-        "doc_to_target": "answer",
-        "metric_list": [
-            {"metric": metric, "aggregation": "mean", "higher_is_better": True}
-            for metric in ("acc", "acc_norm")
-        ],
-    }
-    file = Path(folder) / f"{name}.yaml"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    # JSON is YAML, but for its escapes of characters beyond 16 bits.
-    file.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    return file
-
-
-def _check_questions(jsonl: Path) -> None:
-    try:
-        lines = jsonl.read_text(encoding="utf-8").split("\n")
-    except OSError as error:
-        raise UnusableError(f"jsonl must be a file with questions, got {str(jsonl)!r}") from error
-    if not any(map(str.strip, lines)):
-        raise UnusableError(f"jsonl must have a question a line, and {str(jsonl)!r} has none")
-    for number, line in enumerate(lines, 1):
-        if line.strip() and not _is_question(line):
-            raise UnusableError(
-                f'line {number} of {str(jsonl)!r} must be {{"question": "...", "choices": ["...", '
-                f'...], "answer": 0}}, with the index of the right choice, got {line[:200]}'
-            )
-
-
-def _is_question(line: str) -> bool:
-    try:
-        row = json.loads(line)
-    except ValueError:
-        return False
-    if not isinstance(row, dict) or not isinstance(row.get("question"), str):
-        return False
-    choices, answer = row.get("choices"), row.get("answer")
-    return (
-        isinstance(choices, list)
-        and all(isinstance(choice, str) and choice for choice in choices)
-        and type(answer) is int
-        and 0 <= answer < len(choices)
-    )

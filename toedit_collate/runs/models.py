@@ -70,6 +70,38 @@ def model_options(model_args: Any, args: Any) -> dict[str, Any]:
     return {**options, **(args.model_init_kwargs or {})}
 
 
+def check_shared(edit: EditArguments, has_adapters: bool) -> None:
+    """See that a prior that is to be shared has weights that stay frozen.
+
+    Raises:
+        UnusableError: all weights of the trainee are trained.
+    """
+    if edit.policy() is not None and edit.prior == "shared" and not has_adapters:
+        raise UnusableError(
+            "prior is 'shared', the frozen base of a LoRA trainee, and this run trains all "
+            "weights; name a prior by its folder or hub id, or set use_peft: true"
+        )
+
+
+def check_prior(edit: EditArguments) -> None:
+    """See that there is a prior of that name, before any model is loaded.
+
+    Raises:
+        UnusableError: there is none.
+    """
+    if edit.policy() is None or edit.prior == "shared":
+        return
+    from transformers import AutoConfig
+
+    try:
+        AutoConfig.from_pretrained(edit.prior, revision=edit.prior_revision)
+    except (OSError, ValueError) as error:
+        raise UnusableError(
+            f"prior {edit.prior!r} can't be loaded ({first_line(error)}); name a folder or a hub "
+            "id of a causal language model with the trainee's tokenizer"
+        ) from None
+
+
 def load_prior(edit: EditArguments, trainer: Any) -> Any:
     """The prior that edits the batches of a Trainer.
 
@@ -82,11 +114,7 @@ def load_prior(edit: EditArguments, trainer: Any) -> Any:
             can't be loaded, or not be aligned to the trainee's tokenizer.
     """
     if edit.prior == "shared":
-        if not getattr(trainer.model, "peft_config", None):
-            raise UnusableError(
-                "prior is 'shared', the frozen base of a LoRA trainee, and this run trains all "
-                "weights; name a prior by its folder or hub id, or set use_peft: true"
-            )
+        check_shared(edit, bool(getattr(trainer.model, "peft_config", None)))
         return Prior.shared(trainer.model)
     return open_prior(
         edit.prior,
@@ -97,7 +125,7 @@ def load_prior(edit: EditArguments, trainer: Any) -> Any:
         revision=edit.prior_revision,
         compile=edit.prior_compile,
         needs_tokenizer=edit.prior_aligned,
-        option="prior",
+        said=f"prior {edit.prior!r}",
         aligned_to=text_tokenizer(trainer.processing_class) if edit.prior_aligned else None,
     )
 

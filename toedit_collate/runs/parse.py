@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..tools.demo_model.kept import demo_model
 from ..tools.demo_model.source import DEMO
-from ..tools.errors import UnusableError
-from ..tools.fields import read_fields
+from ..tools.errors import UnusableError, first_line
+from ..tools.fields import read_fields, read_yaml
+from ..tools.guard import say_in_a_line
 from ..tools.nearest import did_you_mean
-from .arguments import RunArguments
+from .arguments import EditArguments, RunArguments
+from .models import check_shared
 
 _MODELS = ("model_name_or_path", "prior", "tokenizer_name", "config_name")
 
@@ -32,6 +35,7 @@ def parse(
 
     Raises:
         SystemExit: an argument is unknown or can't be used; it is named.
+        UnusableError: the prior is to be shared, and all weights are trained.
     """
     from transformers import TrainingArguments
     from trl import TrlParser
@@ -42,10 +46,11 @@ def parse(
     parser: Any = TrlParser(list(classes), prog=prog, usage=usage)  # type: ignore[arg-type]
     try:
         asked = {} if {"-h", "--help"} & set(given) else given_values(given)
-        _check_names(asked, parser)  # a misspelt field is not told as a missing one
+        known = {one.name for kind in classes for one in dataclasses.fields(kind) if one.init}
+        check_names(asked, {*known, "env"})
         parsed = parser.parse_args_and_config(list(given))
     except (OSError, TypeError, ValueError, UnusableError) as error:
-        parser.error(str(error))
+        parser.error(first_line(error))
     for one in parsed:
         if isinstance(one, RunArguments):
             one.given = asked
@@ -56,22 +61,43 @@ def parse(
             folder = str(demo_model())
         for one, name in made_here:
             setattr(one, name, folder)
+    for one in parsed:
+        if isinstance(one, EditArguments):
+            check_shared(one, any(getattr(other, "use_peft", False) for other in parsed))
     return parsed
 
 
-def _check_names(asked: dict[str, Any], parser: Any) -> None:
-    """Raise `UnusableError` for each name that is no field, with the nearest that is one."""
-    known = {word.lstrip("-") for action in parser._actions for word in action.option_strings}
-    unknown = [name for name in asked if name not in {*known, "env"}]  # env: of TRL's configs
+def given_values(args: Sequence[str]) -> dict[str, Any]:
+    """What the config file and the command line say, the latter first; defaults are left out.
+
+    Raises:
+        UnusableError: the file is no YAML, or can't be read; names the line.
+    """
+    fields = read_fields(args)
+    path = fields.pop("config", None)
+    return {**(read_yaml(Path(path), "--config") if path else {}), **fields}
+
+
+def check_names(given: dict[str, Any], known: set[str]) -> None:
+    """See that all fields are known.
+
+    Raises:
+        UnusableError: one is not; names the nearest.
+    """
+    unknown = [name for name in given if name not in known]
     if unknown:
         told = [f"{name!r} is no field; {did_you_mean(name, known)}" for name in unknown]
         raise UnusableError(" ".join(told))
 
 
-def given_values(args: Sequence[str]) -> dict[str, Any]:
-    """What the config file and the command line say, the latter first; defaults are left out."""
-    import yaml
+def start(main: Callable[[], None]) -> None:
+    """Run a recipe as a script: what a user can mend is said in one line, and so is Ctrl-C.
 
-    fields = read_fields(args)
-    path = fields.pop("config", None)
-    return {**(yaml.safe_load(Path(path).read_text()) if path else {}), **fields}
+    Raises:
+        UnusableError: for one; Python then prints that line instead of a traceback.
+    """
+    try:
+        main()
+    except (UnusableError, KeyboardInterrupt, OSError) as error:
+        say_in_a_line(error)
+        raise

@@ -13,7 +13,8 @@ class RunReport:
         policy: name of its policy; "none": it was not edited.
         seed: of the run, and of the policy's draws where several runs are compared.
         folder: of the run.
-        train: loss, steps, epochs and seconds of the training.
+        train: of the training: loss (mean, nats per token with a label; absent where no step was
+            logged), steps, epochs, seconds.
         edit: counts and shares of the edit pass, as `ToEditCollator.stats` has them, over all
             ranks, since the run was last resumed; empty without editing.
         held_out: name -> perplexity per token.
@@ -32,7 +33,9 @@ class RunReport:
         """A few lines for a terminal."""
         lines = []
         if self.train:
-            lines.append(", ".join(f"{name} {value:,.4g}" for name, value in self.train.items()))
+            said = {"loss": "nats per token", "seconds": "s"}
+            parts = (f"{n} {v:,.4g} {said.get(n, '')}".rstrip() for n, v in self.train.items())
+            lines.append(", ".join(parts))
         if self.edit:
             edit = self.edit
             lines.append(
@@ -40,7 +43,9 @@ class RunReport:
                 f"({edit['selected_share']:.2%}), {edit['changed']:,} changed "
                 f"({edit['changed_share']:.4%})"
             )
-        lines += [f"held-out perplexity, {name}: {p:.4f}" for name, p in self.held_out.items()]
+        lines += [
+            f"held-out perplexity per token, {name}: {p:.4f}" for name, p in self.held_out.items()
+        ]
         for task, metrics in self.tasks.items():
             lines.append(f"{task}: " + ", ".join(f"{n} {v:.4f}" for n, v in metrics.items()))
         return "\n".join([*lines, f"written to {self.folder}"])

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
+from ..editing.edit import edit_tokens
+from ..prior.sharding import has_fsdp1, is_sharded, is_zero3
 from ..tokens.result import EditResult
-from ..tools.marking import Passage, legend, mark_edits
+from ..tools.marking import Passage, mark_markup
 from ..training.batch_layout import read_layout
 from ..training.trainee import text_tokenizer
 from ..transfer import fetch
 
 MAX_BATCHES = 50  # to look for changes in; reading one makes the host wait for the device
 MAX_TOKENS = 400  # of a document
+CONTEXT = 40  # tokens before the first change, or of the prompt before what has labels
+_LEGEND = """\
+<pre>
+<del>old</del><ins title="P=0.993">new</ins>   changed: old -> new; title: P of the old token
+<u>kept</u>     selected: resampled too, and the same token came out
+</pre>
+Marks are markup: `<` in the text itself is written as `&lt;`."""
 
 
 class Samples:
@@ -23,10 +32,12 @@ class Samples:
     Args:
         wanted: how many.
         tokenizer: of the trainee, or a processor with one.
+        prior: that edits; says how probable the old tokens were. None: that is left out.
     """
 
-    def __init__(self, wanted: int, tokenizer: Any) -> None:
+    def __init__(self, wanted: int, tokenizer: Any, prior: Any = None) -> None:
         self.wanted = wanted
+        self.prior = prior
         self.adopt_tokenizer(tokenizer)
         self._found: list[_Sample] = []
         self._num_batches = 0
@@ -40,13 +51,15 @@ class Samples:
         self._num_batches += 1
         if self._num_batches > MAX_BATCHES or self._num_edited >= self.wanted:
             return
-        for passage in _documents(batch, result):
+        for passage, document, start in _documents(batch, result):
             # With a journal, changes since the source are known, and not what was selected.
             if any(passage.selected) or passage.num_changed or passage.num_removed:
-                self._found.append(_Sample(self._num_batches, passage))
+                self._found.append(_Sample(self._num_batches, passage, document, start))
         # Changed ones first; sorting keeps the order in which they came.
         self._found.sort(key=lambda sample: not sample.is_edited)
         del self._found[self.wanted :]
+        if self.prior is not None:  # now, before it may be swapped
+            self._found = [sample.with_probability(self.prior) for sample in self._found]
 
     @property
     def _num_edited(self) -> int:
@@ -56,12 +69,7 @@ class Samples:
         """The samples in Markdown."""
         if not self._found:
             return "No token was selected or removed in the batches that were looked at.\n"
-        lines = [
-            "# Edited training documents",
-            "",
-            *legend(color=False, probability=None).splitlines(),
-            "",
-        ]
+        lines = ["# Edited training documents", "", _LEGEND, ""]
         for number, sample in enumerate(self._found, 1):
             passage = sample.passage
             counts = {
@@ -73,9 +81,9 @@ class Samples:
             lines += [
                 f"## {number}. Batch {sample.batch}: of {len(passage.before)} tokens {said}",
                 "",
-                "````text",
-                mark_edits(passage, self.tokenizer, color=False),
-                "````",
+                "<pre>",
+                mark_markup(passage, self.tokenizer).strip("\n"),
+                "</pre>",
                 "",
             ]
         return "\n".join(lines)
@@ -85,14 +93,30 @@ class Samples:
 class _Sample:
     batch: int
     passage: Passage
+    document: list[int]
+    start: int
 
     @property
     def is_edited(self) -> bool:
         return self.passage.num_changed + self.passage.num_removed > 0
 
+    def with_probability(self, prior: Any) -> _Sample:
+        """The same with what the prior gives each of the old tokens."""
+        if self.passage.probability is not None:
+            return self
+        result = edit_tokens(prior, torch.tensor([self.document]), return_logprob=True)
+        assert result.logprob is not None
+        chances = fetch(result.logprob)[0][0].exp().tolist()
+        part = chances[self.start : self.start + len(self.passage.before)]
+        return replace(self, passage=replace(self.passage, probability=part))
 
-def _documents(batch: dict[str, Any], result: EditResult) -> list[Passage]:
-    """Each document of a batch; of a long one, the part around its first change."""
+
+def _documents(batch: dict[str, Any], result: EditResult) -> list[tuple[Passage, list[int], int]]:
+    """Each document of a batch; of a long one, the part around its first change.
+
+    Beside the passage, the tokens of the whole document, and where in it the passage begins.
+    """
+    labels = fetch(batch["labels"])[0] if "labels" in batch else None
     layout = read_layout(batch)
     positions, mask = layout.position_ids, layout.attention_mask
     given = [batch["input_ids"], result.tokens, result.selected, result.dropped]
@@ -117,17 +141,34 @@ def _documents(batch: dict[str, Any], result: EditResult) -> list[Passage]:
             own = fetch(positions)[0].expand_as(ids)[row, where]
             begins += ((own[1:] != own[:-1] + 1).nonzero().squeeze(-1) + 1).tolist()
         for begin, end in zip(begins, [*begins[1:], len(where)], strict=True):
-            passages.append(_passage(ids[row], after[row], selected[row], where[begin:end]))
+            place = where[begin:end]
+            has_loss = None if labels is None else (labels[row][place] != -100).tolist()
+            passages.append(_passage(ids[row], after[row], selected[row], place, has_loss))
     return passages
 
 
-def _passage(ids: Any, after: Any, selected: Any, where: Any) -> Passage:
+def _passage(
+    ids: Any, after: Any, selected: Any, where: Any, has_loss: list[bool] | None
+) -> tuple[Passage, list[int], int]:
     before, new = ids[where].tolist(), after[where].tolist()
     changed = [i for i, (old, now) in enumerate(zip(before, new, strict=True)) if old != now]
-    start = max(0, min((changed or [0])[0] - MAX_TOKENS // 4, len(before) - MAX_TOKENS))
+    first = changed[0] if changed else 0
+    if has_loss is not None and True in has_loss[: first + 1]:
+        first = max(has_loss.index(True), first - MAX_TOKENS // 4)  # little of a prompt
+    start = max(0, first - CONTEXT)
     part = slice(start, start + MAX_TOKENS)
-    return Passage(
+    passage = Passage(
         before=before[part],
         after=[None if token < 0 else token for token in new[part]],
         selected=selected[where].tolist()[part],
     )
+    return passage, before, start
+
+
+def prior_for_samples(collator: Any) -> Any:
+    """The prior that can score a document on its own; None: it takes all ranks, or is a cache."""
+    prior = getattr(collator, "prior", None)
+    model = getattr(prior, "model", None)
+    if model is None or is_sharded(model) or is_zero3(model) or has_fsdp1(model):
+        return None
+    return prior

@@ -19,8 +19,10 @@ from ..training.perplexity import perplexity_of
 from .arguments import EditArguments, RunArguments
 from .card import add_to_card
 from .finish import write_samples
+from .folder import keep_dataset
+from .models import check_prior
 from .report import RunReport
-from .samples import Samples
+from .samples import Samples, prior_for_samples
 from .tasks import check_tasks, run_tasks
 from .variants import run_all
 
@@ -44,6 +46,7 @@ def run(
         A report of each run.
     """
     check_tasks(run_args)
+    check_prior(edit)
 
     def run_once(own: Any, name: str, policy: EditPolicy | None) -> tuple[RunReport, Trainer]:
         set_seed(own.seed)
@@ -58,12 +61,14 @@ def _train(
 ) -> RunReport:
     args = trainer.args
     collator = trainer.data_collator if isinstance(trainer.data_collator, ToEditCollator) else None
-    samples = Samples(run_args.num_samples, trainer.processing_class)
+    samples = Samples(run_args.num_samples, trainer.processing_class, prior_for_samples(collator))
     if collator is not None and collator.on_edit is None:
         collator.on_edit = samples.add
     checkpoint = _checkpoint(args)
-    add_to_card(trainer, name, policy, is_resumed=checkpoint is not None)
     report = RunReport(policy=name, seed=args.seed, folder=str(args.output_dir))
+    add_to_card(trainer, name, policy, report, is_resumed=checkpoint is not None)
+    if collator is not None and collator.journal is not None:
+        keep_dataset(trainer, str(args.output_dir))
     started = time.perf_counter()
     result = trainer.train(resume_from_checkpoint=checkpoint)
     loss = mean_loss(trainer)

@@ -13,10 +13,11 @@ from transformers import Trainer, TrainingArguments
 
 from ..distributed import barrier
 from ..policy import EditPolicy
+from ..tools.files import write_json, write_text
 from .arguments import PREFIX, EditArguments, RunArguments, as_arguments
-from .comparison import format_comparison, summarize
+from .comparison import LEGEND, format_comparison, summarize
 from .finish import finish
-from .folder import write_json, write_settings
+from .folder import write_settings
 from .report import RunReport
 
 RunOnce = Callable[[Any, str, EditPolicy | None], tuple[RunReport, Trainer | None]]
@@ -69,7 +70,7 @@ def run_all(
         table = format_comparison(summary)
         content = {"runs": runs, "comparison": summary}
         write_json(folder / "metrics.json", content)
-        (folder / "comparison.md").write_text(table + "\n")
+        write_text(folder / "comparison.md", f"{table}\n\n{LEGEND}")
         print(f"\n{table}\nwritten to {folder}")
     barrier()
     return reports
@@ -88,7 +89,7 @@ def _run(
     folder = Path(args.output_dir)
     if args.should_save:
         print(f"\n{folder}: policy {name}, seed {args.seed}", flush=True)
-        write_settings(folder, _given(run_args, args, policy), args, policy)
+        write_settings(folder, _given(run_args, args, name, policy), args, policy)
     report, trainer = run_once(args, name, policy)
     if args.should_save:
         settings = _settings(run_args, policy, args.seed)
@@ -100,14 +101,17 @@ def _run(
     return report
 
 
-def _given(run_args: RunArguments, args: Any, policy: EditPolicy | None) -> dict[str, Any]:
+def _given(
+    run_args: RunArguments, args: Any, name: str, policy: EditPolicy | None
+) -> dict[str, Any]:
     """What asks for this one run."""
     own = {
-        name: value
-        for name, value in run_args.given.items()
-        if name not in _COMPARISON and not name.startswith(PREFIX)
+        key: value
+        for key, value in run_args.given.items()
+        if key not in _COMPARISON and not key.startswith(PREFIX)
     }
-    return {**own, **as_arguments(policy), "output_dir": args.output_dir, "seed": args.seed}
+    edited = as_arguments(policy, name.partition(",")[0])
+    return {**own, **edited, "output_dir": args.output_dir, "seed": args.seed}
 
 
 def _settings(run_args: RunArguments, policy: EditPolicy | None, seed: int) -> dict[str, Any]:

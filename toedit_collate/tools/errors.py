@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from difflib import get_close_matches
 from importlib.util import find_spec
 
 
@@ -23,19 +22,6 @@ def first_line(error: BaseException) -> str:
     """
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
-
-
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """A hint at the nearest known name; empty where none is near.
-
-    Example:
-        >>> did_you_mean("learning_rat", ["learning_rate", "seed"])
-        '; did you mean learning_rate?'
-        >>> did_you_mean("x", ["learning_rate"])
-        ''
-    """
-    near = get_close_matches(word, sorted(known), n=1)
-    return f"; did you mean {near[0]}?" if near else ""
 
 
 @contextmanager

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from .errors import UnusableError
+from .errors import UnusableError, first_line
 
 # What YAML would read as true or false is a word here: `--save_strategy no`.
 _WORDS = ("no", "yes", "on", "off")
@@ -39,4 +40,33 @@ def read_fields(words: Sequence[str]) -> dict[str, Any]:
     for name, given in options.items():
         read = [word if word in _WORDS else yaml.safe_load(word) for word in given]
         values[name] = True if not read else read[0] if len(read) == 1 else read
+    return values
+
+
+def read_yaml(path: Path, option: str) -> dict[str, Any]:
+    """A YAML file that holds a mapping.
+
+    Args:
+        path: of the file.
+        option: that named it, for messages.
+
+    Raises:
+        UnusableError: it can't be read, is no YAML (names the line), or holds something else.
+    """
+    import yaml
+
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UnusableError(f"{option} {path}: can't be read ({error.strerror})") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or first_line(error)
+        raise UnusableError(f"{option} {path}{where}: is not YAML ({problem})") from None
+    if not isinstance(values, dict):
+        raise UnusableError(
+            f"{option} {path}: must be a mapping (lines `field: value`), got "
+            f"{type(values).__name__}"
+        )
     return values

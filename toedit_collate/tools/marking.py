@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from html import escape
 from typing import Any
 
 _RED, _GREEN, _DIM, _UNDERLINE, _END = "\33[9;31m", "\33[1;32m", "\33[2m", "\33[4m", "\33[0m"
@@ -50,6 +51,37 @@ def mark_edits(passage: Passage, tokenizer: Any, *, color: bool) -> str:
     return "".join([*pieces, _mark_kept(kept, color)])
 
 
+def mark_markup(passage: Passage, tokenizer: Any) -> str:
+    """The passage as HTML for Markdown; text can't hold the marks: its own `<` is escaped.
+
+    A changed token is `<del>old</del><ins title="P=0.993">new</ins>`, one that was selected and
+    kept `<u>kept</u>`.
+    """
+    pieces = []
+    texts = token_pieces(tokenizer, passage.before)
+    for i, (old, new) in enumerate(zip(passage.before, passage.after, strict=True)):
+        text = escape(texts[i], quote=False)
+        if old == new:
+            pieces.append(f"<u>{text}</u>" if passage.selected[i] and text else text)
+            continue
+        drawn = ""
+        if new is not None:
+            drawn = token_pieces(tokenizer, [*passage.before[:i], new])[-1]
+        pieces.append(f"<del>{text}</del>")
+        pieces.append(f"<ins{_title(passage, i)}>{escape(drawn, quote=False)}</ins>")
+    return "".join(pieces).replace("</u><u>", "")
+
+
+def _title(passage: Passage, i: int) -> str:
+    chance = None if passage.probability is None else passage.probability[i]
+    return "" if chance is None or chance != chance else f' title="{_chance(chance)}"'
+
+
+def _chance(probability: float) -> str:
+    digits = 4 if probability >= 0.9995 or probability < 0.001 else 3
+    return f"P={probability:.{digits}f}"
+
+
 def legend(*, color: bool, probability: float | None = 0.993) -> str:
     """What the marks of `mark_edits` mean; `probability` None: where they have none."""
     example = _mark_changed("old", "new", probability, color)
@@ -61,7 +93,7 @@ def legend(*, color: bool, probability: float | None = 0.993) -> str:
 def _mark_changed(old: str, new: str, probability: float | None, color: bool) -> str:
     old, new, chance = _visible(old), _visible(new), ""
     if probability is not None:
-        chance = f"P={probability:.4f}" if probability >= 0.9995 else f"P={probability:.3f}"
+        chance = _chance(probability)
     if color:
         return f"{_RED}{old}{_END}{_GREEN}{new}{_END}" + (chance and f"{_DIM}({chance}){_END}")
     return f"[{old} -> {new}, {chance}]" if chance else f"[{old} -> {new}]"

@@ -30,7 +30,8 @@ def whole(text: str) -> int:
 
 def _whole(text: str, least: int) -> int:
     if not text.isdecimal() or not least <= int(text) < 10**15:
-        raise argparse.ArgumentTypeError(f"must be a whole number from {least}, got {text!r}")
+        bound = "above 0" if least else "from 0"
+        raise argparse.ArgumentTypeError(f"must be a whole number {bound}, got {text!r}")
     return int(text)
 
 
@@ -63,7 +64,7 @@ def share(text: str) -> float:
     return value
 
 
-def names(known: tuple[str, ...]) -> Callable[[str], tuple[str, ...]]:
+def parts(known: tuple[str, ...]) -> Callable[[str], tuple[str, ...]]:
     """Some of `known`, between commas, in their own order."""
 
     def read(text: str) -> tuple[str, ...]:
@@ -71,7 +72,7 @@ def names(known: tuple[str, ...]) -> Callable[[str], tuple[str, ...]]:
         unknown = [name for name in given if name not in known]
         if unknown or not given:
             raise argparse.ArgumentTypeError(
-                f"got {unknown[0] if unknown else text!r}; write some of {','.join(known)}"
+                f"no part {(unknown or [text])[0]!r}; write some of {','.join(known)}"
             )
         return tuple(name for name in known if name in given)
 

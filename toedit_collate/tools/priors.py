@@ -11,7 +11,7 @@ from .errors import UnusableError, first_line
 def open_prior(
     name: str, *, dtype: Any = "auto", device: Any = None, quantization: Any = None,
     adapter: str | None = None, revision: str | None = None, compile: bool = False,  # noqa: A002
-    needs_tokenizer: bool = True, option: str = "--prior", aligned_to: Any = None,
+    needs_tokenizer: bool = True, said: str | None = None, aligned_to: Any = None,
 ) -> Any:  # fmt: skip
     """Load a prior; what is wrong is said in one line.
 
@@ -24,7 +24,7 @@ def open_prior(
         revision: on the hub.
         compile: by `torch.compile`.
         needs_tokenizer: raise where there is none beside it.
-        option: that named it, for messages.
+        said: how messages name it; None: as the option `--prior` does.
         aligned_to: tokenizer of a trainee, or the folder or hub id of one; see `Prior.aligned_to`.
 
     Returns:
@@ -33,6 +33,7 @@ def open_prior(
     Raises:
         UnusableError: it can't be loaded, or not be aligned.
     """
+    said = said or f"--prior {name}:"
     try:
         prior = Prior.from_pretrained(
             name, dtype=dtype, device=device, quantization=quantization, adapter=adapter,
@@ -40,26 +41,26 @@ def open_prior(
         )  # fmt: skip
     except Exception as error:  # of many kinds, by what is wrong with the files or the device
         raise UnusableError(
-            f"{option} {name}: can't be loaded ({first_line(error)}); name a folder with a causal "
+            f"{said} can't be loaded ({first_line(error)}); name a folder with a causal "
             "language model and its tokenizer, or one of the hub"
         ) from None
     if needs_tokenizer and prior.tokenizer is None:
         raise UnusableError(
-            f"{option} {name}: has no tokenizer beside it, by which special tokens are known; put "
+            f"{said} has no tokenizer beside it, by which special tokens are known; put "
             "it there: tokenizer.save_pretrained(FOLDER)"
         )
     if compile:
         prior.compile()
-    return prior if aligned_to is None else _aligned(prior, aligned_to, f"{option} {name}")
+    return prior if aligned_to is None else _aligned(prior, aligned_to, said)
 
 
-def _aligned(prior: Prior, tokenizer: Any, option: str) -> Any:
+def _aligned(prior: Prior, tokenizer: Any, said: str) -> Any:
     try:
         if isinstance(tokenizer, str):
             tokenizer = _tokenizer(tokenizer)
         return prior.aligned_to(tokenizer)
     except ValueError as error:
-        raise UnusableError(f"{option}: {error}") from None
+        raise UnusableError(f"{said} {error}") from None
 
 
 def _tokenizer(name: str) -> Any:

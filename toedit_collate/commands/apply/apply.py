@@ -14,6 +14,7 @@ from ...prior.prior import Prior
 from ...stores.cache import DecisionCache, Identity
 from ...stores.cache.block import DamagedCacheError
 from ...tools.datafiles import Data, open_data
+from ...tools.datafiles.tokens import check_first
 from ...tools.datafiles.writing import check_output, progress_bar
 from ...tools.errors import UnusableError
 from ...tools.files import whole
@@ -22,7 +23,7 @@ from .edit import Counts, EditedRows, Editor
 from .output import Output
 from .report import print_report
 from .settings import Settings
-from .windows import windows
+from .windows import Window, windows
 
 # The folder is as large as it must be: a training run without the prior needs all documents.
 _NO_LIMIT = 2**62
@@ -50,6 +51,7 @@ def apply(settings: Settings) -> int:
             )
         check_output(settings.output)
     data = open_data(settings.data, settings.split)
+    check_first(data)
     cache = None if settings.cache is None else _open_cache(settings.cache)
     prior = open_prior(settings.prior, **settings.prior_options)
     if cache is not None:
@@ -57,7 +59,7 @@ def apply(settings: Settings) -> int:
     editor = Editor(prior, settings.policy, cache, settings.batch_tokens)
     begin = time.monotonic()
     try:
-        with progress_bar(data) as bar:
+        with progress_bar(data, parts=settings.shard[1]) as bar:
             _go_through(data, prior, editor, settings, bar)
         editor.write()
     except KeyboardInterrupt:
@@ -97,11 +99,23 @@ def _edited(
         max_length=settings.max_length, assistant_only=settings.assistant_only,
     )  # fmt: skip
     for window in parts:
-        for edited in editor.edit(window):
-            yield edited
-            bar.update(len(edited.rows.rows))
-        speed = editor.counts.tokens / (time.monotonic() - begin)
-        bar.set_postfix_str(f"{speed:,.0f} tokens/s")
+        yield from editor.edit(window, _Progress(bar, window, editor.counts, begin))
+
+
+class _Progress:
+    """Moves a bar of rows with each batch that is scored: a window of them is long."""
+
+    def __init__(self, bar: Any, window: Window, counts: Counts, begin: float) -> None:
+        self._bar, self._counts, self._begin = bar, counts, begin
+        self._start, self._num_tokens, self._done = bar.n, len(window.tokens), 0
+        self._num_rows = sum(len(batch.rows) for batch in window.batches)
+
+    def __call__(self, num_tokens: int) -> None:
+        self._done += num_tokens
+        speed = self._counts.tokens / (time.monotonic() - self._begin)
+        self._bar.set_postfix_str(f"{speed:,.0f} tokens/s")
+        rows = self._num_rows * self._done // self._num_tokens
+        self._bar.update(self._start + rows - self._bar.n)
 
 
 def _open_cache(path: Path) -> DecisionCache:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -79,8 +80,12 @@ class Editor:
         self._batch_tokens = batch_tokens
         self._written_at = time.monotonic()
 
-    def edit(self, window: Window) -> list[EditedRows]:
+    def edit(self, window: Window, on_batch: Callable[[int], object]) -> list[EditedRows]:
         """Edit a window; returns its batches of rows, in order.
+
+        Args:
+            window: of the data.
+            on_batch: called after each batch that was scored, with the number of its tokens.
 
         Raises:
             UnusableError: the prior can't score it, or the cache can't be written.
@@ -95,6 +100,7 @@ class Editor:
                 edited[rows, result.source[rows, columns]] = result.input_ids[rows, columns]
             tokens[members] = edited[real].numpy()
             removed[members] = result.dropped[real].numpy()
+            on_batch(len(members))
         self.counts.rows += sum(len(batch.rows) for batch in window.batches)
         self.counts.rows_from_text += window.num_from_text
         if time.monotonic() - self._written_at > SECONDS_BETWEEN_WRITES:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 from typing import Any
 
@@ -59,10 +60,10 @@ def add_apply(commands: Any) -> None:
     parser.add_argument(
         "--shard",
         type=_shard,
-        default=(0, 1),
         metavar="I/N",
-        help="score the I-th of N parts of the data, counted from 0: start N processes, one for "
-        "each GPU, with one --cache; default: 0/1",
+        help="score the I-th of N equal parts of the data, counted from 0: start N processes, one "
+        "for each GPU, with one --cache; default: the process's own part under torchrun, "
+        "accelerate launch or srun (--output then gets -0000I-of-0000N in its name), else all",
     )
     add_prior(parser, required=True)
     add_policy(parser)
@@ -71,20 +72,26 @@ def add_apply(commands: Any) -> None:
 
 def _run(args: argparse.Namespace) -> int:
     from .apply import apply  # late: `toedit --help` needs none of it
+    from .parts import part_of_process
     from .settings import Settings
 
+    shard, output, device = args.shard, args.output, args.device
+    ours = None if shard is not None else part_of_process(os.environ)
+    if ours is not None:
+        shard, device = (ours.number, ours.count), device or ours.device()
+        output = output and output.with_stem(f"{output.stem}-{ours.number:05}-of-{ours.count:05}")
     return apply(
         Settings(
             prior=args.prior,
-            prior_options=prior_options(args),
+            prior_options={**prior_options(args), "device": device},
             data=args.data,
             split=args.split,
             cache=args.cache,
-            output=args.output,
+            output=output,
             batch_tokens=args.batch_tokens,
             max_length=args.max_length,
             assistant_only=args.assistant_only_loss,
-            shard=args.shard,
+            shard=shard or (0, 1),
             policy=policy_of(args),
         )
     )

@@ -89,8 +89,13 @@ def windows(
     """
     gathered: list[tuple[Batch, Documents, Array, int]] = []
     num_tokens = 0
-    for number, batch in enumerate(data.batches()):
-        if number % shard[1] != shard[0]:
+    num_read = 0
+    for whole in data.batches():
+        # Row by row in turn: the parts are of one size, and so are their documents on the whole.
+        mine = slice((shard[0] - num_read) % shard[1], None, shard[1])
+        batch = Batch(whole.rows[mine], whole.names[mine])
+        num_read += len(whole.rows)
+        if not batch.rows:
             continue
         # The rows as they were read are kept: which column was there matters when they are written.
         tokenized = Batch([dict(row) for row in batch.rows], batch.names)

@@ -73,7 +73,7 @@ def measure_edit(inputs: Inputs, policy: EditPolicy, *, pairs: int, compiled: bo
         uncompile(inputs.trunk)
     if TRUNK in times.out_of_memory:
         raise UnusableError(
-            f"--batch {inputs.setting.B}, --length {inputs.setting.T}: the bare trunk runs out of "
+            f"--batch {inputs.B}, --length {inputs.T}: the bare trunk runs out of "
             "memory; give a smaller --batch"
         )
     num_rounds, stats = len(times.seconds[TRUNK]), counted.stats
@@ -81,7 +81,7 @@ def measure_edit(inputs: Inputs, policy: EditPolicy, *, pairs: int, compiled: bo
         "edit",
         f"Time of the edit of {inputs.size} / time of the bare trunk",
         COLUMNS,
-        rows=time_rows(times, TRUNK, inputs.setting.target),
+        rows=time_rows(times, TRUNK),
         notes=[
             f"Medians of {num_rounds} rounds; in each, every variant runs once, in another order, "
             "and its time is divided by the trunk's of the same round.",
@@ -95,17 +95,17 @@ def measure_edit(inputs: Inputs, policy: EditPolicy, *, pairs: int, compiled: bo
         section.rows.append(plain_left_out(inputs))
     if {PLAIN, OURS} <= times.seconds.keys():
         figures = _ratio(times.ratios(PLAIN, OURS))
-        section.rows.append(Row("plain / ours", figures, inputs.setting.target("plain / ours")))
+        section.rows.append(Row("plain / ours", figures))
     return section
 
 
-def time_rows(times: Comparison, baseline: str, target: Callable[[str], str]) -> list[Row]:
+def time_rows(times: Comparison, baseline: str) -> list[Row]:
     """A row for each variant: ratio to the baseline, milliseconds, and all that was measured."""
     rows = []
     for name, seconds in times.seconds.items():
         figures = _ratio(times.ratios(name, baseline))
         figures |= {"ms": times.milliseconds(name), "all_ms": [1000 * s for s in seconds]}
-        rows.append(Row(name, figures, target(name)))
+        rows.append(Row(name, figures))
     return rows + [Row(name, text="out of memory") for name in times.out_of_memory]
 
 

@@ -28,7 +28,7 @@ _TILE_ELEMENTS = 2**24
 
 def measure_head(inputs: Inputs, policy: EditPolicy, *, pairs: int) -> Section:
     """Time several ways to the same numbers, and say how far each is from float32."""
-    B, T = inputs.setting.B, inputs.setting.T
+    B, T = inputs.B, inputs.T
     hidden, ids = scored_states(inputs, policy, most=B * (T - 1))
     ways = _ways(inputs, policy, hidden, ids)
     times = compare(

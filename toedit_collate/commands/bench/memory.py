@@ -65,8 +65,7 @@ def measure_memory(inputs: Inputs, policy: EditPolicy) -> Section:
                 bare = peak
                 section.rows.append(Row(name, {"peak_mib": peak}))
                 continue
-            target = inputs.setting.target("memory ours") if name == OURS else ""
-            section.rows.append(Row(name, {"peak_mib": peak, "extra_mib": peak - bare}, target))
+            section.rows.append(Row(name, {"peak_mib": peak, "extra_mib": peak - bare}))
     if PLAIN not in functions:
         section.rows.append(plain_left_out(inputs))
     return section

@@ -7,7 +7,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from ...tools.options import DATA_HELP
+from ...tools.options import DATA_HELP, parts, positive, seed
 from .parts import PARTS
 
 SHAPE_NAMES = ("llama3-8b", "olmo-1b", "qwen2.5-0.5b", "tiny")
@@ -56,11 +56,11 @@ def _add_inputs(parser: Any) -> None:
         help=f"text for it: {DATA_HELP}",
     )
     parser.add_argument(
-        "--batch", type=_whole, default=8, metavar="N", help="rows; default: %(default)s"
+        "--batch", type=positive, default=8, metavar="N", help="rows; default: %(default)s"
     )
     parser.add_argument(
         "--length",
-        type=_whole,
+        type=positive,
         metavar="N",
         help="tokens of a row; default: 1024 for shapes on a GPU, else 512",
     )
@@ -74,13 +74,13 @@ def _add_inputs(parser: Any) -> None:
 def _add_measuring(parser: Any) -> None:
     parser.add_argument(
         "--parts",
-        type=_parts,
+        type=parts(PARTS),
         metavar="LIST",
         help=f"what to measure, of {','.join(PARTS)}; default: all that make sense here",
     )
     parser.add_argument(
         "--pairs",
-        type=_whole,
+        type=positive,
         default=11,
         metavar="N",
         help="how often each variant is timed; fewer, but at least 5, where that takes long; "
@@ -97,14 +97,14 @@ def _add_measuring(parser: Any) -> None:
         help="for the part agreement, with --prior: 8bit, 4bit, ... (as in Prior.from_pretrained)",
     )
     parser.add_argument(
-        "--train-batch", type=_whole, metavar="N", help="rows of a training step; default: 8 on a "
-        "GPU, 2 on a CPU",
+        "--train-batch", type=positive, metavar="N", help="rows of a training step; default: 8 on "
+        "a GPU, 2 on a CPU",
     )  # fmt: skip
     parser.add_argument(
-        "--train-length", type=_whole, metavar="N", help="tokens of its rows; default: those of "
+        "--train-length", type=positive, metavar="N", help="tokens of its rows; default: those of "
         "--length on a GPU, at most 256 on a CPU",
     )  # fmt: skip
-    parser.add_argument("--seed", type=_seed, default=0, help="of everything; default: %(default)s")
+    parser.add_argument("--seed", type=seed, default=0, help="of everything; default: %(default)s")
 
 
 def _run(args: argparse.Namespace) -> None:
@@ -125,27 +125,5 @@ def _command(args: argparse.Namespace) -> str:
     return shlex.join(words)
 
 
-def _whole(text: str) -> int:
-    if not text.isdecimal() or not 0 < int(text) < 10**6:
-        raise argparse.ArgumentTypeError(f"must be a whole number above 0, got {text!r}")
-    return int(text)
-
-
-def _seed(text: str) -> int:
-    if not text.isdecimal() or int(text) >= 2**32:
-        raise argparse.ArgumentTypeError(f"must be a whole number in [0, 2**32), got {text!r}")
-    return int(text)
-
-
 def _names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())
-
-
-def _parts(text: str) -> tuple[str, ...]:
-    names = _names(text)
-    unknown = [name for name in names if name not in PARTS]
-    if unknown or not names:
-        raise argparse.ArgumentTypeError(
-            f"no part {unknown[0] if unknown else text!r}; write some of {','.join(PARTS)}"
-        )
-    return tuple(part for part in PARTS if part in names)

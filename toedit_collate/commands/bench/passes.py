@@ -46,7 +46,7 @@ def plain_left_out(inputs: Inputs) -> Row:
 
 
 def _plain_bytes(inputs: Inputs) -> int:
-    B, T = inputs.setting.B, inputs.setting.T
+    B, T = inputs.B, inputs.T
     return plain_bytes(B, T, inputs.prior.vocab_size, inputs.trunk.dtype)
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -14,6 +12,7 @@ import torch
 from ... import __version__
 from ...policy import EditPolicy
 from ...tools.errors import UnusableError, first_line, quiet
+from ...tools.files import as_json, write_json
 from ...tools.measuring.inputs import Inputs, Source, open_source
 from ...tools.measuring.machine import machine_facts
 from ...tools.measuring.threads import fastest_threads
@@ -67,8 +66,10 @@ def run_bench(args: argparse.Namespace, command: str) -> None:
                 print(format_section(section), flush=True)
     if args.json is not None:
         record = {"facts": facts, "parts": {s.name: s.record() for s in sections}}
-        text = json.dumps(record, indent=1) + "\n"
-        _write(args.json, text)
+        if aloud:
+            write_json(Path(args.json), record, "--json")
+        else:
+            print(as_json(record))
     if args.plot is not None:
         from .plot import draw
 
@@ -164,13 +165,3 @@ def _check_outputs(args: argparse.Namespace) -> None:
             raise UnusableError(
                 f"--{name} {path}: there is no folder {Path(path).parent}; make it first"
             )
-
-
-def _write(path: str, text: str) -> None:
-    if path == "-":
-        sys.stdout.write(text)
-        return
-    try:
-        Path(path).write_text(text)
-    except OSError as error:
-        raise UnusableError(f"--json {path}: can't be written ({error.strerror})") from None

@@ -23,7 +23,6 @@ class Row:
 
     name: str
     figures: dict[str, Any] = field(default_factory=dict)
-    target: str = ""
     text: str = ""
 
 
@@ -34,7 +33,7 @@ class Section:
     Attributes:
         name: of the part, as `--parts` has it.
         title: one line.
-        columns: between the rows' names and their targets.
+        columns: of figures, behind the rows' names.
         rows: the first column of the table is their names.
         notes: printed below.
         figures: those that stand in notes only, for JSON.
@@ -53,7 +52,6 @@ class Section:
             {
                 "name": row.name,
                 **row.figures,
-                **({"target": row.target} if row.target else {}),
                 **({"text": row.text} if row.text else {}),
             }
             for row in self.rows
@@ -65,9 +63,8 @@ def format_section(section: Section) -> str:
     """A section as text: title, table, notes."""
     lines = ["", section.title, "-" * len(section.title)]
     if section.rows:
-        has_targets = any(row.target for row in section.rows)
-        header = ["", *(c.header for c in section.columns), *(["target"] if has_targets else [])]
-        cells = [header, *(_cells(row, section.columns, has_targets) for row in section.rows)]
+        header = ["", *(c.header for c in section.columns)]
+        cells = [header, *(_cells(row, section.columns) for row in section.rows)]
         widths = [max(len(line[i]) for line in cells) for i in range(len(header))]
         for row, line in zip([None, *section.rows], cells, strict=True):
             if row is not None and row.text and not row.figures:
@@ -80,14 +77,14 @@ def format_section(section: Section) -> str:
     return "\n".join(lines)
 
 
-def _cells(row: Row, columns: list[Column], has_targets: bool) -> list[str]:
+def _cells(row: Row, columns: list[Column]) -> list[str]:
     cells = [row.name]
     for column in columns:
         try:
             cells.append(column.template.format(**row.figures))
         except (KeyError, TypeError, ValueError):  # no such figure in this row
             cells.append("")
-    return cells + ([row.target] if has_targets else [])
+    return cells
 
 
 def format_head(facts: dict[str, str]) -> str:

@@ -16,7 +16,6 @@ from ...prior.prior import Prior
 from ...stores.cache import DecisionCache
 from ...tools.measuring.inputs import Inputs
 from ...tools.measuring.machine import available_bytes, free_memory, gib, is_out_of_memory
-from ...tools.measuring.targets import step_target
 from ...tools.measuring.timing import Comparison, Quartiles, Variant, compare
 from ...training.collator import ToEditCollator
 from .edit import COLUMNS
@@ -96,7 +95,7 @@ def _measure_steps(
         }
         if step in peaks:
             figures["extra_mib"] = peaks[step] - peaks[_PLAIN]
-        rows.append(Row(f"{name}, {step}", figures, step_target(f"{name}, {step}")))
+        rows.append(Row(f"{name}, {step}", figures))
     return rows
 
 

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from ...tools.errors import UnusableError
+from ...tools.options import number_above_0, positive, seed
 
-DEFAULT_SECONDS = 60.0
+DEFAULT_SECONDS = 180.0
+DEFAULT_STEPS = 500
 
 
 def add_demo(commands: Any) -> None:
@@ -40,14 +42,20 @@ def add_demo(commands: Any) -> None:
         "which changes some twenty times more tokens; default: %(default)s",
     )
     parser.add_argument(
-        "--seconds",
-        type=_positive(float),
-        help=f"time limit for making the prior; default: {DEFAULT_SECONDS:g}",
+        "--prior-steps",
+        type=positive,
+        metavar="N",
+        help=f"of making the prior; default: {DEFAULT_STEPS}",
     )
     parser.add_argument(
-        "--steps", type=_positive(int), default=30, help="of each LoRA run; default: %(default)s"
+        "--seconds",
+        type=number_above_0,
+        help=f"time limit for that: fewer steps then; default: {DEFAULT_SECONDS:g}",
     )
-    parser.add_argument("--seed", type=_seed, default=0, help="of everything; default: %(default)s")
+    parser.add_argument(
+        "--steps", type=positive, default=30, help="of each LoRA run; default: %(default)s"
+    )
+    parser.add_argument("--seed", type=seed, default=0, help="of everything; default: %(default)s")
     parser.add_argument(
         "--output", type=Path, metavar="DIR", help="save the prior that was made, for --prior"
     )
@@ -69,6 +77,7 @@ def _run(args: argparse.Namespace) -> None:
             prior=args.prior,
             data=args.data,
             policy=args.policy,
+            prior_steps=args.prior_steps or DEFAULT_STEPS,
             seconds=args.seconds or DEFAULT_SECONDS,
             steps=args.steps,
             seed=args.seed,
@@ -79,12 +88,12 @@ def _run(args: argparse.Namespace) -> None:
 
 
 def _check_together(args: argparse.Namespace) -> None:
-    for name in ("seconds", "output"):
+    for name in ("prior_steps", "seconds", "output"):
         value = getattr(args, name)
         if args.prior is not None and value is not None:
             raise UnusableError(
-                f"--{name} {value} is for making a prior, and --prior {args.prior} gives one; "
-                "leave one of them out"
+                f"--{name.replace('_', '-')} {value} is for making a prior, and --prior "
+                f"{args.prior} gives one; leave one of them out"
             )
 
 
@@ -92,23 +101,3 @@ def _use_color(choice: str) -> bool:
     if choice == "auto":
         return sys.stdout.isatty() and not os.environ.get("NO_COLOR")
     return choice == "always"
-
-
-def _positive(kind: type) -> Any:
-    def parse(text: str) -> Any:
-        try:
-            value = kind(text)
-        except ValueError:
-            value = 0
-        if not 0 < value < 1e9:
-            raise argparse.ArgumentTypeError(f"must be a number above 0, got {text!r}")
-        return value
-
-    return parse
-
-
-def _seed(text: str) -> int:
-    # numpy, which the Trainer seeds too, takes no more than 32 bits.
-    if not text.isdecimal() or int(text) >= 2**32:
-        raise argparse.ArgumentTypeError(f"must be a whole number in [0, 2**32), got {text!r}")
-    return int(text)

@@ -9,7 +9,7 @@ from typing import Any, cast
 from ...policy import EditPolicy
 from ...prior.prior import Prior
 from ...tools.demo_model.corpus import read_corpus
-from ...tools.demo_model.pretrain import make_prior
+from ...tools.demo_model.pretrain import make_prior, perplexity
 from ...tools.demo_model.topics import Corpus, enough_examples, plain_text, python_topics
 from ...tools.errors import UnusableError
 from ...tools.measuring.threads import fastest_threads
@@ -25,6 +25,7 @@ class Settings:
     prior: str | None
     data: str | None
     policy: str
+    prior_steps: int
     seconds: float
     steps: int
     seed: int
@@ -85,6 +86,7 @@ def _show_prior(settings: Settings, corpus: Corpus) -> Prior:
     else:
         result = make_prior(
             [plain_text(example) for example in corpus.train],
+            steps=settings.prior_steps,
             seconds=settings.seconds,
             seed=settings.seed,
         )
@@ -93,11 +95,18 @@ def _show_prior(settings: Settings, corpus: Corpus) -> Prior:
             f"made from that text in {result.seconds:.0f} s "
             f"({result.num_steps} steps, {result.num_tokens:,} tokens)"
         )
+        if not result.is_whole:
+            print(
+                f"The time was up after {result.num_steps} of {settings.prior_steps} steps: this "
+                f"prior is weaker than it should be; --seconds {2 * settings.seconds:g} gives more."
+            )
     num_weights = sum(p.numel() for p in prior.model.parameters()) / 1e6
     print(
         f"Prior: {type(prior.model).__name__}, {num_weights:.1f} M weights, "
         f"{prior.vocab_size:,} ids, {made}"
     )
+    held_out = [plain_text(example) for example in corpus.held_out]
+    print(f"Its perplexity on the held-out documents: {perplexity(prior, held_out):.1f} per token")
     print(f"Documents are cut at {max_length(prior)} tokens.")
     if settings.output is not None:
         cast(Any, prior.model).save_pretrained(settings.output)

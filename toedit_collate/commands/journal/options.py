@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from ...tools.options import DATA_HELP
+from ...tools.options import DATA_HELP, whole
 
 _DATA = (
     f"the source data: {DATA_HELP}. Best is what was trained on, saved by "
@@ -42,7 +42,7 @@ def _add_show(actions: Any) -> None:
     _add_tokenizer(parser, "to show changed tokens as text")
     parser.add_argument(
         "--limit",
-        type=_whole,
+        type=whole,
         default=20,
         metavar="N",
         help="how many changes to show; default: %(default)s",
@@ -100,7 +100,7 @@ def _add_bench(actions: Any) -> None:
     )
     parser.add_argument(
         "--tokens",
-        type=_whole,
+        type=whole,
         default=20_000_000,
         metavar="N",
         help="of the synthetic documents; default: %(default)s",
@@ -122,7 +122,7 @@ def _add_action(actions: Any, name: str, summary: str, description: str) -> Any:
 
 
 def _add_generation(parser: Any, meaning: str) -> None:
-    parser.add_argument("--generation", type=_whole, metavar="N", help=meaning)
+    parser.add_argument("--generation", type=whole, metavar="N", help=meaning)
 
 
 def _add_tokenizer(parser: Any, meaning: str) -> None:
@@ -131,12 +131,6 @@ def _add_tokenizer(parser: Any, meaning: str) -> None:
 
 def _add_split(parser: Any) -> None:
     parser.add_argument("--split", metavar="NAME", help="of a folder that holds several")
-
-
-def _whole(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"must be a whole number from 0, got {text!r}")
-    return int(text)
 
 
 # Late imports: `toedit --help` needs none of this.

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from ...policy import PRESETS
-from ...tools.errors import UnusableError, first_line
-from ...tools.fields import read_fields
+from ...runs.arguments import DataArguments, EditArguments, RunArguments
+from ...runs.parse import check_names
+from ...tools.errors import UnusableError
+from ...tools.fields import read_fields, read_yaml
+from ...tools.options import QUANTIZATIONS
+from ...tools.recipes import fields_of_recipes
 
 _DTYPES = ("float32", "bfloat16", "float16", "auto")
-_QUANTIZATIONS = ("8bit", "4bit", "int8", "fp8")
 _ON, _OFF = ("true", "yes", "1"), ("false", "no", "0")
 
 
 @dataclass(frozen=True)
 class Lora:
-    """LoRA, as TRL's `ModelConfig` names it; its defaults."""
+    """LoRA, as TRL's `ModelConfig` names it."""
 
     rank: int
     targets: str | tuple[str, ...] | None
@@ -28,7 +32,7 @@ class Lora:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """A recipe's config, as far as it matters here; defaults are those of TRL 1.16.
+    """A recipe's config, as far as it matters here; defaults are those of TRL.
 
     Attributes:
         model: folder or hub id of the trainee.
@@ -92,32 +96,24 @@ def read_values(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
         overrides: `--field value ...`, as the recipes take them.
 
     Raises:
-        UnusableError: the file can't be read or is no mapping, or an override has no name.
+        UnusableError: the file can't be read or is no mapping, or a field is unknown.
     """
-    return {**read_mapping(path, "--config"), **read_fields(overrides)}
-
-
-def read_mapping(path: Path, option: str) -> dict[str, Any]:
-    """A YAML file that holds a mapping.
-
-    Raises:
-        UnusableError: it can't be read, or holds something else.
-    """
-    import yaml
-
-    try:
-        values = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise UnusableError(f"{option} {path}: can't be read ({error.strerror})") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        line = first_line(error)
-        raise UnusableError(f"{option} {path}: is not YAML ({line})") from None
-    if not isinstance(values, dict):
-        raise UnusableError(
-            f"{option} {path}: must be a mapping (lines `field: value`), got "
-            f"{type(values).__name__}"
-        )
+    values = {**read_yaml(path, "--config"), **read_fields(overrides)}
+    check_names(values, {*_fields(), *fields_of_recipes(), "env"})
     return values
+
+
+@cache
+def _fields() -> dict[str, Any]:
+    """The defaults of all fields that recipes have, by name; those of TRL are its own."""
+    try:
+        from trl import ModelConfig, SFTConfig
+    except ImportError:
+        raise UnusableError(
+            'the plan reads the defaults of TRL; pip install "toedit_collate[recipes]"'
+        ) from None
+    classes = (SFTConfig, ModelConfig, RunArguments, DataArguments, EditArguments)
+    return {one.name: one.default for kind in classes for one in fields(kind) if one.init}
 
 
 def make_config(values: dict[str, Any]) -> RunConfig:
@@ -132,42 +128,42 @@ def make_config(values: dict[str, Any]) -> RunConfig:
             "the config names no model; set model_name_or_path, or config_name to train from "
             "scratch, to a folder or a hub id"
         )
-    lora = _lora(values) if _flag(values, "use_peft", False) else None
-    fp16 = _flag(values, "fp16", False)
+    lora = _lora(values) if _flag(values, "use_peft") else None
+    fp16 = _flag(values, "fp16")
     overrides = values.get("config_overrides") or {}
     if not isinstance(overrides, dict):
         raise UnusableError(f"config_overrides must be a mapping, got {overrides!r}")
-    policy = _one_of(values, "edit_policy", (*PRESETS, "none"), "paper")
+    policy = _one_of(values, "edit_policy", (*PRESETS, "none"))
     prior = None if policy == "none" else str(values.get("prior") or "shared")
     if prior == "shared" and lora is None:
         raise UnusableError(
             "prior is 'shared', the frozen base of a LoRA trainee, and this run trains all "
             "weights; name a prior by its folder or hub id, or set use_peft: true"
         )
-    steps = _number(values, "max_steps", -1, least=-1)
+    steps = _number(values, "max_steps", least=-1)
     return RunConfig(
         model=model,
         from_scratch="config_name" in values,
         config_overrides=overrides,
-        dtype=_one_of(values, "dtype", _DTYPES, "float32"),
+        dtype=_one_of(values, "dtype", _DTYPES),
         autocast=fp16 or _flag(values, "bf16", not fp16),
         quantization=_quantization(values),
         attention=values.get("attn_implementation"),
-        B=_whole(values, "per_device_train_batch_size", 8),
-        T=_whole(values, "max_length", 1024),
-        accumulation=_whole(values, "gradient_accumulation_steps", 1),
+        B=_whole(values, "per_device_train_batch_size"),
+        T=_whole(values, "max_length"),
+        accumulation=_whole(values, "gradient_accumulation_steps"),
         packing=_packing(values),
-        checkpointing=_flag(values, "gradient_checkpointing", True),
-        fused_head=not _number(values, "label_smoothing_factor", 0.0),
-        optimizer=str(values.get("optim", "adamw_torch_fused")),
+        checkpointing=_flag(values, "gradient_checkpointing"),
+        fused_head=not _number(values, "label_smoothing_factor"),
+        optimizer=str(values.get("optim", _fields()["optim"])),
         max_steps=int(steps) if steps > 0 else None,
-        num_epochs=_number(values, "num_train_epochs", 3.0),
-        num_rows=_whole(values, "dataset_limit", None),
+        num_epochs=_number(values, "num_train_epochs"),
+        num_rows=_whole(values, "dataset_limit"),
         generations=_whole(values, "generations", 1),
         lora=lora,
         prior=prior,
-        prior_dtype=_one_of(values, "prior_dtype", _DTYPES, "auto"),
-        prior_quantization=_one_of(values, "prior_quantization", (None, *_QUANTIZATIONS), None),
+        prior_dtype=_one_of(values, "prior_dtype", _DTYPES),
+        prior_quantization=_one_of(values, "prior_quantization", (None, *QUANTIZATIONS)),
         decides_once=values.get("decision_cache") not in (None, False, "false", "False"),
         fsdp=values.get("fsdp") not in (None, False, "", [], "false", "False"),
     )
@@ -179,41 +175,41 @@ def _lora(values: dict[str, Any]) -> Lora:
         targets = targets[0] if len(targets) == 1 else tuple(targets)  # as TRL does
     saved = values.get("lora_modules_to_save") or ()
     return Lora(
-        rank=_whole(values, "lora_r", 16),
+        rank=_whole(values, "lora_r"),
         targets=targets,
         modules_to_save=(saved,) if isinstance(saved, str) else tuple(saved),
-        dropout=_number(values, "lora_dropout", 0.05),
+        dropout=_number(values, "lora_dropout"),
     )
 
 
 def _quantization(values: dict[str, Any]) -> str | None:
-    if _flag(values, "load_in_8bit", False):
+    if _flag(values, "load_in_8bit"):
         return "8bit"
-    if not _flag(values, "load_in_4bit", False):
+    if not _flag(values, "load_in_4bit"):
         return None
-    return "4bit nested" if _flag(values, "use_bnb_nested_quant", False) else "4bit"
+    return "4bit nested" if _flag(values, "use_bnb_nested_quant") else "4bit"
 
 
 def _packing(values: dict[str, Any]) -> str:
-    packs = _flag(values, "packing", False)
-    strategy = values.get("packing_strategy", "bfd")
+    packs = _flag(values, "packing")
+    strategy = values.get("packing_strategy", _fields()["packing_strategy"])
     if packs and strategy == "wrapped":
         return "wrapped"
-    return "free" if packs or _flag(values, "padding_free", False) else "none"
+    return "free" if packs or _flag(values, "padding_free") else "none"
 
 
-def _flag(values: dict[str, Any], name: str, default: bool) -> bool:
+def _flag(values: dict[str, Any], name: str, default: bool | None = None) -> bool:
     value = values.get(name)
     if value is None:
-        return default
+        return bool(_fields()[name] if default is None else default)
     text = str(value).lower()
     if text not in _ON + _OFF:
         raise UnusableError(f"{name} must be true or false, got {value!r}")
     return text in _ON
 
 
-def _number(values: dict[str, Any], name: str, default: float, *, least: float = 0.0) -> float:
-    value = values.get(name, default)
+def _number(values: dict[str, Any], name: str, *, least: float = 0.0) -> float:
+    value = values.get(name, _fields()[name])
     try:
         number = float(value)
     except (TypeError, ValueError):
@@ -223,21 +219,21 @@ def _number(values: dict[str, Any], name: str, default: float, *, least: float =
     return number
 
 
-def _whole(values: dict[str, Any], name: str, default: Any) -> Any:
+def _whole(values: dict[str, Any], name: str, default: int | None = None) -> Any:
     value = values.get(name)
     if value is None:
         if name in values and name == "max_length":
             raise UnusableError("max_length is null: rows of any length can't be planned; set it")
-        return default
+        return _fields()[name] if default is None else default
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise UnusableError(f"{name} must be a whole number from 1, got {value!r}")
     return value
 
 
-def _one_of(values: dict[str, Any], name: str, allowed: Sequence[Any], default: Any) -> Any:
-    value = values.get(name, default)
-    if value is None and default is not None:
-        return default
+def _one_of(values: dict[str, Any], name: str, allowed: Sequence[Any]) -> Any:
+    value = values.get(name)
+    if value is None:
+        return _fields()[name]
     if value not in allowed:
         names = ", ".join(str(one) for one in allowed if one is not None)
         raise UnusableError(f"{name} must be one of {names}, got {value!r}")

@@ -133,7 +133,8 @@ def _size(
     name: str, overrides: tuple[tuple[str, Any], ...], lora: Lora | None, field: str
 ) -> tuple[Parameters, Layers, str]:
     config = find_config(name, dict(overrides), field=field)
-    return count_parameters(config, lora), layers_of(config), dtype_name(config)
+    dtype = dtype_name(config)  # before a model is made of it, which sets its own
+    return count_parameters(config, lora), layers_of(config), dtype
 
 
 def _prior(run: RunConfig) -> PriorModel | None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...tools.errors import UnusableError
+from ...tools.files import write_text
 
 _PLACE = re.compile(r"# plan for:\s*(\d+) x ([\w.-]+)(?:, (\S+))?\s*")
 _DEFAULT = "h100"
@@ -74,10 +75,7 @@ def write_header(path: Path, lines: list[str]) -> None:
     fields = [number for number, line in enumerate(old) if line and not line.startswith("#")]
     at = min(ours, default=min(fields, default=len(old)))
     kept = [line for line in old[at:] if not re.match(r"# plan( for)?:", line)]
-    try:
-        path.write_text("\n".join([*old[:at], *lines, *kept]) + "\n")
-    except OSError as error:
-        raise UnusableError(f"--config {path}: can't be written ({error.strerror})") from None
+    write_text(path, "\n".join([*old[:at], *lines, *kept]) + "\n", "--config")
 
 
 def _lines(path: Path) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from .activations import (
@@ -244,5 +245,19 @@ def _edit_bytes(tokens: int, layers: Layers, how: Setting, prior: PriorModel | N
 
 def dtype_name(config: Any) -> str:
     """The dtype of a model's published weights."""
-    name = str(getattr(config, "dtype", None) or "float32").removeprefix("torch.")
+    name = str(getattr(config, "dtype", None) or _of_weights(config)).removeprefix("torch.")
     return name if name in DTYPE_BYTES else "float32"
+
+
+def _of_weights(config: Any) -> str:
+    """The dtype of the first weight in a folder, which transformers' "auto" takes, too."""
+    from safetensors import safe_open
+
+    folder = Path(getattr(config, "_name_or_path", "") or "none")
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(str(file), "pt") as weights:
+            for name in weights.keys():  # noqa: SIM118 - it is no dict
+                return {"BF16": "bfloat16", "F16": "float16"}.get(
+                    weights.get_slice(name).get_dtype(), "float32"
+                )
+    return "float32"

@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from ...tools.options import positive, share
+
 
 def add_plan(commands: Any) -> None:
     """Add `plan` to the subcommands of an argparse parser."""
@@ -29,14 +31,17 @@ def add_plan(commands: Any) -> None:
         help="the card, or cpu; default: what the config's own line '# plan for:' says, else h100",
     )
     parser.add_argument(
-        "--gpus", type=_whole, metavar="N", help="how many; default: likewise, else 1"
+        "--gpus", type=positive, metavar="N", help="how many; default: as that line says, else 1"
     )
     parser.add_argument(
-        "--accelerate", type=Path, metavar="FILE", help="config of accelerate; default: likewise"
+        "--accelerate",
+        type=Path,
+        metavar="FILE",
+        help="config of accelerate; default: as that line says",
     )
     parser.add_argument(
         "--mfu",
-        type=_share,
+        type=share,
         default=0.4,
         metavar="SHARE",
         help="of the card's peak that is reached, assumed; default: %(default)s",
@@ -50,7 +55,7 @@ def add_plan(commands: Any) -> None:
     )
     parser.add_argument(
         "--measure",
-        type=_whole,
+        type=positive,
         metavar="STEPS",
         help="also build the trainee with random weights on this machine, and measure STEPS steps",
     )
@@ -74,19 +79,3 @@ def _run(args: argparse.Namespace) -> None:
     from .run import run_plan  # late: `toedit --help` needs none of it
 
     run_plan(args)
-
-
-def _whole(text: str) -> int:
-    if not text.isdecimal() or not 0 < int(text) < 10**6:
-        raise argparse.ArgumentTypeError(f"must be a whole number above 0, got {text!r}")
-    return int(text)
-
-
-def _share(text: str) -> float:
-    try:
-        share = float(text)
-    except ValueError:
-        share = 0.0
-    if not 0 < share <= 1:
-        raise argparse.ArgumentTypeError(f"must be above 0 and at most 1, as in 0.4, got {text!r}")
-    return share

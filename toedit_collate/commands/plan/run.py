@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ...tools.errors import UnusableError, quiet
+from ...tools.errors import quiet
+from ...tools.files import as_json, write_json
 from .cards import find_card
 from .estimate import Estimate, estimate
 from .header import Place, place_line, read_place, write_header
@@ -71,11 +70,7 @@ def _measure(plan: Estimate, num_steps: int, *, aloud: bool) -> dict[str, Any]:
 
 
 def _write(path: str, figures: dict[str, Any]) -> None:
-    text = json.dumps(figures, indent=1) + "\n"
     if path == "-":
-        sys.stdout.write(text)
-        return
-    try:
-        Path(path).write_text(text)
-    except OSError as error:
-        raise UnusableError(f"--json {path}: can't be written ({error.strerror})") from None
+        print(as_json(figures))
+    else:
+        write_json(Path(path), figures, "--json")

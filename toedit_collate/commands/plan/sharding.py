@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ...tools.errors import UnusableError
-from .config import read_mapping
+from ...tools.fields import read_yaml
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def read_sharding(path: Path | None, gpus: int | None, *, fsdp: bool) -> Shardin
     if path is None:
         number = gpus or 1
         return Sharding("fsdp" if fsdp else "ddp" if number > 1 else "one", number)
-    values = read_mapping(path, "--accelerate")
+    values = read_yaml(path, "--accelerate")
     number = gpus or values.get("num_processes", 1)
     if not isinstance(number, int) or number < 1:
         raise UnusableError(

@@ -60,16 +60,9 @@ def tokenize(
     added: list[Array | None] = [None] * len(batch.rows)
     texts: list[int] = []
     for i, (row, name) in enumerate(zip(batch.rows, batch.names, strict=True)):
-        form = format_of(row)
+        form = check_format(data, row, name)
         if form == ("input_ids",):
             continue
-        if form is None:
-            raise data.error(
-                f"{name} has the columns {sorted(row)}, none of input_ids, text, messages, or "
-                f"prompt and completion: rename the columns, or {SAVE}"
-            )
-        values = [row[column] for column in form]
-        check_values(data, form, values, name)
         if tokenizer is None:
             raise data.error(
                 f"{name} has {' and '.join(form)} and no input_ids; add --tokenizer, which then "
@@ -194,6 +187,36 @@ def check_values(data: Data, form: tuple[str, ...], values: list[Any], name: str
             f"{' and '.join(form)} of {name} is neither text nor a list of messages with role and "
             f"content: {str(values)[:60]}; see TRL's dataset formats"
         )
+
+
+def check_first(data: Data) -> None:
+    """See that the first rows are of a format that is known, before minutes go into a model.
+
+    Raises:
+        UnusableError: they are not, or there are no rows.
+    """
+    first = next(data.batches(), None)
+    if first is None:
+        raise data.error("it holds no rows; check the path")
+    for row, name in zip(first.rows, first.names, strict=True):
+        check_format(data, row, name)
+
+
+def check_format(data: Data, row: Row, name: str) -> tuple[str, ...]:
+    """Which of `COLUMNS` a row has, which hold what they should.
+
+    Raises:
+        UnusableError: it has none of them.
+    """
+    form = format_of(row)
+    if form is None:
+        raise data.error(
+            f"{name} has the columns {sorted(row)}, none of input_ids, text, messages, or "
+            f"prompt and completion: rename the columns, or {SAVE}"
+        )
+    if form != ("input_ids",):
+        check_values(data, form, [row[column] for column in form], name)
+    return form
 
 
 def is_chat(value: Any) -> bool:

@@ -32,11 +32,12 @@ def check_output(output: Path) -> None:
         )
 
 
-def progress_bar(data: Data) -> Any:
-    """A bar that counts rows, on a terminal; nothing elsewhere."""
+def progress_bar(data: Data, parts: int = 1) -> Any:
+    """A bar that counts rows, those of one of `parts`, on a terminal; nothing elsewhere."""
     bar: Any = tqdm(unit=" rows", disable=None, leave=False)  # None: on a terminal only
     if not bar.disable:
-        bar.reset(data.count_rows())
+        total = data.count_rows()
+        bar.reset(None if total is None else total // parts)
     return bar
 
 

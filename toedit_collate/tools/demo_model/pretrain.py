@@ -1,4 +1,4 @@
-"""A tokenizer and a small prior, made from some text within a time limit."""
+"""A tokenizer and a small prior, made from some text in so many steps."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from .muon import Muon
 VOCAB_SIZE = 1024
 CONTEXT = 256
 BATCH_SIZE = 4
+NUM_STEPS = 500  # three quarters of a minute on two CPU cores
 # Of the Llama that is made, beside its vocabulary.
 SHAPE: dict[str, Any] = {
     "hidden_size": 128,
@@ -27,7 +28,7 @@ SHAPE: dict[str, Any] = {
     "max_position_embeddings": CONTEXT,
     "tie_word_embeddings": True,
 }
-_WARM_UP = 0.03  # share of the time
+_WARM_UP = 0.03  # share of the training
 _SPECIAL = ("<|bos|>", "<|eos|>", "<|pad|>")
 _CHAT_TEMPLATE = (
     "{% for m in messages %}{{ m['role'] + ':\\n' + m['content'] + '<|eos|>\\n' }}{% endfor %}"
@@ -37,16 +38,34 @@ _CHAT_TEMPLATE = (
 
 @dataclass(frozen=True)
 class MadePrior:
-    """A prior, and how it came about: `num_steps` of `num_tokens` tokens in `seconds`."""
+    """A prior, and how it came about.
+
+    Attributes:
+        prior: frozen.
+        num_steps: of training that were made.
+        num_tokens: that it saw in them.
+        seconds: that they took.
+        is_whole: all steps were made; False: the time was up before.
+    """
 
     prior: Prior
     num_steps: int
     num_tokens: int
     seconds: float
+    is_whole: bool
 
 
-def make_prior(texts: list[str], *, seconds: float, seed: int) -> MadePrior:
-    """Train a byte-level BPE tokenizer and a Llama on `texts`; a progress bar goes to stderr."""
+def make_prior(
+    texts: list[str], *, seed: int, steps: int = NUM_STEPS, seconds: float = math.inf
+) -> MadePrior:
+    """Train a byte-level BPE tokenizer and a Llama on `texts`; a progress bar goes to stderr.
+
+    Args:
+        texts: the documents.
+        seed: of weights and windows.
+        steps: how many to make.
+        seconds: end by then, annealed, even if fewer steps were made.
+    """
     torch.manual_seed(seed)
     tokenizer = make_tokenizer(texts)
     encoded = tokenizer(texts)["input_ids"]
@@ -55,13 +74,27 @@ def make_prior(texts: list[str], *, seconds: float, seed: int) -> MadePrior:
     model = _make_model(tokenizer)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     started = time.perf_counter()
-    num_steps = _train(model.to(device), stream, seconds)
+    num_steps = _train(model.to(device), stream, steps, seconds)
     return MadePrior(
         prior=Prior(model, tokenizer),
         num_steps=num_steps,
         num_tokens=num_steps * BATCH_SIZE * CONTEXT,
         seconds=time.perf_counter() - started,
+        is_whole=num_steps == steps,
     )
+
+
+@torch.no_grad()
+def perplexity(prior: Prior, texts: list[str]) -> float:
+    """Of a prior per token, each text scored on its own, up to the prior's positions."""
+    total, count = 0.0, 0
+    for ids in prior.tokenizer(texts, verbose=False)["input_ids"]:
+        row = torch.tensor([ids[: prior.max_length]], device=prior.device)
+        if row.shape[1] > 1:
+            loss = prior.model(input_ids=row, labels=row, use_cache=False).loss
+            total += float(loss) * (row.shape[1] - 1)
+            count += row.shape[1] - 1
+    return math.exp(total / max(count, 1))
 
 
 def make_tokenizer(texts: list[str]) -> Any:
@@ -103,20 +136,21 @@ def _make_model(tokenizer: Any) -> Any:
     return LlamaForCausalLM(config)
 
 
-def _train(model: Any, stream: Tensor, seconds: float) -> int:
-    """Train on random windows of `stream` until the time is up; returns the number of steps."""
+def _train(model: Any, stream: Tensor, steps: int, seconds: float) -> int:
+    """Train on random windows of `stream`; returns the number of steps that were made."""
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
     others = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
     optimizers = [Muon(matrices, lr=0.03), torch.optim.AdamW(others, lr=0.03, betas=(0.9, 0.95))]
     peaks = [optimizer.param_groups[0]["lr"] for optimizer in optimizers]
     length = min(CONTEXT, len(stream))
     model.train()
-    num_steps, started, done = 0, time.perf_counter(), 0.0
-    with tqdm(
-        total=100, desc="training the prior", unit="%", bar_format=_BAR, mininterval=1.0
-    ) as bar:
-        while done < 1:
-            # By the clock, not by the step: so that it ends annealed on any machine.
+    num_steps, started = 0, time.perf_counter()
+    with tqdm(total=steps, desc="training the prior", unit="step", mininterval=1.0) as bar:
+        while num_steps < steps:
+            # Where the time runs out first, by the clock: so that it ends annealed there, too.
+            done = max(num_steps / steps, (time.perf_counter() - started) / seconds)
+            if done >= 1:
+                break
             factor = min(1.0, done / _WARM_UP + 0.05, (1 - done) / (1 - _WARM_UP))
             for optimizer, peak in zip(optimizers, peaks, strict=True):
                 optimizer.param_groups[0]["lr"] = peak * factor
@@ -129,12 +163,8 @@ def _train(model: Any, stream: Tensor, seconds: float) -> int:
                 optimizer.step()
                 optimizer.zero_grad()
             num_steps += 1
-            before, done = done, min(1.0, (time.perf_counter() - started) / seconds)
-            bar.update(100 * (done - before))
+            bar.update()
             if num_steps % 10 == 0:
-                bar.set_postfix_str(f"step {num_steps}, perplexity {math.exp(loss.item()):.0f}")
+                bar.set_postfix_str(f"perplexity {math.exp(loss.item()):.0f}")
     model.zero_grad(set_to_none=True)
     return num_steps
-
-
-_BAR = "{desc}: {percentage:3.0f}%|{bar:30}| {elapsed}{postfix}"

@@ -17,7 +17,6 @@ from ..priors import open_prior
 from .calibrate import calibrated_states, shape_head, states_replaced, table_8_targets, zipf_ids
 from .rows import Batch, text_batches
 from .shapes import random_model
-from .targets import Setting
 
 NUM_BATCHES = 8  # of real text; of random weights there is one
 
@@ -30,13 +29,15 @@ class Inputs:
         prior: frozen.
         batches: on the CPU, as a DataLoader has them.
         states: (B, T, D) that stand in for those of the trunk, or None.
-        setting: for the project's targets.
+        B: rows of a batch.
+        T: tokens of a row, at most.
     """
 
     prior: Prior
     batches: list[Batch]
     states: Tensor | None
-    setting: Setting
+    B: int
+    T: int
 
     @property
     def trunk(self) -> Any:
@@ -51,7 +52,7 @@ class Inputs:
     @property
     def size(self) -> str:
         """Of a batch, as text."""
-        B, T = self.setting.B, self.setting.T
+        B, T = self.B, self.T
         return f"{B} x {T} tokens" if self.states is not None else f"{B} rows of up to {T} tokens"
 
     def batch(self, number: int) -> Batch:
@@ -98,8 +99,7 @@ class Source:
             batches = text_batches(self.prior, self.data, num=NUM_BATCHES, B=B, T=T, seed=self.seed)
         else:
             batches, states = self._calibrated(B, T)
-        setting = Setting(_known_as(self.shape, self.prior), self.prior.device.type, B, T)
-        return Inputs(self.prior, batches, states, setting)
+        return Inputs(self.prior, batches, states, B, T)
 
     def _calibrated(self, B: int, T: int) -> tuple[list[Batch], Tensor]:
         weight = self.prior.head.weight
@@ -137,10 +137,3 @@ def open_source(
         "arXiv:2412.14689, competitors: Zipf over ids, uneven by e^(3z), z normal"
     )
     return Source(Prior(model), name, shape, None, seed, direction)
-
-
-def _known_as(shape: str | None, prior: Prior) -> str:
-    if shape not in (None, "tiny"):
-        return str(shape)
-    num_weights = sum(p.numel() for p in prior.model.parameters())
-    return "10m" if 7e6 < num_weights < 14e6 else ""
