@@ -225,9 +225,11 @@ def counted():
         for name in ("logits", "logits_of"):
             method = getattr(Head, name)
             patch.setattr(Head, name, counting("logits", method, lambda _, out: out.numel()))
-        draw = switches.editing.draw_tokens
+        draw = switches.predictions.draw_tokens
         patch.setattr(
-            switches.editing, "draw_tokens", counting("drawn", draw, lambda args, _: len(args[2]))
+            switches.predictions,
+            "draw_tokens",
+            counting("drawn", draw, lambda args, _: len(args[2])),
         )
         yield counts
 

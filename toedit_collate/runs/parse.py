@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -46,8 +45,8 @@ def parse(
     parser: Any = TrlParser(list(classes), prog=prog, usage=usage)  # type: ignore[arg-type]
     try:
         asked = {} if {"-h", "--help"} & set(given) else given_values(given)
-        known = {one.name for kind in classes for one in dataclasses.fields(kind) if one.init}
-        check_names(asked, {*known, "env"})
+        known = {word.lstrip("-") for one in parser._actions for word in one.option_strings}
+        check_names(asked, {*known, "env"})  # a misspelt field is not told as a missing one
         parsed = parser.parse_args_and_config(list(given))
     except (OSError, TypeError, ValueError, UnusableError) as error:
         parser.error(first_line(error))
