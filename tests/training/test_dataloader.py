@@ -225,6 +225,30 @@ def test_epochs_of_an_accelerated_loop(tokenizer, expected, redraw, workers):
     assert (epochs[0] == epochs[1]) is (redraw == "never")
 
 
+def test_an_explicit_epoch_goes_before_that_of_an_accelerated_loader(tokenizer, expected):
+    """Whose count begins at 0 again in a run that goes on in a new process."""
+    second = ToEditCollator(make_prior(tokenizer), AGGRESSIVE)
+    loader = Accelerator(cpu=True).prepare(DataLoader(TEXTS, 2, collate_fn=second))
+    second.set_epoch(1)
+    found = edited_rows(loader)
+    assert found != expected
+    second.set_epoch(0)
+    assert edited_rows(loader) == expected
+    second.set_epoch(1)
+    assert edited_rows(loader) == found
+
+
+def test_an_explicit_epoch_is_not_for_a_trainer(tmp_path, tokenizer):
+    given = []
+    for tell in (lambda collator: None, lambda collator: collator.set_epoch(7)):
+        trainer, collator = make_trainer(tmp_path, tokenizer, way="collator", train=dataset(TEXTS))
+        tell(collator)
+        recorder = Recorder(trainer.model)
+        trainer.train()
+        given.append(recorder.given)
+    assert given[0] == given[1]
+
+
 @pytest.mark.parametrize("redraw", ["epoch", "never"])
 @pytest.mark.parametrize("way", ["collator", "callback", "attach"])
 def test_epochs_of_a_trainer(tmp_path, tokenizer, redraw, way):

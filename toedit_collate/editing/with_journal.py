@@ -26,8 +26,7 @@ class JournaledEdit:
 
     Attributes:
         final: the batch; `changed` and `dropped` are those of all generations so far.
-        edited: what was edited just now, a document to a row; None where the edits of all documents
-            were in the journal.
+        edited: what was edited just now; None where the edits of all documents were in the journal.
         num_replayed: tokens of documents whose edit was in the journal.
     """
 
