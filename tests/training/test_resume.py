@@ -98,8 +98,7 @@ class TestResumed:
         assert_went_on(resumed, expected, step, tmp_path)
         # The batches that are skipped cost no pass of the prior.
         assert before["passes"] + resumed["passes"] == expected["passes"]
-        if kind != "full, never":
-            assert resumed["generation"] > 2
+        assert resumed["generation"] >= {"full, never": 0}.get(kind, 3)
 
     @pytest.mark.parametrize("kind", ["full, epoch", pytest.param("shared, 3", marks=SLOW)])
     def test_without_a_journal(self, tmp_path, whole, kind):
