@@ -764,7 +764,11 @@ def test_a_whole_run_on_random_weights(tmp_path, monkeypatch):
         assert name in printed
     record = json.loads(path.read_text())
     parts = record["parts"]
-    assert list(parts) == ["edit", "head", "memory", "survivors", "agreement", "training"]
+    assert list(parts) == [
+        "edit", "head", "memory", "survivors", "agreement", "training", "journal"
+    ]  # fmt: skip
+    assert [row["length"] for row in parts["journal"]["rows"]] == [256, 512, 1024]
+    assert all(8 < row["bytes_per_document"] < 20 for row in parts["journal"]["rows"])
     ours = next(row for row in parts["edit"]["rows"] if row["name"] == "ours")
     assert len(ours["all_ms"]) == 5
     assert ours["low"] <= ours["ratio"] <= ours["high"]

@@ -796,6 +796,55 @@ def test_data_of_which_nothing_is_known(journal, tmp_path, capsys):
     assert re.search(r"none of its documents; .*tokenized, truncated or packed otherwise", error)
 
 
+# --- faults ---
+
+
+def test_a_full_disk_leaves_no_half_file(journal, tmp_path, capsys, monkeypatch):
+    data = write(tmp_path / "data.jsonl", [{"input_ids": FIRST}])
+    before = sorted(tmp_path.iterdir())
+
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(export_module, "write_lines", fail)
+    status, _, error = toedit(
+        capsys, "export", journal, "--data", data, "--output", tmp_path / "out.jsonl"
+    )
+    assert status == 2
+    assert re.search(r"--output .*out\.jsonl: .*No space", error)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_an_interrupt_leaves_no_half_file(journal, tmp_path, monkeypatch):
+    data = write(tmp_path / "data.jsonl", [{"input_ids": FIRST}])
+    before = sorted(tmp_path.iterdir())
+
+    def interrupted(_data, _rows, target):
+        target.write_text("half a li")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(export_module, "write_lines", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        export_module.export(
+            journal, str(data), tmp_path / "out.jsonl", generation=None, tokenizer=None,
+            with_text=False, split=None,
+        )  # fmt: skip
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: os.symlink(path, path)])
+def test_what_is_no_file_is_told(journal, capsys, make):
+    path = list_files(journal)[0].path
+    path.unlink()
+    make(path)
+    status, printed = verify(capsys, journal)
+    assert status == 1
+    assert re.search(rf"problem: journal file {path} is damaged: it (is no regular|can't)", printed)
+    status, _, error = toedit(capsys, "show", journal)
+    assert status == 2
+    assert "is damaged: it" in error
+
+
 # --- the command ---
 
 

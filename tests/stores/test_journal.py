@@ -704,6 +704,28 @@ class TestProcesses:
         with pytest.raises(ValueError, match="already holds generation 2"):
             record(journal, [5, 7], {1: 7})
 
+    def test_what_cannot_be_written_is_said_and_stays_in_memory(self, journal, monkeypatch):
+        def fail(_):
+            raise OSError(28, "No space left on device")
+
+        record(journal, [5, 6], {1: 7})
+        with monkeypatch.context() as patch:
+            patch.setattr(segments.os, "fsync", fail)
+            with pytest.raises(OSError, match=r"journal .* can't be written \(No space.*make room"):
+                journal.flush()
+        assert journal.replay([5, 6], 1) == [5, 7]
+        journal.flush()
+        assert again(journal).replay([5, 6], 1) == [5, 7]
+
+    def test_a_folder_that_cannot_be_made(self, caplog):
+        journal = Journal("/proc/no/journal")
+        record(journal, [5, 6], {1: 7})
+        with pytest.raises(OSError, match=r"the journal /proc/no/journal can't be written"):
+            journal.flush()
+        del journal
+        gc.collect()
+        assert "the last edits of 1 documents are not in the journal" in caplog.text
+
     def test_two_processes_do_not_write_one_file(self, journal):
         record(journal, [5, 6], {1: 7})
         journal.flush()

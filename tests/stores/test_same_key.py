@@ -11,6 +11,7 @@ from toedit_collate.stores.cache import DecisionCache, Identity
 from toedit_collate.stores.journal.keys import keys_of
 from toedit_collate.tokens.content import content_digests
 from toedit_collate.tokens.draws import document_keys, token_words
+from toedit_collate.tokens.token_batch import TokenBatch
 
 POLICY = EditPolicy(region="below", threshold=0.5, exclude_original=True, seed=3)
 VOCAB_SIZE = 64
@@ -38,6 +39,10 @@ def two_of_one_key(seed=0):
         lists = [paired(*pair, bits) for pair in zip(lists[::2], lists[1::2], strict=True)]
     (_, found) = lists[0]
     return fixed, np.concatenate([fixed[:1], found[0]])
+
+
+def batch_of(rows):
+    return TokenBatch.of(rows, None, None, None)
 
 
 def words_of(tokens, position):
@@ -102,9 +107,8 @@ def test_a_journal_gives_each_its_own(texts, prior, tmp_path):
     with Journal(tmp_path) as journal:
         for number in (0, 1, 0, 1):
             final = edit_with_journal(
-                prior, journal, texts[number, None], attention_mask=None, position_ids=None,
-                labels=None, policy=POLICY, step=0, num_sampled=0,
-            ).final  # fmt: skip
+                prior, journal, batch_of(texts[number, None]), policy=POLICY, step=0
+            ).final
             assert torch.equal(final.input_ids, expected[number])
         for text, edited in zip(texts, expected, strict=True):
             assert journal.replay(text.tolist(), 1) == edited[0].tolist()

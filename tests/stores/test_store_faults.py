@@ -16,6 +16,7 @@ from toedit_collate.stores.cache import DecisionCache
 from toedit_collate.stores.cache.block import DamagedCacheError
 from toedit_collate.stores.journal import journal as journal_module
 from toedit_collate.stores.journal.frames import DamagedJournalError
+from toedit_collate.tokens.token_batch import TokenBatch
 
 POLICY = EditPolicy(region="below", threshold=0.5, exclude_original=True)
 TEXTS = torch.randint(5, 64, (6, 40), generator=torch.Generator().manual_seed(0))
@@ -97,7 +98,7 @@ def slope(values):
     return np.polyfit(np.arange(len(values)), values, 1)[0]
 
 
-@pytest.mark.parametrize("num_batches", [60, pytest.param(5000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("num_batches", [60, pytest.param(3000, marks=pytest.mark.slow)])
 def test_memory_and_files_stay_flat(tmp_path, num_batches, capsys):
     """The same few documents over and over, written and read anew now and then."""
     prior = Prior(make_llama(vocab_size=64))
@@ -106,10 +107,8 @@ def test_memory_and_files_stay_flat(tmp_path, num_batches, capsys):
     for step in range(num_batches):
         batch = TEXTS[[step % 6, (step + 1) % 6]]
         edit_tokens(prior, batch, policy=POLICY, cache=cache, epoch=step)
-        edit_with_journal(
-            prior, journal, batch, attention_mask=None, position_ids=None, labels=None,
-            policy=POLICY, step=step, num_sampled=0,
-        )  # fmt: skip
+        source = TokenBatch.of(batch, None, None, None)
+        edit_with_journal(prior, journal, source, policy=POLICY, step=step)
         if step % 20 == 19:
             journal.close()
             journal.refresh()

@@ -1,3 +1,3 @@
 """The parts of the bench, in the order in which they are measured."""
 
-PARTS = ("edit", "head", "memory", "survivors", "agreement", "training")
+PARTS = ("edit", "head", "memory", "survivors", "agreement", "training", "journal")

@@ -20,6 +20,7 @@ from ...tools.measuring.timing import clock_of
 from .agreement import measure_agreement
 from .edit import measure_edit
 from .head_alone import measure_head
+from .journal import measure_journal
 from .memory import measure_memory
 from .parts import PARTS
 from .survivors import measure_survivors
@@ -98,6 +99,7 @@ def _measure(args: argparse.Namespace, source: Source) -> Iterator[Section]:
         "training": lambda: measure_training(
             _training_inputs(args, source, T), policy, pairs=args.pairs
         ),
+        "journal": measure_journal,
     }
     for number, part in enumerate(parts):
         section = measures[part]()

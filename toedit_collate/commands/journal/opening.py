@@ -54,6 +54,8 @@ def open_journal(path: Path) -> Journal:
             )
     except DamagedJournalError as error:
         raise UnusableError(f"{error}. `toedit journal verify {path}` checks all files") from None
+    except OSError as error:
+        raise UnusableError(f"PATH {path}: can't be read ({error})") from None
     return journal
 
 
