@@ -18,12 +18,15 @@ def documents_of(input_ids, attention_mask=None, position_ids=None):
     """The documents of a batch: for each, the list of (row, column) of its tokens."""
     documents = []
     for b in range(len(input_ids)):
-        previous = None
+        previous, number = None, None
         for t in range(len(input_ids[b])):
             if attention_mask is not None and attention_mask[b, t] == 0:
                 continue
-            continues = previous is not None and (
-                position_ids is None or position_ids[b, t] == previous + 1
+            before, number = number, None if attention_mask is None else int(attention_mask[b, t])
+            continues = (
+                previous is not None
+                and number == before
+                and (position_ids is None or position_ids[b, t] == previous + 1)
             )
             if not continues:
                 documents.append([])

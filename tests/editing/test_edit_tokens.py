@@ -118,6 +118,44 @@ def test_layouts_match_the_reference(prior, ids, layout, name):
     assert assert_same_edit(prior, POLICIES[name], **arguments).selected.any()
 
 
+def in_numbers(documents):
+    """Packed documents and padding behind them, told by the mask alone."""
+    ids = torch.cat([*documents, torch.full((3,), 2)]).unsqueeze(0)
+    numbers = [torch.full((len(d),), n) for n, d in enumerate(documents, 1)]
+    return {"input_ids": ids, "attention_mask": torch.cat([*numbers, torch.zeros(3)])[None].long()}
+
+
+def in_pairs(documents):
+    numbered = in_numbers(documents)
+    number = numbered["attention_mask"]
+    pairs = (number.unsqueeze(1) == number.unsqueeze(2)).tril() & (number != 0).unsqueeze(-1)
+    return {**numbered, "attention_mask": pairs.unsqueeze(1)}
+
+
+@pytest.mark.parametrize("told_by", [in_numbers, in_pairs])
+def test_masks_that_keep_documents_apart(prior, ids, told_by):
+    documents = [ids[0, :30], ids[1, :1], ids[2, :17]]
+    by_positions, _ = arrange(documents, "packed")
+    expected = edit_tokens(prior, policy=POLICIES["others"], **by_positions)
+    arguments = told_by(documents)
+    result = edit_tokens(prior, policy=POLICIES["others"], **arguments)
+    assert expected.changed.any()
+    assert torch.equal(result.input_ids[:, :48], expected.input_ids)
+    assert not result.scored[:, 48:].any()
+    assert result.attention_mask is arguments["attention_mask"]
+
+
+def test_numbers_of_documents_follow_when_tokens_are_removed(prior, ids):
+    policy = EditPolicy(threshold=0.6, drop_below=0.3, exclude_original=True)
+    arguments = in_numbers([ids[0, :30], ids[1, :20]])
+    result = assert_same_edit(prior, policy, **arguments)
+    kept = [(~result.dropped & (arguments["attention_mask"] == n)).sum().item() for n in (1, 2)]
+    assert [(result.attention_mask == n).sum().item() for n in (1, 2)] == kept
+    assert sum(kept) < 50
+    with pytest.raises(ValueError, match=r"drop_below.*four dimensions.*tell documents by"):
+        edit_tokens(prior, policy=policy, **in_pairs([ids[0, :30]]))
+
+
 @pytest.mark.parametrize(
     "implementation",
     ["eager", "sdpa", pytest.param("flex_attention", marks=pytest.mark.slow)],

@@ -38,7 +38,8 @@ def edit_tokens(
     Args:
         prior: scores the original tokens, in one forward pass of its trunk.
         input_ids: (B, T) int64, on any device.
-        attention_mask: (B, T), 1 at tokens and 0 at padding, on either side.
+        attention_mask: (B, T), 0 at padding, on either side, and elsewhere 1 or the number of the
+            document; or (B, 1, T, T), which pairs of tokens see each other.
         position_ids: (B, T) int64, restarting at 0 at each document of a packed row. Without
             them, a row is one document.
         labels: (B, T) int64, equal to `input_ids` or -100 ("no loss").

@@ -48,7 +48,9 @@ def check_shapes(
             continue
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{name} must be a torch tensor, got {type(tensor).__name__}")
-        if tensor.shape != input_ids.shape:
+        if name == "attention_mask" and tensor.dim() == 4:
+            _check_pairs(tensor, input_ids)
+        elif tensor.shape != input_ids.shape:
             raise ValueError(
                 f"{name} must have the shape of input_ids, {tuple(input_ids.shape)}, got "
                 f"{tuple(tensor.shape)}" + _MENDS[name]
@@ -57,40 +59,32 @@ def check_shapes(
         raise TypeError(f"labels must hold token ids or -100, got {labels.dtype}")
 
 
-def check_mask(attention_mask: Tensor | None, position_ids: Tensor | None = None) -> None:
-    """Raise unless a mask says for each token whether it is padding, which no document has inside.
-
-    Args:
-        attention_mask: (B, T), on the host; None: there is no padding.
-        position_ids: (B, T), on the host. Padding between two tokens is fine if these say that the
-            second follows the first, or begins a document.
-    """
-    if attention_mask is None:
-        return
-    if not ((attention_mask == 0) | (attention_mask == 1)).all():
+def _check_pairs(attention_mask: Tensor, input_ids: Tensor) -> None:
+    B, T = input_ids.shape
+    if attention_mask.shape != (B, 1, T, T):
         raise ValueError(
-            "attention_mask must be 0 at padding and 1 at tokens, got other values; mark the "
-            "documents of a packed row by position_ids that restart at 0"
+            f"attention_mask of four dimensions must have the shape (B, 1, T, T), {(B, 1, T, T)}, "
+            f"got {tuple(attention_mask.shape)}; give a mask of pairs for all rows, or a 2-D mask"
         )
-    row, column = attention_mask.nonzero(as_tuple=True)
-    gap = (row[1:] == row[:-1]) & (column[1:] > column[:-1] + 1)
-    if position_ids is not None and gap.any():
-        given = position_ids[row, column]
-        gap &= given[1:] > given[:-1] + 1
-    if gap.any():
-        at = int(gap.nonzero()[0])
+
+
+def check_mask(attention_mask: Tensor | None) -> None:
+    """Raise unless a (B, T) mask tells padding from tokens, and documents by whole numbers."""
+    if attention_mask is None or attention_mask.dtype == torch.bool:
+        return
+    wrong = attention_mask < 0
+    if attention_mask.is_floating_point():
+        wrong |= (attention_mask != 0) & (attention_mask != 1)
+    if wrong.any():
         raise ValueError(
-            f"attention_mask has a hole: row {int(row[at])}, column {int(column[at]) + 1} is 0 "
-            "between tokens of one document, which then can't be scored as it is trained on; "
-            "remove such tokens from the rows, or mark where the next document begins by "
-            "position_ids that restart at 0"
+            f"attention_mask must be 0 at padding, and at tokens 1 or the number of the document, "
+            f"got {attention_mask[wrong][0].item()}; numbers that are added to attention scores "
+            "are understood in a mask of the shape (B, 1, T, T)"
         )
 
 
 _MENDS = {
-    "attention_mask": (
-        "; documents of a packed row are told by position_ids, not by masks of more dimensions"
-    ),
+    "attention_mask": "; give (B, T), or a mask of pairs of tokens, (B, 1, T, T)",
     "position_ids": "; position_ids of several dimensions (vision models) are not supported",
     "labels": "; labels must stand at the tokens that they label, not shifted",
 }

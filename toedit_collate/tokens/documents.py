@@ -45,18 +45,25 @@ def find_documents(
 ) -> Documents:
     """Find the documents of a batch.
 
-    A document ends with its row, and where `position_ids` do not go up by one (the rule that
-    transformers uses for packed rows). Padding belongs to no document.
+    A document ends with its row, where `position_ids` do not go up by one (the rule that
+    transformers uses for packed rows), and where the numbers in `attention_mask` change. Padding
+    belongs to no document.
 
     Args:
         input_ids: (B, T) int64.
-        attention_mask: (B, T), 0 at padding; None: there is none.
+        attention_mask: (B, T), 0 at padding, and elsewhere 1 or the number of the document; None:
+            there is no padding.
         position_ids: (B, T) int64, restarting at each document; None: a document is a row.
+
+    Raises:
+        ValueError: padding stands inside a document.
 
     Example:
         >>> ids = torch.tensor([[7, 8, 9, 5, 6]])
         >>> find_documents(ids, None, torch.tensor([[0, 1, 2, 0, 1]])).lengths
         [3, 2]
+        >>> find_documents(ids, torch.tensor([[1, 1, 2, 2, 0]]), None).lengths
+        [2, 2]
     """
     B, T = input_ids.shape
     if attention_mask is None:
@@ -66,9 +73,19 @@ def find_documents(
     row = index // T
     first = np.ones(len(index), dtype=bool)
     np.not_equal(row[1:], row[:-1], out=first[1:])
+    apart = np.diff(index) > 1
+    if attention_mask is not None:
+        number = attention_mask.numpy().reshape(-1)[index]
+        first[1:] |= number[1:] != number[:-1]
+    inside = ~first[1:]
     if position_ids is not None:
         given = position_ids.numpy().reshape(-1)[index]
-        first[1:] |= given[1:] != given[:-1] + 1
+        continues = given[1:] == given[:-1] + 1
+        first[1:] |= ~continues
+        # Behind padding a document may begin; or the last one goes on as if there were none.
+        inside &= given[1:] > given[:-1] + 1
+    if (apart & inside).any():
+        _refuse_hole(int(index[1:][apart & inside][0]), T)
     document = first.cumsum() - 1
     start = first.nonzero()[0]
     position = np.arange(len(index)) - start[document]
@@ -80,3 +97,38 @@ def find_documents(
         start=torch.from_numpy(start),
         lengths=lengths,
     )
+
+
+def _refuse_hole(cell: int, T: int) -> None:
+    row, column = divmod(cell, T)
+    raise ValueError(
+        f"attention_mask has a hole: row {row}, column {column - 1} is 0 between tokens of one "
+        "document, which then can't be scored as it is trained on; remove such tokens from the "
+        "rows, or mark where the next document begins, by position_ids that restart at 0 or by "
+        "numbers in attention_mask (1, 1, 0, 2, 2)"
+    )
+
+
+def mask_of_pairs(attention_mask: Tensor) -> Tensor:
+    """The documents that a mask of pairs of tokens keeps apart, as numbers.
+
+    Args:
+        attention_mask: (B, 1, T, T), which tokens (columns) each token (row) may see: bool, 0 and
+            1, or numbers that are added to scores, of which 0 lets a token be seen.
+
+    Returns:
+        (B, T) int64 on its device: 0 for a token that does not see itself, which is padding, and
+        else the number of the document, which ends where a token does not see the one before.
+
+    Example:
+        >>> pairs = torch.ones(3, 3, dtype=torch.bool).tril()
+        >>> pairs[2, :2] = False
+        >>> mask_of_pairs(pairs[None, None])
+        tensor([[1, 1, 2]])
+    """
+    pairs = attention_mask[:, 0]
+    seen = pairs == 0 if pairs.is_floating_point() else pairs != 0
+    real = seen.diagonal(dim1=1, dim2=2)
+    begins = real.clone()
+    begins[:, 1:] &= ~seen.diagonal(offset=-1, dim1=1, dim2=2)
+    return begins.cumsum(1) * real

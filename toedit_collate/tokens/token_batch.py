@@ -14,7 +14,7 @@ from torch import Tensor
 from ..policy import Target
 from ..transfer import fetch, send
 from .checks import check_labels, check_mask, check_shapes
-from .documents import Documents, find_documents
+from .documents import Documents, find_documents, mask_of_pairs
 from .draws import Draws, Words, sum_words, token_uniforms, token_words
 from .removal import positions_left, shrink_rows
 from .result import EditResult
@@ -28,7 +28,7 @@ class TokenBatch:
 
     Attributes:
         input_ids: (B, T) int64.
-        mask: (B, T), 0 at padding, or None.
+        mask: (B, T), 0 at padding, 1 or the number of the document elsewhere; or None.
         labels: (B, T), or None.
         documents: of the batch; M tokens.
         tokens: (M,) int64, theirs.
@@ -60,14 +60,16 @@ class TokenBatch:
 
         Args:
             input_ids: (B, T) int64, on any device.
-            attention_mask: (B, T), 1 at tokens and 0 at padding; None: there is no padding.
+            attention_mask: (B, T), 0 at padding, and elsewhere 1 or the number of the document; or
+                (B, 1, T, T), which pairs of tokens see each other; None: there is no padding.
             position_ids: (B, T) int64, restarting at 0 at each document; None: a document is a row.
             labels: (B, T) int64, each -100 or the token at its place; None: there are none.
             home: where results are wanted; None: where `input_ids` are.
 
         Raises:
             TypeError: a tensor is of the wrong type.
-            ValueError: shapes differ; a label is neither -100 nor the token.
+            ValueError: shapes differ; a label is neither -100 nor the token; padding stands inside
+                a document.
 
         Example:
             >>> ids = torch.tensor([[5, 6, 7], [8, 9, 0]])
@@ -76,13 +78,16 @@ class TokenBatch:
             (tensor([5, 6, 7, 8, 9]), [3, 2])
         """
         check_shapes(input_ids, attention_mask, position_ids, labels)
-        given = [input_ids, attention_mask, position_ids, labels]
+        mask_2d = attention_mask
+        if attention_mask is not None and attention_mask.dim() == 4:
+            mask_2d = mask_of_pairs(attention_mask)
+        given = [input_ids, mask_2d, position_ids, labels]
         fetched = iter(fetch(*(tensor for tensor in given if tensor is not None)))
         ids, mask, positions, row_labels = (
             None if tensor is None else next(fetched) for tensor in given
         )
         assert ids is not None
-        check_mask(mask, positions)
+        check_mask(mask)
         check_labels(ids, row_labels, mask)
         ids = ids.to(torch.int64)
         documents = find_documents(ids, mask, positions)
@@ -147,6 +152,11 @@ class TokenBatch:
             pad_id: for rows that shrink.
             target: what carries the new tokens (`EditPolicy.target`).
         """
+        if dropped is not None and self.given_mask is not None and self.given_mask.dim() == 4:
+            raise ValueError(
+                "drop_below removes tokens, and attention_mask has four dimensions, which can't "
+                "follow; tell documents by position_ids, or by numbers in a (B, T) mask"
+            )
         cells = send(self.documents.index[where], self.home)
 
         def spread(values: Tensor, background: float) -> Tensor:
@@ -227,11 +237,11 @@ class TokenBatch:
             changed = (input_ids != self.input_ids) & (self.labels != -100)
             new_labels = torch.where(changed, input_ids.to(self.labels.dtype), self.labels)
             columns["labels"] = (new_labels, -100)
+        if self.mask is not None:
+            columns["attention_mask"] = (self.mask, 0)
         kept, real = shrink_rows(self.documents, dropped, columns, T)
         kept["input_ids"] = kept["tokens"] = kept["input_ids"].to(self.given_ids.dtype)
-        if self.mask is not None:
-            kept["attention_mask"] = real.to(self.mask.dtype)
-        elif self.given_positions is None and not real.all():
+        if self.mask is None and self.given_positions is None and not real.all():
             # Packed rows keep to position_ids (padding then is a document of one token at
             # position 0, as TRL has it): a 2-D mask beside them would hide their borders.
             kept["attention_mask"] = real.to(torch.int64)
