@@ -765,7 +765,7 @@ def test_a_whole_run_on_random_weights(tmp_path, monkeypatch):
     record = json.loads(path.read_text())
     parts = record["parts"]
     assert list(parts) == [
-        "edit", "head", "memory", "survivors", "agreement", "training", "journal"
+        "edit", "head", "memory", "host", "survivors", "agreement", "training", "journal"
     ]  # fmt: skip
     assert [row["length"] for row in parts["journal"]["rows"]] == [256, 512, 1024]
     assert all(8 < row["bytes_per_document"] < 20 for row in parts["journal"]["rows"])

@@ -1,3 +1,3 @@
 """The parts of the bench, in the order in which they are measured."""
 
-PARTS = ("edit", "head", "memory", "survivors", "agreement", "training", "journal")
+PARTS = ("edit", "head", "memory", "host", "survivors", "agreement", "training", "journal")

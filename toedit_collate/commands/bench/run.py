@@ -20,6 +20,7 @@ from ...tools.measuring.timing import clock_of
 from .agreement import measure_agreement
 from .edit import measure_edit
 from .head_alone import measure_head
+from .host import measure_host
 from .journal import measure_journal
 from .memory import measure_memory
 from .parts import PARTS
@@ -92,6 +93,7 @@ def _measure(args: argparse.Namespace, source: Source) -> Iterator[Section]:
         "edit": lambda: measure_edit(inputs, policy, pairs=args.pairs, compiled=args.compile),
         "head": lambda: measure_head(inputs, policy, pairs=args.pairs),
         "memory": lambda: measure_memory(inputs, policy),
+        "host": lambda: measure_host(inputs, policy),
         "survivors": lambda: measure_survivors(inputs, policy, seed=args.seed),
         "agreement": lambda: measure_agreement(
             inputs, policy, name=args.prior, quantizations=args.quantization
