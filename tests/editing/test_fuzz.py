@@ -16,6 +16,7 @@ from sameness import assert_same_edit
 
 from toedit_collate import DecisionCache, EditPolicy, Journal, Prior, edit_tokens
 from toedit_collate.editing.with_journal import edit_with_journal
+from toedit_collate.tokens.token_batch import TokenBatch
 
 PRIORS = {
     "with a tokenizer": Prior(make_llama(3), make_tokenizer()),
@@ -107,9 +108,10 @@ def check_journal(prior, policy, ids, arguments):
     with tempfile.TemporaryDirectory() as folder:
         journal = Journal(folder)
         for _ in range(2):  # edited, and replayed
-            done = edit_with_journal(
-                prior, journal, ids, policy=policy, step=0, num_sampled=0, **batch
+            source = TokenBatch.of(
+                ids, batch["attention_mask"], batch["position_ids"], batch["labels"]
             )
+            done = edit_with_journal(prior, journal, source, policy=policy, step=0)
             assert_same(done.final, plain, but=("selected",))
 
 

@@ -36,7 +36,7 @@ def test_a_hole_in_a_document_is_refused(mask, positions, column):
     ids = torch.ones(2, 5, dtype=torch.long)
     rows = torch.tensor([[1] * 5, mask])
     places = None if positions is None else torch.tensor([[0, 1, 2, 3, 4], positions])
-    with pytest.raises(ValueError, match=rf"has a hole: row 1, column {column}.*next document begins"):
+    with pytest.raises(ValueError, match=rf"has a hole: row 1, column {column}.*restart at 0"):
         find_documents(ids, rows, places)
 
 

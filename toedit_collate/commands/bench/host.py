@@ -68,7 +68,7 @@ def _batch(B: int, T: int, vocab_size: int, *, packed: bool, labelled: bool) -> 
     return batch
 
 
-def _host_work(inputs: Inputs, policy: EditPolicy, tensors: dict[str, Any], draws: Draws) -> None:
+def _host_work(inputs: Inputs, policy: EditPolicy, tensors: Any, draws: Draws) -> None:
     prior = inputs.prior
     given: dict[str, Any] = {
         "attention_mask": None,
