@@ -161,3 +161,14 @@ def test_rows_and_workers(tmp_path, tokenizer, way):
     trainer.train()
     assert reader.rows == HELD_OUT * 4
     assert_all_edited(recorder.rows(training=True))
+
+
+def test_with_the_collator_alone_a_callback_reads_its_own_loader_unedited(tmp_path, tokenizer):
+    """It reads inside of the Trainer's loop, and not from the loader that feeds it."""
+    reader = Reads(EVALUATIONS["a loader of one's own"])
+    trainer, collator, recorder = make(tmp_path, tokenizer, "collator", callbacks=[reader])
+    reader.trainer = trainer
+    trainer.train()
+    assert reader.rows == HELD_OUT * 4
+    assert_all_edited(recorder.rows(training=True))
+    assert collator.stats["batches"] == 4

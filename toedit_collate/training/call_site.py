@@ -67,7 +67,8 @@ def look_around() -> Surroundings:
             break
         elif name in _TRAINING and isinstance(owner, trainer_class):
             trainer = owner
-            evaluating = loader is not None and not _is_for_training(loader, trainer)
+            accelerated = loader_class + dispatcher_class
+            evaluating = not _is_for_training(loader, trainer, accelerated)
             break
         elif lightning_classes and isinstance(owner, lightning_classes):
             evaluating = not owner.training
@@ -139,14 +140,25 @@ def _is_known(trainer: Any) -> bool:
     return False
 
 
-def _is_for_training(loader: Any, trainer: Any) -> bool:
-    """Whether a loader that is read in training feeds it; a callback may read one for evaluation.
+def _is_for_training(loader: Any, trainer: Any, accelerated: tuple[Any, ...]) -> bool:
+    """Whether what is read in training comes from the loader that feeds it.
 
-    To resume, accelerate makes a loader of its own; but it has the same dataset.
+    A callback may read another one, for evaluation. To resume, accelerate makes a loader of its
+    own; but it has the same dataset.
+
+    Args:
+        loader: of accelerate, that is giving a batch; None: none is.
+        trainer: that trains.
+        accelerated: the classes of accelerate's loaders.
     """
     handler = trainer.callback_handler
+    feeding = handler.train_dataloader
+    if loader is None:
+        # Those move a batch to its device, so it is read, before they give it.
+        moves = isinstance(feeding, accelerated) and getattr(feeding, "device", None) is not None
+        return not moves
     evaluation = [*getattr(trainer, "_eval_dataloaders", {}).values(), handler.eval_dataloader]
     if any(loader is one for one in evaluation):
         return False
-    dataset = getattr(handler.train_dataloader, "dataset", None)
+    dataset = getattr(feeding, "dataset", None)
     return dataset is None or loader.dataset is dataset
