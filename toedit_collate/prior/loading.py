@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
@@ -12,6 +12,9 @@ from torch import nn
 from .sharding import without_zero3
 
 logger = logging.getLogger("toedit_collate")
+
+Quantization = Literal["8bit", "4bit", "int8", "fp8"]
+QUANTIZATIONS: tuple[str, ...] = get_args(Quantization)
 
 
 def load_model(

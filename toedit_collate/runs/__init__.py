@@ -1,4 +1,11 @@
-"""What the recipes have in common: arguments, data, runs, their comparison and their folders."""
+"""What the recipes have in common: arguments, data, runs, their comparison and their folders.
+
+Words:
+    run: one training, with what is measured after it, in a folder of its own.
+    variant: a policy that is compared with others; baseline: the run without editing.
+    report: what came of a run, as `metrics.json` has it.
+    held out: text that is never trained on nor edited, on which perplexity is measured.
+"""
 
 from ..tools.datafiles import load_rows
 from .arguments import DataArguments, EditArguments, RunArguments, as_mapping

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ..policy import OPTIONS, PRESETS, EditPolicy, Option, make_policy
+from ..prior.loading import Quantization
 from ..training.refresh import check_refresh
 
 PREFIX = "edit_"
@@ -55,7 +56,7 @@ class EditArguments(PolicyArguments):
     prior_dtype: str = field(
         default="auto", metadata={"help": "Of the prior's weights; auto: the checkpoint's."}
     )
-    prior_quantization: Literal["8bit", "4bit", "int8", "fp8"] | None = _optional(
+    prior_quantization: Quantization | None = _optional(
         "Quantize the prior: 8bit and 4bit by bitsandbytes, int8 and fp8 by torchao."
     )
     prior_adapter: str | None = _optional("A PEFT adapter to put on the prior.")

@@ -7,6 +7,9 @@ from torch import Tensor
 
 from .documents import Documents
 
+# Columns of rows and batches, beside ids, labels, mask and positions, with a value for each token.
+TOKEN_COLUMNS = ("token_type_ids", "completion_mask", "assistant_masks", "loss_mask")
+
 
 def shrink_rows(
     documents: Documents, dropped: Tensor, columns: dict[str, tuple[Tensor, int]], T: int

@@ -1,7 +1,4 @@
-"""Options that several commands have, and how argparse reads their values.
-
-Light to import: `toedit --help` needs neither torch nor transformers.
-"""
+"""Options that several commands have, and how argparse reads their values."""
 
 from __future__ import annotations
 
@@ -9,13 +6,14 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
+from ..prior.loading import QUANTIZATIONS
+
 DATA_HELP = (
     ".jsonl, .parquet, .csv (first line: column names), .txt (documents between blank lines), a "
     "folder of save_to_disk, or a hub dataset (id, id:config or id:config:split); with the column "
     "input_ids, text, messages, or prompt and completion"
 )
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-QUANTIZATIONS = ("8bit", "4bit", "int8", "fp8")
 
 
 def positive(text: str) -> int:

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..tokens.removal import TOKEN_COLUMNS
 from ..tokens.result import EditResult
 
 # Keys with a value for each token.
-_PER_TOKEN = {"token_type_ids", "completion_mask", "assistant_masks", "loss_mask"}
 _FOLLOWING = {
     "input_ids", "labels", "attention_mask", "position_ids", "seq_idx", "packed_seq_lengths",
     "length", *(f"{name}_{side}" for name in ("cu_seq_lens", "max_length") for side in "qk"),
@@ -64,7 +64,7 @@ def _with_new_lengths(
         if key in _FOLLOWING:
             continue
         is_tensor = isinstance(value, Tensor)
-        if is_tensor and key in _PER_TOKEN:
+        if is_tensor and key in TOKEN_COLUMNS:
             edited[key] = _kept(value, source)
         elif is_tensor and T > 1 and value.shape[:2] == (B, T):
             raise ValueError(

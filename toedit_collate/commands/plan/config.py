@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from ...policy import PRESETS
+from ...prior.loading import QUANTIZATIONS
 from ...runs.arguments import DataArguments, EditArguments, RunArguments
 from ...runs.parse import check_names
 from ...tools.errors import UnusableError
 from ...tools.fields import read_fields, read_yaml
-from ...tools.options import QUANTIZATIONS
+from ...tools.options import DTYPES
 from ...tools.recipes import fields_of_recipes
 
-_DTYPES = ("float32", "bfloat16", "float16", "auto")
 _ON, _OFF = ("true", "yes", "1"), ("false", "no", "0")
 
 
@@ -57,7 +57,7 @@ class RunConfig:
         lora: None: all weights are trained.
         prior: "shared", a folder or hub id; None: no editing.
         prior_dtype: "auto": the checkpoint's.
-        prior_quantization: "8bit", "4bit", "int8", "fp8" or None.
+        prior_quantization: one of `QUANTIZATIONS`, or None.
         decides_once: there is a decision cache: epochs after the first need no pass.
         fsdp: the config itself asks for FSDP.
     """
@@ -145,7 +145,7 @@ def make_config(values: dict[str, Any]) -> RunConfig:
         model=model,
         from_scratch="config_name" in values,
         config_overrides=overrides,
-        dtype=_one_of(values, "dtype", _DTYPES),
+        dtype=_one_of(values, "dtype", DTYPES),
         autocast=fp16 or _flag(values, "bf16", not fp16),
         quantization=_quantization(values),
         attention=values.get("attn_implementation"),
@@ -162,7 +162,7 @@ def make_config(values: dict[str, Any]) -> RunConfig:
         generations=_whole(values, "generations", 1),
         lora=lora,
         prior=prior,
-        prior_dtype=_one_of(values, "prior_dtype", _DTYPES),
+        prior_dtype=_one_of(values, "prior_dtype", DTYPES),
         prior_quantization=_one_of(values, "prior_quantization", (None, *QUANTIZATIONS)),
         decides_once=values.get("decision_cache") not in (None, False, "false", "False"),
         fsdp=values.get("fsdp") not in (None, False, "", [], "false", "False"),

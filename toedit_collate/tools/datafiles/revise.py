@@ -11,6 +11,7 @@ import numpy as np
 from ...stores.journal import Journal
 from ...stores.journal.replay import Texts
 from ...stores.ragged import Array
+from ...tokens.removal import TOKEN_COLUMNS
 from ..errors import UnusableError
 from .documents import Documents, find_documents
 from .rows import Batch, Data, Row
@@ -19,8 +20,7 @@ from .tokens import CHAT_COLUMNS, is_chat, tokenize
 # What is handled by itself, or never says something of each token.
 _OTHERS = {"input_ids", "labels", "position_ids", "seq_lengths", "text"}
 # Columns that must have a value for each token.
-_PER_TOKEN = ("labels", "attention_mask", "position_ids", "token_type_ids", "completion_mask",
-              "assistant_masks", "loss_mask")  # fmt: skip
+_PER_TOKEN = ("labels", "attention_mask", "position_ids", *TOKEN_COLUMNS)
 
 
 Edit = Callable[[Batch, Documents], tuple[Texts, Array]]

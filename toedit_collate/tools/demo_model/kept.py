@@ -41,7 +41,7 @@ def _make(folder: Path) -> None:
     texts, held_out = (
         [row["text"] for row in demo_rows("docs", split)] for split in ("train", "test")
     )
-    made = make_prior(texts, seed=0, seconds=LONGEST)
+    made = make_prior(texts, seed=0, steps=NUM_STEPS, seconds=LONGEST)
     if not made.is_whole:
         raise UnusableError(
             f"the small model of toedit-demo got {made.num_steps} of {NUM_STEPS} steps in "
