@@ -290,6 +290,7 @@ class TestRuns:
         assert "the frozen base of this model itself" in card
         assert "| threshold | `0.3` |" in card
         assert " -> " in (one / "samples.md").read_text()
+        assert "as trained on" in (one / "samples.html").read_text()
         baseline = (folder / "none" / "seed-3" / "README.md").read_text()
         assert "this run is a baseline" in baseline
 

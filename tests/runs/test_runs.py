@@ -349,9 +349,13 @@ class TestSamples:
         text = samples.as_text()
         assert text.count("## ") == len(passages)
         assert "P is" not in text
+        page = samples.as_page()
+        assert page.startswith("<!DOCTYPE html>")
+        assert page.count('"name":"') >= len(passages)
 
     def test_none_selected(self):
         assert "No token was selected" in Samples(3, make_tokenizer()).as_text()
+        assert Samples(3, make_tokenizer()).as_page() is None
 
 
 def test_what_is_pushed_says_how_it_was_edited(tmp_path, monkeypatch):

@@ -57,7 +57,8 @@ def inspect_journal(
         labelled[:1] = False
         for name, edit in document.edits.items():
             changed, removed = np.zeros_like(labelled), np.zeros_like(labelled)
-            changed[edit.changed] = removed[edit.removed] = True
+            changed[edit.changed] = True
+            removed[edit.removed] = True
             tallies[name].add(
                 document.text.kinds, labelled, edit.selected, changed, removed, edit.spared
             )

@@ -14,9 +14,13 @@ from .samples import Samples
 
 
 def write_samples(args: Any, samples: Samples) -> None:
-    """Write `samples.md`, on one process."""
+    """Write `samples.md` and, where there are samples, `samples.html`, on one process."""
     if args.should_save:
-        write_text(Path(args.output_dir) / "samples.md", samples.as_text())
+        folder = Path(args.output_dir)
+        write_text(folder / "samples.md", samples.as_text())
+        page = samples.as_page()
+        if page is not None:
+            write_text(folder / "samples.html", page)
 
 
 def finish(trainer: Any, run_args: RunArguments) -> None:

@@ -88,6 +88,18 @@ class Samples:
             ]
         return "\n".join(lines)
 
+    def as_page(self) -> str | None:
+        """The samples as a page of HTML; None where there is none, or no tokenizer."""
+        if not self._found or self.tokenizer is None:
+            return None
+        from .samples_page import as_page
+
+        named = [
+            (f"{number}. Batch {sample.batch}", sample.passage)
+            for number, sample in enumerate(self._found, 1)
+        ]
+        return as_page(named, self.tokenizer)
+
 
 @dataclass(frozen=True)
 class _Sample:
