@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import TEXT, likely_ids, make_llama, make_tokenizer
+from tokenizer_pairs import make
 
 from toedit_collate import EditPolicy, Prior, edit_tokens, inspect_edits
 from toedit_collate.diagnostics.naming import named_policies, parse_policy
@@ -195,3 +196,22 @@ def test_policies_that_can_not_be(word, message):
 def test_no_policies():
     with pytest.raises(ValueError, match=r"policies is empty; name one or several"):
         named_policies([])
+
+
+def test_a_prior_with_another_tokenizer():
+    model = make_llama(vocab_size=len(make("digits")), max_position_embeddings=512)
+    aligned = Prior(model, make("digits")).aligned_to(make("coarse"))
+    text = f"{TEXT} 12 34 56 78"
+    ids = [
+        make("coarse").bos_token_id,
+        *make("coarse")(text, add_special_tokens=False)["input_ids"],
+    ]
+    policy = EditPolicy(threshold=0.02, top_k=20, temperature=2.0)
+    seen = inspect_edits(aligned, [{"input_ids": ids}], {"one": policy})
+    expected = edit_tokens(aligned, torch.tensor([ids]), policy=policy)
+    assert expected.selected.any()
+    (document,) = seen.documents
+    assert document.edits["one"].after == expected.input_ids[0].tolist()
+    assert document.edits["one"].selected.tolist() == expected.selected[0].tolist()
+    assert all(0 <= p <= 1.0001 for found in document.candidates.values() for _, p in found)
+    assert seen.to_html()

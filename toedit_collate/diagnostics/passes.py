@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..editing.editable import find_editable
+from ..head.candidates import Candidates
 from ..head.logprob import Scores
 from ..policy import EditPolicy
 from ..prior.protocol import EditingPrior, Predictions
@@ -91,26 +92,38 @@ class Scored:
             scope = scope & (self.batch.labels.reshape(-1)[self.batch.documents.index] != -100)
         return scope
 
-    def logits(self, at: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Log-probabilities of the whole vocabulary at m of the n places, a few at a time.
+    def distributions(self, at: Tensor) -> Iterator[Tensor]:
+        """Log P of the whole vocabulary at m of the n places, a few at a time.
 
         Args:
             at: (m,) int64, on the host: which of the n, ascending.
 
         Yields:
-            For the next rows of them: (rows, c) int64 ids; and (rows, c) float32 log P of those
-            ids in nats, by the softmax over the whole vocabulary.
+            For the next rows of them, (rows, V) float32, nats, by the softmax over all ids; -inf
+            for padding of the vocabulary.
         """
         done = 0
         for found in self.predictions.candidates(_ALL, at):
             rows = at[done : done + len(found.ids)]
             done += len(rows)
-            observed = send(self.batch.tokens[self.where[rows]], found.ids.device).unsqueeze(-1)
-            is_own = found.ids == observed
-            own = found.logits.masked_fill(~is_own, -torch.inf).amax(-1)
+            logits = self._by_id(found)
+            observed = send(self.batch.tokens[self.where[rows]], logits.device)
+            own = logits.gather(-1, observed.unsqueeze(-1))
             # The observed token's log P is known: that of the others follows by the difference.
-            known = send(self.logprob[rows], found.ids.device)
-            yield found.ids, found.logits + (known - own).unsqueeze(-1)
+            known = send(self.logprob[rows], logits.device).unsqueeze(-1)
+            level = torch.where(own.isfinite(), known - own, -logits.logsumexp(-1, keepdim=True))
+            yield logits + level
+
+    def _by_id(self, found: Candidates) -> Tensor:
+        """Logits of candidates in the order of the ids: (rows, c) -> (rows, V)."""
+        V = self.prior.vocab_size
+        every = torch.arange(V, device=found.ids.device)
+        if found.ids.shape[-1] == V and bool((found.ids == every).all()):
+            return found.logits
+        # A prior with another tokenizer lists what it can say, some ids in several ways.
+        top = found.logits.amax(-1, keepdim=True)
+        weights = torch.zeros(len(found.ids), V, device=found.ids.device)
+        return weights.scatter_add_(-1, found.ids, (found.logits - top).exp()).log() + top
 
     def runners_up(self, at: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """The most probable tokens at m of the n places, the observed one perhaps among them.
@@ -122,14 +135,14 @@ class Scored:
         Returns:
             (m, count) int64 ids and (m, count) float32 probabilities, on the host.
         """
+        count = min(count, self.prior.vocab_size)
         ids, chances = [torch.zeros(0, count, dtype=torch.int64)], [torch.zeros(0, count)]
         if len(at):
-            for of, logprob in self.logits(at):
-                top = logprob.topk(min(count, logprob.shape[-1]), dim=-1)
-                pair = fetch(of.gather(-1, top.indices), top.values.exp())
+            for logprob in self.distributions(at):
+                top = logprob.topk(count, dim=-1)
+                pair = fetch(top.indices, top.values.exp())
                 ids.append(pair[0])
                 chances.append(pair[1])
-            del ids[0], chances[0]
         return torch.cat(ids), torch.cat(chances)
 
     def _spread(self, values: Tensor) -> Tensor:

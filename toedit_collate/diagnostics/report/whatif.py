@@ -20,6 +20,7 @@ from torch import Tensor
 from ...head.candidates import find_candidates
 from ...head.projection import Head
 from ...policy import EditPolicy, Sampler
+from ...transfer import send
 from ..passes import Scored
 
 # Bounds of the strata, probabilities. Those of Tables 5 to 7 are among them, so that a stratum is
@@ -94,11 +95,11 @@ class WhatIf:
         if not len(chosen):
             return
         done = 0
-        for ids, logprob in scored.logits(torch.from_numpy(chosen)):
-            rows = slice(done, done + len(ids))
-            done += len(ids)
+        for logprob in scored.distributions(torch.from_numpy(chosen)):
+            rows = slice(done, done + len(logprob))
+            done += len(logprob)
             places = scored.where[torch.from_numpy(chosen[rows])]
-            observed = scored.batch.tokens[places].to(ids.device)
+            observed = send(scored.batch.tokens[places], logprob.device)
             self._look(logprob, observed, strata[rows], _special(scored, logprob))
 
     def _choose(self, logprob: Tensor, labelled: Tensor, weight: int) -> tuple[Any, Any]:
