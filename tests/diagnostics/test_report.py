@@ -53,6 +53,7 @@ def test_probabilities_and_perplexities(prior, rows, measured):
     assert measured.probabilities.perplexity == pytest.approx(
         math.exp(-np.log(flat).mean()), rel=1e-4
     )
+    assert max(map(len, every)) < 30  # all are short: then all count
     expected = sorted(-np.log(one).mean() for one in every)
     assert sorted(measured.log_perplexity) == pytest.approx(expected, rel=1e-4)
 
@@ -178,6 +179,12 @@ def test_memory_is_bounded(prior, rows, monkeypatch):
     seen = measure_set(prior, iter(rows * 5), SetSettings(batch_tokens=60))
     assert seen.num_documents == 50
     assert len(seen.sample) == 4
+
+
+def test_short_documents_blur_no_distribution(prior):
+    ids = likely_ids(make_llama(), 6, 50, seed=2)
+    rows = [{"input_ids": one[: 40 if i % 2 else 8].tolist()} for i, one in enumerate(ids)]
+    assert len(measure_set(prior, rows).log_perplexity) == 3
 
 
 def test_large_sets_are_sampled_and_all_their_ngrams_counted(prior, rows, monkeypatch):

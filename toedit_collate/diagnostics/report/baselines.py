@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .compare import coverage
-from .measure import EMBEDDED, Measured, Sampled
+from .measure import EMBEDDED, MIN_TOKENS, Measured, Sampled
 from .ngrams import NUM_BUCKETS, bucket_of, collision_index
 
 Array = npt.NDArray[np.float64]
@@ -71,7 +71,8 @@ def compare_baselines(first: Measured, pool: Measured, *, seed: int = 0) -> list
     check_can_filter()
     rng = np.random.default_rng(seed)
     target = [one for one in first.sample if len(one.ids) > 1]
-    raw = [one for one in pool.sample if len(one.ids) > 1 and one.logprob == one.logprob]
+    raw = [one for one in pool.sample if len(one.ids) > 1 and one.num_scored]
+    raw = [one for one in raw if one.num_scored >= MIN_TOKENS] or raw
     keep = max(1, int(KEPT_SHARE * len(raw)))
     target_counts, raw_counts = _features(target), _features(raw)
     perplexity = np.array([-one.logprob for one in raw])

@@ -17,10 +17,19 @@ from .ngrams import NUM_BUCKETS
 Array = npt.NDArray[np.float64]
 
 
+def _panels(sets: Sequence[Measured], *, height: float) -> Any:
+    """A panel for each set, three beside each other; those that are left over are empty."""
+    columns = min(3, len(sets))
+    figure, axes = new_figure(columns, -(-len(sets) // columns), width=4.6, height=height)
+    for axis in axes[len(sets) :]:
+        axis.set_axis_off()
+    return figure, axes
+
+
 def draw_histogram(sets: Sequence[Measured]) -> Any:
     """Shares of tokens by their probability (Figure 6)."""
-    figure, axes = new_figure(len(sets), width=4.6, height=3.4)
-    for number, (axis, of) in enumerate(zip(axes, sets, strict=True)):
+    figure, axes = _panels(sets, height=3.4)
+    for number, (axis, of) in enumerate(zip(axes, sets, strict=False)):
         bins = of.probabilities.bins
         edges = np.linspace(0, 1, HISTOGRAM_BINS + 1)
         axis.bar(
@@ -51,7 +60,7 @@ def draw_perplexity(sets: Sequence[Measured]) -> Any:
             100 * shares, edges, color=color_of(number), fill=True, alpha=0.3, label=of.name
         )
         axis.stairs(100 * shares, edges, color=color_of(number), ls=LINES[number % 4], lw=1.3)
-    axis.xaxis.set_major_formatter(lambda x, _: f"{10**x:,.3g}")
+    axis.xaxis.set_major_formatter(lambda x, _: f"{10**x:,.3g}" if x < 3 else f"{10**x:,.0f}")
     axis.set_xlabel("perplexity of the document (log scale)")
     axis.set_ylabel("% of documents")
     axis.legend(frameon=False, fontsize=8)
@@ -64,9 +73,9 @@ def draw_buckets(sets: Sequence[Measured]) -> Any:
     for axis, n, name in zip(axes, (1, 2), ("unigrams", "bigrams"), strict=True):
         for number, of in enumerate(sets):
             counts = np.sort(of.ngrams.counts[n].sum(0))[::-1]
-            share = 100 * counts / max(counts.sum(), 1)
+            share = np.where(counts > 0, 100 * counts / max(counts.sum(), 1), np.nan)
             axis.plot(
-                np.arange(1, NUM_BUCKETS + 1), np.maximum(share, 1e-5), LINES[number % 4],
+                np.arange(1, NUM_BUCKETS + 1), share, LINES[number % 4],
                 color=color_of(number), label=of.name, lw=1.6,
             )  # fmt: skip
         axis.axhline(100 / NUM_BUCKETS, color="grey", lw=0.8)
@@ -80,8 +89,8 @@ def draw_buckets(sets: Sequence[Measured]) -> Any:
 
 def draw_bigrams(sets: Sequence[Measured], reader: Reader, number: int) -> Any:
     """The most frequent bigrams of each set and their shares (Figures 10 and 11)."""
-    figure, axes = new_figure(len(sets), width=4.6, height=0.13 * number + 1)
-    for which, (axis, of) in enumerate(zip(axes, sets, strict=True)):
+    figure, axes = _panels(sets, height=0.13 * number + 1)
+    for which, (axis, of) in enumerate(zip(axes, sets, strict=False)):
         top = of.ngrams.top_bigrams(number)
         total = max(int(of.ngrams.counts[2].sum()), 1)
         names = [bigram_text(reader, pair) for pair, _ in top]

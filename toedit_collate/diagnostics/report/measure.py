@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 
@@ -29,6 +29,8 @@ Floats = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.int64]
 MAX_SAMPLED = 2000  # documents kept for maps, distributions and baselines
 MAX_IDS = 512  # of each of them
+# With fewer tokens, a mean says more of these than of the document: headings, the rests of windows.
+MIN_TOKENS = 30
 EMBEDDED = 500  # of them with a mean hidden state in the map
 # Sampling does not blur shares of so many tokens: beyond, the prior reads every second document,
 # which counts twice. N-grams are counted in all of them.
@@ -64,12 +66,14 @@ class Sampled:
 
     Attributes:
         ids: its first tokens, without special ones.
-        logprob: mean log P of its tokens with a label, nats.
+        logprob: mean log P of its tokens with a label, nats; NaN where there is none.
+        num_scored: tokens with a label.
         state: (D,) its mean hidden state; None: the prior has none to show.
     """
 
     ids: Ids
     logprob: float
+    num_scored: int
     state: Floats | None
 
 
@@ -101,8 +105,10 @@ class Measured:
 
     @property
     def log_perplexity(self) -> npt.NDArray[np.float64]:
-        """(n,) of the sampled documents that have a token with a label, nats."""
-        return np.array([-one.logprob for one in self.sample if one.logprob == one.logprob])
+        """(n,) of the sampled documents with 30 labelled tokens or more, or else of all; nats."""
+        long = [one for one in self.sample if one.num_scored >= MIN_TOKENS]
+        some = long or [one for one in self.sample if one.num_scored]
+        return np.array([-one.logprob for one in some])
 
     def share_from(self, p: float) -> float:
         """Share of tokens with a label whose P is at or above one of `THRESHOLDS`."""
@@ -203,11 +209,13 @@ def _add(
     editable = find_editable(scored.prior, policy, scored.batch)[scored.where]
     measured.whatif.add(scored, editable & labelled, weight)
     document = torch.as_tensor(scored.batch.documents.document)[scored.where]
+    counts = torch.bincount(document[labelled], minlength=len(texts))
     means = _mean_of_documents(scored.logprob, document, labelled, len(texts))
     states = _mean_states(scored, document, len(texts))
     for number, ids in enumerate(texts):
         state = None if states is None else states[number]
-        sample.offer(weight, ids, float(means[number]), state)
+        one = Sampled(ids[:MAX_IDS], float(means[number]), int(counts[number]), state)
+        sample.offer(weight, one)
 
 
 class _Reservoir:
@@ -226,13 +234,14 @@ class _Reservoir:
         """The sample, in the order of reading."""
         return [one for _, _, one in sorted(self._heap, key=lambda entry: entry[1])]
 
-    def offer(self, weight: int, ids: Ids, logprob: float, state: Floats | None) -> None:
-        """Perhaps keep a document."""
+    def offer(self, weight: int, one: Sampled) -> None:
+        """Perhaps keep a document, which stands for so many."""
         key = self._rng.random() ** (1 / weight)
         self._count += 1
         if len(self._heap) >= MAX_SAMPLED and key < self._heap[0][0]:
             return
-        one = Sampled(ids[:MAX_IDS], logprob, None if state is None else state.copy())
+        # The means of its batch need not stay in memory with it.
+        one = replace(one, state=None if one.state is None else one.state.copy())
         push = heapq.heappush if len(self._heap) < MAX_SAMPLED else heapq.heapreplace
         push(self._heap, (key, self._count, one))
 

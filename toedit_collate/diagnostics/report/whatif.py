@@ -139,6 +139,7 @@ class WhatIf:
             mass = (p * region).sum(-1, keepdim=True)
             edited = torch.where(region, 0.0, p).scatter_add(-1, found.ids, mass * weights)
             kl = torch.where(edited > 0, edited * (edited.log() - some.double()), 0.0).sum(-1)
+            kl = kl.clamp_(min=0)  # but for rounding, it is
             of = strata[rows.cpu().numpy()]
             for totals, values in ((self._changed, changed), (self._kl, kl.cpu().numpy())):
                 np.add.at(totals[0, number], of, values)
