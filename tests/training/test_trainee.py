@@ -223,6 +223,15 @@ class TestVocabularies:
         assert "guessing among its 320 ids" in said[0]
 
 
+def test_a_perplexity_above_the_vocabulary_is_said_of_a_plain_loop_too(tokenizer, caplog):
+    collator = ToEditCollator(Prior(make_llama(seed=3, sharpness=40.0), tokenizer), AGGRESSIVE)
+    for _ in range(2):
+        collator([{"input_ids": TEXTS[0]}]).to("cpu")
+        assert collator.stats["prior_perplexity"] > 320
+    (said,) = [r.message for r in caplog.records]
+    assert "guessing among its 320 ids" in said
+
+
 def test_batches_without_a_label_are_said_once(tokenizer, caplog):
     collator = ToEditCollator(make_prior(tokenizer), AGGRESSIVE)
     masked = [{"input_ids": TEXTS[0], "labels": [-100] * len(TEXTS[0])}] * 2

@@ -263,13 +263,7 @@ class ToEditCallback(TrainerCallback):
 
     def _say_what_is_odd(self, sums: dict[str, float], perplexity: float) -> None:
         editor = self.collator.editor
-        if perplexity > editor.prior.vocab_size:
-            editor.warn_once(
-                "perplexity",
-                f"the prior's perplexity on the training data is {perplexity:.4g}, more than "
-                f"guessing among its {editor.prior.vocab_size:,} ids would give; is its tokenizer "
-                "the trainee's, and is it trained?",
-            )
+        editor.say_if_lost(perplexity)
         if sums["tokens"] > sums["replayed"] and not sums["scored"] and editor.policy.decides:
             editor.warn_once(
                 "nothing",

@@ -173,7 +173,9 @@ class ToEditCollator:
         `tokens_per_second`; `replayed` tokens, whose edit the journal knew (they are not counted
         as scored again), and `replayed_share`.
         """
-        return self.editor.stats.summary()
+        summary = self.editor.stats.summary()
+        self.editor.say_if_lost(summary["prior_perplexity"])
+        return summary
 
     def flush(self) -> None:
         """Write what the journal and the cache have not written yet."""

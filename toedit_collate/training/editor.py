@@ -224,6 +224,16 @@ class BatchEditor:
             self.on_edit(batch, final)
         return with_edit(batch, final)
 
+    def say_if_lost(self, perplexity: float) -> None:
+        """Warn once where the prior's perplexity is more than that of guessing."""
+        if perplexity > self.prior.vocab_size:
+            self.warn_once(
+                "perplexity",
+                f"the prior's perplexity on the training data is {perplexity:.4g}, more than "
+                f"guessing among its {self.prior.vocab_size:,} ids would give; is its tokenizer "
+                "the trainee's, and is it trained?",
+            )
+
     def warn_once(self, about: str, message: str) -> None:
         """Log a warning, unless one about the same was logged before."""
         if about not in self._said:
