@@ -45,7 +45,7 @@ def watch_rows() -> Iterator[SeenRows]:
 def _is_evaluating() -> bool:
     frame = sys._getframe(2)
     while frame is not None:
-        if frame.f_code.co_name in ("evaluation_loop", "prediction_loop"):
+        if frame.f_code.co_name in ("evaluate", "predict"):  # frameworks rename the loops in them
             return True
         frame = frame.f_back
     return False

@@ -87,8 +87,8 @@ class TestConfigs:
                 assert getattr(edit.policy(), key[5:]) == value
         assert data.dataset_format is None or data.dataset_format in FORMATS
 
-    def test_readme_names_what_is_there(self):
-        section = (ROOT / "README.md").read_text().split("## Recipes")[1].split("\n## ")[0]
+    def test_the_page_names_what_is_there(self):
+        section = (ROOT / "docs" / "recipes.md").read_text()
         names = re.findall(r"recipes/[\w/.]+\.(?:py|yaml)", section)
         names += [
             f"recipes/configs/{name}.yaml" for name in re.findall(r"`(\w+_\w+_tiny)`", section)

@@ -421,3 +421,31 @@ def test_a_config_without_the_line_gets_one(write):
     write_header(path, ["# plan: x"])
     assert path.read_text().splitlines()[:3] == ["# A title.", "", "# plan: x"]
     assert dataclasses.astuple(read_place(path)) == ("h100", None, None)
+
+
+class TestCorpus:
+    def test_the_figures(self, capsys):
+        """By hand: 8.03 B weights, two operations each, at 40 % of 989 TFLOP/s."""
+        assert main(["plan", "--corpus", "1T", "--gpus", "256", "--json", "-"]) == 0
+        plan = json.loads(capsys.readouterr().out)
+        assert plan["tokens"] == 10**12
+        assert plan["tokens_per_second"] == pytest.approx(0.4 * 989e12 / (2 * 7.0e9), rel=0.1)
+        assert plan["hours"] == pytest.approx(plan["gpu_hours"] / 256)
+        seconds = plan["gpu_hours"] * 3600
+        assert seconds * plan["tokens_per_second"] == pytest.approx(10**12)
+        assert plan["journal_bytes"][0] == pytest.approx(8 * 10**9 + 4 * 0.00004 * 10**12)
+
+    @pytest.mark.parametrize(
+        ("words", "told"),
+        [
+            (["--corpus", "lots"], "as in 1T, 300B or 5e9"),
+            (["--corpus", "1T", "--priro", "x"], "did you mean prior?"),
+            (["--corpus", "1T", "--edit_policy", "filtering"], "paper and reference_code only"),
+            (["--corpus", "1T", "--max_length", "0"], "from 1"),
+            ([], "name a config"),
+            (["--corpus", "1T", "--config", "x.yaml"], "name a config"),
+        ],
+    )
+    def test_what_is_wrong_is_said(self, words, told, capsys):
+        assert main(["plan", *words]) == 2
+        assert told in capsys.readouterr().err

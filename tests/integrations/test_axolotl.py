@@ -28,6 +28,7 @@ SETTINGS = {
     "learning_rate": 1e-3,
     "optimizer": "adamw_torch",
     "lr_scheduler": "constant",
+    "eval_strategy": "steps",
     "eval_steps": 1,
     "logging_steps": 1,
     "save_strategy": "no",
@@ -44,6 +45,7 @@ SETTINGS = {
     "dataloader_pin_memory": False,
     "special_tokens": {"pad_token": "<|pad|>"},
 }
+NO_EVALUATION = {"eval_strategy": None, "eval_steps": None}
 LORA = {"adapter": "lora", "lora_r": 4, "lora_alpha": 8, "lora_target_modules": ["q_proj"]}
 
 
@@ -101,11 +103,12 @@ def count_unedited(rows, inputs):
     ids=["lora", "full", "packed", "journal"],
 )
 def test_training_rows_are_edited_and_evaluation_rows_are_not(inputs, tmp_path, changes):
-    if changes.get("toedit", {}).get("prior") == "MODEL":
+    if "prior" in changes.get("toedit", {}):
         changes["toedit"]["prior"] = str(inputs / "model")
     seen = train(inputs, tmp_path, **changes)
     assert seen.trained
     assert seen.evaluated
+    print(f"rows: {len(seen.trained)} trained, {len(seen.evaluated)} evaluated")  # for -rP
     assert count_unedited(seen.trained, inputs) == 0
     assert count_unedited(seen.evaluated, inputs) == len(seen.evaluated)
 
@@ -116,11 +119,12 @@ def test_without_the_plugin_rows_are_as_they_were(inputs, tmp_path):
 
 
 def test_streaming_pretraining(inputs, tmp_path):
-    source = [{"path": str(inputs / "data.jsonl"), "ds_type": "json", "type": "pretrain"}]
+    files = str(inputs / "data.jsonl")
+    source = [{"path": "json", "data_files": files, "split": "train", "type": "pretrain"}]
     changes = {"pretraining_dataset": source, "datasets": None, "val_set_size": None}
     accelerator = {"dispatch_batches": False, "split_batches": False}
     seen = train(
-        inputs, tmp_path, **LORA, **changes, eval_steps=None, accelerator_config=accelerator
+        inputs, tmp_path, **LORA, **changes, **NO_EVALUATION, accelerator_config=accelerator
     )
     assert seen.trained
     assert count_unedited(seen.trained, inputs) == 0

@@ -87,7 +87,7 @@ def as_docstring(options: Iterable[Option]) -> str:
 
 
 def as_markdown(options: Iterable[Option]) -> str:
-    """Fields as the table in README.md."""
+    """Fields as the table in docs/policies.md."""
     lines = ["| option | default | what it does | source |", "| --- | --- | --- | --- |"]
     for one in options:
         default = f'"{one.default}"' if isinstance(one.default, str) else repr(one.default)

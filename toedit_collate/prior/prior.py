@@ -144,8 +144,13 @@ class Prior:
             **model_kwargs,
         )
         if adapter is not None:
-            from peft import PeftModel
-
+            try:
+                from peft import PeftModel
+            except ImportError as error:
+                raise ImportError(
+                    f"adapter={adapter!r} needs PEFT ({error}); "
+                    'pip install "toedit_collate[recipes]", or peft alone'
+                ) from error
             model = PeftModel.from_pretrained(model, adapter)  # type: ignore[arg-type]
         return cls(model, load_tokenizer(name_or_path, revision))
 

@@ -19,11 +19,15 @@ def add_plan(commands: Any) -> None:
         "Nothing is loaded; models whose sizes are not known here have their config read, from a "
         "folder or from the hub. Other arguments are fields of the config: --field value, as the "
         "recipes take them.",
-        usage="toedit plan --config FILE.yaml [--field value ...] [options]",
+        usage="toedit plan (--config FILE.yaml | --corpus TOKENS) [--field value ...] [options]",
         allow_abbrev=False,  # a field of the config must never be taken for one of these
     )
+    parser.add_argument("--config", type=Path, metavar="FILE", help="YAML, as the recipes take it")
     parser.add_argument(
-        "--config", type=Path, required=True, metavar="FILE", help="YAML, as the recipes take it"
+        "--corpus",
+        metavar="TOKENS",
+        help="instead of a config: what editing a corpus of so many tokens once takes, as in 1T; "
+        "fields: --prior, --edit_policy, --max_length, --document_length",
     )
     parser.add_argument(
         "--gpu",

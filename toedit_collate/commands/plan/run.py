@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from ...tools.errors import quiet
+from ...tools.errors import UnusableError, quiet
+from ...tools.fields import read_fields
 from ...tools.files import as_json, write_json
 from .cards import find_card
+from .corpus import format_corpus, plan_corpus
 from .estimate import Estimate, estimate
 from .header import Place, place_line, read_place, write_header
 from .table import format_table, header_lines, record
@@ -24,6 +26,11 @@ def run_plan(args: argparse.Namespace) -> None:
     Raises:
         UnusableError: an argument or the config can't be used.
     """
+    if (args.config is None) == (args.corpus is None):
+        raise UnusableError("name a config (--config FILE.yaml), or a corpus (--corpus 1T)")
+    if args.corpus is not None:
+        _run_corpus(args)
+        return
     place = _place(args)
     with quiet():
         plan = estimate(
@@ -50,6 +57,17 @@ def run_plan(args: argparse.Namespace) -> None:
         figures["measured"] = _measure(plan, args.measure, aloud=aloud)
     if args.json is not None:
         _write(args.json, figures)
+
+
+def _run_corpus(args: argparse.Namespace) -> None:
+    card = find_card(args.gpu or "h100")
+    fields = read_fields(args.overrides)
+    with quiet():
+        plan = plan_corpus(args.corpus, card, args.gpus or 1, args.mfu, fields)
+    if args.json != "-":
+        print(format_corpus(plan, card, args.mfu))
+    if args.json is not None:
+        _write(args.json, asdict(plan))
 
 
 def _place(args: argparse.Namespace) -> Place:

@@ -1,0 +1,85 @@
+"""A step for datatrove: reader -> ToEdit -> writer, on one machine or on Slurm.
+
+datatrove keeps hold of tasks, finished marks, retries and nodes. A task that was killed begins anew
+and writes its file over; since an edit depends on the seed and on the text alone, the result is the
+same, however many tasks there are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import Any
+
+from ..policy import EditPolicy
+from .texts import TextEditor
+
+try:
+    from datatrove.pipeline.base import PipelineStep
+except ImportError:  # read without datatrove, as the tests and the docs do
+    PipelineStep = object
+
+
+class ToEdit(PipelineStep):  # type: ignore[misc, valid-type]
+    """Edits the text of each document.
+
+    `metadata["toedit"]` gets its counts: scored, selected, changed, dropped.
+
+    Args:
+        prior: folder or hub id.
+        policy: a preset's name, or an `EditPolicy`.
+        with_ids: put the edited tokens into `metadata["input_ids"]`; a text that is tokenized again
+            may be split otherwise.
+        batch_documents: read so many documents at a time, which are then sorted by length.
+        options: of `TextEditor`: max_length, batch_tokens, cache, and of `Prior.from_pretrained`:
+            dtype, device, ...
+
+    Raises:
+        ValueError: `batch_documents` is not positive.
+    """
+
+    name = "ToEdit"
+    type = "EDIT"
+
+    def __init__(
+        self,
+        prior: str,
+        policy: str | EditPolicy = "paper",
+        *,
+        with_ids: bool = False,
+        batch_documents: int = 256,
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        if batch_documents < 1:
+            raise ValueError(f"batch_documents must be at least 1, got {batch_documents}")
+        self.prior, self.policy, self.options = prior, policy, options
+        self.with_ids, self.batch_documents = with_ids, batch_documents
+
+    def run(self, data: Iterable[Any], rank: int = 0, world_size: int = 1) -> Iterator[Any]:
+        """Edit the documents of one task.
+
+        Args:
+            data: of datatrove's `Document`.
+            rank: number of the task.
+            world_size: how many tasks there are.
+
+        Yields:
+            The same documents, edited, in their order.
+        """
+        # Here, not before: the step itself is sent to other processes and machines.
+        editor = TextEditor(self.prior, self.policy, **self.options)
+        documents = iter(data)
+        while batch := list(islice(documents, self.batch_documents)):
+            with self.track_time("batch"):
+                edited = editor.edit([document.text for document in batch])
+            for document, one in zip(batch, edited, strict=True):
+                document.text = one.text
+                document.metadata["toedit"] = one.counts
+                if self.with_ids:
+                    document.metadata["input_ids"] = one.input_ids
+                for name, count in one.counts.items():
+                    self.stat_update(name, value=count)
+                self.stat_update("lossy", value=int(one.is_lossy))
+                yield document
+        editor.flush()

@@ -1,0 +1,64 @@
+"""For Ray Data: `dataset.map_batches(ToEditBatches, ...)`, one actor a GPU.
+
+```python
+dataset.map_batches(
+    ToEditBatches,
+    fn_constructor_args=("Qwen/Qwen2.5-0.5B",),
+    fn_constructor_kwargs={"policy": "paper", "max_length": 1024},
+    concurrency=8,
+    num_gpus=1,
+)
+```
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ..policy import EditPolicy
+from .texts import TextEditor
+
+
+class ToEditBatches:
+    """Edits a column of texts; made once in each actor, so that a prior is loaded once.
+
+    Adds the columns `scored`, `selected`, `changed` and `dropped`: counts of tokens, (N,) int64.
+
+    Args:
+        prior: folder or hub id.
+        policy: a preset's name, or an `EditPolicy`.
+        column: that holds the texts.
+        options: of `TextEditor`: max_length, batch_tokens, cache, and of `Prior.from_pretrained`.
+    """
+
+    def __init__(
+        self,
+        prior: str,
+        policy: str | EditPolicy = "paper",
+        *,
+        column: str = "text",
+        **options: Any,
+    ) -> None:
+        self._editor = TextEditor(prior, policy, **options)
+        self._column = column
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Edit one batch of Ray Data: a dict of arrays.
+
+        Raises:
+            ValueError: it has no such column.
+        """
+        if self._column not in batch:
+            raise ValueError(
+                f"column {self._column!r} is not among {sorted(batch)}; pass column=NAME"
+            )
+        edited = self._editor.edit([str(text) for text in batch[self._column]])
+        self._editor.flush()  # nobody tells an actor that it is the last batch
+        counts = {
+            name: np.array([one.counts[name] for one in edited], np.int64)
+            for name in ("scored", "selected", "changed", "dropped")
+        }
+        texts = np.array([one.text for one in edited], dtype=object)
+        return {**batch, self._column: texts, **counts}
