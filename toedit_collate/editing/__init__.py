@@ -1,13 +1,12 @@
 """Algorithm 1 on one batch: as it is, with a cache of decisions, with a journal.
 
-For others: `edit_tokens` (tensors), `edit_batch` (a `TokenBatch`), `edit_with_journal`.
+For others: `edit_tokens`, `edit_batch`, `edit_with_cache`, `edit_with_journal`.
 
-Words of this folder:
-
-- *editable*: a token to which the policy is applied: not protected, not the first of its document,
-  and with the scope "loss" not without a label.
-- *decision*: which tokens of a document are selected or removed, and among what they are drawn.
-  Everything but the draw; what a cache keeps.
-- *source*: a batch before any edit, of this generation or an earlier one.
-- *replayed*: a document whose edit of this generation the journal knew, so that no pass was needed.
+Words:
+    editable: a token to which the policy is applied: in its scope, not protected, and with tokens
+        of its document before it.
+    scored: editable, in what came of it. selected: in the policy's region, so resampled. changed:
+        selected, and the resample is another token. dropped: removed by `drop_below`.
+    decision: what the prior says of a document, before any draw: selected tokens, candidates.
+    replayed: brought to the state that a journal has on record, without the prior.
 """
