@@ -15,6 +15,7 @@ from ...diagnostics.inspection import Inspection
 from ...diagnostics.naming import named_policies
 from ...diagnostics.terminal import show
 from ...tools.errors import UnusableError
+from ...tools.files import write_text
 from ...tools.priors import open_prior
 
 DEFAULT_POLICIES = ("paper", "reference_code", "threshold=0.5")
@@ -33,9 +34,9 @@ def run_inspect(args: argparse.Namespace, options: dict[str, Any]) -> int:
     color = _wants_color(args.color)
     print(show(seen, color=color, num_documents=args.show), end="")
     if args.html is not None:
-        _write(args.html, seen.to_html())
+        _write("--html", args.html, seen.to_html())
     if args.json is not None:
-        _write(args.json, json.dumps(seen.to_dict(), indent=1, allow_nan=False) + "\n")
+        _write("--json", args.json, json.dumps(seen.to_dict(), indent=1, allow_nan=False) + "\n")
     return 0
 
 
@@ -73,11 +74,8 @@ def _check_can_write(option: str, path: Path) -> None:
         )
 
 
-def _write(path: Path, text: str) -> None:
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UnusableError(f"{path}: can't be written ({error}); make room") from None
+def _write(option: str, path: Path, text: str) -> None:
+    write_text(path, text, option)
     print(f"{path}: {len(text.encode()):,} bytes")
 
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ...tools.files import write_text
 from .. import figures
 from ..kinds import Reader
 from .baselines import Baseline, compare_baselines, embedding_map
@@ -100,9 +101,8 @@ def write_report(
         with (folder / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows(rows)
     clean = _without_nan(record)
-    (output / "report.json").write_text(json.dumps(clean, indent=1) + "\n", encoding="utf-8")
-    page = as_page(warnings, tables, list(drawn), prior)
-    (output / "report.html").write_text(page, encoding="utf-8")
+    write_text(output / "report.json", json.dumps(clean, indent=1) + "\n")
+    write_text(output / "report.html", as_page(warnings, tables, list(drawn), prior))
     return clean
 
 
