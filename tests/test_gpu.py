@@ -190,7 +190,7 @@ def test_packed_by_flash_attention(ids):
         edit_tokens(p, ids.cuda(), attention_mask=mask.cuda(), policy=POLICY, return_logprob=True)
         for p in (packed, padded)
     )
-    assert packed._can_pack
+    assert packed._passes.can_pack
     assert (first.logprob - second.logprob)[mask.cuda() == 1].nan_to_num().abs().max() < 0.5
     assert (first.selected == second.selected).float().mean() > 0.98
 

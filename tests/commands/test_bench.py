@@ -305,7 +305,7 @@ def test_first_tiles_decide_nothing(small):
     with switches.first_tile(prior, by_id):
         result, _ = edit_and_count(small, HOT)
     assert_same_edit(before, result)
-    assert prior._competitors is usual
+    assert prior.early_reject.competitors is usual
 
 
 def test_the_kernel_takes_the_place_of_the_tiles(small, monkeypatch):
@@ -320,7 +320,7 @@ def test_the_kernel_takes_the_place_of_the_tiles(small, monkeypatch):
     with switches.kernel_used(small.prior):
         result, _ = edit_and_count(small, HOT)
     assert_same_edit(before, result)
-    assert seen == [(8 * 127, math.log(0.6), len(small.prior._competitors.order))]
+    assert seen == [(8 * 127, math.log(0.6), len(small.prior.early_reject.competitors.order))]
     assert not small.prior.uses_kernel
 
 

@@ -21,7 +21,7 @@ def packing(prior):
     FlashAttention needs a GPU (see test_gpu.py); these implementations make a mask of the same
     `position_ids`.
     """
-    prior._can_pack = True
+    prior._passes.can_pack = True
     return prior
 
 

@@ -8,8 +8,9 @@ by those attributes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
@@ -33,9 +34,29 @@ def adapter_names(model: nn.Module) -> set[str]:
     return names
 
 
+def active_adapters(model: Any) -> list[str]:
+    """The adapters that a PEFT model has switched on; none for other models."""
+    if not hasattr(model, "peft_config"):
+        return []
+    found = getattr(model, "active_adapters", None) or getattr(model, "active_adapter", [])
+    found = found() if callable(found) else found
+    return [found] if isinstance(found, str) else list(found)
+
+
 def active_adapter(model: Any) -> str | None:
-    """The adapter that a PEFT model has switched on; None for other models."""
-    return getattr(model, "active_adapter", None) if hasattr(model, "peft_config") else None
+    """The adapter that a PEFT model has switched on; None for other models.
+
+    Raises:
+        ValueError: several are on, so that there is no one whose weights could be meant.
+    """
+    found = active_adapters(model)
+    if len(found) > 1:
+        raise ValueError(
+            f"the model has the adapters {found} on at once, and it is not clear whose weights are "
+            "meant; switch one on by model.set_adapter(name), or join them with "
+            "model.add_weighted_adapter(...)"
+        )
+    return found[0] if found else None
 
 
 def _holders(layer: Any) -> Iterator[Any]:
@@ -46,31 +67,76 @@ def _holders(layer: Any) -> Iterator[Any]:
             yield held
 
 
-def unwrap_layer(module: Any, adapter: str | None) -> Any:
-    """The plain layer that computes what `module` does with `adapter` on, or with adapters off.
+def unwrap_layer(module: Any, adapters: str | Collection[str] | None) -> Any:
+    """The plain layer that computes what `module` does with some adapters on, or with all off.
 
     None where there is no plain layer (an adapter of its own is added to the layer's output).
     """
-    if hasattr(module, "modules_to_save") and hasattr(module, "original_module"):
-        if adapter is not None and adapter in module.modules_to_save:
-            return module.modules_to_save[adapter]
-        return module.original_module
-    if hasattr(module, "_disable_adapters") and hasattr(module, "get_base_layer"):
-        touched = any(
-            adapter in getattr(module, name, ())
-            for name in getattr(module, "adapter_layer_names", ())
-        )
-        return None if touched else module.get_base_layer()
-    return module
+    wanted = {adapters} if isinstance(adapters, str) else set(adapters or ())
+    while True:
+        if hasattr(module, "token_adapter"):  # single rows of it are trained
+            if wanted & set(module.token_adapter.trainable_tokens_delta.keys()):
+                return None
+            module = module.token_adapter.base_layer
+        elif hasattr(module, "modules_to_save") and hasattr(module, "original_module"):
+            saved = next((name for name in wanted if name in module.modules_to_save), None)
+            module = module.original_module if saved is None else module.modules_to_save[saved]
+        elif hasattr(module, "_disable_adapters") and hasattr(module, "get_base_layer"):
+            touched = any(
+                name in getattr(module, holder, ())
+                for holder in getattr(module, "adapter_layer_names", ())
+                for name in wanted
+            )
+            if touched:
+                return None
+            module = module.get_base_layer()
+        else:
+            return module
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What one walk through a model finds; a batch makes one, so it must be cheap.
+
+    Attributes:
+        training: the modules in training mode.
+        layers: those through which PEFT acts.
+        trained: the parameters that require gradients.
+    """
+
+    training: list[nn.Module]
+    layers: list[Any]
+    trained: list[nn.Parameter]
+
+
+def survey(model: nn.Module) -> Survey:
+    """Walk through all modules of a model, by their dictionaries: `modules()` takes much longer."""
+    training, layers, trained = [], [], []
+    stack, seen = [model], {id(model)}
+    while stack:
+        module = stack.pop()
+        fields = module.__dict__
+        if module.training:
+            training.append(module)
+        # Of the class, or of its instances; asking a module for what it lacks takes much longer.
+        if "_disable_adapters" in fields or hasattr(type(module), "_disable_adapters"):
+            layers.append(module)
+        for parameter in fields["_parameters"].values():
+            if parameter is not None and parameter.requires_grad:
+                trained.append(parameter)
+        for child in fields["_modules"].values():
+            if child is not None and id(child) not in seen:
+                seen.add(id(child))
+                stack.append(child)
+    return Survey(training, layers, trained)
 
 
 @contextmanager
-def adapters_switched(model: nn.Module, adapter: str | None) -> Iterator[None]:
-    """Switch all adapters of `model` off, or exactly `adapter` on; afterwards as before.
+def adapters_switched(layers: Sequence[Any], adapter: str | None) -> Iterator[None]:
+    """Switch all adapters of some PEFT layers off, or exactly `adapter` on; afterwards as before.
 
     No parameter is touched: neither values nor `requires_grad`, nor gradients.
     """
-    layers = adapter_layers(model)
     before = [(layer._disable_adapters, layer._active_adapter) for layer in layers]
     try:
         for layer in layers:
@@ -85,13 +151,12 @@ def adapters_switched(model: nn.Module, adapter: str | None) -> Iterator[None]:
 
 
 @contextmanager
-def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """`model.eval()`; afterwards each module as before.
+def evaluation_mode(training: Sequence[nn.Module]) -> Iterator[None]:
+    """`eval()` of the modules that are in training; afterwards each as before.
 
     In eval mode there is no dropout, no embedding noise (NEFTune) and no gradient checkpointing,
     so that scoring consumes no random numbers and gives the same every time.
     """
-    training = [module for module in model.modules() if module.training]
     try:
         for module in training:
             module.training = False
@@ -101,53 +166,15 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
-def parameters_used(model: nn.Module, adapter: str | None) -> list[nn.Parameter]:
-    """The parameters of `model` with exactly `adapter` on, or with adapters off; in their order."""
+def parameters_used(model: nn.Module, adapters: str | Collection[str] | None) -> list[nn.Parameter]:
+    """The parameters of `model` with exactly some adapters on, or all off; in their order."""
+    wanted = {adapters} if isinstance(adapters, str) else set(adapters or ())
     of_others = {
         id(parameter)
         for layer in adapter_layers(model)
         for held in _holders(layer)
         if isinstance(held, nn.Module)
         for name, parameter in held.named_parameters()
-        if adapter is None or name.split(".")[0] != adapter
+        if name.split(".")[0] not in wanted
     }
     return [parameter for parameter in model.parameters() if id(parameter) not in of_others]
-
-
-def check_base_is_frozen(model: nn.Module, adapter: str | None) -> None:
-    """Raise where the weights that a shared prior scores with would change in training."""
-    layers = adapter_layers(model)
-    trainable = [name for name, p in model.named_parameters() if p.requires_grad]
-    if not layers and trainable:
-        raise ValueError(
-            f"Prior.shared: the trainee has no adapter and trains its own weights (for example "
-            f"{trainable[0]!r}), so there is no frozen base to score with; train with LoRA "
-            "(peft_config=...), or load a separate prior with Prior.from_pretrained"
-        )
-    if any(getattr(layer, "merged", False) for layer in layers):
-        raise ValueError(
-            "Prior.shared: the trainee's adapter is merged into its base; call "
-            "model.unmerge_adapter() first"
-        )
-    scored_with = {id(parameter) for parameter in parameters_used(model, adapter)}
-    stray = [
-        name
-        for name, parameter in model.named_parameters()
-        if parameter.requires_grad and id(parameter) in scored_with
-    ]
-    if stray:
-        raise ValueError(
-            f"Prior.shared: {stray[0]!r} (and {len(stray) - 1} more) is trained, but is part of "
-            "what the prior scores with, so that the prior would drift; use bias='none' and a "
-            "frozen adapter, or load a separate prior with Prior.from_pretrained"
-        )
-
-
-def check_adapter_exists(model: nn.Module, adapter: str | None) -> None:
-    """Raise where `model` has no adapter of that name."""
-    names = adapter_names(model)
-    if adapter is not None and adapter not in names:
-        raise ValueError(
-            f"adapter {adapter!r} is not in the model, which has {sorted(names) or 'none'}; load "
-            "it with model.load_adapter(path, adapter_name=..., is_trainable=False)"
-        )

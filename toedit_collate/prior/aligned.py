@@ -24,6 +24,7 @@ from ..tokens.protection import special_token_ids, template_sequences
 from ..tokens.token_batch import TokenBatch
 from ..transfer import send
 from .aligned_predictions import AlignedPredictions, Chains
+from .vocabulary import check_trainee_vocabulary
 
 if TYPE_CHECKING:
     from .prior import Prior
@@ -154,10 +155,12 @@ class AlignedPrior:
         aligned = self._aligned(batch)
         tokens = batch.tokens[where]
         requests = aligned.requests(where.numpy(), tokens.numpy(), self._groups)
-        states = self._prior.predictive_states(
-            aligned.documents, aligned.tokens, torch.from_numpy(requests.place)
-        )
         head = self._prior.head
+        states = head.ready(
+            self._prior.predictive_states(
+                aligned.documents, aligned.tokens, torch.from_numpy(requests.place)
+            )
+        )
         device = states.device
         length = torch.from_numpy(aligned.length[where.numpy()])
         group = np.full(head.vocab_size, self.vocab_size)
@@ -273,7 +276,8 @@ class AlignedPrior:
 
     def fit(self, trainee: nn.Module, autocast_dtype: torch.dtype | None) -> None:
         """Check that the prior can edit for a trainee; see `Prior.fit`."""
-        self._prior.fit(trainee, autocast_dtype)
+        check_trainee_vocabulary(trainee, self.vocab_size, certain=True)
+        self._prior.fit_model(trainee, autocast_dtype)
 
     def check_can_swap(self) -> NoReturn:
         """Refuse new weights.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from torch import Tensor, nn
@@ -11,10 +12,11 @@ from .adapters import unwrap_layer
 
 # Factors and caps of the logits, by the name of the config's field. `Prior` checks the result
 # against the model's own logits, so a family that is missing here is refused, never mis-scored.
-_SCALES = ("logit_scale", "lm_head_multiplier")
-_DIVISORS = ("logits_scaling",)
-_CAPS = ("final_logit_softcapping", "logits_soft_cap")
-_POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len")
+_SCALES = ("logit_scale", "lm_head_multiplier", "output_multiplier")
+_DIVISORS = ("logits_scaling", "logits_mup_width_multiplier")
+# The one family in which a divisor's name is that of a factor.
+_MULTIPLIES = "hyperclovax"
+_CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
 
 
 def unwrap_model(model: Any) -> Any:
@@ -38,6 +40,9 @@ def find_trunk(model: Any) -> Any:
     """
     trunk = getattr(model, "base_model", None)
     head = getattr(model, "get_output_embeddings", lambda: None)()
+    if trunk is model and head is not None:
+        # The family's own name for its trunk is not the one that its class says (Llama 4).
+        trunk = getattr(model, "get_decoder", lambda: None)()
     if trunk is None or trunk is model or head is None:
         raise TypeError(
             f"model must be a causal language model of transformers with a vocabulary projection, "
@@ -50,14 +55,14 @@ def find_trunk(model: Any) -> Any:
     return trunk
 
 
-def find_head(model: Any, adapter: str | None = None) -> Head:
-    """The vocabulary projection of `model` with `adapter` on, or with all adapters off."""
-    module = unwrap_layer(model.get_output_embeddings(), adapter)
+def find_head(model: Any, adapters: str | Collection[str] | None = None) -> Head:
+    """The vocabulary projection of `model` with some adapters on, or with all of them off."""
+    module = unwrap_layer(model.get_output_embeddings(), adapters)
     if module is None:
         raise ValueError(
-            f"adapter {adapter!r} changes the vocabulary projection, which a shared prior can't "
-            "score with; leave lm_head out of target_modules, or merge the adapter into a "
-            "separate prior"
+            f"adapter {adapters!r} changes the vocabulary projection, which a prior can't score "
+            "with; leave lm_head (and embeddings that are tied to it) out of target_modules and "
+            "trainable_token_indices, or merge the adapter by merge_and_unload()"
         )
     weight = getattr(module, "weight", None)
     plain = (
@@ -71,7 +76,8 @@ def find_head(model: Any, adapter: str | None = None) -> Head:
     for name in _SCALES:
         scale *= float(getattr(config, name, None) or 1.0)
     for name in _DIVISORS:
-        scale /= float(getattr(config, name, None) or 1.0)
+        factor = float(getattr(config, name, None) or 1.0)
+        scale *= factor if str(config.model_type).startswith(_MULTIPLIES) else 1 / factor
     softcap = next((c for name in _CAPS if (c := getattr(config, name, None))), None)
     return Head(
         weight=weight if plain else None,
@@ -81,13 +87,3 @@ def find_head(model: Any, adapter: str | None = None) -> Head:
         scale=scale,
         softcap=None if softcap is None else float(softcap),
     )
-
-
-def max_positions(config: Any) -> int | None:
-    """The longest document that the model was built for, or None where it has no limit."""
-    config = config.get_text_config()
-    for name in _POSITIONS:
-        value = getattr(config, name, None)
-        if isinstance(value, int) and value > 0:
-            return value
-    return None

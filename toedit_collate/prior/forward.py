@@ -1,23 +1,133 @@
-"""A pass of the prior's trunk, and whether its rows may hold several documents."""
+"""Passes of the prior's trunk: from the documents of a batch to their hidden states."""
 
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..tokens.documents import find_documents
+from ..tokens.documents import Documents, find_documents
 from ..transfer import send
 from .families import find_trunk
-from .passes import plan_passes
+from .passes import PASS_COST, Pass, plan_passes
+from .rendezvous import Rendezvous
+from .rope import length_class, rope_as_new
 
 logger = logging.getLogger("toedit_collate")
 
 # How much states may differ by rounding, as a share of the largest.
 _TOLERANCE = 0.02
+
+
+class TrunkPasses:
+    """How a trunk goes through batches.
+
+    Args:
+        config: of the model.
+
+    Attributes:
+        can_pack: whether documents may stand behind one another in a row; None: not tried yet.
+    """
+
+    def __init__(self, config: Any) -> None:
+        self.can_pack: bool | None = None
+        self._length_class = length_class(config)
+
+    def states(
+        self,
+        lm: Any,
+        documents: Documents,
+        tokens: Tensor,
+        where: Tensor,
+        needed: Tensor,
+        device: torch.device,
+        ranks: Rendezvous | None,
+    ) -> Tensor:
+        """The hidden states from which the head predicts some tokens; queued, not waited for.
+
+        Args:
+            lm: the model, in the surroundings in which it scores.
+            documents: of the batch; M tokens, N documents.
+            tokens: (M,) int64, on the host.
+            where: (n,) int64, on the host, ascending: which tokens are to be predicted.
+            needed: (N,) bool, the documents with such tokens.
+            device: for the trunk's input.
+            ranks: that must make as many passes, where weights are spread over them.
+
+        Returns:
+            (n, D), on the device of the trunk's output.
+
+        Raises:
+            torch.OutOfMemoryError: a single document is too much for the GPU.
+        """
+        if self.can_pack is None:
+            # The trial runs forward passes; under FSDP2 every rank would have to join, so sharded
+            # priors never pack.
+            self.can_pack = ranks is None and can_pack(lm, device)
+        kind = "sharded" if ranks is not None else "cpu" if device.type == "cpu" else "gpu"
+
+        def plan(chosen: Tensor) -> list[Pass]:
+            return plan_passes(
+                documents, tokens, chosen, packed=bool(self.can_pack), pass_cost=PASS_COST[kind],
+                length_class=self._length_class,
+            )  # fmt: skip
+
+        place = torch.full((len(tokens),), -1)  # in `where`
+        place[where] = torch.arange(len(where))
+        trunk = find_trunk(lm)
+        queue = deque(plan(needed))
+        num_planned = len(queue)
+        pieces, places = [], []
+        while queue:
+            one = queue.popleft()
+            try:
+                hidden = self._run(trunk, one, device)
+            except torch.cuda.OutOfMemoryError as error:
+                numbers = documents.document[one.members].unique()
+                if ranks is not None or len(numbers) == 1:
+                    raise _out_of_memory(one, error) from error
+                for half in reversed(numbers.tensor_split(2)):
+                    queue.extendleft(plan(torch.zeros_like(needed).index_fill_(0, half, True)))
+                torch.cuda.empty_cache()
+                continue
+            here = (place[one.members] >= 0).nonzero().squeeze(-1)
+            # The state of the token before predicts the token. A model that is spread over
+            # several devices gives it on its last one.
+            before = send(one.cells[here] - 1, hidden.device)
+            # detach: for gradient checkpointing, PEFT's hook marks embeddings as requiring
+            # gradients even under no_grad.
+            pieces.append(hidden.detach().flatten(0, 1)[before])
+            places.append(place[one.members[here]])
+        if ranks is not None:
+            self.idle(lm, num_planned, device, ranks)
+        if len(pieces) == 1:
+            return pieces[0]
+        states = torch.cat(pieces)
+        return states[send(torch.cat(places).argsort(), states.device)]
+
+    def idle(self, lm: Any, num_passes: int, device: torch.device, ranks: Rendezvous) -> None:
+        """Take part in the passes that other ranks make beyond our `num_passes`."""
+        row = torch.zeros(1, 1, dtype=torch.int64, device=device)
+        for _ in range(ranks.idle_passes(num_passes)):
+            find_trunk(lm)(input_ids=row, use_cache=False)
+
+    def _run(self, trunk: Any, one: Pass, device: torch.device) -> Tensor:
+        if self._length_class is None:
+            return hidden_states(trunk, one.arguments, device)
+        with rope_as_new(trunk):
+            return hidden_states(trunk, one.arguments, device)
+
+
+def _out_of_memory(one: Pass, error: Exception) -> Exception:
+    return torch.cuda.OutOfMemoryError(
+        f"the prior's pass over {len(one.members)} tokens ran out of GPU memory, and can't be "
+        "split further; shorten rows (max_length=...), load the prior with quantization='8bit', or "
+        f"use a decision cache ({error})"
+    )
 
 
 def hidden_states(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,7 +33,13 @@ class Pass:
 
 
 def plan_passes(
-    documents: Documents, tokens: Tensor, needed: Tensor, *, packed: bool, pass_cost: int
+    documents: Documents,
+    tokens: Tensor,
+    needed: Tensor,
+    *,
+    packed: bool,
+    pass_cost: int,
+    length_class: Callable[[int], int] | None = None,
 ) -> list[Pass]:
     """How the prior goes through some documents.
 
@@ -42,8 +49,20 @@ def plan_passes(
         needed: (N,) bool, which documents are to be scored.
         packed: lay them out behind one another in one row; otherwise, one to a row.
         pass_cost: tokens of padding that are worth a pass less.
+        length_class: documents share a pass only where it says the same of their lengths; None:
+            all may. For models whose positions depend on the longest document of a pass.
     """
     chosen = needed.numpy().nonzero()[0]
+    if length_class is not None:
+        classes = np.array([length_class(documents.lengths[number]) for number in chosen])
+        parts = [torch.zeros_like(needed) for _ in np.unique(classes)]
+        for part, known_by in zip(parts, np.unique(classes), strict=True):
+            part[torch.from_numpy(chosen[classes == known_by])] = True
+        planned = (
+            plan_passes(documents, tokens, part, packed=packed, pass_cost=pass_cost)
+            for part in parts
+        )
+        return [one for some in planned for one in some]
     if packed:
         return [_packed_pass(documents, tokens, torch.from_numpy(chosen))]
     lengths = np.asarray(documents.lengths)[chosen]

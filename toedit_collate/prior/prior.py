@@ -4,38 +4,41 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from ..distributed import all_reduce
-from ..head import kernels
-from ..head.logprob import Competitors, measure_competitors
+from ..head.logprob import Competitors
 from ..head.projection import Head
 from ..tokens.checks import check_same_tokenizer
 from ..tokens.documents import Documents
-from ..tokens.protection import special_token_ids, template_sequences
 from ..tokens.token_batch import TokenBatch
 from ..transfer import send
-from .adapters import (
-    active_adapter,
-    adapters_switched,
-    check_adapter_exists,
-    check_base_is_frozen,
-    evaluation_mode,
-    parameters_used,
-)
-from .families import find_head, find_trunk, max_positions, unwrap_model
-from .forward import can_pack, hidden_states
+from .adapters import active_adapters
+from .early_reject import EarlyReject
+from .facts import max_positions
+from .families import find_head, find_trunk, unwrap_model
+from .forward import TrunkPasses
+from .frozen import FrozenModel, input_device, own_precision
+from .identity import fingerprint
 from .loading import load_model, load_tokenizer
-from .passes import PASS_COST, Pass, plan_passes
 from .predictions import HeadPredictions
-from .sharding import check_not_zero3, fingerprint, has_fsdp1, is_sharded, run_inside
+from .rendezvous import Rendezvous
+from .self_check import check_model
+from .sharding import check_not_fsdp1, check_not_zero3, is_sharded
 from .swap import PreparedSwap, prepare_swap
+from .swap_checks import HalfCopiedError
+from .trainee import (
+    check_adapter_exists,
+    check_adapter_is_inside,
+    check_base_is_frozen,
+    check_base_is_pretrained,
+)
+from .vocabulary import Vocabulary, check_trainee_vocabulary, num_ids
 
 logger = logging.getLogger("toedit_collate")
 T = TypeVar("T")
@@ -53,10 +56,18 @@ class Prior:
 
     Raises:
         TypeError: `model` is not a decoder-only language model of transformers.
-        ValueError: the model computes its logits in a way that this package does not know.
+        ValueError: a token's probability would not be what the model itself gives it from what
+            stands before it: the model sees later tokens, stands behind a learned prompt, or
+            computes its logits in a way that this package does not know.
 
     Example:
-        >>> prior = Prior.from_pretrained("meta-llama/Llama-3.2-1B")  # doctest: +SKIP
+        >>> from transformers import LlamaConfig, LlamaForCausalLM
+        >>> model = LlamaForCausalLM(LlamaConfig(
+        ...     vocab_size=64, hidden_size=16, intermediate_size=16, num_hidden_layers=1,
+        ...     num_attention_heads=2,
+        ... ))
+        >>> Prior(model)
+        Prior(LlamaForCausalLM, separate, vocab_size=64, device=cpu)
     """
 
     def __init__(self, model: nn.Module, tokenizer: Any = None) -> None:
@@ -68,21 +79,26 @@ class Prior:
         lm = unwrap_model(model)
         find_trunk(lm)
         check_not_zero3(model, shared=shared)
+        if not shared:
+            check_adapter_is_inside(model)
+            model.eval().requires_grad_(False)
         self.model = model
         self.is_shared = shared
         self.adapter = adapter
         self.autocast_dtype: torch.dtype | None = None
         self.generation = 0
-        self._checked_frozen = False
-        self._is_running = False
-        self._fingerprint = ""
-        self.uses_kernel = False
-        self._can_pack: bool | None = None
-        self._competitors: Competitors | None = None
-        if not shared:
-            model.eval().requires_grad_(False)
+        self.early_reject = EarlyReject()
+        self._frozen = FrozenModel(shared)
+        self._passes = TrunkPasses(lm.config)
+        self._rendezvous = Rendezvous()
+        self._fingerprint: tuple[object, str] | None = None
+        self._problem = ""  # why it can't be used any more
         self.set_tokenizer(tokenizer)
-        self._check_logits()
+        with self._as_it_is(), own_precision(self.device, None):
+            check_model(
+                model, lm, lambda: self.head, self.run, self.device,
+                whole=not shared and lm is not model and hasattr(model, "peft_config"),
+            )  # fmt: skip
 
     def set_tokenizer(self, tokenizer: Any) -> None:
         """Use `tokenizer` to know special tokens, the chat template and the end of the vocabulary.
@@ -92,18 +108,10 @@ class Prior:
         Raises:
             ValueError: the tokenizer has more tokens than the prior's vocabulary.
         """
-        if tokenizer is not None and len(tokenizer) > self.vocab_size:
-            # A padding token that was added to the tokenizer only does no harm.
-            special = set(tokenizer.all_special_ids)
-            if set(range(self.vocab_size, len(tokenizer))) - special:
-                raise ValueError(
-                    f"tokenizer has {len(tokenizer)} tokens, but the prior's vocabulary has only "
-                    f"{self.vocab_size}; pass the tokenizer that the prior was trained with"
-                )
+        self._vocabulary = Vocabulary(self.head.vocab_size, tokenizer)
         self.tokenizer = tokenizer
-        self._forbidden: dict[tuple[bool, torch.device], Tensor] = {}
-        self.special_ids = special_token_ids(tokenizer)
-        self.template_sequences = template_sequences(tokenizer)
+        self.special_ids = self._vocabulary.special_ids
+        self.template_sequences = self._vocabulary.template_sequences
 
     @classmethod
     def from_pretrained(
@@ -176,6 +184,7 @@ class Prior:
         if getattr(trainee, "peft_config", None) or adapter is not None:
             check_adapter_exists(trainee, adapter)
             check_base_is_frozen(trainee, adapter)
+            check_base_is_pretrained(trainee, adapter)
         prior = cls.__new__(cls)
         prior._setup(trainee, tokenizer, shared=True, adapter=adapter)
         return prior
@@ -222,16 +231,24 @@ class Prior:
             "worker processes instead, which leaves its prior at home"
         )
 
+    # Facts.
+
     @property
     def device(self) -> torch.device:
         """Where documents are scored."""
-        return unwrap_model(self.model).get_input_embeddings().weight.device
+        return input_device(self.model)
 
     @property
     def head(self) -> Head:
-        """The vocabulary projection."""
-        lm = unwrap_model(self.model)
-        return find_head(lm, self.adapter if self.is_shared else active_adapter(self.model))
+        """The vocabulary projection, looked up; a batch does so once."""
+        return find_head(unwrap_model(self.model), self._adapters)
+
+    @property
+    def _adapters(self) -> list[str]:
+        """The adapters that it scores with."""
+        if self.is_shared:
+            return [] if self.adapter is None else [self.adapter]
+        return active_adapters(self.model)
 
     @property
     def is_sharded(self) -> bool:
@@ -249,13 +266,12 @@ class Prior:
     @property
     def vocab_size(self) -> int:
         """Number of ids that the prior gives a probability to; padding included."""
-        return self.head.vocab_size
+        return self._vocabulary.size
 
     @property
     def max_length(self) -> int | None:
         """The longest document that the prior can score, in tokens; None: no limit."""
-        lm = unwrap_model(self.model)
-        return max_positions(lm.config)
+        return max_positions(unwrap_model(self.model).config)
 
     @property
     def pad_id(self) -> int:
@@ -268,21 +284,32 @@ class Prior:
                     return value
         return 0
 
-    def forbidden_ids(self, *, forbid_special: bool) -> Tensor:
-        """Which ids must not be drawn: (V,) bool on the device of the head.
+    @property
+    def fingerprint(self) -> str:
+        """Tells priors apart that score otherwise: by configuration, adapters and all weights.
 
-        Ids behind the tokenizer's last are padding of the vocabulary; they never stand for text.
+        The same on any device. With weights sharded over ranks, reading it is a collective.
         """
-        device = self.device if self.head.weight is None else self.head.weight.device
-        known = self._forbidden.get((forbid_special, device))
-        if known is not None:
-            return known
-        forbidden = torch.zeros(self.vocab_size, dtype=torch.bool)
-        if self.tokenizer is not None:
-            forbidden[len(self.tokenizer) :] = True
-        if forbid_special:
-            forbidden[[i for i in self.special_ids if i < self.vocab_size]] = True
-        return self._forbidden.setdefault((forbid_special, device), forbidden.to(device))
+        made_of = (id(self.model), *self._adapters)
+        if self._fingerprint is None or self._fingerprint[0] != made_of:
+            self._fingerprint = made_of, fingerprint(self.model, self._adapters)
+        own = self._fingerprint[1]
+        return own if self.autocast_dtype is None else f"{own} in {self.autocast_dtype}"
+
+    @property
+    def uses_kernel(self) -> bool:
+        """Whether the GPU kernel computes log P; see `use_kernel`."""
+        return self.early_reject.uses_kernel
+
+    # Scoring a batch.
+
+    def forbidden_ids(self, *, forbid_special: bool, device: torch.device | None = None) -> Tensor:
+        """Which ids must not be drawn: (V,) bool, on the prior's device or another.
+
+        Ids that no token of the tokenizer has are padding of the vocabulary, and stand for no text.
+        """
+        device = self.device if device is None else device
+        return self._vocabulary.forbidden(forbid_special=forbid_special, device=device)
 
     def scorable(self, batch: TokenBatch) -> Tensor:
         """Which tokens have a probability, (M,) bool: all but the first of each document."""
@@ -294,50 +321,22 @@ class Prior:
         Args:
             batch: on the host; M tokens.
             where: (n,) int64, on the host, ascending: which of them; all are `scorable`.
-        """
-        states = self.predictive_states(batch.documents, batch.tokens, where)
-        return HeadPredictions(
-            head=self.head,
-            states=states,
-            tokens=send(batch.tokens[where], states.device),
-            competitors=lambda head, states: self.likely_competitors(states),
-            forbidden=lambda special: self.forbidden_ids(forbid_special=special),
-            with_kernel=self.uses_kernel,
-        )
-
-    def fit(self, trainee: nn.Module, autocast_dtype: torch.dtype | None) -> None:
-        """Check that the prior can edit for a trainee; a shared one then computes as it does.
-
-        Args:
-            trainee: the model that a Trainer trains.
-            autocast_dtype: of its mixed precision, bf16 or fp16; None: it has none.
 
         Raises:
-            ValueError: the prior is the model in training, or a shared prior can't score with a
-                trainee that is spread over ranks so.
+            ValueError: the weights move in training, or a swap broke off.
         """
-        if not self.is_shared:
-            if unwrap_model(self.model) is unwrap_model(trainee):
-                raise ValueError(
-                    "the prior is the model in training, which Prior(model) has frozen; load a "
-                    "second copy of the weights for the prior, or train with LoRA and use "
-                    "Prior.shared(model)"
-                )
-            return
-        check_not_zero3(trainee, shared=True)
-        if has_fsdp1(trainee):
-            raise ValueError(
-                "Prior.shared can't score with a model that FSDP version 1 has wrapped; set "
-                "fsdp_version: 2 (in fsdp_config, or accelerate's config), or load a separate "
-                "prior with Prior.from_pretrained"
-            )
-        # accelerate wraps only the forward of the whole model in autocast; a shared prior's trunk
-        # is called by itself, and should compute as the trainee does.
-        if self.autocast_dtype is None:
-            self.autocast_dtype = autocast_dtype
-
-    def check_can_swap(self) -> None:
-        """Do nothing: weights can be swapped."""
+        head = self.head
+        states = head.ready(self.predictive_states(batch.documents, batch.tokens, where))
+        return HeadPredictions(
+            head=head,
+            states=states,
+            tokens=send(batch.tokens[where], states.device),
+            competitors=self.early_reject.likely_competitors,
+            forbidden=lambda special: self.forbidden_ids(
+                forbid_special=special, device=states.device
+            ),
+            with_kernel=self.uses_kernel,
+        )
 
     def predictive_states(self, documents: Documents, tokens: Tensor, where: Tensor) -> Tensor:
         """The hidden states from which the head predicts some tokens, in one pass of the trunk.
@@ -351,59 +350,89 @@ class Prior:
                 first of a document.
 
         Returns:
-            (n, D), on the device of the head.
+            (n, D), on the device of the trunk's output.
         """
+        if self._problem:
+            raise ValueError(self._problem)
         if len(where) == 0:
             self.stand_by()
             return torch.zeros(0, 1, device=self.device)
         # Documents without a wanted token need no pass.
         needed = torch.zeros(documents.num_documents, dtype=torch.bool)
         needed[documents.document[where]] = True
-        place = torch.full((len(tokens),), -1)  # in `where`
-        place[where] = torch.arange(len(where))
-        trunk = find_trunk(unwrap_model(self.model))
-        passes = self._passes(documents, tokens, needed)
-        num_idle = self._idle_passes(len(passes))
-        pieces, places = [], []
         with self._scoring():
-            for one in passes:
-                hidden = hidden_states(trunk, one.arguments, self.device)
-                here = (place[one.members] >= 0).nonzero().squeeze(-1)
-                # The state of the token before predicts the token. A model that is spread over
-                # several devices gives it on its last one.
-                before = send(one.cells[here] - 1, hidden.device)
-                # detach: for gradient checkpointing, PEFT's hook marks embeddings as requiring
-                # gradients even under no_grad.
-                pieces.append(hidden.detach().flatten(0, 1)[before])
-                places.append(place[one.members[here]])
-        self._make_idle_passes(num_idle)
-        states = self.head.ready(pieces[0] if len(pieces) == 1 else torch.cat(pieces))
-        if len(pieces) == 1:
-            return states
-        return states[send(torch.cat(places).argsort(), states.device)]
-
-    def _passes(self, documents: Documents, tokens: Tensor, needed: Tensor) -> list[Pass]:
-        kind = "cpu" if self.device.type == "cpu" else "gpu"
-        if is_sharded(self.model):
-            kind = "sharded"
-        if self._can_pack is None:
-            # To try it takes passes, which all ranks of a sharded prior would have to make.
-            with self._frozen():
-                lm = unwrap_model(self.model)
-                self._can_pack = kind != "sharded" and can_pack(lm, self.device)
-        packed, pass_cost = self._can_pack, PASS_COST[kind]
-        return plan_passes(documents, tokens, needed, packed=packed, pass_cost=pass_cost)
+            return self._passes.states(
+                unwrap_model(self.model), documents, tokens, where, needed, self.device,
+                self._rendezvous if self.is_sharded else None,
+            )  # fmt: skip
 
     def likely_competitors(self, states: Tensor) -> Competitors | None:
-        """The ids that the head should visit first; measured on the first states it is given.
+        """The ids that the head should visit first; see `EarlyReject`."""
+        return self.early_reject.likely_competitors(self.head, states)
 
-        None for a head that only its module can compute: it is always computed whole.
+    def run(self, function: Callable[[], T]) -> T:
+        """Call a function that uses parts of the prior, gathered first if FSDP2 has sharded it.
+
+        Its head computes in its own precision there, whatever autocast the caller is in.
         """
-        if self.head.weight is None or len(states) == 0:
-            return None
-        if self._competitors is None or self._competitors.order.device != states.device:
-            self._competitors = measure_competitors(self.head, states)
-        return self._competitors
+        with own_precision(self.device, None):
+            return self._rendezvous.run(self.model, function)
+
+    def stand_by(self) -> None:
+        """Make no pass, but take part in those of other ranks, if the prior is sharded over them.
+
+        Ranks with such a prior must edit equally often.
+        """
+        if self.is_sharded:
+            self.run(self._stand_by)
+
+    def _stand_by(self) -> None:
+        with self._scoring():
+            self._passes.idle(unwrap_model(self.model), 0, self.device, self._rendezvous)
+
+    def _scoring(self) -> AbstractContextManager[None]:
+        return self._frozen.scoring(self.model, self.adapter, self.device, self.autocast_dtype)
+
+    def _as_it_is(self) -> AbstractContextManager[None]:
+        return self._frozen.as_it_is(self.model, self.adapter)
+
+    # Before training.
+
+    def fit(self, trainee: nn.Module, autocast_dtype: torch.dtype | None) -> None:
+        """Check that the prior can edit for a trainee; a shared one then computes as it does.
+
+        Args:
+            trainee: the model that a Trainer trains.
+            autocast_dtype: of its mixed precision, bf16 or fp16; None: it has none.
+
+        Raises:
+            ValueError: the prior is the model in training; it could draw ids that the trainee has
+                no embedding for; or a shared prior can't score with a trainee that is spread over
+                ranks so.
+        """
+        if not self.is_shared:
+            known = num_ids(self.tokenizer) > 0
+            check_trainee_vocabulary(trainee, self._vocabulary.num_drawable, certain=known)
+        elif self.head.vocab_size != self.vocab_size:  # its embeddings were resized since
+            self.set_tokenizer(self.tokenizer)
+        self.fit_model(trainee, autocast_dtype)
+
+    def fit_model(self, trainee: nn.Module, autocast_dtype: torch.dtype | None) -> None:
+        """What `fit` does, but for the vocabularies."""
+        if not self.is_shared:
+            if unwrap_model(self.model) is unwrap_model(trainee):
+                raise ValueError(
+                    "the prior is the model in training, which Prior(model) has frozen; load a "
+                    "second copy of the weights for the prior, or train with LoRA and use "
+                    "Prior.shared(model)"
+                )
+            return
+        check_not_zero3(trainee, shared=True)
+        check_not_fsdp1(trainee)
+        # accelerate wraps only the forward of the whole model in autocast; a shared prior's trunk
+        # is called by itself, and should compute as the trainee does.
+        if self.autocast_dtype is None:
+            self.autocast_dtype = autocast_dtype
 
     def compile(self, **options: Any) -> None:
         """Compile the trunk by `torch.compile`, for batches of any shape.
@@ -434,53 +463,12 @@ class Prior:
             ValueError: triton is not installed, the GPU can't run it, or the vocabulary projection
                 is quantised.
         """
-        if wanted:
-            kernels.check_usable(self.head)
-        self.uses_kernel = wanted
+        self.early_reject.use_kernel(self.head, wanted)
 
-    def run(self, function: Callable[[], T]) -> T:
-        """Call a function that uses parts of the prior, gathered first if FSDP2 has sharded it."""
-        if self._is_running:
-            return function()
-        self._is_running = True
-        try:
-            return run_inside(self.model, function)
-        finally:
-            self._is_running = False
+    # Between generations.
 
-    def stand_by(self) -> None:
-        """Make no pass, but take part in those of other ranks, if the prior is sharded over them.
-
-        Ranks with such a prior must edit equally often.
-        """
-        self.run(lambda: self._make_idle_passes(self._idle_passes(0)))
-
-    def _idle_passes(self, num_passes: int) -> int:
-        """How many passes other ranks make beyond ours; a sharded prior needs all ranks in each."""
-        if not is_sharded(self.model):
-            return 0
-        return int(all_reduce([num_passes], "max")[0]) - num_passes
-
-    def _make_idle_passes(self, count: int) -> None:
-        if count:
-            trunk = find_trunk(unwrap_model(self.model))
-            row = torch.zeros(1, 1, dtype=torch.int64, device=self.device)
-            with self._scoring():
-                for _ in range(count):
-                    trunk(input_ids=row, use_cache=False)
-
-    @property
-    def fingerprint(self) -> str:
-        """Tells priors apart by a sample of each weight: the same on any device.
-
-        With weights sharded over ranks, reading it is a collective.
-        """
-        if not self._fingerprint:
-            adapter = self.adapter if self.is_shared else active_adapter(self.model)
-            self._fingerprint = fingerprint(parameters_used(self.model, adapter))
-        if self.autocast_dtype is None:
-            return self._fingerprint
-        return f"{self._fingerprint} in {self.autocast_dtype}"
+    def check_can_swap(self) -> None:
+        """Do nothing: weights can be swapped."""
 
     def swap(self, source: str | os.PathLike[str] | Mapping[str, Tensor]) -> None:
         """Take over the weights of a checkpoint, in place: all or nothing.
@@ -504,60 +492,23 @@ class Prior:
         return prepare_swap(self.model, source, shared=self.is_shared, adapter=self.adapter)
 
     def complete_swap(self, prepared: PreparedSwap) -> None:
-        """The second half of `swap`: copy the weights."""
-        prepared.copy()
+        """The second half of `swap`: copy the weights.
+
+        Raises:
+            ValueError: a file was written to since it was checked; nothing is copied.
+            RuntimeError: reading broke off, and the prior can't be used until a swap succeeds.
+        """
+        try:
+            prepared.copy()
+        except HalfCopiedError as error:
+            # Everything was checked, so this is a disk that fails.
+            self._problem = str(error)
+            raise
+        except ValueError:
+            prepared.discard()
+            raise
+        self._problem = ""
         self.model, self.adapter = prepared.model, prepared.adapter
         self.generation += 1
-        self._fingerprint = ""
+        self._fingerprint = None
         logger.info("prior swapped; it now is of generation %d", self.generation)
-
-    @contextmanager
-    def _scoring(self) -> Iterator[None]:
-        """As `_frozen`, once it is certain that training does not change what is scored with."""
-        if self.is_shared and not self._checked_frozen:
-            check_base_is_frozen(self.model, self.adapter)
-            self._checked_frozen = True
-        with self._frozen():
-            if self.autocast_dtype is None:
-                yield
-            else:
-                with torch.autocast(self.device.type, self.autocast_dtype):
-                    yield
-
-    @contextmanager
-    def _frozen(self) -> Iterator[None]:
-        """The frozen weights, in eval mode, without gradients; afterwards all as before."""
-        with ExitStack() as stack:
-            # Not inference_mode: it marks tensors that FSDP2 must write to in its next step.
-            stack.enter_context(torch.no_grad())
-            if self.is_shared:
-                stack.enter_context(adapters_switched(self.model, self.adapter))
-            stack.enter_context(evaluation_mode(self.model))
-            yield
-
-    def _check_logits(self) -> None:
-        """Compare the logits that `Head` computes with the model's own, on a few tokens."""
-        lm = unwrap_model(self.model)
-        ids = torch.arange(4, device=self.device).unsqueeze(0) % self.vocab_size
-
-        def both_ways() -> tuple[Tensor, Tensor, Tensor]:
-            # .forward: where FSDP2 has sharded the model, this is inside its call already.
-            expected = lm.forward(input_ids=ids, use_cache=False).logits[0].float()
-            hidden = find_trunk(lm)(input_ids=ids, use_cache=False, return_dict=True)[0]
-            return expected, hidden, self.head.logits(hidden[0])
-
-        with self._frozen():
-            expected, hidden, logits = self.run(both_ways)
-            logits = logits.to(expected.device)
-        if logits.shape != expected.shape:
-            difference = float("inf")
-        else:
-            difference = float((logits - expected).abs().max() / (1 + expected.abs().max()))
-        # 16-bit models round a logit at 2**-8 of its size, and may be off by a few such steps.
-        tolerance = 1e-4 if hidden.dtype in (torch.float32, torch.float64) else 0.05
-        if difference > tolerance:
-            raise ValueError(
-                f"{type(lm).__name__} computes its logits in a way that toedit_collate does not "
-                f"know (off by {difference:.2g} of their size); please open an issue that names "
-                "the model"
-            )

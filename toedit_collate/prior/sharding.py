@@ -5,21 +5,16 @@ Everything here that says "collective" must happen on all ranks, in the same ord
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-import torch
 from torch import Tensor, nn
 
 from ..distributed import is_distributed
 from .families import unwrap_model
 
 T = TypeVar("T")
-
-# A fingerprint looks at so many numbers of each weight.
-FINGERPRINT_SAMPLES = 64
 
 
 def is_sharded(model: nn.Module) -> bool:
@@ -70,14 +65,24 @@ def without_zero3() -> Iterator[None]:
         deepspeed.set_hf_deepspeed_config(config)
 
 
+def check_not_fsdp1(trainee: nn.Module) -> None:
+    """Raise where FSDP version 1 has wrapped a trainee whose base a prior is to share."""
+    if has_fsdp1(trainee):
+        raise ValueError(
+            "Prior.shared can't score with a model that FSDP version 1 has wrapped; set "
+            "fsdp_version: 2 (in fsdp_config, or accelerate's config), or load a separate prior "
+            "with Prior.from_pretrained"
+        )
+
+
 def has_fsdp1(model: nn.Module) -> bool:
     """Whether FSDP version 1 has wrapped parts of the model."""
     return any(type(m).__name__ == "FullyShardedDataParallel" for m in model.modules())
 
 
-def global_shape(tensor: Tensor) -> torch.Size:
+def global_shape(tensor: Tensor) -> tuple[int, ...]:
     """The shape of a parameter, however it is spread."""
-    return getattr(tensor, "ds_shape", tensor.shape)
+    return tuple(getattr(tensor, "ds_shape", tensor.shape))
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
@@ -145,17 +150,3 @@ def _is_dtensor(tensor: Tensor) -> bool:
 
 def _is_fsdp(module: nn.Module) -> bool:
     return hasattr(module, "unshard") and hasattr(module, "reshard")
-
-
-def fingerprint(parameters: Iterable[Tensor]) -> str:
-    """Tells weights apart by a sample of each; a collective where they are spread over ranks."""
-    digest = hashlib.sha256()
-    for parameter in parameters:
-        values = full_tensor(parameter).detach().flatten()
-        count = min(len(values), FINGERPRINT_SAMPLES)
-        # In whole numbers, which no device rounds.
-        places = torch.arange(count, device=values.device) * (len(values) - 1)
-        sample = values[places // max(count - 1, 1)].cpu().contiguous()
-        digest.update(f"{parameter.dtype} {tuple(parameter.shape)}".encode())
-        digest.update(sample.view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:32]

@@ -15,7 +15,7 @@ from ..prior.adapters import active_adapter, parameters_used
 from ..prior.families import unwrap_model
 from ..prior.prior import Prior
 from ..prior.sharding import full_tensor, is_sharded
-from ..prior.swap import adapter_weights
+from ..prior.swap_adapter import adapter_weights
 
 
 class LiveWeights(Mapping[str, Tensor]):
@@ -30,12 +30,14 @@ class LiveWeights(Mapping[str, Tensor]):
 
     Attributes:
         peft_config: configuration of the adapter, or None.
+        config: configuration of the model.
     """
 
     def __init__(self, trainee: Any) -> None:
         model = unwrap_wrappers(trainee)
         name = active_adapter(model)
         self.peft_config = None if name is None else model.peft_config[name]
+        self.config = unwrap_model(model).config
         self._tensors = _weights_of(model, name)
 
     def __getitem__(self, name: str) -> Tensor:

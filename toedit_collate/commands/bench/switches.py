@@ -16,8 +16,7 @@ from torch import Tensor
 
 from ...head import logprob as scores
 from ...head.logprob import Competitors
-from ...prior import passes as layout
-from ...prior import predictions
+from ...prior import passes, predictions
 from ...prior.prior import Prior
 
 
@@ -66,7 +65,7 @@ def padding_kept() -> Iterator[None]:
     def one_group(lengths: list[int], pass_cost: int) -> list[list[int]]:
         return [list(range(len(lengths)))] if lengths else []
 
-    with swapped(layout, "group_by_length", one_group):
+    with swapped(passes, "group_by_length", one_group):
         yield
 
 
@@ -74,11 +73,11 @@ def padding_kept() -> Iterator[None]:
 def kernel_used(prior: Prior) -> Iterator[None]:
     """Log P by the GPU kernel."""
     before = prior.uses_kernel
-    prior.uses_kernel = True
+    prior.early_reject.uses_kernel = True
     try:
         yield
     finally:
-        prior.uses_kernel = before
+        prior.early_reject.uses_kernel = before
 
 
 def likely_first(prior: Prior, states: Tensor, num_ids: int) -> Competitors:
@@ -102,12 +101,12 @@ def in_order_of_ids(like: Competitors) -> Competitors:
 @contextmanager
 def first_tile(prior: Prior, competitors: Competitors) -> Iterator[None]:
     """The first tile is another one."""
-    before = prior._competitors
-    prior._competitors = competitors
+    before = prior.early_reject.competitors
+    prior.early_reject.competitors = competitors
     try:
         yield
     finally:
-        prior._competitors = before
+        prior.early_reject.competitors = before
 
 
 @contextmanager

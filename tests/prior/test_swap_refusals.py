@@ -1,0 +1,168 @@
+"""Checkpoints whose shapes fit and whose numbers would be wrong: the old prior stays."""
+
+import shutil
+
+import pytest
+import torch
+from conftest import likely_ids, make_llama
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
+from trainees import logprobs, move_adapters
+
+from toedit_collate import Prior
+from toedit_collate.training.snapshot import LiveWeights
+
+IDS = likely_ids(make_llama(), 2, 16)
+
+
+def lora(**settings):
+    return LoraConfig(**{"r": 4, "target_modules": ["q_proj", "v_proj"], **settings})
+
+
+def tuned(seed=1, **settings):
+    return move_adapters(get_peft_model(make_llama(), lora(**settings)), seed)
+
+
+def assert_refused(prior, source, message):
+    before = logprobs(prior, IDS)
+    generation = prior.generation
+    with pytest.raises(ValueError, match=message):
+        prior.swap(source)
+    assert torch.equal(logprobs(prior, IDS), before)
+    assert prior.generation == generation
+
+
+OTHER_ADAPTERS = {
+    "lora_alpha": {"lora_alpha": 32},
+    "use_rslora": {"use_rslora": True},
+    "alpha_pattern": {"alpha_pattern": {"q_proj": 64}},
+    "rank_pattern": {"rank_pattern": {"q_proj": 2}},
+    "use_dora": {"use_dora": True},
+}
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("name", OTHER_ADAPTERS)
+def test_an_adapter_that_was_made_otherwise(tmp_path, name, shared):
+    prior = Prior.shared(get_peft_model(make_llama(), lora())) if shared else Prior(make_llama())
+    tuned(1).save_pretrained(tmp_path / "first")
+    prior.swap(tmp_path / "first")
+    tuned(2, **OTHER_ADAPTERS[name]).save_pretrained(tmp_path / "second")
+    assert_refused(prior, tmp_path / "second", rf"other settings.*{name}|differ")
+
+
+@pytest.mark.parametrize("name", OTHER_ADAPTERS)
+def test_its_own_settings_count_where_it_is_the_first(tmp_path, name):
+    other = tuned(2, **OTHER_ADAPTERS[name])
+    other.save_pretrained(tmp_path)
+    prior = Prior(make_llama())
+    prior.swap(tmp_path)
+    assert torch.allclose(logprobs(prior, IDS), logprobs(Prior(other), IDS), atol=1e-5)
+
+
+def test_an_adapter_that_would_rewrite_the_base(tmp_path):
+    tuned(2, init_lora_weights="olora").save_pretrained(tmp_path)
+    assert_refused(Prior(make_llama()), tmp_path, r"init_lora_weights='olora'.*plain LoRA")
+
+
+def test_an_untied_checkpoint_into_a_tied_prior(tmp_path):
+    prior = Prior(make_llama(tie_word_embeddings=True))
+    make_llama(1).save_pretrained(tmp_path)
+    assert_refused(prior, tmp_path, r"are one weight in the prior")
+    assert_refused(prior, make_llama(1).state_dict(), r"are one weight in the prior")
+
+
+def test_full_weights_under_an_adapter(tmp_path):
+    prior = Prior(tuned())
+    make_llama(1).save_pretrained(tmp_path)
+    assert_refused(prior, tmp_path, r"has the adapter 'default' on.*merge")
+
+
+CONFIGS = {
+    "rope_theta": {"rope_parameters": {"rope_type": "default", "rope_theta": 100.0}},
+    "scaling": {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}},
+    "rms_norm_eps": {"rms_norm_eps": 0.1},
+    "hidden_act": {"hidden_act": "gelu"},
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_another_configuration(tmp_path, name):
+    make_llama(1, **CONFIGS[name]).save_pretrained(tmp_path)
+    field = next(iter(CONFIGS[name]))
+    assert_refused(Prior(make_llama()), tmp_path, rf"another configuration.*{field}=")
+    assert_refused(Prior(make_llama()), LiveWeights(make_llama(1, **CONFIGS[name])), field)
+
+
+def test_what_a_trainer_writes_into_a_configuration_is_no_reason(tmp_path):
+    trained = make_llama(1, use_cache=False, attention_dropout=0.1, pad_token_id=5)
+    trained.save_pretrained(tmp_path)
+    prior = Prior(make_llama())
+    prior.swap(tmp_path)
+    assert torch.equal(logprobs(prior, IDS), logprobs(Prior(trained.eval()), IDS))
+
+
+def test_numbers_that_the_priors_dtype_does_not_hold(tmp_path):
+    big = make_llama(1)
+    with torch.no_grad():
+        big.lm_head.weight[3, 3] = 1e6
+    big.save_pretrained(tmp_path)
+    assert_refused(Prior(make_llama().half()), tmp_path, r"1e\+06.*float16 ends at 6.55e\+04")
+    Prior(make_llama()).swap(tmp_path)
+
+
+def test_live_weights_of_two_adapters_at_once():
+    trainee = tuned()
+    trainee.add_adapter("second", lora())
+    trainee.base_model.set_adapter(["default", "second"])
+    with pytest.raises(ValueError, match=r"adapters \['default', 'second'\] on at once"):
+        LiveWeights(trainee)
+
+
+def test_deleted_in_the_middle(tmp_path):
+    """Its files stay open."""
+    prior, new = Prior(make_llama()), make_llama(1)
+    new.save_pretrained(tmp_path / "new", max_shard_size="20KB")
+    prepared = prior.prepare_swap(tmp_path / "new")
+    shutil.rmtree(tmp_path / "new")
+    prior.complete_swap(prepared)
+    assert torch.equal(logprobs(prior, IDS), logprobs(Prior(new), IDS))
+
+
+@pytest.mark.parametrize("adapter", [False, True])
+def test_written_anew_in_the_middle(tmp_path, adapter):
+    prior = Prior(make_llama())
+    before = logprobs(prior, IDS)
+    (tuned() if adapter else make_llama(1)).save_pretrained(tmp_path)
+    prepared = prior.prepare_swap(tmp_path)
+    (path,) = tmp_path.glob("*model.safetensors")
+    tensors = {name: tensor.clone() for name, tensor in load_file(path).items()}
+    path.unlink()
+    save_file({**tensors, "more": torch.zeros(3)}, path)
+    with pytest.raises(ValueError, match=r"was written to since it was checked"):
+        prior.complete_swap(prepared)
+    assert torch.equal(logprobs(prior, IDS), before)
+    assert not hasattr(prior.model, "peft_config")
+
+
+def test_a_disk_that_fails_leaves_no_mixture(tmp_path, monkeypatch):
+    from toedit_collate.prior import swap_checks
+
+    prior, new = Prior(make_llama()), make_llama(1)
+    new.save_pretrained(tmp_path)
+    prepared = prior.prepare_swap(tmp_path)
+    copied = []
+
+    def fails(target, whole):
+        if len(copied) == 3:
+            raise OSError("input/output error")
+        copied.append(target.copy_(whole))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(swap_checks, "copy_into", fails)
+        with pytest.raises(RuntimeError, match=r"broke off.*input/output error.*load it anew"):
+            prior.complete_swap(prepared)
+    with pytest.raises(ValueError, match=r"its weights may be of both"):
+        logprobs(prior, IDS)
+    prior.swap(tmp_path)
+    assert torch.equal(logprobs(prior, IDS), logprobs(Prior(new), IDS))

@@ -1,0 +1,113 @@
+"""What is tried out on a model before it becomes a prior, on a few tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..head.projection import Head
+from .families import find_trunk
+
+# Tokens of the trial: two rows that begin alike and end differently.
+_LENGTH, _SAME = 8, 4
+
+
+def check_model(
+    model: Any, lm: Any, head: Callable[[], Head], run: Callable[[Callable[[], Any]], Any],
+    device: torch.device, *, whole: bool,
+) -> None:  # fmt: skip
+    """Raise where a model's scores would not be what the model itself computes from left to right.
+
+    Args:
+        model: as it was given; may be wrapped by PEFT.
+        lm: the model of transformers inside.
+        head: looks its vocabulary projection up.
+        run: calls a function with the model's weights gathered.
+        device: for its input.
+        whole: whether what wraps `lm` must compute the same, too.
+
+    Raises:
+        ValueError: the logits differ from the model's own, or a token sees what comes after it.
+    """
+    name = type(lm).__name__
+    ids = _trial_ids(head().vocab_size).to(device)
+
+    def all_ways() -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        try:
+            # .forward: where FSDP2 has sharded the model, this is inside its call already.
+            expected = lm.forward(input_ids=ids, use_cache=False).logits
+            hidden = find_trunk(lm)(input_ids=ids, use_cache=False, return_dict=True)[0]
+            outer = model(input_ids=ids, use_cache=False).logits if whole else None
+        except torch.cuda.OutOfMemoryError:
+            raise
+        except Exception as error:  # whatever a model of any family may raise
+            raise ValueError(
+                f"model: {name} fails on plain rows of token ids ({type(error).__name__}: "
+                f"{_first_line(error)}); a prior is called with input_ids alone, so check that the "
+                "model runs by model(input_ids=...), and its config"
+            ) from error
+        projection = head()
+        weight = projection.weight
+        fits = weight is None or weight.shape[-1] == hidden.shape[-1]
+        return expected, hidden, projection.logits(hidden.flatten(0, 1)) if fits else None, outer
+
+    expected, hidden, logits, outer = run(all_ways)
+    if expected.dim() != 3 or expected.shape[:2] != ids.shape or hidden.shape[:2] != ids.shape:
+        raise ValueError(
+            f"model: {name} gives logits of shape {tuple(expected.shape)} and hidden states of "
+            f"shape {tuple(hidden.shape)} for {tuple(ids.shape)} tokens; a prior needs one for "
+            "each token, so use a model that scores its input token by token"
+        )
+    # 16-bit models round a logit at 2**-8 of its size, and may be off by a few such steps.
+    tolerance = 1e-4 if hidden.dtype in (torch.float32, torch.float64) else 0.05
+    _check_causal(hidden, name, tolerance)
+    ours = logits if logits is None else logits.to(expected.device).view(*ids.shape, -1)
+    difference = float("inf") if ours is None else _difference(ours, expected)
+    if difference > tolerance:
+        raise ValueError(
+            f"model: {name} computes its logits in a way that toedit_collate does not know: off by "
+            f"{difference:.2g} of their size from what its output embeddings, and the scales and "
+            "caps in its config, make of its last hidden states; use a prior of another family"
+        )
+    if outer is not None and (off := _difference(outer, expected)) > tolerance:
+        raise ValueError(
+            f"model: what PEFT put around {name} changes its logits outside of its layers (by "
+            f"{off:.2g} of their size), which a prior would leave out; merge it by "
+            "model.merge_and_unload(), or pass a model tuned with LoRA"
+        )
+
+
+def _trial_ids(vocab_size: int) -> Tensor:
+    """(2, _LENGTH) int64. Not the first ids, which are special tokens."""
+    row = (torch.arange(_LENGTH) * 7 + vocab_size // 3) % vocab_size
+    other = row.clone()
+    other[_SAME:] = (row[_SAME:] + vocab_size // 2 + 1) % vocab_size
+    return torch.stack([row, other])
+
+
+def _check_causal(hidden: Tensor, name: str, tolerance: float) -> None:
+    first, second = hidden[:, :_SAME].float()
+    if _difference(first, second) > tolerance:
+        raise ValueError(
+            f"model: {name} is not causal: its states of a token change with the tokens after it, "
+            "so that it would give a token's probability having seen the token; use a model that "
+            "reads from left to right (for BERT's relatives, one made with is_decoder=True)"
+        )
+
+
+def _difference(ours: Tensor, theirs: Tensor) -> float:
+    """The largest difference, as a share of the largest value; infinity for other shapes."""
+    if ours.shape != theirs.shape:
+        return float("inf")
+    ours, theirs = ours.float(), theirs.float()
+    # Masked ids (-inf) are equal where both have them.
+    far = (ours - theirs).abs().masked_fill_(ours == theirs, 0.0)
+    largest = theirs.masked_fill(theirs.isinf(), 0.0).abs().max()
+    return float(far.max() / (1 + largest))
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), "")[:200]

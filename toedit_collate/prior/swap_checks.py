@@ -1,0 +1,133 @@
+"""Whether the weights of a checkpoint can take the place of a prior's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .facts import deciding_config, differences
+from .sharding import copy_into, storage_of
+from .weights import Weights
+
+
+class HalfCopiedError(RuntimeError):
+    """Some weights of a prior are new, and some are not."""
+
+
+def check_names(target: dict[str, Tensor], weights: Weights) -> None:
+    """Raise where a checkpoint has other weights than a model, or two for one."""
+    unexpected = sorted(set(weights.names) - set(target))
+    present = {storage_of(target[name]) for name in weights.names if name in target}
+    # A tied weight is saved once, under one of its names.
+    missing = sorted(
+        name
+        for name, tensor in target.items()
+        if name not in weights.names and storage_of(tensor) not in present
+    )
+    if unexpected or missing:
+        raise ValueError(
+            f"checkpoint {weights.where} does not fit the prior: missing {missing[:3]}, unexpected "
+            f"{unexpected[:3]}; it must be of the prior's architecture"
+        )
+    _check_ties(target, weights)
+
+
+def check_tensors(target: dict[str, Tensor], weights: Weights) -> Callable[[], None]:
+    """Read everything once to check it; returns what reads it once more to copy it."""
+    for name in weights.names:
+        tensor = weights[name]
+        if tensor.shape != target[name].shape:
+            raise ValueError(
+                f"checkpoint {weights.where}: {name!r} has shape {tuple(tensor.shape)}, the "
+                f"prior's has {tuple(target[name].shape)}; it must be of the same model"
+            )
+        _check_plain(target[name], tensor, name, weights.where)
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise ValueError(
+                f"checkpoint {weights.where}: {name!r} is not finite; training has diverged, so "
+                "the old prior is kept"
+            )
+        _check_range(target[name], tensor, name, weights.where)
+
+    def copy_all() -> None:
+        weights.check_unchanged()
+        try:
+            with torch.no_grad():
+                for name in weights.names:
+                    copy_into(target[name], weights[name])
+        except Exception as error:
+            raise HalfCopiedError(
+                f"a swap of the prior broke off while the weights of {weights.where} were copied "
+                f"({error}), so that its weights may be of both; load it anew, or swap a whole "
+                "checkpoint in"
+            ) from error
+
+    return copy_all
+
+
+def _check_plain(target: Tensor, tensor: Tensor, name: str, where: str) -> None:
+    is_plain = type(target).__name__ in ("Parameter", "Tensor", "DTensor", "Buffer")
+    if not is_plain or target.is_floating_point() != tensor.is_floating_point():
+        raise ValueError(
+            f"checkpoint {where}: {name!r} is of {tensor.dtype}, but the prior holds it as "
+            f"{target.dtype} ({type(target).__name__}), quantised; load the prior without "
+            "quantization, or swap in an adapter"
+        )
+
+
+def _check_range(target: Tensor, tensor: Tensor, name: str, where: str) -> None:
+    """Raise where numbers that are finite in the checkpoint would be infinite in the prior."""
+    if not tensor.is_floating_point() or not tensor.numel():
+        return
+    most, largest = torch.finfo(target.dtype).max, float(tensor.abs().max())
+    if largest > most:
+        raise ValueError(
+            f"checkpoint {where}: {name!r} holds {largest:.3g}, and the prior's {target.dtype} "
+            f"ends at {most:.3g}; load the prior with dtype=torch.bfloat16 or torch.float32"
+        )
+
+
+def _check_ties(target: dict[str, Tensor], weights: Weights) -> None:
+    """Raise where two tensors that differ would go to one weight."""
+    first: dict[int, str] = {}
+    for name in weights.names:
+        other = first.setdefault(storage_of(target[name]), name)
+        if other != name and not torch.equal(weights[other], weights[name]):
+            raise ValueError(
+                f"checkpoint {weights.where}: {other!r} and {name!r} differ, but are one weight in "
+                "the prior (tie_word_embeddings), which can hold one of them only; load a prior "
+                "that is not tied"
+            )
+
+
+def check_config(lm: Any, source: Path | Mapping[str, Tensor], where: str) -> None:
+    """Raise where a checkpoint's own configuration would score otherwise than the prior's.
+
+    Weights alone don't tell: rotary positions, windows, scales and epsilons are in `config.json`.
+
+    Raises:
+        ValueError: names the fields that differ.
+    """
+    if isinstance(source, Path):
+        if not (source / "config.json").is_file():
+            return
+        from transformers import AutoConfig
+
+        try:
+            config = AutoConfig.from_pretrained(source)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"checkpoint {where}: config.json can't be read ({error})") from error
+    else:
+        config = getattr(source, "config", None)
+        if config is None:
+            return
+    different = differences(deciding_config(lm.config), deciding_config(config))
+    if different:
+        raise ValueError(
+            f"checkpoint {where} has another configuration than the prior, which would score its "
+            f"weights wrongly: {different}; load it as a prior of its own by Prior.from_pretrained"
+        )

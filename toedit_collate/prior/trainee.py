@@ -1,0 +1,142 @@
+"""Whether a trainee can lend its base to a prior: frozen, and still the pretrained one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from .adapters import adapter_layers, adapter_names, parameters_used
+from .families import unwrap_model
+
+# Kinds of adapters that, switched off, leave the model as it was before them. Some others rewrite
+# the base when they are put on it (OSF, say), or have no switch in their layers.
+_LEAVE_THE_BASE = {
+    "LORA", "ADALORA", "LOHA", "LOKR", "IA3", "OFT", "BOFT", "VERA", "FOURIERFT", "HRA", "VBLORA",
+    "LN_TUNING", "RANDLORA", "SHIRA", "C3A", "MISS", "BONE", "TRAINABLE_TOKENS", "ROAD", "POLY",
+}  # fmt: skip
+# Prompts stand before a model, and not in it.
+_PROMPTS = {
+    "PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "CPT", "CARTRIDGE",
+}  # fmt: skip
+# `init_lora_weights` that leaves the base alone. Others (pissa, olora, corda, loftq, lora_ga) take
+# out of the base what they put into the adapter.
+_GENTLE_INITS = ("gaussian", "eva", "orthogonal")
+
+
+def check_base_is_frozen(model: nn.Module, adapter: str | None) -> None:
+    """Raise where the weights that a shared prior scores with would change in training."""
+    layers = adapter_layers(model)
+    lm = unwrap_model(model)
+    trainable = [name for name, p in lm.named_parameters() if p.requires_grad]
+    if not layers and trainable:
+        raise ValueError(
+            f"Prior.shared: the trainee has no adapter and trains its own weights (for example "
+            f"{trainable[0]!r}), so there is no frozen base to score with; train with LoRA "
+            "(peft_config=...), or load a separate prior with Prior.from_pretrained"
+        )
+    if any(getattr(layer, "merged_adapters", None) for layer in layers):
+        raise ValueError(
+            "Prior.shared: the trainee's adapter is merged into its base; call "
+            "model.unmerge_adapter() first"
+        )
+    scored_with = {id(parameter) for parameter in parameters_used(lm, adapter)}
+    stray = [
+        name
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad and id(parameter) in scored_with
+    ]
+    if stray:
+        raise ValueError(
+            f"Prior.shared: {stray[0]!r} (and {len(stray) - 1} more) is trained, but is part of "
+            "what the prior scores with, so that the prior would drift; use bias='none' and a "
+            "frozen adapter, or load a separate prior with Prior.from_pretrained"
+        )
+    check_base_is_pretrained(model, adapter)
+
+
+def check_prior_is_frozen(model: nn.Module) -> None:
+    """Raise where a separate prior's weights are set to be trained."""
+    trainable = [name for name, p in model.named_parameters() if p.requires_grad]
+    if trainable:
+        raise ValueError(
+            f"the prior's {trainable[0]!r} (and {len(trainable) - 1} more) requires gradients "
+            "since Prior(model) froze it, so that the prior would drift in training; train another "
+            "copy of the model, or freeze this one again by prior.model.requires_grad_(False)"
+        )
+
+
+def trained_adapters(model: nn.Module, adapter: str | None) -> list[nn.Parameter]:
+    """The parameters of a trainee that a shared prior does not score with."""
+    scored_with = {id(parameter) for parameter in parameters_used(unwrap_model(model), adapter)}
+    return [p for p in model.parameters() if id(p) not in scored_with]
+
+
+def check_base_is_pretrained(model: nn.Module, adapter: str | None) -> None:
+    """Raise where a trainee without its adapters is not the model that they were put on."""
+    for name, config in getattr(model, "peft_config", {}).items():
+        if name == adapter:  # it belongs with whatever it did to the base
+            continue
+        changed = changes_base(config)
+        if changed is not None:
+            raise ValueError(
+                f"Prior.shared: the trainee's adapter {name!r} was made with {changed}, so that "
+                "without the adapter the trainee is not the pretrained model that the prior "
+                "should be; use LoRA with init_lora_weights=True (or 'gaussian', 'eva'), or load a "
+                "separate prior with Prior.from_pretrained"
+            )
+
+
+def changes_base(config: Any) -> str | None:
+    """By which setting a PEFT configuration changes the model that it is put on; None: by none."""
+    kind = _kind(config)
+    if kind not in _LEAVE_THE_BASE | _PROMPTS:
+        return f"peft_type={kind}, which may change its base"
+    if getattr(config, "layer_replication", None):
+        return f"layer_replication={config.layer_replication!r}, which repeats layers of the base"
+    init = getattr(config, "init_lora_weights", True)
+    if isinstance(init, str) and init.lower() not in _GENTLE_INITS:
+        return f"init_lora_weights={init!r}, which takes a part of the base into the adapter"
+    return None
+
+
+def check_adapter_exists(model: nn.Module, adapter: str | None) -> None:
+    """Raise where `model` has no adapter of that name."""
+    names = adapter_names(model)
+    if adapter is not None and adapter not in names:
+        config = getattr(model, "peft_config", {}).get(adapter)
+        if config is not None:
+            raise ValueError(
+                f"adapter {adapter!r} is of peft_type={_kind(config)}, which a shared prior can't "
+                "switch on by itself; load a separate prior with Prior.from_pretrained"
+            )
+        raise ValueError(
+            f"adapter {adapter!r} is not in the model, which has {sorted(names) or 'none'}; load "
+            "it with model.load_adapter(path, adapter_name=..., is_trainable=False)"
+        )
+
+
+def check_adapter_is_inside(model: Any) -> None:
+    """Raise where a PEFT model computes more than its layers do: prompts, or mixtures of adapters.
+
+    Raises:
+        ValueError: the trunk alone, which a prior runs, would leave that out.
+    """
+    for name, config in getattr(model, "peft_config", {}).items():
+        kind = _kind(config)
+        if kind in _PROMPTS:
+            raise ValueError(
+                f"model: its adapter {name!r} is a learned prompt (peft_type={kind}), whose "
+                "virtual tokens stand before each document, and a prior scores documents alone; "
+                "pass the model without it (model.get_base_model()), or one tuned with LoRA"
+            )
+        if kind == "XLORA":
+            raise ValueError(
+                f"model: its adapter {name!r} mixes others by a pass of its own (peft_type=XLORA), "
+                "which a prior does not make; pass a model with one LoRA adapter"
+            )
+
+
+def _kind(config: Any) -> str:
+    kind = getattr(config, "peft_type", None)
+    return str(getattr(kind, "value", kind))

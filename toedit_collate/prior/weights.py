@@ -1,0 +1,124 @@
+"""The tensors of a checkpoint, from a folder or a state dict; only safetensors are read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+
+class Weights:
+    """The tensors of a checkpoint by name, read one at a time.
+
+    Args:
+        where: what to call it in messages.
+        names: how to read each tensor.
+        files: from which they are read.
+    """
+
+    def __init__(
+        self, where: str, names: dict[str, Callable[[], Tensor]], files: Sequence[Path] = ()
+    ) -> None:
+        self.where = where
+        self.names = names
+        self.files = {path: _state_of(path) for path in files}
+
+    def __getitem__(self, name: str) -> Tensor:
+        try:
+            return self.names[name]()
+        except (SafetensorError, OSError) as error:
+            raise ValueError(
+                f"checkpoint {self.where} can't be read at {name!r} ({error}); is it still being "
+                "written?"
+            ) from error
+
+    def renamed(self, change: Callable[[str], str]) -> Weights:
+        """The same tensors by other names."""
+        other = Weights(self.where, {change(name): read for name, read in self.names.items()})
+        other.files = self.files
+        return other
+
+    def check_unchanged(self) -> None:
+        """Raise where a file was written to since it was opened; one that was deleted stays open.
+
+        Raises:
+            ValueError: names the file.
+        """
+        for path, before in self.files.items():
+            if path.exists() and _state_of(path) != before:
+                raise ValueError(
+                    f"checkpoint file {path} was written to since it was checked; swap again when "
+                    "it is whole"
+                )
+
+
+def _state_of(path: Path) -> tuple[int, int, int]:
+    status = path.stat()
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def from_state(state: Mapping[str, Tensor]) -> Weights:
+    """The tensors of a state dict, without the prefixes of DDP and torch.compile."""
+
+    def plain(name: str) -> str:
+        for prefix in ("_orig_mod.", "module."):
+            name = name.removeprefix(prefix)
+        return name
+
+    return Weights("state dict", {plain(name): partial(state.__getitem__, name) for name in state})
+
+
+def from_folder(folder: Path) -> Weights:
+    """The tensors of a saved model or adapter, whose files stay open.
+
+    Raises:
+        FileNotFoundError: there is no such folder, or no safetensors in it.
+        ValueError: a file is torn, or absent.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"checkpoint folder {folder} does not exist")
+    for index in ("model.safetensors.index.json", "adapter_model.safetensors.index.json"):
+        if (folder / index).is_file():
+            files = _shards(folder, folder / index)
+            break
+    else:
+        candidates = [folder / "model.safetensors", folder / "adapter_model.safetensors"]
+        files = [path for path in candidates if path.is_file()][:1]
+    if not files:
+        raise FileNotFoundError(
+            f"checkpoint {folder} has no model.safetensors, no adapter_model.safetensors and no "
+            "index of shards; only safetensors are read: save with save_pretrained"
+        )
+    names: dict[str, Callable[[], Tensor]] = {}
+    for path in files:
+        try:
+            opened = safe_open(path, framework="pt")
+        except (SafetensorError, OSError) as error:
+            raise ValueError(
+                f"checkpoint file {path} is not a whole safetensors file ({error}); is it still "
+                "being written?"
+            ) from error
+        for name in opened.keys():  # noqa: SIM118 - not a mapping
+            names[name] = partial(opened.get_tensor, name)
+    return Weights(str(folder), names, files)
+
+
+def _shards(folder: Path, index: Path) -> list[Path]:
+    try:
+        weight_map = json.loads(index.read_text())["weight_map"]
+    except (json.JSONDecodeError, KeyError, UnicodeDecodeError) as error:
+        raise ValueError(f"checkpoint index {index} is not readable ({error!r})") from error
+    files = sorted({folder / Path(name).name for name in weight_map.values()})
+    absent = [path.name for path in files if not path.is_file()]
+    if absent:
+        raise ValueError(f"checkpoint {folder} lacks the shards {absent}; is it being written?")
+    return files
+
+
+def holds_adapter(weights: Weights) -> bool:
+    """Whether these are the weights of an adapter alone."""
+    return any("lora_" in name or name.startswith("base_model.") for name in weights.names)
