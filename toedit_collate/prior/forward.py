@@ -80,7 +80,8 @@ class TrunkPasses:
         place[where] = torch.arange(len(where))
         trunk = find_trunk(lm)
         queue = deque(plan(needed))
-        num_planned = len(queue)
+        # Asked before the passes: each of them is a meeting of the ranks, too.
+        num_idle = 0 if ranks is None else ranks.idle_passes(len(queue))
         pieces, places = [], []
         while queue:
             one = queue.popleft()
@@ -102,17 +103,16 @@ class TrunkPasses:
             # gradients even under no_grad.
             pieces.append(hidden.detach().flatten(0, 1)[before])
             places.append(place[one.members[here]])
-        if ranks is not None:
-            self.idle(lm, num_planned, device, ranks)
+        self.make_idle_passes(lm, num_idle, device)
         if len(pieces) == 1:
             return pieces[0]
         states = torch.cat(pieces)
         return states[send(torch.cat(places).argsort(), states.device)]
 
-    def idle(self, lm: Any, num_passes: int, device: torch.device, ranks: Rendezvous) -> None:
-        """Take part in the passes that other ranks make beyond our `num_passes`."""
+    def make_idle_passes(self, lm: Any, count: int, device: torch.device) -> None:
+        """Take part in the passes that other ranks make beyond ours."""
         row = torch.zeros(1, 1, dtype=torch.int64, device=device)
-        for _ in range(ranks.idle_passes(num_passes)):
+        for _ in range(count):
             find_trunk(lm)(input_ids=row, use_cache=False)
 
     def _run(self, trunk: Any, one: Pass, device: torch.device) -> Tensor:

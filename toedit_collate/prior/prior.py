@@ -387,8 +387,9 @@ class Prior:
             self.run(self._stand_by)
 
     def _stand_by(self) -> None:
+        lm, num_idle = unwrap_model(self.model), self._rendezvous.idle_passes(0)
         with self._scoring():
-            self._passes.idle(unwrap_model(self.model), 0, self.device, self._rendezvous)
+            self._passes.make_idle_passes(lm, num_idle, self.device)
 
     def _scoring(self) -> AbstractContextManager[None]:
         return self._frozen.scoring(self.model, self.adapter, self.device, self.autocast_dtype)
