@@ -24,7 +24,6 @@ from ..tokens.protection import special_token_ids, template_sequences
 from ..tokens.token_batch import TokenBatch
 from ..transfer import send
 from .aligned_predictions import AlignedPredictions, Chains
-from .vocabulary import check_trainee_vocabulary
 
 if TYPE_CHECKING:
     from .prior import Prior
@@ -276,8 +275,7 @@ class AlignedPrior:
 
     def fit(self, trainee: nn.Module, autocast_dtype: torch.dtype | None) -> None:
         """Check that the prior can edit for a trainee; see `Prior.fit`."""
-        check_trainee_vocabulary(trainee, self.vocab_size, certain=True)
-        self._prior.fit_model(trainee, autocast_dtype)
+        self._prior.fit(trainee, autocast_dtype)
 
     def check_can_swap(self) -> NoReturn:
         """Refuse new weights.

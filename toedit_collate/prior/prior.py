@@ -38,7 +38,7 @@ from .trainee import (
     check_base_is_frozen,
     check_base_is_pretrained,
 )
-from .vocabulary import Vocabulary, check_trainee_vocabulary, num_ids
+from .vocabulary import Vocabulary
 
 logger = logging.getLogger("toedit_collate")
 T = TypeVar("T")
@@ -407,19 +407,9 @@ class Prior:
             autocast_dtype: of its mixed precision, bf16 or fp16; None: it has none.
 
         Raises:
-            ValueError: the prior is the model in training; it could draw ids that the trainee has
-                no embedding for; or a shared prior can't score with a trainee that is spread over
-                ranks so.
+            ValueError: the prior is the model in training, or a shared prior can't score with a
+                trainee that is spread over ranks so.
         """
-        if not self.is_shared:
-            known = num_ids(self.tokenizer) > 0
-            check_trainee_vocabulary(trainee, self._vocabulary.num_drawable, certain=known)
-        elif self.head.vocab_size != self.vocab_size:  # its embeddings were resized since
-            self.set_tokenizer(self.tokenizer)
-        self.fit_model(trainee, autocast_dtype)
-
-    def fit_model(self, trainee: nn.Module, autocast_dtype: torch.dtype | None) -> None:
-        """What `fit` does, but for the vocabularies."""
         if not self.is_shared:
             if unwrap_model(self.model) is unwrap_model(trainee):
                 raise ValueError(
@@ -430,6 +420,8 @@ class Prior:
             return
         check_not_zero3(trainee, shared=True)
         check_not_fsdp1(trainee)
+        if self.head.vocab_size != self.vocab_size:  # its embeddings were resized since
+            self.set_tokenizer(self.tokenizer)
         # accelerate wraps only the forward of the whole model in autocast; a shared prior's trunk
         # is called by itself, and should compute as the trainee does.
         if self.autocast_dtype is None:

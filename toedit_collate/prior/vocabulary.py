@@ -5,11 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..tokens.protection import special_token_ids, template_sequences
-from .adapters import unwrap_layer
-from .families import unwrap_model
 
 
 def num_ids(tokenizer: Any) -> int:
@@ -64,39 +62,3 @@ class Vocabulary:
                 forbidden[[i for i in self.special_ids if i < self.size]] = True
             self._on_device[key] = forbidden.to(device)
         return self._on_device[key]
-
-    @property
-    def num_drawable(self) -> int:
-        """One more than the largest id that may be drawn."""
-        drawable = (~self._no_text).nonzero()
-        return 1 + int(drawable[-1]) if len(drawable) else 0
-
-
-def check_trainee_vocabulary(trainee: nn.Module, num_drawable: int, *, certain: bool) -> None:
-    """Raise where a prior could draw ids for which a trainee has no embedding.
-
-    Args:
-        trainee: the model in training.
-        num_drawable: one more than the largest id that the prior may draw.
-        certain: whether that is known by a tokenizer; otherwise it is the size of a vocabulary.
-
-    Raises:
-        ValueError: the trainee has fewer ids.
-    """
-    embeddings = getattr(unwrap_model(trainee), "get_input_embeddings", lambda: None)()
-    weight = getattr(unwrap_layer(embeddings, None), "weight", None)
-    rows = getattr(weight, "ds_shape", getattr(weight, "shape", (0,)))[0]
-    if not rows or num_drawable <= rows:
-        return
-    mend = (
-        "use a prior with the trainee's tokenizer, or give the trainee embeddings for all of its "
-        "tokens by model.resize_token_embeddings(len(tokenizer))"
-        if certain
-        else "use a prior with the trainee's tokenizer; where the rest of the prior's ids is "
-        "padding only, pass tokenizer= to the ToEditCollator (or processing_class= to the "
-        "Trainer), which says so"
-    )
-    raise ValueError(
-        f"the trainee has embeddings for {rows} ids, but the prior could draw ids up to "
-        f"{num_drawable - 1}; {mend}"
-    )
