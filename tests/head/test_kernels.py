@@ -323,7 +323,7 @@ def test_no_rows():
 
 def test_a_head_without_a_weight_is_refused():
     head = Head(weight=None, bias=None, module=torch.nn.Linear(4, 9), vocab_size=9)
-    with pytest.raises(ValueError, match=r"head has no weight .*use scores\.score_observed"):
+    with pytest.raises(ValueError, match=r"use_kernel: .*no plain weight.*leave prior\.use_k"):
         observed_logprob(head, torch.zeros(1, 4), torch.zeros(1).long())
 
 
@@ -335,7 +335,7 @@ def test_other_dtypes_are_refused():
 
 def test_a_device_without_the_kernel_is_refused(monkeypatch):
     monkeypatch.setattr(launch, "is_available", lambda device: False)
-    with pytest.raises(ValueError, match=rf"needs triton and .*got a weight on {DEVICE.type}"):
+    with pytest.raises(ValueError, match=rf"needs triton and .*got a prior on {DEVICE.type}"):
         observed_logprob(make_head(), torch.zeros(1, 16), torch.zeros(1).long())
 
 

@@ -118,7 +118,7 @@ def score_groups(
         hidden: (n, D).
         leading: of the groups.
         lowest_cut: nats; as for `score_observed`.
-        competitors: likewise; None: all are exact.
+        competitors: the ids to visit first; None: all are exact.
     """
     hidden = head.ready(hidden)
     cut = lowest_cut - leading.surplus

@@ -112,6 +112,7 @@ def score_observed(
     lowest_cut: float | Tensor,
     competitors: Competitors | None = None,
     with_kernel: bool = False,
+    budget: int | None = None,
 ) -> Scores:
     """Log P of one id per row, exact wherever it can matter.
 
@@ -127,6 +128,7 @@ def score_observed(
             row to row, (n,), without the kernel.
         competitors: the ids to visit first; without them all rows are summed to the end.
         with_kernel: whether the GPU kernel does it all.
+        budget: number of logits to hold at once; None: by n.
     """
     hidden = head.ready(hidden)
     if with_kernel:
@@ -135,9 +137,9 @@ def score_observed(
         cut = -math.inf if competitors is None else lowest_cut
         logprob = kernels.observed_logprob(head, hidden, ids, lowest_cut=cut, first_ids=first_ids)
         return _fetched(hidden, logprob, lowest_cut)
-    budget = tile_elements(len(ids), head.vocab_size, hidden.device)
+    budget = budget or tile_elements(len(ids), head.vocab_size, hidden.device)
     if competitors is None or len(ids) == 0:
-        return _fetched(hidden, exact_logprob(head, hidden, ids), lowest_cut)
+        return _fetched(hidden, exact_logprob(head, hidden, ids, budget=budget), lowest_cut)
 
     observed = head.observed_logits(hidden, ids)
     rows = torch.arange(len(ids), device=ids.device)
@@ -178,7 +180,7 @@ def _likely_odds(
         place: (V,) int64, where an id stands among all likely competitors.
         rows: (r,) int64, which of the n.
         columns: (m,) int64, the competitors, of which the first stands at `start`.
-        start: likewise.
+        start: where the first of them stands among all likely competitors.
         budget: number of logits to hold at once.
     """
     odds = []

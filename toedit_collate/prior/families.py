@@ -42,7 +42,7 @@ def find_trunk(model: Any) -> Any:
     head = getattr(model, "get_output_embeddings", lambda: None)()
     if trunk is model and head is not None:
         # The family's own name for its trunk is not the one that its class says (Llama 4).
-        trunk = getattr(model, "get_decoder", lambda: None)()
+        trunk = getattr(model, "model", None)
     if trunk is None or trunk is model or head is None:
         raise TypeError(
             f"model must be a causal language model of transformers with a vocabulary projection, "

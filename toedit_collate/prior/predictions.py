@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -14,6 +15,8 @@ from ..head.logprob import Competitors, Scores, exact_logprob, score_observed
 from ..head.projection import Head, row_tiles, tile_elements
 from ..policy import EditPolicy
 from ..transfer import fetch, on_host, send
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -46,35 +49,65 @@ class HeadPredictions:
         """Number of logits to hold at once."""
         return tile_elements(len(self.tokens), self.head.vocab_size, self.device)
 
+    def _in_tiles(self, compute: Callable[[int], T]) -> T:
+        """Compute with so many logits at once; with fewer, where the GPU's memory does not suffice.
+
+        Raises:
+            torch.OutOfMemoryError: the logits of one token are too many.
+        """
+        budget = self._budget
+        while True:
+            try:
+                return compute(budget)
+            except torch.cuda.OutOfMemoryError as error:
+                if budget <= self.head.vocab_size:
+                    raise torch.cuda.OutOfMemoryError(
+                        f"the prior's vocabulary projection ran out of GPU memory with "
+                        f"{self.head.vocab_size} logits at once; lower the batch size, load the "
+                        f"prior with quantization='8bit', or use a decision cache ({error})"
+                    ) from error
+                budget = max(self.head.vocab_size, budget // 4)
+            torch.cuda.empty_cache()
+
     def score(self, policy: EditPolicy, *, exact: bool = False) -> Scores:
         """Log P of the observed tokens; see `Predictions`."""
-        return score_observed(
-            self.head,
-            self.states,
-            self.tokens,
-            lowest_cut=policy.lowest_cut,
-            competitors=None if exact else self.competitors(self.head, self.states),
-            with_kernel=self.with_kernel,
+        competitors = None if exact else self.competitors(self.head, self.states)
+        return self._in_tiles(
+            lambda budget: score_observed(
+                self.head,
+                self.states,
+                self.tokens,
+                lowest_cut=policy.lowest_cut,
+                competitors=competitors,
+                with_kernel=self.with_kernel,
+                budget=budget,
+            )
         )
 
     def exact_logprob(self, at: Tensor) -> Tensor:
         """Log P of some observed tokens; no wait for the device."""
         there = send(at, self.device)
-        return exact_logprob(self.head, self.states[there], self.tokens[there], budget=self._budget)
+        return self._in_tiles(
+            lambda budget: exact_logprob(
+                self.head, self.states[there], self.tokens[there], budget=budget
+            )
+        )
 
     def draw(
         self, policy: EditPolicy, scores: Scores, selected: Tensor, uniforms: Tensor
     ) -> Tensor:
         """Resample the selected tokens; see `Predictions`."""
         at = send(self._to_draw(policy, scores, selected, uniforms), self.device)
-        drawn = draw_tokens(
-            self.head,
-            self.states[at],
-            self.tokens[at],
-            send(uniforms, self.device)[at],
-            policy,
-            self.forbidden(policy.protect_special),
-            self._budget,
+        drawn = self._in_tiles(
+            lambda budget: draw_tokens(
+                self.head,
+                self.states[at],
+                self.tokens[at],
+                send(uniforms, self.device)[at],
+                policy,
+                self.forbidden(policy.protect_special),
+                budget,
+            )
         )
         new_tokens = self.tokens.clone()
         new_tokens[at] = torch.where(selected[at], drawn, self.tokens[at])

@@ -102,20 +102,21 @@ def check_usable(head: Head) -> None:
         ValueError: the head has no weight, or one of another dtype; the kernel isn't available on
             its device.
     """
+    mend = "leave prior.use_kernel() out: without it, log P is computed by PyTorch"
     if head.weight is None:
         raise ValueError(
-            "head has no weight (it is None), only a module that computes its projection; "
-            "use scores.score_observed"
+            "use_kernel: the prior's vocabulary projection has no plain weight (it is quantised, "
+            f"or a module of its own); {mend}"
         )
     if head.weight.dtype not in _DTYPES:
         raise ValueError(
-            f"head.weight must be float32, bfloat16 or float16, got {head.weight.dtype}; "
-            "use scores.score_observed"
+            "use_kernel: the weight of the prior's vocabulary projection must be float32, bfloat16 "
+            f"or float16, got {head.weight.dtype}; {mend}"
         )
     if not is_available(head.weight.device):
         raise ValueError(
-            "the kernel needs triton and an NVIDIA GPU of compute capability 8.0 or newer, got a "
-            f"weight on {head.weight.device}; use scores.score_observed"
+            "use_kernel: the kernel needs triton and an NVIDIA GPU of compute capability 8.0 or "
+            f"newer, got a prior on {head.weight.device}; {mend}"
         )
 
 

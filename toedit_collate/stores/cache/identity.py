@@ -11,6 +11,7 @@ from functools import cached_property
 from typing import Any
 
 from ...policy import EditPolicy
+from ...prior.vocabulary import num_ids
 
 FORMAT = 2  # of what is kept, and of the keys that it is kept by
 
@@ -71,7 +72,7 @@ class Identity:
             prior=prior.fingerprint,
             policy=decision_record(policy),
             tokenizer=tokenizer_hash(tokenizer),
-            tokenizer_size=size,
+            tokenizer_size=num_ids(tokenizer),
             vocab_size=prior.vocab_size,
             max_length=prior.max_length,
             pad_id=prior.pad_id,
