@@ -9,13 +9,14 @@ import re
 
 import pytest
 import torch
+from conftest import make_llama
 from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, LlamaConfig, OlmoConfig
 
 from toedit_collate.commands.main import main
 from toedit_collate.commands.plan import head, measure
 from toedit_collate.commands.plan.cards import CARDS, find_card
 from toedit_collate.commands.plan.config import Lora, make_config, read_values
-from toedit_collate.commands.plan.estimate import estimate
+from toedit_collate.commands.plan.estimate import _size, estimate
 from toedit_collate.commands.plan.header import header_of, read_place, write_header
 from toedit_collate.commands.plan.layers import layers_of
 from toedit_collate.commands.plan.models import find_config
@@ -449,3 +450,23 @@ class TestCorpus:
     def test_what_is_wrong_is_said(self, words, told, capsys):
         assert main(["plan", *words]) == 2
         assert told in capsys.readouterr().err
+
+
+def test_auto_is_the_dtype_of_the_checkpoint(write, tmp_path):
+    """Named in its config, or, where that is silent, that of its first weight."""
+    model = make_llama().to(torch.bfloat16)
+    model.save_pretrained(tmp_path / "prior")
+    config = json.loads((tmp_path / "prior" / "config.json").read_text())
+    path = write(edit_policy="paper", prior=tmp_path / "prior")
+    weights = estimate(path, find_card("h100")).memory.parts["prior"]
+    assert weights == 2 * sum(p.numel() for p in model.parameters())
+    for name in ("dtype", "torch_dtype"):
+        config.pop(name, None)
+    (tmp_path / "prior" / "config.json").write_text(json.dumps(config))
+    _size.cache_clear()
+    assert estimate(path, find_card("h100")).memory.parts["prior"] == weights
+
+
+def test_a_misspelt_field_is_told(write, capsys):
+    assert main(["plan", "--config", str(write()), "--learning_rat", "1"]) == 2
+    assert "'learning_rat' is no field; did you mean learning_rate?" in capsys.readouterr().err
