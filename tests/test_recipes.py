@@ -71,7 +71,7 @@ class TestConfigs:
     @pytest.mark.parametrize("path", YAMLS, ids=lambda p: p.stem)
     def test_each_can_be_parsed(self, path, files, monkeypatch):
         """Every key is a field of one of the classes, and the header names the file."""
-        monkeypatch.setattr(parsing, "demo_model", lambda: files.model)
+        monkeypatch.setattr(parsing, "demo_model", lambda name: files.model)
         text = path.read_text()
         assert f"recipes/{script_of(path)}.py --config recipes/configs/{path.name}" in " ".join(
             text.replace("\\\n#", " ").split()

@@ -336,11 +336,11 @@ def test_a_cache_then_needs_no_prior(tmp_path):
 def test_a_journal_replays_it(tmp_path):
     _, aligned, _ = pair("coarse", "digits")
     ids = torch.tensor([ids_of("coarse", likely("digits"))])
-    nothing = {"attention_mask": None, "position_ids": None, "labels": None}
+    source = TokenBatch.of(ids, None, None, None)
     journal = Journal(tmp_path / "journal")
     policy = EditPolicy(threshold=0.2, temperature=2.0)
     both = [
-        edit_with_journal(aligned, journal, ids, **nothing, policy=policy, step=0, num_sampled=4)
+        edit_with_journal(aligned, journal, source, policy=policy, step=0, num_sampled=4)
         for _ in range(2)
     ]
     assert torch.equal(both[0].final.input_ids, both[1].final.input_ids)

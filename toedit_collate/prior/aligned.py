@@ -85,6 +85,7 @@ class AlignedPrior:
         self._last: tuple[Callable[[], TokenBatch | None], AlignedBatch] | None = None
         self._warned: set[str] = set()
         self.counts = dict.fromkeys(("documents", "left_alone", "alignable", "aligned"), 0)
+        self._taken = dict(self.counts)
 
     def __repr__(self) -> str:
         return f"AlignedPrior({self._prior}, trainee's vocabulary {self.vocab_size})"
@@ -181,6 +182,9 @@ class AlignedPrior:
                 begin=length.cumsum(0) - length,
                 length=length,
                 prior_tokens=aligned.tokens[torch.from_numpy(requests.place)],
+                is_bounded=torch.from_numpy(
+                    np.isin((length.cumsum(0) - 1).numpy(), requests.member_row)
+                ),
                 first_behind=self._first_behind,
             ),
             first=there(group),
@@ -240,6 +244,12 @@ class AlignedPrior:
                 100 * self.aligned_share,
             )
 
+    def take_counts(self) -> dict[str, int]:
+        """What was counted since the last call."""
+        since = {name: self.counts[name] - self._taken[name] for name in self.counts}
+        self._taken = dict(self.counts)
+        return since
+
     def _warn(self, what: str, message: str, *values: object) -> None:
         if what not in self._warned:
             self._warned.add(what)
@@ -286,7 +296,8 @@ class AlignedPrior:
         raise ValueError(
             "a prior that is aligned to another tokenizer can't take over the trainee's weights, "
             "which are those of another model; leave refresh out, or from generation 2 on use a "
-            "prior with the trainee's tokenizer: Prior.from_pretrained(checkpoint)"
+            "prior with the trainee's tokenizer: self_edit(..., later_prior='trainee'), "
+            "later_prior: trainee in a recipe, or Prior.from_pretrained(checkpoint)"
         )
 
     def prepare_swap(self, source: str | os.PathLike[str] | Mapping[str, Tensor]) -> NoReturn:

@@ -43,6 +43,7 @@ class Chains:
         begin: (n,) int64, the first request of each token.
         length: (n,) int64, how many requests it makes: the tokens of its chain.
         prior_tokens: (R,) int64, the prior's token at each request.
+        is_bounded: (n,) bool: the last group of the chain is not empty.
         first_behind: covered bytes of a chain, as ids of the prior -> (V,) int64, the trainee's
             first token behind them for each id; -1: none.
     """
@@ -50,6 +51,7 @@ class Chains:
     begin: Tensor
     length: Tensor
     prior_tokens: Tensor
+    is_bounded: Tensor
     first_behind: Callable[[tuple[int, ...]], Tensor]
 
 
@@ -127,7 +129,12 @@ class AlignedPredictions:
         return total.index_add_(0, token_of, logprob.double()).float()
 
     def exact_logprob(self, at: Tensor) -> Tensor:
-        """Log P of some observed tokens; no wait for the device."""
+        """Log P of some observed tokens; no wait for the device.
+
+        Those of which nothing but 0 is known as a lower bound are left out: as a sample of the
+        perplexity they would say nothing.
+        """
+        at = at[self.chains.is_bounded[at]]
         length = self.chains.length[at]
         if len(at) == 0:
             return self.states.new_zeros(0, dtype=torch.float32)

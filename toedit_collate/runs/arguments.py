@@ -71,6 +71,14 @@ class EditArguments(PolicyArguments):
             "lower bounds, and tokens that begin inside one of the prior's are left alone."
         },
     )
+    later_prior: Literal["swapped", "trainee"] = field(
+        default="swapped",
+        metadata={
+            "help": "Over generations (self_edit.py), what edits from the second on. swapped: the "
+            "prior with the trainee's weights; trainee: the trainee as a prior of its own, which "
+            "prior_aligned needs."
+        },
+    )
     journal: bool = field(
         default=False,
         metadata={

@@ -105,6 +105,7 @@ def run_generations(
             generations=generations,
             output_dir=own.output_dir,
             start=start,
+            later_prior=edit.later_prior,
             on_edit=samples.add,
         )
         tasks: dict[str, dict[str, float]] = {}

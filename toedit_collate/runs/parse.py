@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..tools.demo_model.kept import demo_model
-from ..tools.demo_model.source import DEMO
+from ..tools.demo_model.source import DEMO_MODELS
 from ..tools.errors import UnusableError, first_line
 from ..tools.fields import read_fields, read_yaml
 from ..tools.guard import say_in_a_line
@@ -53,13 +53,14 @@ def parse(
     for one in parsed:
         if isinstance(one, RunArguments):
             one.given = asked
-    made_here = [(one, name) for one in parsed for name in _MODELS if getattr(one, name, 0) == DEMO]
+    made_here = [
+        (one, name) for one in parsed for name in _MODELS if getattr(one, name, 0) in DEMO_MODELS
+    ]
     if made_here:
         (args_of_training,) = [one for one in parsed if isinstance(one, TrainingArguments)]
         with args_of_training.main_process_first(desc="training the small model"):
-            folder = str(demo_model())
-        for one, name in made_here:
-            setattr(one, name, folder)
+            for one, name in made_here:
+                setattr(one, name, str(demo_model(getattr(one, name))))
     for one in parsed:
         if isinstance(one, EditArguments):
             check_shared(one, any(getattr(other, "use_peft", False) for other in parsed))

@@ -51,10 +51,11 @@ def open_prior(
         )
     if compile:
         prior.compile()
-    return prior if aligned_to is None else _aligned(prior, aligned_to, said)
+    return prior if aligned_to is None else aligned(prior, aligned_to, said)
 
 
-def _aligned(prior: Prior, tokenizer: Any, said: str) -> Any:
+def aligned(prior: Prior, tokenizer: Any, said: str) -> Any:
+    """A prior for a trainee with another tokenizer, an object or a name; see `open_prior`."""
     try:
         if isinstance(tokenizer, str):
             tokenizer = _tokenizer(tokenizer)

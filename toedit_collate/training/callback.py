@@ -32,7 +32,7 @@ MakeCollator = Callable[[Any], ToEditCollator]
 # Every number that is logged is a ratio of these sums since the last log, over all ranks.
 _LOGGED_SUMS = (
     "tokens", "scored", "selected", "changed", "dropped", "sampled", "sampled_nll", "replayed",
-    "seconds",
+    "seconds", "alignable", "aligned",
 )  # fmt: skip
 
 

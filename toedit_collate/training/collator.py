@@ -12,6 +12,7 @@ from ..policy import EditPolicy
 from ..prior.protocol import EditingPrior
 from ..stores.cache import DecisionCache
 from ..stores.journal import Journal
+from .batch_layout import read_layout
 from .call_site import inside_data_loader
 from .default_collator import DefaultCollator
 from .editor import BatchEditor, OnEdit
@@ -55,6 +56,7 @@ class ToEditCollator:
     Attributes:
         base_collator: makes the batches.
         key: names the editor in all processes.
+        aligner: tokenizes documents in workers for a prior with another tokenizer, or None.
         trains: what its batches are for, as `Origin` has it: True in a loader that is known to
             train, False where such a loader has another collator, None: not known.
 
@@ -104,6 +106,7 @@ class ToEditCollator:
         self._editor: BatchEditor | None = editor
         self.key = editor.key
         self.base_collator: BaseCollator = base_collator or DefaultCollator(editor.tokenizer)
+        self.aligner: Any = getattr(prior, "aligner", None)
         self.trains: bool | None = None
 
     def __call__(self, features: Any) -> ToEditBatch:
@@ -128,7 +131,13 @@ class ToEditCollator:
         trains = self.trains
         if trains is False and get_worker_info() is None and not inside_data_loader():
             trains = None  # called by hand
-        origin = Origin(trains, padding_multiple(self.base_collator, collated))
+        prepared = None
+        if self.aligner is not None and trains is not False and get_worker_info() is not None:
+            layout = read_layout(collated)
+            prepared = self.aligner.prepare_batch(
+                collated["input_ids"], layout.attention_mask, layout.position_ids
+            )
+        origin = Origin(trains, padding_multiple(self.base_collator, collated), prepared)
         return ToEditBatch(collated, self._editor or self.key, origin)
 
     @property
@@ -171,7 +180,8 @@ class ToEditCollator:
         `selected`, `changed`, `dropped`; `selected_share`, `changed_share` and `dropped_share` of
         the scored tokens; `prior_perplexity` (of a sample of them); `seconds` of the edit pass and
         `tokens_per_second`; `replayed` tokens, whose edit the journal knew (they are not counted
-        as scored again), and `replayed_share`.
+        as scored again), and `replayed_share`. With a prior that is aligned to another tokenizer,
+        also `aligned_share`: of the tokens behind another one, those that can be scored.
         """
         summary = self.editor.stats.summary()
         self.editor.say_if_lost(summary["prior_perplexity"])
@@ -219,7 +229,8 @@ class ToEditCollator:
 
     def __getstate__(self) -> dict[str, Any]:
         # To workers: what collates, and nothing that holds the GPU.
-        return {"base_collator": self.base_collator, "key": self.key, "trains": self.trains}
+        names = ("base_collator", "key", "trains", "aligner")
+        return {name: getattr(self, name) for name in names}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)

@@ -14,6 +14,7 @@ from ..distributed import barrier, world_size
 from ..editing.edit import edit_batch
 from ..editing.with_journal import edit_with_journal
 from ..policy import EditPolicy
+from ..prior.aligned import AlignedPrior
 from ..prior.protocol import EditingPrior, is_prior
 from ..stores.cache import DecisionCache, Identity
 from ..stores.journal import Journal
@@ -196,6 +197,8 @@ class BatchEditor:
         epoch = self._epoch(where, origin)
         self._learn_from_other_ranks(epoch)
         self._num_batches += 1
+        if isinstance(self.prior, AlignedPrior):
+            self.prior.take_prepared(origin.prepared or {})
         # Rows that may shrink meet the batch's other tensors where those are, before all move; and
         # a journal reads on the host what was edited.
         stays = self.policy.drop_below is not None or self.journal is not None
@@ -218,6 +221,8 @@ class BatchEditor:
                 )  # fmt: skip
                 final, edited, num_replayed = both.final, both.edited, both.num_replayed
         self.stats.add(edited, source.documents.num_tokens, num_replayed)
+        if isinstance(self.prior, AlignedPrior):
+            self.stats.add_alignment(self.prior.take_counts())
         self._say_if_masked(source)
         final = widened(final, origin.pad_to_multiple_of, self.prior.pad_id)
         if self.on_edit is not None:

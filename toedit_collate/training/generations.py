@@ -16,12 +16,13 @@ from transformers import Trainer
 
 from ..distributed import barrier
 from ..policy import EditPolicy
+from ..prior.aligned import AlignedPrior
 from ..prior.prior import Prior
 from ..stores.journal import Journal
 from .attach import attach
 from .checkpoints import last_checkpoint
-from .collator import ToEditCollator
 from .perplexity import perplexity_of
+from .trainee import text_tokenizer
 
 logger = logging.getLogger("toedit_collate")
 
@@ -76,6 +77,7 @@ def self_edit(
     output_dir: str | Path,
     start: Literal["base", "previous"] = "base",
     journal: Journal | None = None,
+    later_prior: Literal["swapped", "trainee"] = "swapped",
     **collator_settings: Any,
 ) -> list[GenerationReport]:
     """Train k generations, generation n on the data of n-1 as the model of n-1 has edited it.
@@ -99,6 +101,10 @@ def self_edit(
         start: "base": each generation trains the base afresh; "previous": it goes on training the
             model of the generation before.
         journal: default: in `output_dir/journal`.
+        later_prior: what edits from generation 2 on: "swapped": the prior, with the weights of the
+            model of the generation before; "trainee": that model as a prior of its own, which may
+            be of another architecture than the first, and have another tokenizer
+            (`Prior.aligned_to`).
         collator_settings: further settings for `ToEditCollator`.
 
     Raises:
@@ -119,6 +125,8 @@ def self_edit(
         raise ValueError(f"generations must be a positive whole number, got {generations!r}")
     if start not in ("base", "previous"):
         raise ValueError(f"start must be 'base' or 'previous', got {start!r}")
+    if later_prior not in ("swapped", "trainee"):
+        raise ValueError(f"later_prior must be 'swapped' or 'trainee', got {later_prior!r}")
     if "refresh" in collator_settings:
         raise ValueError(
             "self_edit swaps the prior after each generation; leave refresh out, or train one run "
@@ -133,6 +141,9 @@ def self_edit(
     journal = Journal(folder / "journal") if journal is None else journal
     policy = EditPolicy() if policy is None else policy
     made_with = {"start": start, **policy.record()}
+    swaps = later_prior == "swapped"
+    if not swaps:
+        made_with["later_prior"] = later_prior
     reports: list[GenerationReport] = []
     for number in range(1, generations + 1):
         here, before = (folder / f"generation-{n}" for n in (number, number - 1))
@@ -143,20 +154,30 @@ def self_edit(
             continue
         weights = before if number > 1 else None
         trainer = make_trainer(number, weights if start == "previous" else None)
-        own = prior(trainer) if callable(prior) else prior
+        own: Any
+        if weights is not None and not swaps:
+            own = _saved_model(weights, trainer)
+        else:
+            own = prior(trainer) if callable(prior) else prior
+        if swaps:
+            own.check_can_swap()
         if weights is not None:
-            own.swap(weights)
+            if swaps:
+                own.swap(weights)
             own.generation = number - 1
-        collator = attach(trainer, own, policy, journal=journal, **collator_settings)
+        attach(trainer, own, policy, journal=journal, **collator_settings)
         if number == 1:
-            first = GenerationReport(generation=0, perplexity=perplexity_of(trainer, own))
+            # Lower bounds at some of the tokens would not compare with later perplexities.
+            comparable = not isinstance(own, AlignedPrior)
+            perplexity = perplexity_of(trainer, own) if comparable else None
+            first = GenerationReport(generation=0, perplexity=perplexity)
             reports.append(_finish(first, before, trainer, made_with, save=None))
         trainer.train(
             resume_from_checkpoint=last_checkpoint(trainer.args.output_dir or folder, number - 1)
         )
         journal.flush()
         barrier()
-        reports.append(_end(number, here, trainer, collator, own, journal, made_with))
+        reports.append(_end(number, here, trainer, own if swaps else None, journal, made_with))
     return reports
 
 
@@ -178,16 +199,18 @@ def _end(
     number: int,
     folder: Path,
     trainer: Trainer,
-    collator: ToEditCollator,
-    prior: Prior,
+    prior: Any,
     journal: Journal,
     made_with: dict[str, Any],
 ) -> GenerationReport:
-    """Save a generation's model, make it the prior, and report."""
+    """Save a generation's model, swap it into the prior if there is one, and report."""
     unfinished = folder.with_name(f"{folder.name}.unfinished")
     trainer.save_model(str(unfinished))
     barrier()
-    prior.swap(unfinished)
+    if prior is None:
+        prior = _saved_model(unfinished, trainer)
+    else:
+        prior.swap(unfinished)
     counts = journal.stats().get(number, {})
     names = ("tokens", "scored", "selected", "changed", "dropped")
     report = GenerationReport(
@@ -198,6 +221,17 @@ def _end(
         folder=str(folder),
     )
     return _finish(report, folder, trainer, made_with, save=unfinished)
+
+
+def _saved_model(folder: Path, trainer: Trainer) -> Prior:
+    """What a Trainer saved, full weights or an adapter, as a prior."""
+    name, adapter, device = str(folder), None, trainer.args.device
+    config = folder / "adapter_config.json"
+    if config.is_file():
+        name, adapter = json.loads(config.read_text())["base_model_name_or_path"], name
+    prior = Prior.from_pretrained(name, adapter=adapter, device=device)
+    prior.set_tokenizer(text_tokenizer(getattr(trainer, "processing_class", None)))
+    return prior
 
 
 def _finish(

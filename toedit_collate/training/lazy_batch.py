@@ -5,7 +5,7 @@ from __future__ import annotations
 import weakref
 from collections import UserDict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -24,10 +24,13 @@ class Origin:
             Trainer whose training loader is known; None: the loop that reads the batch tells.
         pad_to_multiple_of: rows that shrink are padded again to such a length; None: to the
             longest.
+        prepared: what a worker has worked out for the prior, by the content of documents: their
+            tokens for a prior with another tokenizer. None: nothing.
     """
 
     for_training: bool | None = None
     pad_to_multiple_of: int | None = None
+    prepared: Any = field(default=None, repr=False, compare=False)
 
 
 class Editor(Protocol):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,7 +16,10 @@ from ..tokens.result import EditResult
 from ..transfer import fetch, on_host
 
 COUNTS = ("batches", "tokens", "scored", "selected", "changed", "dropped")
-_SUMS = (*COUNTS, "sampled", "sampled_nll", "replayed", "seconds")
+# With a prior whose tokenizer is not the trainee's: tokens behind another one, those of them that
+# can be scored.
+ALIGNMENT = ("alignable", "aligned")
+_SUMS = (*COUNTS, "sampled", "sampled_nll", "replayed", "seconds", *ALIGNMENT)
 
 
 class EditStats:
@@ -58,6 +61,11 @@ class EditStats:
                 self._totals[name] += float(count)
             else:
                 self._pending[name] = self._pending.get(name, 0) + count.double()
+
+    def add_alignment(self, counts: Mapping[str, int]) -> None:
+        """Count the tokens of a batch for a prior with another tokenizer."""
+        for name in ALIGNMENT:
+            self._totals[name] += counts[name]
 
     @contextmanager
     def timing(self, device: torch.device) -> Iterator[None]:
@@ -109,7 +117,11 @@ def shares(sums: dict[str, float]) -> dict[str, float]:
     def ratio(a: float, b: float) -> float:
         return a / b if b else math.nan
 
+    aligned = {}
+    if sums["alignable"]:
+        aligned = {"aligned_share": ratio(sums["aligned"], sums["alignable"])}
     return {
+        **aligned,
         "selected_share": ratio(sums["selected"], sums["scored"]),
         "changed_share": ratio(sums["changed"], sums["scored"]),
         "dropped_share": ratio(sums["dropped"], sums["scored"]),

@@ -64,6 +64,12 @@ def _add_inputs(parser: Any) -> None:
         metavar="N",
         help="tokens of a row; default: 1024 for shapes on a GPU, else 512",
     )
+    parser.add_argument(
+        "--trainee-tokenizer",
+        metavar="TOKENIZER",
+        help="with --prior, time the edit for a trainee with this tokenizer beside the prior's own "
+        "(folder, hub id or tokenizer.json); alone, if no --parts are given",
+    )
     parser.add_argument("--device", metavar="NAME", help="default: cuda if there is one, else cpu")
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="default: %(default)s")
     parser.add_argument(

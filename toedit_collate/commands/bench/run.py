@@ -18,6 +18,7 @@ from ...tools.measuring.machine import machine_facts
 from ...tools.measuring.threads import fastest_threads
 from ...tools.measuring.timing import clock_of
 from .agreement import measure_agreement
+from .aligned import measure_aligned
 from .edit import measure_edit
 from .head_alone import measure_head
 from .host import measure_host
@@ -89,6 +90,9 @@ def _measure(args: argparse.Namespace, source: Source) -> Iterator[Section]:
         parts = tuple(part for part in PARTS if part != "training")
         left_out = "The part training is left out on a CPU with this shape; --parts training asks."
     inputs = source.inputs(B, T)
+    if args.trainee_tokenizer is not None:
+        yield measure_aligned(inputs, policy, tokenizer=args.trainee_tokenizer, pairs=args.pairs)
+        parts = args.parts or ()
     measures: dict[str, Callable[[], Section]] = {
         "edit": lambda: measure_edit(inputs, policy, pairs=args.pairs, compiled=args.compile),
         "head": lambda: measure_head(inputs, policy, pairs=args.pairs),
@@ -150,6 +154,11 @@ def _check_together(args: argparse.Namespace) -> None:
         given = f"--prior {args.prior}" if args.data is None else f"--data {args.data}"
         missing = "--data FILE" if args.data is None else "--prior PATH_OR_HUB_ID"
         raise UnusableError(f"{given}: a prior and its text belong together; add {missing}")
+    if args.trainee_tokenizer is not None and args.prior is None:
+        raise UnusableError(
+            f"--trainee-tokenizer {args.trainee_tokenizer}: random weights have no tokenizer; add "
+            "--prior and --data"
+        )
     if args.quantization and args.prior is None:
         raise UnusableError(
             f"--quantization {','.join(args.quantization)}: random weights say nothing about it; "

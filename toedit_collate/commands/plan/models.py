@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ...tools.demo_model.pretrain import SHAPE, VOCAB_SIZE
+from ...tools.demo_model.pretrain import SHAPE
+from ...tools.demo_model.source import DEMO_MODELS
 from ...tools.errors import UnusableError, first_line
 from ...tools.measuring.shapes import SHAPES
 
@@ -30,7 +31,7 @@ _OLMO_7B = {
     "tie_word_embeddings": False,
 }
 # The one that the tiny recipes make; its vocabulary may turn out a bit smaller.
-_DEMO = {"model_type": "llama", "vocab_size": VOCAB_SIZE, **SHAPE}
+_DEMO = {"model_type": "llama", **SHAPE}
 
 
 def _gpt2(num_layers: int, width: int, num_heads: int) -> dict[str, Any]:
@@ -52,7 +53,7 @@ _KNOWN: dict[str, tuple[dict[str, Any], str]] = {
     "openai-community/gpt2-medium": (_gpt2(24, 1024, 16), "float32"),
     "openai-community/gpt2-large": (_gpt2(36, 1280, 20), "float32"),
     "openai-community/gpt2-xl": (_gpt2(48, 1600, 25), "float32"),
-    "toedit-demo": (_DEMO, "float32"),
+    **{name: ({**_DEMO, "vocab_size": size}, "float32") for name, size in DEMO_MODELS.items()},
 }
 
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from torch import Tensor
+
 from ..documents import Documents
+from ..token_batch import TokenBatch
 from .byte_tokenizer import IntArray
 from .document import AlignedDocument, Aligner
 
@@ -38,6 +41,13 @@ class DocumentAligner:
             there = None if known is None else known.get(content(own))
             found.append(self.one.align(own) if there is None else there)
         return found
+
+    def prepare_batch(
+        self, input_ids: Tensor, attention_mask: Tensor | None, position_ids: Tensor | None
+    ) -> dict[bytes, AlignedDocument]:
+        """The documents of a collated batch; see `prepare` and `TokenBatch.of`."""
+        batch = TokenBatch.of(input_ids, attention_mask, position_ids, None)
+        return self.prepare(batch.tokens.numpy(), batch.documents)
 
     def prepare(self, tokens: IntArray, documents: Documents) -> dict[bytes, AlignedDocument]:
         """The documents of a batch by their content, for `AlignedPrior.take_prepared`."""

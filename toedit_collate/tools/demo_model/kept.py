@@ -10,14 +10,17 @@ from typing import Any, cast
 from ..errors import UnusableError
 from ..files import whole, write_json
 from .pretrain import NUM_STEPS, make_prior, perplexity
-from .source import demo_rows
+from .source import DEMO, DEMO_MODELS, demo_rows
 
 # By then the machine is busy with something else: a model that was cut short is of no use.
 LONGEST = 1800.0  # seconds
 
 
-def demo_model() -> Path:
+def demo_model(name: str = DEMO) -> Path:
     """A small model that was trained on those passages; trained at the first call, in a minute.
+
+    Args:
+        name: of `DEMO_MODELS`; each has a tokenizer of its own.
 
     Returns:
         Its folder, with a tokenizer and a chat template: under `$XDG_CACHE_HOME` or `~/.cache`.
@@ -26,22 +29,23 @@ def demo_model() -> Path:
         UnusableError: the training took too long, or the folder can't be written; nothing is kept.
     """
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = cache / "toedit_collate" / "demo-model-2"
+    kept_as = "demo-model-2" if name == DEMO else f"demo-model-2-{DEMO_MODELS[name]}"
+    folder = cache / "toedit_collate" / kept_as
     if not (folder / "config.json").is_file():
         print(
             f"Training a small model for the tiny recipes, once, in {NUM_STEPS} steps; it is kept "
             f"in {folder}",
             flush=True,
         )
-        _make(folder)
+        _make(folder, DEMO_MODELS[name])
     return folder
 
 
-def _make(folder: Path) -> None:
+def _make(folder: Path, vocab_size: int) -> None:
     texts, held_out = (
         [row["text"] for row in demo_rows("docs", split)] for split in ("train", "test")
     )
-    made = make_prior(texts, seed=0, steps=NUM_STEPS, seconds=LONGEST)
+    made = make_prior(texts, seed=0, steps=NUM_STEPS, seconds=LONGEST, vocab_size=vocab_size)
     if not made.is_whole:
         raise UnusableError(
             f"the small model of toedit-demo got {made.num_steps} of {NUM_STEPS} steps in "

@@ -56,7 +56,12 @@ class MadePrior:
 
 
 def make_prior(
-    texts: list[str], *, seed: int, steps: int = NUM_STEPS, seconds: float = math.inf
+    texts: list[str],
+    *,
+    seed: int,
+    steps: int = NUM_STEPS,
+    seconds: float = math.inf,
+    vocab_size: int = VOCAB_SIZE,
 ) -> MadePrior:
     """Train a byte-level BPE tokenizer and a Llama on `texts`; a progress bar goes to stderr.
 
@@ -65,9 +70,10 @@ def make_prior(
         seed: of weights and windows.
         steps: how many to make.
         seconds: end by then, annealed, even if fewer steps were made.
+        vocab_size: the most tokens that the tokenizer may have.
     """
     torch.manual_seed(seed)
-    tokenizer = make_tokenizer(texts)
+    tokenizer = make_tokenizer(texts, vocab_size)
     encoded = tokenizer(texts)["input_ids"]
     eos = tokenizer.eos_token_id
     stream = torch.tensor([token for ids in encoded for token in (*ids, eos)])
@@ -97,7 +103,7 @@ def perplexity(prior: Prior, texts: list[str]) -> float:
     return math.exp(total / max(count, 1))
 
 
-def make_tokenizer(texts: list[str]) -> Any:
+def make_tokenizer(texts: list[str], vocab_size: int = VOCAB_SIZE) -> Any:
     """A byte-level BPE tokenizer of at most `VOCAB_SIZE` tokens."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
@@ -106,7 +112,7 @@ def make_tokenizer(texts: list[str]) -> Any:
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     raw.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCAB_SIZE,
+        vocab_size=vocab_size,
         special_tokens=list(_SPECIAL),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,

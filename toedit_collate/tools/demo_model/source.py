@@ -8,6 +8,8 @@ from ..errors import UnusableError
 from .topics import Corpus, python_topics
 
 DEMO = "toedit-demo"
+# The models that are made on the spot, and how many tokens each one's tokenizer has.
+DEMO_MODELS = {DEMO: 1024, f"{DEMO}-512": 512}
 _CONFIGS = ("docs", "chat")
 
 

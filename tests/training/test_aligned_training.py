@@ -1,0 +1,169 @@
+"""Trainer and SFTTrainer with a prior whose tokenizer is not the trainee's."""
+
+from __future__ import annotations
+
+import math
+import pickle
+
+import pytest
+import torch
+from conftest import TEXT, make_llama
+from datasets import Dataset
+from tokenizer_pairs import TEXTS, make
+from trainees import QUIET, Recorder
+from transformers import Trainer, TrainingArguments
+from trl import SFTConfig, SFTTrainer
+
+from toedit_collate import EditPolicy, Prior, ToEditCallback, ToEditCollator, attach, edit_tokens
+from toedit_collate.training.generations import self_edit
+
+POLICY = EditPolicy(threshold=1e-4, exclude_original=True)
+TRAINEE, PRIOR = "coarse", "digits"
+
+
+@pytest.fixture(scope="module")
+def strong():
+    return Prior(make_llama(3, vocab_size=len(make(PRIOR)) + 3), make(PRIOR))
+
+
+@pytest.fixture
+def aligned(strong):
+    return strong.aligned_to(make(TRAINEE))
+
+
+def trainee():
+    tokenizer = make(TRAINEE)
+    return make_llama(5, vocab_size=len(tokenizer), bos_token_id=tokenizer.bos_token_id)
+
+
+def rows(num=6):
+    words, tokenizer = TEXT.split(), make(TRAINEE)
+    texts = [" ".join(words[n : n + 8]) + f" {n}{n} 123" for n in range(num)]
+    return [{"input_ids": [tokenizer.bos_token_id, *tokenizer(t)["input_ids"]]} for t in texts]
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_trainer(tmp_path, aligned, num_workers):
+    data = rows()
+    collator = ToEditCollator(aligned, POLICY)
+    trainer = Trainer(
+        trainee(),
+        TrainingArguments(tmp_path, dataloader_num_workers=num_workers, **QUIET),
+        data_collator=collator,
+        train_dataset=Dataset.from_list(data),
+        processing_class=make(TRAINEE),
+        callbacks=[ToEditCallback(collator)],
+    )
+    recorder = Recorder(trainer.model)
+    trainer.train()
+    seen = sorted(map(tuple, (row for b in recorder.batches(training=True) for row in b)))
+    expected = [
+        edit_tokens(aligned, torch.tensor([row["input_ids"]]), policy=POLICY) for row in data
+    ]
+    assert seen == sorted(tuple(one.input_ids[0].tolist()) for one in expected)
+    assert collator.stats["changed"] == sum(int(one.changed.sum()) for one in expected) > 0
+    assert collator.stats["scored"] == sum(int(one.scored.sum()) for one in expected)
+    assert 0.5 < collator.stats["aligned_share"] <= 1
+    logged = [one for one in trainer.state.log_history if "toedit/aligned_share" in one]
+    assert len(logged) == 3
+    assert all(math.isfinite(one["toedit/prior_perplexity"]) for one in logged)
+
+
+def test_workers_tokenize_for_the_prior(aligned, monkeypatch):
+    collator = ToEditCollator(aligned, POLICY)
+    loader = torch.utils.data.DataLoader(rows(4), 2, collate_fn=collator, num_workers=1)
+    expected = [ToEditCollator(aligned, POLICY)(rows(4)[n : n + 2])["input_ids"] for n in (0, 2)]
+    here = aligned.aligner.one
+    batches = list(loader)
+    monkeypatch.setattr(here, "align", None)  # in this process: batches edit themselves from now
+    for batch, one in zip(batches, expected, strict=True):
+        assert torch.equal(batch["input_ids"], one)
+
+
+def test_a_collator_from_another_process_has_the_aligner(aligned):
+    collator = ToEditCollator(aligned, POLICY)
+    there = pickle.loads(pickle.dumps(collator))
+    assert there.aligner is not None
+    assert ToEditCollator(Prior(make_llama(0), None)).aligner is None
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"assistant_only_loss": True},
+        {"assistant_only_loss": True, "packing": True, "max_length": 128},
+    ],
+    ids=["assistant only", "packed"],
+)
+def test_sft(tmp_path, aligned, settings):
+    data = [
+        {
+            "messages": [
+                {"role": "user", "content": f"the fox {n}"},
+                {"role": "assistant", "content": TEXTS["words"][n : n + 60]},
+            ]
+        }
+        for n in range(4)
+    ]
+    trainer = SFTTrainer(
+        trainee(),
+        SFTConfig(str(tmp_path), **{"max_length": 256, **QUIET, **settings}),
+        train_dataset=Dataset.from_list(data),
+        processing_class=make(TRAINEE),
+    )
+    found = []
+    policy = POLICY.replace(threshold=1e-6)
+    collator = attach(
+        trainer, aligned, policy, on_edit=lambda batch, one: found.append((batch, one))
+    )
+    trainer.train()
+    assert collator.stats["changed"] > 0
+    special = torch.tensor(make(TRAINEE).all_special_ids)
+    for batch, one in found:
+        assert not one.scored[batch["labels"] == -100].any()
+        assert not one.changed[torch.isin(batch["input_ids"], special)].any()
+        assert not torch.isin(one.input_ids[one.changed], special).any()
+        assert torch.equal(one.labels[one.changed], one.input_ids[one.changed])
+    assert 0.5 < collator.stats["aligned_share"] <= 1
+
+
+class TestGenerations:
+    def make_trainer(self, folder):
+        def trainer(number, weights):
+            return Trainer(
+                trainee(),
+                TrainingArguments(folder, **QUIET),
+                train_dataset=Dataset.from_list(
+                    [{**row, "labels": row["input_ids"]} for row in rows()]
+                ),
+                eval_dataset=Dataset.from_list(
+                    [{**row, "labels": row["input_ids"]} for row in rows(2)]
+                ),
+                data_collator=ToEditCollator(
+                    Prior(trainee()), tokenizer=make(TRAINEE)
+                ).base_collator,
+                processing_class=make(TRAINEE),
+            )
+
+        return trainer
+
+    def test_the_strong_prior_then_the_trainee(self, tmp_path, aligned):
+        reports = self_edit(
+            self.make_trainer(tmp_path / "run"), aligned, POLICY, generations=2,
+            output_dir=tmp_path / "out", later_prior="trainee",
+        )  # fmt: skip
+        assert [one.generation for one in reports] == [0, 1, 2]
+        assert reports[0].perplexity is None
+        assert all(math.isfinite(one.perplexity) for one in reports[1:])
+        assert all(one.scored > 0 for one in reports[1:])
+        assert reports[1].changed > 0
+        # The trainee scores all its tokens, the aligned prior those that begin with one of its own.
+        assert reports[2].scored >= reports[1].scored
+
+    def test_swapping_is_refused_before_anything_is_trained(self, tmp_path, aligned):
+        with pytest.raises(ValueError, match=r"later_prior='trainee'"):
+            self_edit(
+                self.make_trainer(tmp_path / "run"), aligned, POLICY, generations=2,
+                output_dir=tmp_path / "out",
+            )  # fmt: skip
+        assert not list((tmp_path / "out").glob("generation-*"))
