@@ -35,7 +35,7 @@ def measure_aligned(inputs: Inputs, policy: EditPolicy, *, tokenizer: str, pairs
     Raises:
         UnusableError: the prior can't be aligned to it, or has the same one.
     """
-    prior = aligned(inputs.prior, tokenizer, f"--trainee-tokenizer {tokenizer}")
+    prior = aligned(inputs.prior, tokenizer, f"--trainee-tokenizer {tokenizer}:")
     if prior is inputs.prior:
         raise UnusableError(
             f"--trainee-tokenizer {tokenizer}: is the prior's own, for which nothing is aligned; "
