@@ -73,7 +73,7 @@ def measure_aligned(inputs: Inputs, policy: EditPolicy, *, tokenizer: str, pairs
         "aligned",
         "Time of the edit for a trainee with another tokenizer / in the prior's own tokens",
         COLUMNS,
-        rows=time_rows(times, OWN, inputs.setting.target),
+        rows=time_rows(times, OWN),
         notes=[
             f"Medians of {num_rounds} rounds on the same text: {stats['tokens'] // 1:,.0f} of the "
             f"prior's own tokens were edited, {other_stats['tokens']:,.0f} of the trainee's, of "
