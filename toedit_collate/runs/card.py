@@ -11,7 +11,6 @@ from typing import Any
 from .. import __version__
 from ..distributed import world_size
 from ..policy import EditPolicy
-from ..prior.families import unwrap_model
 from ..tools.files import write_text
 from ..training.collator import ToEditCollator
 from .report import RunReport
@@ -97,8 +96,6 @@ def editing_section(
         *["counts of one process"] * (world_size() > 1),
         *["since the run went on"] * is_resumed,
     ]
-    is_shared = getattr(prior, "is_shared", False)
-    kind = "the frozen base of this model itself" if is_shared else _name(prior)
     settings = "\n".join(f"| {key} | `{value}` |" for key, value in policy.record().items())
     return f"""{_MARK}
 
@@ -107,7 +104,7 @@ Training batches were token-edited on the fly by [toedit_collate](https://arxiv.
 policy's region are resampled from it. Evaluation data was not edited.
 
 - Policy: `{name}`
-- Prior: {kind}
+- Prior: {prior.description}
 - Of {stats["scored"]:,} tokens scored, {stats["selected"]:,} were selected
   ({stats["selected_share"]:.2%}) and {stats["changed"]:,} changed ({stats["changed_share"]:.4%});
   {stats["dropped"]:,} were removed{f" ({', '.join(partial)})" if partial else ""}.
@@ -117,11 +114,3 @@ policy's region are resampled from it. Evaluation data was not edited.
 | --- | --- |
 {settings}
 """
-
-
-def _name(prior: Any) -> str:
-    """Of the prior's model; a decision cache stands for one that is not loaded."""
-    if getattr(prior, "model", None) is None:
-        return "decisions that were made before, and kept in a cache"
-    config = unwrap_model(prior.model).config
-    return f"`{getattr(config, '_name_or_path', '') or type(prior.model).__name__}`"
