@@ -179,7 +179,7 @@ class TestDocuments:
     @pytest.mark.parametrize(("trainee", "prior"), PAIRS)
     def test_groups_of_one(self, trainee, prior):
         pair, slow = aligner(trainee, prior), slow_pair(trainee, prior)
-        first = first_tokens(pair.trainee, pair.prior)
+        first = first_tokens(pair.trainee, pair.prior, special=pair.special)
         assert first.tolist() == slow.table(b"")
         groups = Groups.of(first, len(pair.trainee.bytes))
         for token in range(len(pair.trainee.bytes)):

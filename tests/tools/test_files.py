@@ -84,6 +84,8 @@ def test_ctrl_c_is_a_line_and_no_traceback():
     code = (
         "import os, signal\n"
         "from toedit_collate.tools.guard import run_guarded\n"
+        # What a shell starts in the background ignores Ctrl-C from the start.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "run_guarded('x', lambda: os.kill(os.getpid(), signal.SIGINT))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

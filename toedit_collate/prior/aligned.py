@@ -75,9 +75,7 @@ class AlignedPrior:
         self.special_ids = special_token_ids(tokenizer)
         self.template_sequences = template_sequences(tokenizer)
         self.aligner = DocumentAligner(Aligner(trainee, own))
-        first = first_tokens(trainee, own)
-        for there, here in self.aligner.one.special.items():
-            first[here] = there
+        first = first_tokens(trainee, own, special=self.aligner.one.special)
         self._groups = Groups.of(first, len(trainee.bytes))
         digest = hashlib.sha256(repr((trainee.bytes, own.bytes)).encode()).hexdigest()
         self._name = digest[:16]

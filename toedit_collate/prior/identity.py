@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from .adapters import adapter_layers, parameters_used
 from .facts import deciding_adapter_config, deciding_config
 from .families import unwrap_model
-from .sharding import full_tensor
+from .sharding import class_name, full_tensor
 
 # Where a weight can't be added up as whole numbers, a fingerprint looks at so many of its values.
 NUM_SAMPLES = 64
@@ -36,7 +36,7 @@ def fingerprint(model: nn.Module, adapters: list[str]) -> str:
     lm: Any = unwrap_model(model)
     held = getattr(model, "peft_config", {})
     record = {
-        "model": type(lm).__name__,
+        "model": class_name(lm),
         "config": deciding_config(lm.config),
         "quantization": _quantization(lm.config),
         "adapters": [deciding_adapter_config(held[n]) for n in adapters if n in held],

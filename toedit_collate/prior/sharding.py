@@ -23,6 +23,11 @@ def is_sharded(model: nn.Module) -> bool:
     return is_distributed() and any(_is_dtensor(p) for p in model.parameters())
 
 
+def class_name(model: nn.Module) -> str:
+    """The name of a model's class, without the one that FSDP2 derives from it."""
+    return next(c.__name__ for c in type(model).__mro__ if not c.__name__.startswith("FSDP"))
+
+
 def is_zero3(model: nn.Module) -> bool:
     """Whether DeepSpeed ZeRO-3 keeps a part of the weights only on each rank."""
     return any(hasattr(p, "ds_id") for p in model.parameters())

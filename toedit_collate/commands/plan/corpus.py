@@ -74,7 +74,7 @@ def plan_corpus(
         >>> from .cards import find_card
         >>> plan = plan_corpus("1T", find_card("h100"), 256, 0.4, {})
         >>> round(plan.hours), round(plan.prior_gib)
-        (40, 15)
+        (39, 15)
     """
     for name in fields:
         if name not in _DEFAULTS:

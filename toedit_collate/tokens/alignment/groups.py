@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,14 +47,29 @@ class Groups:
         return cls(first, order, np.concatenate([[0], np.cumsum(counts)]))
 
 
-def first_tokens(trainee: ByteTokenizer, prior: ByteTokenizer, covered: bytes = b"") -> IntArray:
-    """The first trainee token of `covered` and each id of the prior behind it: (V,) int64.
+def first_tokens(
+    trainee: ByteTokenizer,
+    prior: ByteTokenizer,
+    covered: bytes = b"",
+    special: Mapping[int, int] | None = None,
+) -> IntArray:
+    """The first trainee token of `covered` and each id of the prior behind it.
 
-    -1 where there is none: at special tokens of the prior, say.
+    Args:
+        trainee: its tokenizer.
+        prior: its tokenizer; V ids.
+        covered: bytes that come before the prior's.
+        special: for special tokens of the trainee, the prior's that stand for them.
+
+    Returns:
+        (V,) int64; -1 where there is none.
     """
-    return np.array(
+    first = np.array(
         [-1 if one is None else trainee.first(covered + one) for one in prior.bytes], dtype=np.int64
     )
+    for there, here in (special or {}).items():
+        first[here] = there
+    return first
 
 
 class ChainGroups:
