@@ -1,17 +1,17 @@
 """What differs on a GPU: devices, dtypes, pinned memory, events. Run with `pytest -m gpu`."""
 
-import json
-
 import pytest
 import reference
 import torch
 from conftest import likely_ids, make_llama, make_tokenizer
+from plan_trial import Trial, on_one
 from running import CONFIGS
 from torch.utils.data import DataLoader
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from toedit_collate import EditPolicy, Journal, Prior, ToEditCollator, edit_tokens
-from toedit_collate.commands.main import main
+from toedit_collate.commands.plan.cards import find_card
+from toedit_collate.commands.plan.estimate import estimate
 from toedit_collate.head import kernels
 
 pytestmark = [
@@ -232,15 +232,14 @@ def test_packed_rows_that_shrink_reach_the_gpu(ids):
 
 
 @pytest.mark.parametrize("small_prior", [False, True])
-def test_a_lora_step_takes_the_memory_that_was_planned(tmp_path, capsys, small_prior):
+def test_a_lora_step_takes_the_memory_that_was_planned(small_prior):
     """Llama-3-8B at its real size, random weights: within a quarter."""
     if torch.cuda.mem_get_info()[0] < 40 * 2**30:
         pytest.skip("takes 40 GiB")
     config = CONFIGS / f"sft_lora_llama3_8b{'_small_prior' * small_prior}.yaml"
-    command = ["plan", "--config", str(config), "--gpu", "a100-80gb", "--measure", "3"]
-    assert main([*command, "--per_device_train_batch_size", "2", "--json", "-"]) == 0
-    rows = json.loads(capsys.readouterr().out)["measured"]["rows"]
-    found = {row["name"]: row for row in rows}
-    for name in ("peak without editing", "peak with editing"):
-        assert found[name]["measured"] == pytest.approx(found[name]["predicted"], rel=0.25)
-    assert 0 < found["share of the edit pass"]["measured"] < 0.5
+    smaller = ["--per_device_train_batch_size", "2"]
+    plan = on_one(estimate(config, find_card("a100-80gb"), overrides=smaller))
+    trial = Trial(plan, "cuda")
+    assert trial.peak(edited=True) == pytest.approx(plan.memory.peak, rel=0.25)
+    unedited = max(b for name, b in plan.memory.moments.items() if name != "edit pass")
+    assert trial.peak(edited=False) == pytest.approx(unedited, rel=0.25)

@@ -10,10 +10,11 @@ import re
 import pytest
 import torch
 from conftest import make_llama
+from plan_trial import Trial, on_one, optimizer_of, saved_bytes, state_bytes, weight_bytes
 from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, LlamaConfig, OlmoConfig
 
 from toedit_collate.commands.main import main
-from toedit_collate.commands.plan import head, measure
+from toedit_collate.commands.plan import head
 from toedit_collate.commands.plan.cards import CARDS, find_card
 from toedit_collate.commands.plan.config import Lora, make_config, read_values
 from toedit_collate.commands.plan.estimate import _size, estimate
@@ -129,7 +130,7 @@ def test_config_overrides_change_the_model():
 def test_optimizer_bytes_are_those_it_allocates(models, name):
     model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(models / "llama"))
     weights = list(model.parameters())
-    optimizer = measure._optimizer(name, model, weights)
+    optimizer = optimizer_of(name, model, weights)
     for weight in weights:
         weight.grad = torch.zeros_like(weight)
     optimizer.step()
@@ -178,22 +179,21 @@ def test_activations_and_peak_are_what_pytorch_has(
     path = write(
         more, family, dtype=dtype, bf16=bf16, gradient_checkpointing=checkpointing, packing=False
     )
-    found = {
-        name: (predicted, measured)
-        for name, _, predicted, measured in measure.measure(estimate(path, CPU), 1).rows
-    }
-    for name in ("weights", "gradients", "optimizer"):
-        assert found[name][0] == found[name][1], name
-    for name in ("saved for backward", "peak without editing"):
-        predicted, measured = found[name]
-        assert predicted == pytest.approx(measured, rel=TOLERANCE), name
+    plan = on_one(estimate(path, CPU))
+    trial = Trial(plan)
+    peak = trial.peak(edited=False)  # and there are optimizer states
+    parts = plan.memory.parts
+    assert parts["weights"] == weight_bytes(trial.trainee)
+    assert parts["gradients"] == trial.gradient_bytes()
+    assert parts["optimizer"] == state_bytes(trial.optimizer)
+    assert plan.memory.saved == pytest.approx(trial.saved(), rel=TOLERANCE)
+    assert plan.memory.peak == pytest.approx(peak, rel=TOLERANCE)
 
 
 @pytest.mark.parametrize("layout", ["padded", "one row"])
 def test_a_mask_is_counted(write, layout):
     """It is kept in each layer, and keys and values are repeated for it."""
     from toedit_collate.commands.plan.activations import final_bytes, layer_bytes
-    from toedit_collate.commands.plan.saved import saved_bytes
 
     more = "" if layout == "padded" else "packing: true\n"
     plan = estimate(write(more, dtype="float32", bf16=False), CPU)
@@ -216,26 +216,18 @@ def test_a_mask_is_counted(write, layout):
 def test_the_edit_pass_takes_what_it_takes(write, models, family):
     path = write("", family, edit_policy="paper", prior=models / family)
     plan = estimate(path, CPU)
-    trial = measure._Trial(plan, torch.device("cpu"), measure.EditPolicy.paper())
-
-    def edit():
-        with trial.inputs.in_place():
-            trial.collator(trial.inputs.batch(0)).to(torch.device("cpu"))
-
-    edit()  # what is kept from the first edit on is no peak
+    trial = Trial(plan)
+    trial.edit()  # what is kept from the first edit on is no peak
     predicted = plan.memory.parts["edit pass"]
-    assert predicted == pytest.approx(peak_bytes(edit, torch.device("cpu")), rel=0.3)
+    assert predicted == pytest.approx(peak_bytes(trial.edit, torch.device("cpu")), rel=0.3)
 
 
-def test_measured_with_a_shared_prior(write, capsys):
+def test_the_peak_with_a_shared_prior(write):
     path = write(LORA + "prior: shared\n", edit_policy="paper", bf16=False, max_length=16)
-    command = ["plan", "--config", str(path), "--gpu", "cpu", "--measure", "1"]
-    assert main([*command, "--json", "-"]) == 0
-    measured = json.loads(capsys.readouterr().out)["measured"]
-    found = {row["name"]: row for row in measured["rows"]}
-    assert "share of the edit pass" in found
-    for name in ("peak without editing", "peak with editing"):  # here, that of the loss
-        assert found[name]["predicted"] == pytest.approx(found[name]["measured"], rel=TOLERANCE)
+    plan = on_one(estimate(path, CPU))
+    for edited in (False, True):  # here, both are that of the loss
+        peak = Trial(plan).peak(edited=edited)
+        assert plan.memory.peak == pytest.approx(peak, rel=TOLERANCE)
 
 
 # The prior, sharding, time
@@ -349,8 +341,6 @@ def test_too_small_a_card_is_said(capsys):
         ("model_name_or_path: x\nprior: x\n", ["--bf16", "maybe"], "bf16 must be true or false"),
         ("model_name_or_path: x\n", ["--edit_policy", "y"], "edit_policy must be one of paper"),
         ("model_name_or_path: x\n", ["y"], "y: not an option"),
-        (f"model_name_or_path: toedit-demo\n{LORA}load_in_4bit: true\n", ["--measure", "1"],
-         "--load_in_4bit false"),
     ],
 )  # fmt: skip
 def test_what_can_t_be_used_is_said(tmp_path, capsys, text, options, message):

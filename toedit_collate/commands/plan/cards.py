@@ -41,7 +41,7 @@ CARDS = {
         Card("rtx4090", 24.0, 165.2, 82.6),
         Card("rtx3090", 24.0, 71.0, 35.6),
         Card("l4", 22.5, 121.0, 30.3),
-        # Two cores of a server, roughly; `--measure` says better.
+        # Two cores of a server, roughly.
         Card("cpu", None, 0.1, 0.1),
     )
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -120,12 +120,6 @@ def estimate_run(run: RunConfig, card: Card, sharding: Sharding, mfu: float) -> 
         times=plan_times(run, counts, layers, precision, sharding, prior, card, mfu),
         notes=tuple(_notes(run, layers, sharding, setting)),
     )
-
-
-def on_one(plan: Estimate, card: Card) -> Estimate:
-    """The same run in one process, on full rows."""
-    run = replace(plan.run, fsdp=False, packing="wrapped")
-    return estimate_run(run, card, Sharding(), plan.mfu)
 
 
 @lru_cache(maxsize=32)  # a dozen configs of one model

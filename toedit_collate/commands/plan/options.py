@@ -57,12 +57,6 @@ def add_plan(commands: Any) -> None:
     parser.add_argument(
         "--write-header", action="store_true", help="write them into the config, in place"
     )
-    parser.add_argument(
-        "--measure",
-        type=positive,
-        metavar="STEPS",
-        help="also build the trainee with random weights on this machine, and measure STEPS steps",
-    )
     parser.set_defaults(run=_run)
     _keep_unknown(parser)
 

@@ -12,7 +12,7 @@ from ...tools.fields import read_fields
 from ...tools.files import as_json, write_json
 from .cards import find_card
 from .corpus import format_corpus, plan_corpus
-from .estimate import Estimate, estimate
+from .estimate import estimate
 from .header import Place, place_line, read_place, write_header
 from .table import format_table, header_lines, record
 
@@ -49,14 +49,10 @@ def run_plan(args: argparse.Namespace) -> None:
     if args.header:
         print("\n".join(header_lines(plan)))
         return
-    aloud = args.json != "-"
-    if aloud:
-        print(format_table(plan), flush=True)
-    figures = record(plan)
-    if args.measure:
-        figures["measured"] = _measure(plan, args.measure, aloud=aloud)
+    if args.json != "-":
+        print(format_table(plan))
     if args.json is not None:
-        _write(args.json, figures)
+        _write(args.json, record(plan))
 
 
 def _run_corpus(args: argparse.Namespace) -> None:
@@ -75,16 +71,6 @@ def _place(args: argparse.Namespace) -> Place:
     if args.accelerate is not None:  # another file, another number
         place = replace(place, accelerate=args.accelerate, gpus=None)
     return replace(place, card=args.gpu or place.card, gpus=args.gpus or place.gpus)
-
-
-def _measure(plan: Estimate, num_steps: int, *, aloud: bool) -> dict[str, Any]:
-    from .measure import format_measured, measure  # late: it imports the bench
-
-    with quiet():
-        measured = measure(plan, num_steps)
-    if aloud:
-        print(format_measured(measured))
-    return measured.record()
 
 
 def _write(path: str, figures: dict[str, Any]) -> None:
