@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import logging
 import os
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..head.groups import IdGroups
+from ..policy import EditPolicy
 from ..tokens.alignment.aligner import DocumentAligner
 from ..tokens.alignment.batch import AlignedBatch
 from ..tokens.alignment.byte_tokenizer import ByteTokenizer
@@ -46,6 +48,11 @@ class AlignedPrior:
     over all of the prior's ids is taken with which the trainee's own encoding gives the token. What
     such a token is resampled to is the first token of the trainee's encoding of what the prior
     draws. A token that begins inside one of the prior's is not scored.
+
+    A lower bound selects too few tokens with `region="above"`, never a wrong one. With
+    `region="below"` or `drop_below` it is the other way round: a token may be taken whose true P is
+    higher. Such a policy is warned about once, unless both sides have the same tokenizer, where
+    bounds are exact.
 
     Documents whose bytes do not agree on both sides are left alone. Special tokens of the trainee
     cut the text; where its BOS stands, the prior sees its own.
@@ -188,7 +195,38 @@ class AlignedPrior:
             first=there(group),
             forbidden=lambda special: self.forbidden_ids(forbid_special=special).to(device),
             competitors=self._prior.likely_competitors,
+            look_at=self._look_at,
         )
+
+    @functools.cached_property
+    def is_exact(self) -> bool:
+        """Whether log P is exact, not a lower bound: both sides have the same tokenizer."""
+        try:
+            check_same_tokenizer(self.tokenizer, self._prior.tokenizer, self._prior.vocab_size)
+        except ValueError:
+            return False
+        return True
+
+    def _look_at(self, policy: EditPolicy) -> None:
+        """Warn once of a policy that takes tokens for a low P, of which only a bound is known."""
+        if self.is_exact:
+            return
+        if policy.region == "below":
+            self._warn(
+                "below",
+                'region="below" with a prior that is aligned to another tokenizer also takes '
+                "tokens whose true P is above the threshold %s, since its P are lower bounds; "
+                "with a prior that has the trainee's tokenizer they are exact",
+                policy.threshold,
+            )
+        if policy.drop_below is not None:
+            self._warn(
+                "drop",
+                "drop_below=%s with a prior that is aligned to another tokenizer also removes "
+                "tokens whose true P is higher, since its P are lower bounds; leave drop_below "
+                "out, or use a prior that has the trainee's tokenizer",
+                policy.drop_below,
+            )
 
     def forbidden_ids(self, *, forbid_special: bool) -> Tensor:
         """Which ids must not be drawn: (W,) bool on the CPU."""

@@ -71,6 +71,7 @@ class AlignedPredictions:
         first: (V,) int64 there: the group of each id of the prior; W: none.
         forbidden: (W,) bool, ids of the trainee that must not be drawn, special ones or not.
         competitors: measures on states, or remembers, which ids the head should visit first.
+        look_at: at the policy of scores, so that the prior can warn of it.
     """
 
     head: Head
@@ -82,6 +83,7 @@ class AlignedPredictions:
     first: Tensor
     forbidden: Callable[[bool], Tensor]
     competitors: Callable[[Tensor], Competitors | None]
+    look_at: Callable[[EditPolicy], None]
 
     @property
     def device(self) -> torch.device:
@@ -100,6 +102,7 @@ class AlignedPredictions:
 
     def score(self, policy: EditPolicy, *, exact: bool = False) -> Scores:
         """Log P of the observed tokens; see `Predictions`."""
+        self.look_at(policy)
         if len(self.tokens) == 0:
             none = torch.zeros(0, dtype=torch.bool)
             return Scores(self.states.new_zeros(0, dtype=torch.float32), none, none)

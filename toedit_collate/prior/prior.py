@@ -193,7 +193,8 @@ class Prior:
         """This prior for a trainee with another tokenizer, which cuts the same text elsewhere.
 
         Scores then are lower bounds, and tokens that begin inside one of the prior's are left
-        alone: see `AlignedPrior`.
+        alone. Policies that take tokens for a low P (`region="below"`, `drop_below`) may take too
+        many, and are warned about: see `AlignedPrior`.
 
         Args:
             tokenizer: of the trainee: byte-level BPE, or SentencePiece with byte fallback. So must
