@@ -405,32 +405,38 @@ def test_nothing_is_overwritten(journal, tmp_path, capsys, name):
 
 
 @pytest.mark.parametrize("name", ["out", "out.jsonl"])
-@pytest.mark.parametrize("error", [KeyboardInterrupt, None])
-def test_an_export_that_ends_early_leaves_nothing(
-    journal, tmp_path, capsys, monkeypatch, name, error
-):
-    rows = [{"input_ids": FIRST}] * BATCH_SIZE + [{"input_ids": "no list"}]
-    data = write(tmp_path / "data.jsonl", rows[: BATCH_SIZE + (error is None)])
-    argv = ["export", journal, "--data", data, "--output", tmp_path / name]
+def test_an_export_that_is_interrupted_leaves_nothing(journal, tmp_path, capsys, monkeypatch, name):
+    data = write(tmp_path / "data.jsonl", [{"input_ids": FIRST}] * BATCH_SIZE)
     before = sorted(tmp_path.iterdir())
-    if error is not None:
-        seen = []
+    seen = []
 
-        def stop(self, batch):
-            seen.extend(tmp_path.glob(f".{name}.partial-*"))
-            raise error
+    def stop(self, batch):
+        seen.extend(tmp_path.glob(f".{name}.partial-*"))
+        raise KeyboardInterrupt
 
-        monkeypatch.setattr(export_module.Reviser, "revise", stop)
-        with pytest.raises(error):
-            toedit(capsys, *argv)
-        assert seen
-    elif name == "out":  # the types of the columns are looked for first
-        status, _, message = toedit(capsys, *argv)
-        assert (status, "write to a .jsonl file" in message) == (2, True)
-    else:
-        status, _, message = toedit(capsys, *argv)
-        assert status == 2
-        assert f"input_ids of line {BATCH_SIZE + 1} must be a list of whole numbers" in message
+    monkeypatch.setattr(export_module.Reviser, "revise", stop)
+    with pytest.raises(KeyboardInterrupt):
+        toedit(capsys, "export", journal, "--data", data, "--output", tmp_path / name)
+    assert seen
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("out", "write to a .jsonl file"),  # the types of the columns are looked for first
+        ("out.jsonl", f"input_ids of line {BATCH_SIZE + 1} must be a list of whole numbers"),
+    ],
+)
+def test_an_export_that_meets_a_bad_row_leaves_nothing(journal, tmp_path, capsys, name, told):
+    rows = [{"input_ids": FIRST}] * BATCH_SIZE + [{"input_ids": "no list"}]
+    data = write(tmp_path / "data.jsonl", rows)
+    before = sorted(tmp_path.iterdir())
+    status, _, message = toedit(
+        capsys, "export", journal, "--data", data, "--output", tmp_path / name
+    )
+    assert status == 2
+    assert told in message
     assert sorted(tmp_path.iterdir()) == before
 
 

@@ -143,11 +143,17 @@ def test_as_computed_without_the_harness(tmp_path, tasks, tokenizer, kind):
         assert found[task] == pytest.approx(metrics, rel=1e-4)
     # So that neither "all wrong" nor "the base of the adapters" would pass.
     assert 0 < found["local_qa"]["acc"] != found["local_qa"]["acc_norm"] < 1
-    if kind == "peft":
-        with model.disable_adapter():
-            base = expected(model, tokenizer)
-        assert base["local_qa"]["acc"] != wanted["local_qa"]["acc"]
-        assert base["local_texts"] != pytest.approx(wanted["local_texts"], rel=0.01)
+
+
+@pytest.mark.slow
+def test_adapters_that_were_left_out_would_be_seen(tmp_path, tasks, tokenizer):
+    """The figures of the model with its adapters above are not those of their base."""
+    model = make_model("peft", tmp_path / "model")
+    wanted = expected(model, tokenizer)
+    with model.disable_adapter():
+        base = expected(model, tokenizer)
+    assert base["local_qa"]["acc"] != wanted["local_qa"]["acc"]
+    assert base["local_texts"] != pytest.approx(wanted["local_texts"], rel=0.01)
 
 
 @pytest.mark.slow

@@ -156,25 +156,31 @@ def journal_of(folder):
     }
 
 
-@pytest.mark.parametrize("name", SWAPPED)
+@pytest.mark.parametrize("name", ["epoch", "save"])
 def test_swaps_and_journal_are_those_of_one_process(run, ranks, tmp_path, name):
-    kind = SWAPPED[name]
-    alone = distributed_run.swapped(tmp_path, kind, name)
     results = [rank[f"swapped, {name}"] for rank in ranks]
-    expected = steps_of([alone["rows"]])
-    if name == "resumed":
-        firsts, results = ([r[part] for r in results] for part in ("first", "second"))
-        given = steps_of([r["rows"] for r in firsts])
-        given |= steps_of([r["rows"] for r in results], first=6)
-        # The batches of the first six steps cost no pass again.
-        assert [r["passes"] for r in firsts + results] == [12] * 4
-    else:
-        given = steps_of([r["rows"] for r in results])
+    given = steps_of([r["rows"] for r in results])
+    check_as_in_one_process(name, given, results, run[0], tmp_path)
+
+
+def test_swaps_and_journal_of_a_resumed_run_are_those_of_one_process(run, ranks, tmp_path):
+    results = [rank["swapped, resumed"] for rank in ranks]
+    firsts, results = ([r[part] for r in results] for part in ("first", "second"))
+    given = steps_of([r["rows"] for r in firsts])
+    given |= steps_of([r["rows"] for r in results], first=6)
+    # The batches of the first six steps cost no pass again.
+    assert [r["passes"] for r in firsts + results] == [12] * 4
+    check_as_in_one_process("resumed", given, results, run[0], tmp_path)
+
+
+def check_as_in_one_process(name, given, results, folder, tmp_path):
+    """`given`: the documents of each step; `results`: of each rank; `folder`: of all runs."""
+    alone = distributed_run.swapped(tmp_path, SWAPPED[name], name)
     assert len(given) == 12
-    assert given == expected
+    assert given == steps_of([alone["rows"]])
     assert [r["generation"] for r in results] == [alone["generation"]] * 2
     assert results[0]["prior"] == results[1]["prior"]
-    ours, theirs = journal_of(run[0] / name), journal_of(tmp_path / name)
+    ours, theirs = journal_of(folder / name), journal_of(tmp_path / name)
     assert (
         list(ours["replay"]) == list(theirs["replay"]) == [1, 2, 3, 4, 5, 6][: alone["generation"]]
     )

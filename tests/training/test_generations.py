@@ -161,16 +161,17 @@ class TestLoop:
         assert again.rows == {}
 
     @pytest.mark.parametrize(
-        ("kill", "one_folder"),
+        ("kill", "checkpoint", "one_folder"),
         [
-            pytest.param((1, 3), False, marks=pytest.mark.slow),
-            ((2, 6), True),
-            pytest.param((2, 6), False, marks=pytest.mark.slow),
-            pytest.param((2, "end"), True, marks=pytest.mark.slow),
-            pytest.param((3, 12), False, marks=pytest.mark.slow),
+            pytest.param((1, 3), 0, False, marks=pytest.mark.slow),
+            ((2, 6), 4, True),
+            pytest.param((2, 6), 4, False, marks=pytest.mark.slow),
+            pytest.param((2, "end"), 12, True, marks=pytest.mark.slow),
+            pytest.param((3, 12), 8, False, marks=pytest.mark.slow),
         ],
     )
-    def test_after_a_kill_it_gives_the_same(self, loop, tmp_path, kill, one_folder):
+    def test_after_a_kill_it_gives_the_same(self, loop, tmp_path, kill, checkpoint, one_folder):
+        """It goes on from the last checkpoint of the generation that was killed."""
         settings = {"adapter": loop.adapter, "start": loop.start, "one_folder": one_folder}
         killed = Loop(tmp_path, kill=kill, **settings)
         with pytest.raises(Killed):
@@ -184,9 +185,7 @@ class TestLoop:
         for number in (1, 2, 3):
             for text in TEXTS:
                 assert ours.replay(text, number) == theirs.replay(text, number)
-        if kill == (2, 6):
-            # From checkpoint 4 of generation 2 on.
-            assert len(again.rows[2][0].rows(training=True)) == 2 * (12 - 4)
+        assert len(again.rows[kill[0]][0].rows(training=True)) == 2 * (12 - checkpoint)
 
     @staticmethod
     def plain(report):
