@@ -70,6 +70,31 @@ def test_a_mask_of_pairs_tells_the_same_documents(batch, kind):
         "int": pairs.long(),
         "float": torch.where(pairs, 0.0, torch.finfo(torch.float32).min),
     }[kind]
-    again = find_documents(ids, mask_of_pairs(given.unsqueeze(1)), None)
+    again = find_documents(ids, mask_of_pairs(given.unsqueeze(1), B), None)
     assert again.lengths == documents.lengths
     assert torch.equal(again.index, documents.index)
+
+
+def test_one_mask_of_pairs_for_all_rows():
+    number = torch.tensor([0, 1, 1, 2])
+    pairs = (number == number.unsqueeze(1)).tril() & (number != 0).unsqueeze(-1)
+    assert mask_of_pairs(pairs[None, None], 3).tolist() == [number.tolist()] * 3
+
+
+def sliding_window():
+    pairs = torch.ones(5, 5, dtype=torch.bool).tril()
+    pairs[4, 0] = False
+    return pairs
+
+
+@pytest.mark.parametrize(
+    "pairs",
+    [
+        sliding_window(),
+        torch.ones(5, 5, dtype=torch.bool),  # looks ahead
+        torch.ones(5, 5, dtype=torch.bool).tril() & (torch.arange(5) != 2),  # a hole
+    ],
+)
+def test_a_mask_that_shows_less_or_more_than_the_document_is_refused(pairs):
+    with pytest.raises(ValueError, match=r"up to itself and at nothing else.*restart at 0"):
+        mask_of_pairs(pairs[None, None], 1)

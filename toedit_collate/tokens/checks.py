@@ -49,7 +49,7 @@ def check_shapes(
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{name} must be a torch tensor, got {type(tensor).__name__}")
         if name == "attention_mask" and tensor.dim() == 4:
-            _check_pairs(tensor, input_ids)
+            check_pairs(tensor, input_ids)
         elif tensor.shape != input_ids.shape:
             raise ValueError(
                 f"{name} must have the shape of input_ids, {tuple(input_ids.shape)}, got "
@@ -59,12 +59,13 @@ def check_shapes(
         raise TypeError(f"labels must hold token ids or -100, got {labels.dtype}")
 
 
-def _check_pairs(attention_mask: Tensor, input_ids: Tensor) -> None:
+def check_pairs(attention_mask: Tensor, input_ids: Tensor) -> None:
+    """Raise unless a mask of pairs of tokens has a matrix for each row, or one for all."""
     B, T = input_ids.shape
-    if attention_mask.shape != (B, 1, T, T):
+    if attention_mask.shape[1:] != (1, T, T) or attention_mask.shape[0] not in (1, B):
         raise ValueError(
-            f"attention_mask of four dimensions must have the shape (B, 1, T, T), {(B, 1, T, T)}, "
-            f"got {tuple(attention_mask.shape)}; give a mask of pairs for all rows, or a 2-D mask"
+            f"attention_mask of four dimensions must have the shape {(B, 1, T, T)}, got "
+            f"{tuple(attention_mask.shape)}; or mark documents by position_ids that restart at 0"
         )
 
 

@@ -109,26 +109,44 @@ def _refuse_hole(cell: int, T: int) -> None:
     )
 
 
-def mask_of_pairs(attention_mask: Tensor) -> Tensor:
+def mask_of_pairs(attention_mask: Tensor, B: int) -> Tensor:
     """The documents that a mask of pairs of tokens keeps apart, as numbers.
 
     Args:
-        attention_mask: (B, 1, T, T), which tokens (columns) each token (row) may see: bool, 0 and
-            1, or numbers that are added to scores, of which 0 lets a token be seen.
+        attention_mask: (B, 1, T, T) or (1, 1, T, T), which tokens (columns) each token (row) may
+            see: bool, 0 and 1, or numbers that are added to scores, 0 where it may and the lowest
+            number where not.
+        B: number of rows.
 
     Returns:
         (B, T) int64 on its device: 0 for a token that does not see itself, which is padding, and
-        else the number of the document, which ends where a token does not see the one before.
+        else the number of the document, from 1 in each row.
+
+    Raises:
+        ValueError: a token sees less or more than its document up to itself.
 
     Example:
         >>> pairs = torch.ones(3, 3, dtype=torch.bool).tril()
         >>> pairs[2, :2] = False
-        >>> mask_of_pairs(pairs[None, None])
+        >>> mask_of_pairs(pairs[None, None], 1)
         tensor([[1, 1, 2]])
     """
-    pairs = attention_mask[:, 0]
-    seen = pairs == 0 if pairs.is_floating_point() else pairs != 0
-    real = seen.diagonal(dim1=1, dim2=2)
-    begins = real.clone()
-    begins[:, 1:] &= ~seen.diagonal(offset=-1, dim1=1, dim2=2)
-    return begins.cumsum(1) * real
+    T = attention_mask.shape[-1]
+    column = torch.arange(T, device=attention_mask.device)
+    numbers, fits = [], []
+    for row in attention_mask[:, 0]:  # one at a time: each is T * T
+        seen = row >= 0 if row.is_floating_point() else row != 0
+        real = seen.diagonal()
+        start = seen.to(torch.uint8).argmax(-1)
+        block = (column >= start.unsqueeze(-1)) & (column <= column.unsqueeze(-1))
+        before = torch.cat([start.new_tensor([-1]), start[:-1]])
+        goes_on = (start == column) | (start == before)
+        fits.append((((seen == block).all(-1) & goes_on) | ~real).all())
+        numbers.append(((start == column) & real).cumsum(0) * real)
+    if not bool(torch.stack(fits).all()):
+        raise ValueError(
+            "attention_mask of four dimensions must let each token look at all of its document up "
+            "to itself and at nothing else, which is not so here (a sliding window, or a prefix "
+            "that looks ahead?); mark documents by position_ids that restart at 0"
+        )
+    return torch.stack(numbers).expand(B, T)

@@ -80,7 +80,7 @@ class TokenBatch:
         check_shapes(input_ids, attention_mask, position_ids, labels)
         mask_2d = attention_mask
         if attention_mask is not None and attention_mask.dim() == 4:
-            mask_2d = mask_of_pairs(attention_mask)
+            mask_2d = mask_of_pairs(attention_mask, len(input_ids))
         given = [input_ids, mask_2d, position_ids, labels]
         fetched = iter(fetch(*(tensor for tensor in given if tensor is not None)))
         ids, mask, positions, row_labels = (

@@ -14,6 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..tokens.checks import check_pairs
+from ..tokens.documents import mask_of_pairs
+
 # (B, T) masks that say which tokens are learned from, where there are no labels.
 _LABEL_MASKS = ("completion_mask", "assistant_masks")
 
@@ -54,10 +57,11 @@ def read_layout(batch: Mapping[str, Any]) -> BatchLayout:
         return BatchLayout(mask, batch.get("position_ids"), batch.get("labels"))
     positions = document_positions(batch)
     if isinstance(mask, Tensor):
-        if mask.dim() == 4:
-            mask, first = _of_blocks(mask, *ids.shape)
-            positions = _restarting(first, positions)
-        elif mask.shape == ids.shape and bool((mask > 1).any()):
+        numbered = mask.dim() == 4
+        if numbered:
+            check_pairs(mask, ids)
+            mask = mask_of_pairs(mask, len(ids))
+        if numbered or (mask.shape == ids.shape and bool((mask > 1).any())):
             mask, first = _of_numbers(mask)
             positions = _restarting(first, positions)
     return BatchLayout(mask, positions, _labels(batch))
@@ -115,41 +119,6 @@ def _of_numbers(mask: Tensor) -> tuple[Tensor, Tensor]:
             "2, 2, 0); number them so, or mark them by position_ids that restart at 0"
         )
     return real.to(mask.dtype), _first_of_run(mask)
-
-
-def _of_blocks(mask: Tensor, B: int, T: int) -> tuple[Tensor, Tensor]:
-    """A mask of four dimensions: a mask of two, and where documents begin.
-
-    Args:
-        mask: (B, 1, T, T) or (1, 1, T, T): bool, True where a token may look; or floats to add to
-            attention scores, 0 where it may look and the lowest number where not.
-        B: number of rows.
-        T: their length.
-    """
-    if mask.shape[1:] != (1, T, T) or mask.shape[0] not in (1, B):
-        raise ValueError(
-            f"attention_mask of four dimensions must have the shape {(B, 1, T, T)}, got "
-            f"{tuple(mask.shape)}; or mark documents by position_ids that restart at 0"
-        )
-    column = torch.arange(T, device=mask.device)
-    real, first = [], []
-    for row in mask[:, 0]:  # one at a time: each is T * T
-        may_look = row >= 0 if row.is_floating_point() else row != 0
-        start = may_look.to(torch.uint8).argmax(-1)
-        itself = may_look.diagonal()
-        block = (column >= start.unsqueeze(-1)) & (column <= column.unsqueeze(-1))
-        before = torch.cat([start.new_tensor([-1]), start[:-1]])
-        whole = (start == column) | (start == before)
-        if not bool(((may_look == block).all(-1) & whole)[itself].all()):
-            raise ValueError(
-                "attention_mask of four dimensions must let each token look at all of its document "
-                "up to itself and at nothing else, which is not so here (a sliding window, or a "
-                "prefix that looks ahead?); mark documents by position_ids that restart at 0"
-            )
-        real.append(itself)
-        first.append(start == column)
-    shape = (B, T)
-    return torch.stack(real).long().expand(shape), torch.stack(first).expand(shape)
 
 
 def _first_of_run(numbers: Tensor) -> Tensor:
