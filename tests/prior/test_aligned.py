@@ -17,7 +17,7 @@ from toedit_collate import EditPolicy, Journal, Prior, ToEditCollator, edit_toke
 from toedit_collate.editing.with_journal import edit_with_journal
 from toedit_collate.prior.aligned import AlignedPrior
 from toedit_collate.prior.protocol import is_prior
-from toedit_collate.stores.cache import DecisionCache
+from toedit_collate.stores.cache import DecisionCache, Identity
 from toedit_collate.tokens.token_batch import TokenBatch
 
 # Neither side puts a blank before the text: what tests/reference.py knows.
@@ -249,6 +249,28 @@ class TestDocuments:
         assert torch.equal(together.selected[0], torch.cat([one.selected[0] for one in alone]))
         assert together.changed.any()
 
+    @pytest.mark.parametrize("side", ["left", "right"])
+    def test_the_same_edit_in_any_batch(self, side):
+        _, aligned, _ = pair("coarse", "digits")
+        texts = [MIXED, likely("digits"), "12 345", likely("digits", 1)]
+        documents = [ids_of("coarse", text) for text in texts]
+        policy = EditPolicy(threshold=0.2, temperature=2.0)
+        alone = [edit_tokens(aligned, torch.tensor([one]), policy=policy) for one in documents]
+        assert sum(int(one.changed.sum()) for one in alone) > 0
+        for order in ([0, 1, 2, 3], [3, 1], [2, 0, 1]):
+            T = max(len(documents[n]) for n in order)
+            rows, mask = torch.full((len(order), T), 2), torch.zeros(len(order), T).long()
+            places = []
+            for row, n in enumerate(order):
+                size = len(documents[n])
+                place = slice(T - size, T) if side == "left" else slice(0, size)
+                rows[row, place], mask[row, place] = torch.tensor(documents[n]), 1
+                places.append(place)
+            found = edit_tokens(aligned, rows, attention_mask=mask, policy=policy)
+            for row, (n, place) in enumerate(zip(order, places, strict=True)):
+                assert torch.equal(found.input_ids[row, place], alone[n].input_ids[0])
+                assert torch.equal(found.selected[row, place], alone[n].selected[0])
+
     def test_bytes_that_disagree_are_left_alone_counted_and_said(self, caplog):
         prior, _, _ = pair("byte-level", "sentencepiece-first")
         aligned = AlignedPrior(prior, make("byte-level"))
@@ -352,6 +374,74 @@ class TestBounds:
         edit_tokens(forced, ids, policy=EditPolicy(region="below", drop_below=0.001))
         assert forced.is_exact
         assert "lower bounds" not in caplog.text
+
+
+class TestPolicies:
+    @pytest.mark.filterwarnings("ignore:this policy can change no token")  # of the slow way
+    @pytest.mark.parametrize("target", ["both", "inputs", "labels"])
+    def test_every_scored_token_is_drawn_into_the_target(self, target):
+        _, aligned, slow = pair("coarse", "byte-level")
+        policy = EditPolicy(region="all", temperature=1.5, target=target)
+        ids = ids_of("coarse", "The fox 12 + 345\n    return")
+        chains = slow.chains(ids)
+        drawn = list(ids)
+        for position in chains:
+            u = reference.uniform(ids, position, seed=0, epoch=1, generation=0)
+            shares = slow.distribution(ids, position, policy, forbidden("coarse"))
+            drawn[position] = reference.draw(shares, ids[position], u)
+        source = torch.tensor([ids])
+        found = edit_tokens(aligned, source, labels=source, policy=policy, epoch=1)
+        assert found.selected[0].nonzero().squeeze(-1).tolist() == sorted(chains)
+        expected = {
+            "both": (drawn, drawn), "inputs": (drawn, ids), "labels": (ids, drawn),
+        }[target]  # fmt: skip
+        assert (found.input_ids[0].tolist(), found.labels[0].tolist()) == expected
+        assert drawn != ids
+
+    def test_a_compiled_prior_makes_the_same_edit(self):
+        _, aligned, _ = pair("coarse", "digits")
+        own = make("digits")
+        model = make_llama(3, vocab_size=len(own) + 3, max_position_embeddings=512)
+        compiled = Prior(model, own).aligned_to(make("coarse"))
+        graphs = []
+
+        def backend(module, example_inputs):
+            graphs.append(module)
+            return module.forward
+
+        torch._dynamo.reset()
+        compiled.compile(backend=backend)
+        policy = EditPolicy(threshold=0.2, temperature=2.0)
+        for text in (MIXED, likely("digits"), TEXTS["words"]):
+            ids = torch.tensor([ids_of("coarse", text)])
+            got, expected = (edit_tokens(one, ids, policy=policy) for one in (compiled, aligned))
+            assert torch.equal(got.input_ids, expected.input_ids)
+            assert torch.equal(got.selected, expected.selected)
+        assert graphs
+
+
+def test_another_tokenizer_is_another_identity_in_a_cache(tmp_path):
+    strong, aligned, _ = pair("coarse", "byte-level")
+    # Ids mean the same bytes to this one but for a few, so the same rows are valid for both.
+    other = strong.aligned_to(make("swapped"))
+    policy = EditPolicy(threshold=0.2, temperature=2.0)
+    identities = [Identity.of(one, policy) for one in (strong, aligned, other)]
+    assert len({one.digest for one in identities}) == 3
+    ids = torch.tensor([ids_of("swapped", likely("byte-level"))])
+    with DecisionCache(tmp_path / "cache") as cache:
+        for one in (strong, aligned, other):
+            plain = edit_tokens(one, ids, policy=policy)
+            for _ in range(2):
+                found = edit_tokens(one, ids, policy=policy, cache=cache)
+                assert torch.equal(found.input_ids, plain.input_ids)
+                assert torch.equal(found.selected, plain.selected)
+    cache = DecisionCache(tmp_path / "cache")
+    with pytest.raises(ValueError, match="holds the decisions of several"):
+        cache.prior(policy)
+    meant = cache.prior(policy, other.fingerprint)
+    meant.set_tokenizer(make("swapped"))
+    with pytest.raises(ValueError, match="tokenizer differs"):
+        meant.set_tokenizer(make("coarse"))
 
 
 def test_a_cache_then_needs_no_prior(tmp_path):
