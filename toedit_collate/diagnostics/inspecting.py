@@ -75,9 +75,23 @@ def inspect_edits(
         UnusableError: the data can't be read.
 
     Example:
-        >>> seen = inspect_edits(prior, "chats.jsonl", ["paper", "threshold=0.5"])  # doctest: +SKIP
-        >>> seen.tallies["paper"].share("digits", "changed")  # doctest: +SKIP
-        0.0
+        >>> from toedit_collate import EditPolicy, Prior
+        >>> from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+        >>> from tokenizers import Tokenizer, models, pre_tokenizers
+        >>> words = enumerate("? the sea is 42 miles wide".split())
+        >>> raw = Tokenizer(models.WordLevel({word: i for i, word in words}, unk_token="?"))
+        >>> raw.pre_tokenizer = pre_tokenizers.Whitespace()
+        >>> tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw)
+        >>> config = LlamaConfig(
+        ...     vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=2,
+        ...     num_attention_heads=2,
+        ... )
+        >>> prior = Prior(LlamaForCausalLM(config), tokenizer)
+        >>> all_others = EditPolicy(threshold=1e-6, exclude_original=True)
+        >>> policies = {"paper": EditPolicy(), "all others": all_others}
+        >>> seen = inspect_edits(prior, ["the sea is 42 miles wide"], policies)
+        >>> [seen.tallies[name].share("digits", "changed") for name in policies]
+        [0.0, 1.0]
     """
     chosen = named_policies(policies)
     reader = Reader(prior.tokenizer)

@@ -98,8 +98,17 @@ class Reader:
         """Text and kinds of one document's tokens.
 
         Example:
-            >>> reader = Reader(tokenizer)  # doctest: +SKIP
-            >>> text = reader.read(tokenizer("x = 1").input_ids)  # doctest: +SKIP
+            >>> from transformers import PreTrainedTokenizerFast
+            >>> from tokenizers import Tokenizer, models, pre_tokenizers
+            >>> words = enumerate("? the sea is 42 miles wide".split())
+            >>> raw = Tokenizer(models.WordLevel({word: i for i, word in words}, unk_token="?"))
+            >>> raw.pre_tokenizer = pre_tokenizers.Whitespace()
+            >>> tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw)
+            >>> text = Reader(tokenizer).read(tokenizer("sea is 42").input_ids)
+            >>> text.pieces
+            [' sea', ' is', ' 42']
+            >>> [bool(bit >> KINDS.index("digits") & 1) for bit in text.kinds]
+            [False, False, True]
         """
         pieces = self.pieces(ids)
         tokens = torch.tensor(ids, dtype=torch.int64)

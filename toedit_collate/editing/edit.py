@@ -57,8 +57,20 @@ def edit_tokens(
             prior's positions; a label is neither -100 nor the token; the prior returned NaN.
 
     Example:
-        >>> result = edit_tokens(prior, input_ids)  # doctest: +SKIP
-        >>> print(result.selected.sum(), result.changed.sum())  # doctest: +SKIP
+        >>> from toedit_collate import Prior
+        >>> from transformers import LlamaConfig, LlamaForCausalLM
+        >>> config = LlamaConfig(
+        ...     vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=2,
+        ...     num_attention_heads=2,
+        ... )
+        >>> prior = Prior(LlamaForCausalLM(config))
+        >>> input_ids = torch.tensor([[5, 6, 7, 8]])
+        >>> policy = EditPolicy(threshold=1e-6, exclude_original=True)  # all, and to other tokens
+        >>> result = edit_tokens(prior, input_ids, policy=policy)
+        >>> result.changed
+        tensor([[False,  True,  True,  True]])
+        >>> torch.equal(result.input_ids != input_ids, result.changed)
+        True
     """
     policy = EditPolicy() if policy is None else policy
     batch = TokenBatch.of(input_ids, attention_mask, position_ids, labels)

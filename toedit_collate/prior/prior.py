@@ -207,9 +207,22 @@ class Prior:
             ValueError: one of the two is of another kind, or the prior has none.
 
         Example:
-            >>> prior = Prior.from_pretrained("meta-llama/Meta-Llama-3-8B")  # doctest: +SKIP
-            >>> tokenizer = AutoTokenizer.from_pretrained("allenai/OLMo-1B-hf")  # doctest: +SKIP
-            >>> collator = ToEditCollator(prior.aligned_to(tokenizer))  # doctest: +SKIP
+            >>> from tokenizers import Tokenizer, models, pre_tokenizers
+            >>> from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+            >>> def byte_level(*merges):
+            ...     tokens = [*sorted(pre_tokenizers.ByteLevel.alphabet()), *map("".join, merges)]
+            ...     raw = Tokenizer(models.BPE({t: i for i, t in enumerate(tokens)}, list(merges)))
+            ...     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+            ...     return PreTrainedTokenizerFast(tokenizer_object=raw)
+            >>> config = LlamaConfig(
+            ...     vocab_size=257, hidden_size=16, intermediate_size=32, num_hidden_layers=2,
+            ...     num_attention_heads=2,
+            ... )
+            >>> prior = Prior(LlamaForCausalLM(config), byte_level(("h", "e")))
+            >>> type(prior.aligned_to(byte_level(("t", "h"), ("th", "e")))).__name__
+            'AlignedPrior'
+            >>> prior.aligned_to(byte_level(("h", "e"))) is prior
+            True
         """
         from .aligned import AlignedPrior
 

@@ -116,10 +116,30 @@ def self_edit(
         A report of generation 0 (the prior as it comes) and of each generation.
 
     Example:
-        >>> reports = self_edit(  # doctest: +SKIP
-        ...     make_trainer, Prior.from_pretrained("gpt2"), generations=3, output_dir="run"
+        >>> import tempfile
+        >>> from transformers import LlamaConfig, LlamaForCausalLM, TrainingArguments
+        >>> config = LlamaConfig(
+        ...     vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=2,
+        ...     num_attention_heads=2,
         ... )
-        >>> print(format_reports(reports))  # doctest: +SKIP
+        >>> folder = tempfile.TemporaryDirectory()
+        >>> rows = [{"input_ids": [5, 6, 7, 8], "labels": [5, 6, 7, 8]}] * 4
+        >>> def make_trainer(generation, weights):
+        ...     base = LlamaForCausalLM(config)
+        ...     model = base if weights is None else LlamaForCausalLM.from_pretrained(weights)
+        ...     arguments = TrainingArguments(
+        ...         f"{folder.name}/training-{generation}", num_train_epochs=1, save_strategy="no",
+        ...         use_cpu=True, report_to=[], disable_tqdm=True,
+        ...     )
+        ...     return Trainer(model, arguments, train_dataset=rows)
+        >>> prior, policy = Prior(LlamaForCausalLM(config)), EditPolicy(threshold=1e-6)
+        >>> reports = self_edit(
+        ...     make_trainer, prior, policy, generations=2, output_dir=folder.name
+        ... )  # doctest: +ELLIPSIS
+        {'train_runtime': ...
+        >>> [(report.generation, report.selected_share) for report in reports[1:]]
+        [(1, 1.0), (2, 1.0)]
+        >>> folder.cleanup()
     """
     if isinstance(generations, bool) or not isinstance(generations, int) or generations < 1:
         raise ValueError(f"generations must be a positive whole number, got {generations!r}")
@@ -182,7 +202,15 @@ def self_edit(
 
 
 def format_reports(reports: Sequence[GenerationReport]) -> str:
-    """The reports as a table, as Table 9 has them."""
+    """The reports as a table, as Table 9 has them.
+
+    Example:
+        >>> first = GenerationReport(generation=1, scored=1000, selected=125, changed=40)
+        >>> print(format_reports([GenerationReport(generation=0, perplexity=11.5), first]))
+        generation      scored            selected             changed  held-out perplexity
+                 0           -                   -                   -              11.5000
+                 1       1,000        125 (12.50%)        40 (4.0000%)                    -
+    """
     lines = ["generation      scored            selected             changed  held-out perplexity"]
     for report in reports:
         perplexity = "-" if report.perplexity is None else f"{report.perplexity:.4f}"

@@ -157,9 +157,21 @@ def measure_set(
         UnusableError: the data can't be read.
 
     Example:
-        >>> chats = measure_set(prior, "chats.jsonl")  # doctest: +SKIP
-        >>> chats.share_from(0.99)  # doctest: +SKIP
-        0.238
+        >>> from toedit_collate import Prior
+        >>> from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+        >>> from tokenizers import Tokenizer, models, pre_tokenizers
+        >>> words = enumerate("? the sea is 42 miles wide".split())
+        >>> raw = Tokenizer(models.WordLevel({word: i for i, word in words}, unk_token="?"))
+        >>> raw.pre_tokenizer = pre_tokenizers.Whitespace()
+        >>> tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw)
+        >>> config = LlamaConfig(
+        ...     vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=2,
+        ...     num_attention_heads=2,
+        ... )
+        >>> prior = Prior(LlamaForCausalLM(config), tokenizer)
+        >>> measured = measure_set(prior, ["the sea is 42 miles wide", "the sea is wide"])
+        >>> measured.num_tokens, measured.share_from(0.99)
+        (10, 0.0)
     """
     settings = SetSettings() if settings is None else settings
     measured = Measured(name or name_of(source), whatif=WhatIf(standard_settings(), settings.seed))

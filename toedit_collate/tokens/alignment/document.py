@@ -43,8 +43,23 @@ class Aligner:
         prior: its tokenizer.
 
     Example:
-        >>> trainee = ByteTokenizer(gpt2, "trainee's")  # doctest: +SKIP
-        >>> Aligner(trainee, ByteTokenizer(llama, "prior's")).align(ids)  # doctest: +SKIP
+        >>> from tokenizers import Tokenizer, models, pre_tokenizers
+        >>> from transformers import PreTrainedTokenizerFast
+        >>> def byte_level(*merges):
+        ...     tokens = [*sorted(pre_tokenizers.ByteLevel.alphabet()), *map("".join, merges)]
+        ...     raw = Tokenizer(models.BPE({t: i for i, t in enumerate(tokens)}, list(merges)))
+        ...     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        ...     return PreTrainedTokenizerFast(tokenizer_object=raw)
+        >>> trainee = ByteTokenizer(byte_level(("t", "h"), ("th", "e")), "trainee's")
+        >>> prior = ByteTokenizer(byte_level(("h", "e")), "prior's")
+        >>> ids = np.array(trainee.encode(b"the sea"))
+        >>> [trainee.bytes[i] for i in ids]
+        [b'the', b' ', b's', b'e', b'a']
+        >>> aligned = Aligner(trainee, prior).align(ids)
+        >>> [prior.bytes[i] for i in aligned.prior_tokens]
+        [b't', b'he', b' ', b's', b'e', b'a']
+        >>> aligned.begin, aligned.length
+        (array([0, 2, 3, 4, 5]), array([2, 1, 1, 1, 1]))
     """
 
     def __init__(self, trainee: ByteTokenizer, prior: ByteTokenizer) -> None:
