@@ -85,3 +85,13 @@ def _plain(record: dict[str, Any]) -> dict[str, Any]:
         return sorted(map(str, value)) if isinstance(value, (set, frozenset)) else str(value)
 
     return json.loads(json.dumps(record, default=as_text, sort_keys=True))
+
+
+def pad_id(config: Any, tokenizer: Any) -> int:
+    """The id to pad rows with: the tokenizer's, else the model's, else 0."""
+    for holder in (tokenizer, config.get_text_config()):
+        for name in ("pad_token_id", "eos_token_id"):
+            value = getattr(holder, name, None)
+            if isinstance(value, int) and value >= 0:
+                return value
+    return 0

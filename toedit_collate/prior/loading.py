@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import nn
 
+from ..messages import first_line
 from .sharding import without_zero3
 
 logger = logging.getLogger("toedit_collate")
@@ -38,6 +39,22 @@ def load_model(
         return AutoModelForCausalLM.from_pretrained(
             name_or_path, dtype=dtype, revision=revision, **model_kwargs
         )
+
+
+def put_adapter(model: nn.Module, adapter: str | os.PathLike[str]) -> nn.Module:
+    """Put a PEFT adapter on a model.
+
+    Raises:
+        ImportError: PEFT is not installed.
+    """
+    try:
+        from peft import PeftModel
+    except ImportError as error:
+        raise ImportError(
+            f"adapter={adapter!r} needs PEFT ({error}); "
+            'pip install "toedit_collate[recipes]", or peft alone'
+        ) from error
+    return PeftModel.from_pretrained(model, adapter)  # type: ignore[arg-type]
 
 
 def _default_device() -> torch.device:
@@ -97,6 +114,6 @@ def load_tokenizer(name_or_path: str | os.PathLike[str], revision: str | None) -
             "no tokenizer found beside the prior %s (%s): special tokens can't be protected; pass "
             "tokenizer= to ToEditCollator",
             name_or_path,
-            (str(error).strip() or type(error).__name__).splitlines()[0],
+            first_line(error),
         )
         return None

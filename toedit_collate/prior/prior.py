@@ -20,12 +20,12 @@ from ..tokens.token_batch import TokenBatch
 from ..transfer import send
 from .adapters import active_adapters
 from .early_reject import EarlyReject
-from .facts import max_positions
+from .facts import max_positions, pad_id
 from .families import find_head, find_trunk, unwrap_model
 from .forward import TrunkPasses
 from .frozen import FrozenModel, input_device, own_precision
 from .identity import fingerprint
-from .loading import load_model, load_tokenizer
+from .loading import load_model, load_tokenizer, put_adapter
 from .predictions import HeadPredictions
 from .rendezvous import Rendezvous
 from .self_check import check_model
@@ -37,6 +37,7 @@ from .trainee import (
     check_adapter_is_inside,
     check_base_is_frozen,
     check_base_is_pretrained,
+    check_is_another_model,
 )
 from .vocabulary import Vocabulary
 
@@ -152,14 +153,7 @@ class Prior:
             **model_kwargs,
         )
         if adapter is not None:
-            try:
-                from peft import PeftModel
-            except ImportError as error:
-                raise ImportError(
-                    f"adapter={adapter!r} needs PEFT ({error}); "
-                    'pip install "toedit_collate[recipes]", or peft alone'
-                ) from error
-            model = PeftModel.from_pretrained(model, adapter)  # type: ignore[arg-type]
+            model = put_adapter(model, adapter)
         return cls(model, load_tokenizer(name_or_path, revision))
 
     @classmethod
@@ -290,13 +284,7 @@ class Prior:
     @property
     def pad_id(self) -> int:
         """The id to pad rows with."""
-        lm = unwrap_model(self.model)
-        for holder in (self.tokenizer, lm.config.get_text_config()):
-            for name in ("pad_token_id", "eos_token_id"):
-                value = getattr(holder, name, None)
-                if isinstance(value, int) and value >= 0:
-                    return value
-        return 0
+        return pad_id(unwrap_model(self.model).config, self.tokenizer)
 
     @property
     def fingerprint(self) -> str:
@@ -425,12 +413,7 @@ class Prior:
                 trainee that is spread over ranks so.
         """
         if not self.is_shared:
-            if unwrap_model(self.model) is unwrap_model(trainee):
-                raise ValueError(
-                    "the prior is the model in training, which Prior(model) has frozen; load a "
-                    "second copy of the weights for the prior, or train with LoRA and use "
-                    "Prior.shared(model)"
-                )
+            check_is_another_model(self.model, trainee)
             return
         check_not_zero3(trainee, shared=True)
         check_not_fsdp1(trainee)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..head.projection import Head
+from ..messages import first_line
 from .families import find_trunk
 
 # Tokens of the trial: two rows that begin alike and end differently.
@@ -46,8 +47,8 @@ def check_model(
         except Exception as error:  # whatever a model of any family may raise
             raise ValueError(
                 f"model: {name} fails on plain rows of token ids ({type(error).__name__}: "
-                f"{_first_line(error)}); a prior is called with input_ids alone, so check that the "
-                "model runs by model(input_ids=...), and its config"
+                f"{first_line(error)[:200]}); a prior is called with input_ids alone, so check "
+                "that the model runs by model(input_ids=...), and its config"
             ) from error
         projection = head()
         weight = projection.weight
@@ -107,7 +108,3 @@ def _difference(ours: Tensor, theirs: Tensor) -> float:
     far = (ours - theirs).abs().masked_fill_(ours == theirs, 0.0)
     largest = theirs.masked_fill(theirs.isinf(), 0.0).abs().max()
     return float(far.max() / (1 + largest))
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), "")[:200]

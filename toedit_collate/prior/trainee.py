@@ -140,3 +140,12 @@ def check_adapter_is_inside(model: Any) -> None:
 def _kind(config: Any) -> str:
     kind = getattr(config, "peft_type", None)
     return str(getattr(kind, "value", kind))
+
+
+def check_is_another_model(model: nn.Module, trainee: nn.Module) -> None:
+    """Raise if a separate prior's model is the one in training."""
+    if unwrap_model(model) is unwrap_model(trainee):
+        raise ValueError(
+            "the prior is the model in training, which Prior(model) has frozen; load a second copy "
+            "of the weights for the prior, or train with LoRA and use Prior.shared(model)"
+        )

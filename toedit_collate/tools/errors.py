@@ -8,20 +8,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 
+from ..messages import first_line as first_line
+
 
 class UnusableError(Exception):
     """An argument or a file that can't be used; one line: what, the value seen, the mend."""
-
-
-def first_line(error: BaseException) -> str:
-    r"""The first line of an error's message; its type's name where it has none.
-
-    Example:
-        >>> first_line(ValueError("no such model\n(see the docs)")), first_line(KeyError())
-        ('no such model', 'KeyError')
-    """
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
 
 
 @contextmanager

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
+from ..policy import OPTIONS, PRESETS, EditPolicy, Option, make_policy
 from ..prior.loading import QUANTIZATIONS
+from .errors import UnusableError
 
 DATA_HELP = (
     ".jsonl, .parquet, .csv (first line: column names), .txt (documents between blank lines), a "
@@ -123,3 +125,62 @@ def prior_options(args: argparse.Namespace) -> dict[str, Any]:
     names = ("dtype", "device", "quantization", "adapter", "revision", "compile")
     options = {name: getattr(args, name) for name in names}
     return {**options, "aligned_to": args.prior_aligned}
+
+
+def add_policy(parser: Any, *, more: str = "", notes: Mapping[str, str] | None = None) -> None:
+    """Add `--policy`, and an option for each field of `EditPolicy`; see `policy_of`.
+
+    Args:
+        parser: of argparse.
+        more: follows the description of the group.
+        notes: follow the help of some fields, by name.
+    """
+    group = parser.add_argument_group("policy", "which tokens are edited, and how" + more)
+    group.add_argument(
+        "--policy",
+        choices=tuple(PRESETS),
+        default="paper",
+        help="paper: Algorithm 1; the others are strategies of the authors' script. The options "
+        "below change single fields of it; default: %(default)s",
+    )
+    for option in OPTIONS.values():
+        if option.written:
+            group.add_argument(
+                f"--{option.name.replace('_', '-')}",
+                dest=_dest(option.name),
+                default=None,  # "not given": the preset's value stands
+                help=option.help + (notes or {}).get(option.name, ""),
+                **_reading(option),
+            )
+
+
+def _reading(option: Option) -> dict[str, Any]:
+    """How argparse reads the value of a field."""
+    if option.choices:
+        return {"choices": option.choices}
+    if option.kind is bool:
+        return {"action": argparse.BooleanOptionalAction}
+    words = {int: "N", float: "X", str: "TEXT"}
+    reading = {"type": option.kind, "metavar": words[option.kind]}
+    return {**reading, "nargs": "+"} if option.is_list else reading
+
+
+def _dest(name: str) -> str:
+    return f"policy_{name}"
+
+
+def policy_of(args: argparse.Namespace) -> EditPolicy:
+    """The policy that was asked for.
+
+    Raises:
+        UnusableError: a value is out of its range.
+    """
+    given = {
+        name: getattr(args, _dest(name))
+        for name in OPTIONS
+        if getattr(args, _dest(name), None) is not None
+    }
+    try:
+        return make_policy(args.policy, **given)
+    except (TypeError, ValueError) as error:
+        raise UnusableError(str(error)) from None

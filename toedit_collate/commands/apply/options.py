@@ -7,8 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from ...tools.options import add_data, add_prior, positive, prior_options
-from .policies import add_policy, policy_of
+from ...tools.options import add_data, add_policy, add_prior, policy_of, positive, prior_options
 
 _BEST = (
     ". Best is what will be trained on, saved by trainer.train_dataset.save_to_disk(FOLDER): it "
@@ -66,7 +65,11 @@ def add_apply(commands: Any) -> None:
         "accelerate launch or srun (--output then gets -0000I-of-0000N in its name), else all",
     )
     add_prior(parser, required=True)
-    add_policy(parser)
+    add_policy(
+        parser,
+        more="; the training run must have the same",
+        notes=dict.fromkeys(("seed", "redraw"), "; only --output depends on it"),
+    )
     parser.set_defaults(run=_run)
 
 

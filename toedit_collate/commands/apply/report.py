@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+
+from ...policy import EditPolicy
 from ...prior.prior import Prior
 from ...stores.cache import DecisionCache
 from ...stores.cache.folder import list_identities
 from ...stores.cache.identity import decision_record
 from .edit import Counts
-from .policies import as_python
 from .settings import Settings
 
 
@@ -72,3 +74,13 @@ def _prior(settings: Settings, cache: DecisionCache) -> str:
 
 def _share(part: int, whole: int) -> str:
     return f"{part / whole:.2%}" if whole else "-"
+
+
+def as_python(policy: EditPolicy) -> str:
+    """The policy as one writes it; default values are left out."""
+    arguments = (
+        f"{field.name}={getattr(policy, field.name)!r}"
+        for field in dataclasses.fields(policy)
+        if getattr(policy, field.name) != field.default
+    )
+    return f"EditPolicy({', '.join(arguments)})"

@@ -11,7 +11,7 @@ from ...diagnostics.kinds import Reader
 from ...stores.journal import Journal
 from ...stores.journal.files import list_files
 from ...stores.journal.frames import DamagedJournalError
-from ...tools.errors import UnusableError
+from ...tools.errors import UnusableError, first_line
 
 
 def inspect_journal(args: argparse.Namespace) -> Inspection:
@@ -52,8 +52,7 @@ def _open_tokenizer(name: str) -> object:
     try:
         return AutoTokenizer.from_pretrained(name)
     except Exception as error:  # of many kinds, by what is wrong with its files
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UnusableError(
-            f"--prior {name}: its tokenizer can't be loaded ({reason}); name a folder with a "
-            "tokenizer, or a model of the hub"
+            f"--prior {name}: its tokenizer can't be loaded ({first_line(error)}); name "
+            "a folder with a tokenizer, or a model of the hub"
         ) from None
