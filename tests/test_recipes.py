@@ -10,6 +10,7 @@ import pathlib
 import re
 import subprocess
 import sys
+import warnings
 
 import pytest
 import torch
@@ -86,6 +87,14 @@ class TestConfigs:
             if key.startswith("edit_") and key != "edit_policy":
                 assert getattr(edit.policy(), key[5:]) == value
         assert data.dataset_format is None or data.dataset_format in FORMATS
+
+    def test_parsing_warns_of_no_name_that_users_did_not_choose(self, files, monkeypatch):
+        monkeypatch.setattr(parsing, "demo_model", lambda name: files.model)
+        path = CONFIGS / "pretrain_aligned_tiny.yaml"
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            parse(*_classes(script_of(path)), args=["--config", str(path)])
+        assert not [one for one in caught if "gradient_checkpointing" in str(one.message)]
 
     def test_the_page_names_what_is_there(self):
         section = (ROOT / "docs" / "recipes.md").read_text()

@@ -30,6 +30,7 @@ from toedit_collate.runs.arguments import (
 from toedit_collate.runs.card import add_to_card
 from toedit_collate.runs.comparison import format_comparison, summarize
 from toedit_collate.runs.parse import given_values
+from toedit_collate.runs.report import RunReport
 from toedit_collate.runs.samples import Samples
 from toedit_collate.tools.datafiles import parse_source
 from toedit_collate.tools.demo_model.source import demo_rows
@@ -384,3 +385,11 @@ def test_what_is_pushed_says_how_it_was_edited(tmp_path, monkeypatch):
     trainer.push_to_hub(dataset_name="d")
     assert uploaded["card"].count("## How the training data was edited") == 1
     assert f"{collator.stats['changed']:,} changed" in uploaded["card"]
+
+
+def test_a_report_names_the_aligned_share_where_there_is_one():
+    edit = {"scored": 70, "selected": 7, "selected_share": 0.1, "changed": 1, "changed_share": 0.01}
+    plain = RunReport("paper", 0, "out", edit=edit)
+    aligned = RunReport("paper", 0, "out", edit={**edit, "aligned_share": 0.7314})
+    assert "aligned" not in plain.as_text()
+    assert "aligned: 73.1% of the tokens begin where one of the prior's" in aligned.as_text()

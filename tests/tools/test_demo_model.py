@@ -21,6 +21,7 @@ def cache(tmp_path, monkeypatch):
 def test_it_is_made_once_and_says_how_good_it_is(cache, capsys, monkeypatch):
     folder = kept.demo_model()
     printed = capsys.readouterr().out
+    assert "Training toedit-demo, a small model" in printed
     record = json.loads((folder / "training.json").read_text())
     assert record["steps"] == 3
     assert f"perplexity is {record['held_out_perplexity']:.1f} per token" in printed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,10 @@ def parse(
         asked = {} if {"-h", "--help"} & set(given) else given_values(given)
         known = {word.lstrip("-") for one in parser._actions for word in one.option_strings}
         check_names(asked, {*known, "env"})  # a misspelt field is not told as a missing one
-        parsed = parser.parse_args_and_config(list(given))
+        with warnings.catch_warnings():
+            # Recipes write the name of it that all supported versions of transformers know.
+            warnings.filterwarnings("ignore", "`gradient_checkpointing", FutureWarning)
+            parsed = parser.parse_args_and_config(list(given))
     except (OSError, TypeError, ValueError, UnusableError) as error:
         parser.error(first_line(error))
     for one in parsed:

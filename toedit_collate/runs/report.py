@@ -43,6 +43,11 @@ class RunReport:
                 f"({edit['selected_share']:.2%}), {edit['changed']:,} changed "
                 f"({edit['changed_share']:.4%})"
             )
+            if "aligned_share" in edit:
+                lines.append(
+                    f"aligned: {edit['aligned_share']:.1%} of the tokens begin where one of the "
+                    "prior's begins, and can be scored"
+                )
         lines += [
             f"held-out perplexity per token, {name}: {p:.4f}" for name, p in self.held_out.items()
         ]

@@ -33,8 +33,8 @@ def demo_model(name: str = DEMO) -> Path:
     folder = cache / "toedit_collate" / kept_as
     if not (folder / "config.json").is_file():
         print(
-            f"Training a small model for the tiny recipes, once, in {NUM_STEPS} steps; it is kept "
-            f"in {folder}",
+            f"Training {name}, a small model for the tiny recipes, once, in {NUM_STEPS} steps; it "
+            f"is kept in {folder}",
             flush=True,
         )
         _make(folder, DEMO_MODELS[name])
