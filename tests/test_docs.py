@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import doctest
 import functools
 import pathlib
 import re
@@ -16,6 +17,7 @@ from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from trainees import AGGRESSIVE, dataset, documents, make_trainee, make_trainer
 
+import toedit_collate
 from toedit_collate import DecisionCache, EditPolicy, Prior, ToEditCollator
 from toedit_collate.integrations.section import read_section
 from toedit_collate.runs.arguments import EditArguments
@@ -210,3 +212,10 @@ def test_every_file_of_the_repository_that_is_named_is_there(name):
     named = re.findall(r"recipes/configs/[\w/.]+\.(?:yaml|json)", PAGES[name].read_text())
     for path in named:
         assert (ROOT / path).is_file() or "NAME" in path, path
+
+
+@pytest.mark.parametrize("name", toedit_collate.__all__)
+def test_a_public_name_has_an_example_that_runs(name):
+    examples = doctest.DocTestParser().get_examples(getattr(toedit_collate, name).__doc__)
+    assert any(example.want for example in examples)
+    assert not any(doctest.SKIP in example.options for example in examples)

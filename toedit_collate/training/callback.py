@@ -62,11 +62,28 @@ class ToEditCallback(TrainerCallback):
     and the old prior works on.
 
     Example:
+        >>> import tempfile
         >>> from toedit_collate import EditPolicy, Prior
-        >>> callback = ToEditCallback(
-        ...     lambda model: ToEditCollator(Prior.shared(model), EditPolicy(threshold=0.9)),
-        ...     refresh="epoch",
+        >>> from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
+        >>> config = LlamaConfig(
+        ...     vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=2,
+        ...     num_attention_heads=2,
         ... )
+        >>> collator = ToEditCollator(Prior(LlamaForCausalLM(config)), EditPolicy(threshold=1e-6))
+        >>> folder = tempfile.TemporaryDirectory()
+        >>> arguments = TrainingArguments(
+        ...     folder.name, max_steps=1, logging_steps=1, save_strategy="no", use_cpu=True,
+        ...     report_to=[], disable_tqdm=True,
+        ... )
+        >>> trainer = Trainer(
+        ...     LlamaForCausalLM(config), arguments, callbacks=[ToEditCallback(collator)],
+        ...     train_dataset=[{"input_ids": [7, 8, 9], "labels": [7, 8, 9]}],
+        ... )
+        >>> output = trainer.train()  # doctest: +ELLIPSIS
+        {'loss': ...
+        >>> trainer.state.log_history[0]["toedit/selected_share"]
+        1.0
+        >>> folder.cleanup()
 
     Args:
         collator: edits the batches; or a function that makes it of the trainee when training

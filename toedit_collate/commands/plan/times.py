@@ -26,7 +26,7 @@ class Times:
         edit: of the edit pass of a step.
         tokens_per_step: on all GPUs.
         num_steps: of one training; None: not known without the data.
-        total: seconds of the whole run, all its generations; None likewise.
+        total: seconds of the whole run, all its generations; None: not known without the data.
         edited_share: of the epochs that need a pass of the prior.
     """
 

@@ -25,7 +25,7 @@ def coverage(first: Array, other: Array) -> float:
 
     Args:
         first: (n,) log perplexities.
-        other: (m,) likewise of the other set.
+        other: (m,) log perplexities of the other set.
 
     Returns:
         In [0, 1]; NaN where either is empty.

@@ -21,7 +21,7 @@ class Kind:
         prefix_before_blank: whether it does so also where the text begins with a blank.
         normalizer: what it does to text, without that prefix: a tokenizers' object as JSON, or
             None.
-        pre_tokenizer: how it splits text, without that prefix; likewise JSON or None.
+        pre_tokenizer: how it splits text, without that prefix: as JSON, or None.
     """
 
     name: str
