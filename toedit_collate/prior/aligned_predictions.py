@@ -17,7 +17,6 @@ from ..head.candidates import (
     draw_among,
     draw_tokens,
     find_candidates,
-    surely_kept,
 )
 from ..head.groups import (
     GroupedHead,
@@ -32,7 +31,8 @@ from ..head.groups import (
 from ..head.logprob import Competitors, Scores
 from ..head.projection import Head, tile_elements
 from ..policy import EditPolicy
-from ..transfer import fetch, on_host, send
+from ..transfer import send
+from .predictions import places_to_draw
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,15 @@ class AlignedPredictions:
     ) -> Tensor:
         """Resample the selected tokens; see `Predictions`."""
         new_tokens = self.tokens.clone()
-        at = self._to_draw(policy, scores, selected, uniforms)
+        at = places_to_draw(
+            policy,
+            scores,
+            selected,
+            uniforms,
+            # One outcome more than there are tokens: a chain may go on.
+            num_ids=len(self.forbidden(False)) + 1,
+            num_draws=self.chains.length,
+        )
         of_one = self.chains.length[at] == 1
         plain, chained = at[of_one], at[~of_one]
         there = send(plain, self.device)
@@ -178,22 +186,6 @@ class AlignedPredictions:
             drawn = draw_among(found, self.tokens[there], uniform, policy.temperature)
             new_tokens[there] = torch.where(selected[there], drawn, self.tokens[there])
         return new_tokens
-
-    def _to_draw(
-        self, policy: EditPolicy, scores: Scores, selected: Tensor, uniforms: Tensor
-    ) -> Tensor:
-        """Which of the n tokens may change, so need candidates: (m,) int64, on the host."""
-        if policy.region != "above":
-            return fetch(selected)[0].nonzero().squeeze(-1)
-        # One outcome more than there are tokens: a chain may go on.
-        most = policy.top_k if policy.sampler == "top_k" else len(self.forbidden(False)) + 1
-        host = on_host(selected)
-        bound: Tensor | float = scores.logprob if host else math.log(policy.threshold)
-        kept = surely_kept(
-            uniforms, bound, policy, num_candidates=most, num_draws=self.chains.length
-        )
-        may_be = selected if host else scores.is_open
-        return (may_be & ~kept).nonzero().squeeze(-1)
 
     def candidates(self, policy: EditPolicy, at: Tensor) -> Iterator[Candidates]:
         """Among what the tokens at some places are resampled; see `Predictions`."""

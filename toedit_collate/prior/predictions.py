@@ -97,7 +97,8 @@ class HeadPredictions:
         self, policy: EditPolicy, scores: Scores, selected: Tensor, uniforms: Tensor
     ) -> Tensor:
         """Resample the selected tokens; see `Predictions`."""
-        at = send(self._to_draw(policy, scores, selected, uniforms), self.device)
+        at = places_to_draw(policy, scores, selected, uniforms, num_ids=self.head.vocab_size)
+        at = send(at, self.device)
         drawn = self._in_tiles(
             lambda budget: draw_tokens(
                 self.head,
@@ -113,21 +114,6 @@ class HeadPredictions:
         new_tokens[at] = torch.where(selected[at], drawn, self.tokens[at])
         return new_tokens
 
-    def _to_draw(
-        self, policy: EditPolicy, scores: Scores, selected: Tensor, uniforms: Tensor
-    ) -> Tensor:
-        """Which of the n tokens may change, so need candidates: (m,) int64, on the host."""
-        if policy.region != "above":
-            # There, most selected tokens are known by a bound of P alone.
-            return fetch(selected)[0].nonzero().squeeze(-1)
-        most = policy.top_k if policy.sampler == "top_k" else self.head.vocab_size
-        if on_host(selected):
-            kept = surely_kept(uniforms, scores.logprob, policy, num_candidates=most)
-            return (selected & ~kept).nonzero().squeeze(-1)
-        # To ask for P would be a wait; the threshold, which a selected token reaches, does nearly.
-        kept = surely_kept(uniforms, math.log(policy.threshold), policy, num_candidates=most)
-        return (scores.is_open & ~kept).nonzero().squeeze(-1)
-
     def candidates(self, policy: EditPolicy, at: Tensor) -> Iterator[Candidates]:
         """Among what the tokens at some places are resampled; see `Predictions`."""
         there = send(at, self.device)
@@ -136,3 +122,34 @@ class HeadPredictions:
             self.head, self._budget, self.states[there], self.tokens[there]
         ):
             yield find_candidates(self.head, states, tokens, policy, forbidden)
+
+
+def places_to_draw(
+    policy: EditPolicy,
+    scores: Scores,
+    selected: Tensor,
+    uniforms: Tensor,
+    *,
+    num_ids: int,
+    num_draws: Tensor | None = None,
+) -> Tensor:
+    """Which of n tokens may change, so need candidates: (m,) int64, on the host.
+
+    Args:
+        policy: says what a draw is.
+        scores: of the tokens.
+        selected: (n,) bool, on the device of the scores.
+        uniforms: (n,) float64, on the host.
+        num_ids: the most outcomes that a draw can have.
+        num_draws: (n,) int64, how many draws one behind another give each token; None: one.
+    """
+    if policy.region != "above":
+        # There, most selected tokens are known by a bound of P alone.
+        return fetch(selected)[0].nonzero().squeeze(-1)
+    host = on_host(selected)
+    # To ask a device for P would be a wait; the threshold, which a selected token reaches, does
+    # nearly.
+    bound: Tensor | float = scores.logprob if host else math.log(policy.threshold)
+    most = policy.top_k if policy.sampler == "top_k" else num_ids
+    kept = surely_kept(uniforms, bound, policy, num_candidates=most, num_draws=num_draws)
+    return ((selected if host else scores.is_open) & ~kept).nonzero().squeeze(-1)

@@ -15,14 +15,14 @@ class EndlessError(RuntimeError):
 
 
 def with_step_limit(function: Callable[[], T], limit: int) -> T:
-    """Call a function, and stop it after so many lines of Python.
+    """Call a function, and stop it after so many steps of Python's interpreter.
 
-    Lines are counted, not seconds, so that a slow machine decides as a fast one does. Under a
+    Steps are counted, not seconds, so that a slow machine decides as a fast one does. Under a
     debugger, or coverage's tracer, nothing is counted: there can be only one of them.
 
     Args:
         function: to be called.
-        limit: number of lines and calls that it may take.
+        limit: number of bytecode instructions and calls that it may take.
 
     Returns:
         What the function returns.
