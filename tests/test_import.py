@@ -6,7 +6,7 @@ import pytest
 CODE = """
 import sys
 import toedit_collate{also}
-heavy = {{"trl", "peft", "datasets", "matplotlib", "rich"}} & set(sys.modules)
+heavy = {{"trl", "peft", "datasets", "matplotlib", "sklearn", "rich"}} & set(sys.modules)
 sys.exit(f"imported: {{sorted(heavy)}}" if heavy else 0)
 """
 

@@ -880,7 +880,6 @@ def test_a_chart_needs_matplotlib(tmp_path, monkeypatch, capsys):
 
 
 def test_the_chart(tmp_path, monkeypatch):
-    pytest.importorskip("matplotlib")
     monkeypatch.setitem(shapes.SHAPES, "tiny", SMALL)
     path = tmp_path / "chart.png"
     status, _ = run(

@@ -7,8 +7,6 @@ from conftest import TEXT, likely_ids, make_llama, make_tokenizer
 
 from toedit_collate.commands.main import main
 
-pytest.importorskip("matplotlib")
-
 
 @pytest.fixture(scope="module")
 def prior_folder(tmp_path_factory):

@@ -19,7 +19,6 @@ def test_it_prints_the_table_and_when_the_bound_holds(capsys):
 
 
 def test_files(capsys, tmp_path):
-    pytest.importorskip("matplotlib")
     assert main(["theory", *QUICK, "--output", str(tmp_path / "new" / "folder")]) == 0
     folder = tmp_path / "new" / "folder"
     assert sorted(p.name for p in folder.iterdir()) == ["theory.json", "theory.png", "theory.svg"]

@@ -149,8 +149,6 @@ def test_entropy_and_index_of_nothing():
 
 
 def test_the_folder(prior, rows, measured, tmp_path):
-    pytest.importorskip("matplotlib")
-    pytest.importorskip("sklearn")
     other = measure_set(prior, [TEXT[i : i + 90] for i in range(12)], name="texts")
     record = write_report(
         [measured, other], tmp_path, reader=Reader(prior.tokenizer), prior="tiny",

@@ -33,6 +33,12 @@ def test_every_field_has_its_place():
     assert (edit.refresh_when, edit.cache_path) == (10, "decisions")
 
 
+def test_numbers_without_a_point():
+    """YAML reads `1e-4` as text."""
+    policy = read_section({"threshold": "1e-4", "drop_below": "1e-5", "temperature": 1.5}).policy()
+    assert (policy.threshold, policy.drop_below, policy.temperature) == (1e-4, 1e-5, 1.5)
+
+
 def test_cache_may_be_true():
     assert read_section({"cache": True}).cache_path is True
 

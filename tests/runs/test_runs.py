@@ -29,7 +29,7 @@ from toedit_collate.runs.arguments import (
 )
 from toedit_collate.runs.card import add_to_card
 from toedit_collate.runs.comparison import format_comparison, summarize
-from toedit_collate.runs.parse import given_values
+from toedit_collate.runs.parse import given_values, parse
 from toedit_collate.runs.report import RunReport
 from toedit_collate.runs.samples import Samples
 from toedit_collate.tools.datafiles import parse_source
@@ -86,6 +86,32 @@ class TestArguments:
     def test_policies_in_a_word(self, text):
         policy = parse_policy(text)
         assert policy.exclude_original == ("exclude" in text)
+
+    def test_numbers_without_a_point(self):
+        """YAML reads `1e-4` as text."""
+        assert parse_policy("paper,threshold=1e-4,region=below").threshold == 1e-4
+        edit = EditArguments(edit_threshold="1e-4", edit_drop_below="1E-5")
+        assert (edit.policy().threshold, edit.policy().drop_below) == (1e-4, 1e-5)
+        assert edit.changes() == {"threshold": 1e-4, "drop_below": 1e-5}
+
+    def test_numbers_without_a_point_in_a_config(self, tmp_path):
+        text = (
+            "output_dir: x\nuse_cpu: true\nbf16: false\nlearning_rate: 2e-4\nprior: p\n"
+            "edit_threshold: 1e-4\n"
+        )
+        (tmp_path / "c.yaml").write_text(text + "compare_policies: ['paper,threshold=1e-3']\n")
+        classes = (RunArguments, EditArguments, SFTConfig)
+        run, edit, train = parse(
+            *classes, args=["--config", str(tmp_path / "c.yaml"), "--edit_drop_below=1e-6"]
+        )
+        assert (edit.policy().threshold, edit.policy().drop_below) == (1e-4, 1e-6)
+        assert train.learning_rate == 2e-4
+        assert [policy.threshold for policy in run.variants(edit).values()] == [1e-4, 1e-3]
+
+    def test_numbers_without_a_point_where_they_would_stay_text(self, tmp_path):
+        (tmp_path / "c.yaml").write_text("lr_scheduler_kwargs: {min_lr: 1e-5, x: 1.0e-5}\n")
+        with pytest.raises(UnusableError, match=r"kwargs: min_lr: 1e-5 is text.*write 1\.0e-5"):
+            given_values(["--config", str(tmp_path / "c.yaml")])
 
     @pytest.mark.parametrize(
         ("text", "message"),

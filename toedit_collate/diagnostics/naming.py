@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..policy import OPTIONS, PRESETS, EditPolicy, make_policy
-from ..tools.fields import read_fields
+from ..tools.fields import read_policy_field
 
 
 def named_policies(
@@ -54,7 +54,7 @@ def parse_policy(text: str, **changes: Any) -> EditPolicy:
         TypeError: a value of the wrong type.
     """
     preset, fields = "paper", dict(changes)
-    for number, word in enumerate(shlex.split(text)):
+    for number, word in enumerate(_words(text)):
         name, equals, value = word.partition("=")
         name = name.replace("-", "_")
         if not equals and number == 0:
@@ -65,13 +65,23 @@ def parse_policy(text: str, **changes: Any) -> EditPolicy:
                 f"({', '.join(PRESETS)}), then name=value with names of {', '.join(OPTIONS)}"
             )
         else:
-            fields.update(read_fields([f"--{name}", value]))
+            fields[name] = read_policy_field(name, value)
     if preset not in PRESETS:
         raise ValueError(
             f"policy must be one of {', '.join(PRESETS)}, or fields as in threshold=0.5, got "
             f"{preset!r}"
         )
     return make_policy(preset, **fields)
+
+
+def _words(text: str) -> list[str]:
+    """What stands between blanks, but for those in quotes; backslashes are an expression's own."""
+    lexer = shlex.shlex(text, posix=True, punctuation_chars=False)
+    lexer.whitespace_split, lexer.escape, lexer.commenters = True, "", ""
+    try:
+        return list(lexer)
+    except ValueError as error:
+        raise ValueError(f"policy {text!r}: can't be read ({error}); close the quotes") from None
 
 
 def short_name(policy: EditPolicy) -> str:

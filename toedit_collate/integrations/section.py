@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from ..policy import OPTIONS
 from ..runs.arguments import PREFIX, EditArguments
 from ..tools.errors import UnusableError
 from ..tools.nearest import did_you_mean
@@ -49,6 +50,8 @@ def read_section(section: Any) -> EditArguments:
         field = _NAMES[name]
         if field in ("refresh", "decision_cache"):  # words, whatever YAML takes them for
             value = None if value is None else str(value)
+        if field.removeprefix(PREFIX) in OPTIONS:
+            value = OPTIONS[field.removeprefix(PREFIX)].read(value)
         if not _fits(value, types[field]):
             raise ValueError(f"toedit: {name} must be {_told(types[field])}, got {value!r}")
         fields[field] = value

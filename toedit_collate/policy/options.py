@@ -38,6 +38,21 @@ class Option:
         one: Any = Literal[self.choices] if self.choices else self.kind
         return Union[list[one] if self.is_list else one, None]  # noqa: UP007 - made at run time
 
+    def read(self, value: Any) -> Any:
+        """A value as it came out of a YAML file, which takes `1e-4`, without a point, for text.
+
+        Example:
+            >>> threshold = Option("threshold", 0.99, "a probability", "", float)
+            >>> threshold.read("1e-4"), threshold.read("high"), threshold.read(0.5)
+            (0.0001, 'high', 0.5)
+        """
+        if self.kind is float and isinstance(value, str):
+            try:
+                return float(value)
+            except ValueError:
+                pass  # what it must be is said where the field is checked
+        return value
+
 
 def described(default: Any, text: str, *, source: str = "", written: bool = True) -> Any:
     """A dataclass field with what users are told about it."""

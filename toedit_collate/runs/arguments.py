@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from ..policy import OPTIONS, PRESETS, EditPolicy, Option, make_policy
 from ..prior.loading import Quantization
+from ..tools.fields import read_policy_field
 from ..training.refresh import check_refresh
 
 PREFIX = "edit_"
@@ -120,7 +121,9 @@ class EditArguments(PolicyArguments):
             for one in dataclasses.fields(self)
             if one.name.startswith(PREFIX) and one.name != "edit_policy"
         }
-        return {name: value for name, value in named.items() if value is not None}
+        return {
+            name: OPTIONS[name].read(value) for name, value in named.items() if value is not None
+        }
 
     @property
     def refresh_when(self) -> Any:
@@ -308,8 +311,6 @@ def parse_policy(text: str) -> EditPolicy | None:
         >>> parse_policy("reference_code,threshold=0.9,protect=code,numbers,top_k=8").protect
         'code,numbers'
     """
-    import yaml
-
     preset, *parts = _fields(text)
     if preset == "none" and not parts:
         return None
@@ -321,7 +322,7 @@ def parse_policy(text: str) -> EditPolicy | None:
                 f"compare_policies has {text!r}, where {part!r} is no field of EditPolicy with a "
                 "value; write it as in paper,threshold=0.9,top_k=64"
             )
-        changes[name] = value if name == "protect" else yaml.safe_load(value)
+        changes[name] = read_policy_field(name, value)
     try:
         return make_policy(preset, **changes)
     except (TypeError, ValueError) as error:

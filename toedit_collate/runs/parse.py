@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -18,6 +19,7 @@ from .arguments import EditArguments, RunArguments
 from .models import check_shared
 
 _MODELS = ("model_name_or_path", "prior", "tokenizer_name", "config_name")
+_NUMBER_AS_TEXT = re.compile(r"[-+]?\d+[eE][-+]?\d+")
 
 
 def parse(
@@ -79,7 +81,21 @@ def given_values(args: Sequence[str]) -> dict[str, Any]:
     """
     fields = read_fields(args)
     path = fields.pop("config", None)
-    return {**(read_yaml(Path(path), "--config") if path else {}), **fields}
+    values = read_yaml(Path(path), "--config") if path else {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            _check_numbers(f"--config {path}: {name}", value)
+    return {**values, **fields}
+
+
+def _check_numbers(where: str, values: dict[str, Any]) -> None:
+    """Refuse `1e-5` inside a mapping, which YAML reads as text and nobody makes a number of."""
+    for name, value in values.items():
+        if isinstance(value, str) and _NUMBER_AS_TEXT.fullmatch(value):
+            digits, _, exponent = value.lower().partition("e")
+            raise UnusableError(
+                f"{where}: {name}: {value} is text to YAML; write {digits}.0e{exponent}"
+            )
 
 
 def check_names(given: dict[str, Any], known: set[str]) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..policy import OPTIONS
 from .errors import UnusableError, first_line
 
 # What YAML would read as true or false is a word here: `--save_strategy no`.
@@ -41,6 +42,24 @@ def read_fields(words: Sequence[str]) -> dict[str, Any]:
         read = [word if word in _WORDS else yaml.safe_load(word) for word in given]
         values[name] = True if not read else read[0] if len(read) == 1 else read
     return values
+
+
+def read_policy_field(name: str, text: str) -> Any:
+    r"""One field of `EditPolicy` as it stands behind `name=`, by YAML's rules.
+
+    Args:
+        name: of the field.
+        text: its value.
+
+    Example:
+        >>> read_policy_field("threshold", "1e-4"), read_policy_field("drop_below", "null")
+        (0.0001, None)
+        >>> read_policy_field("protect", r"regex:#\d+: ")
+        'regex:#\\d+: '
+    """
+    if name == "protect" and text != "null":  # in an expression, YAML's characters mean others
+        return text
+    return OPTIONS[name].read(read_fields([f"--{name}={text}"])[name])
 
 
 def read_yaml(path: Path, option: str) -> dict[str, Any]:
