@@ -54,7 +54,7 @@ def _look(args: argparse.Namespace, options: dict[str, Any]) -> Inspection:
         return inspect_edits(
             prior, data, policies, limit=args.limit or None, keep=max(args.keep, args.show),
             order=args.order, find=args.find, seed=args.seed, max_length=args.max_length,
-            assistant_only=args.assistant_only, batch_tokens=args.batch_tokens, progress=True,
+            assistant_only=args.assistant_only_loss, batch_tokens=args.batch_tokens, progress=True,
         )  # fmt: skip
     except ValueError as error:  # no such text, or the prior can't score it
         raise UnusableError(f"--data {args.data}: {error}") from None
