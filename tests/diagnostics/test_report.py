@@ -13,6 +13,7 @@ from toedit_collate import Prior
 from toedit_collate.diagnostics.kinds import Reader
 from toedit_collate.diagnostics.report import SetSettings, measure_set, write_report
 from toedit_collate.diagnostics.report.compare import coverage, warnings_of
+from toedit_collate.diagnostics.report.map import embedding_map
 from toedit_collate.diagnostics.report.ngrams import NGrams, bucket_of, collision_index, entropy
 from toedit_collate.diagnostics.report.whatif import WhatIf
 
@@ -156,7 +157,7 @@ def test_the_folder(prior, rows, measured, tmp_path):
     )  # fmt: skip
     assert json.loads((tmp_path / "report.json").read_text()) == record
     figures = {path.name for path in (tmp_path / "figures").iterdir()}
-    for name in ("histogram", "perplexity", "ngrams", "bigrams_40", "bigrams_64", "what_if", "map"):
+    for name in ("histogram", "perplexity", "ngrams", "bigrams", "what_if", "map"):
         assert {f"{name}.png", f"{name}.svg"} <= figures
     for name in ("deciles", "sets", "what_if", "bigrams", "baselines", "map"):
         assert f"{name}.csv" in figures
@@ -168,6 +169,25 @@ def test_the_folder(prior, rows, measured, tmp_path):
         "classifier",
     ]  # fmt: skip
     assert [one["kept"] for one in record["baselines"]] == [12, 6, 6, 6, 6]
+
+
+def test_a_map_by_principal_components(measured):
+    from sklearn.decomposition import PCA
+
+    (ours,) = embedding_map([measured], "pca")
+    states = np.stack([one.state for one in measured.sample]).astype(np.float64)
+    theirs = PCA(2).fit_transform(states)
+    assert np.abs(theirs).max() > 0.1
+    np.testing.assert_allclose(np.abs(ours), np.abs(theirs), atol=1e-6)
+
+
+def test_too_little_for_a_map(prior, tmp_path):
+    two = measure_set(prior, [TEXT, TEXT[5:]])
+    record = write_report([two], tmp_path, reader=Reader(prior.tokenizer), prior="tiny")
+    assert record["warnings"] == [
+        "There is no map: a map needs the hidden states of three documents or more."
+    ]
+    assert not (tmp_path / "figures" / "map.png").exists()
 
 
 def test_memory_is_bounded(prior, rows, monkeypatch):

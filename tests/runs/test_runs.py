@@ -11,13 +11,14 @@ import statistics
 
 import pytest
 import torch
-from conftest import make_tokenizer
+from conftest import make_llama, make_tokenizer
 from datasets import Dataset, DatasetDict
 from running import make_files
+from tokenizer_pairs import make
 from trainees import dataset, documents, make_prior, make_trainee, make_trainer
 from trl import SFTConfig
 
-from toedit_collate import EditPolicy, Prior
+from toedit_collate import EditPolicy, Prior, edit_tokens
 from toedit_collate.policy import OPTIONS
 from toedit_collate.runs import load_held_out, load_rows, load_training, mix, pack_text
 from toedit_collate.runs.arguments import (
@@ -185,6 +186,10 @@ class TestData:
         for name in ("splits", "whole"):  # never the whole where a part was asked for
             with pytest.raises(UnusableError, match=r"train\[:1\]"):
                 load_rows(str(tmp_path / name), split="train[:1]")
+
+    def test_a_text_file_is_one_document(self, tmp_path):
+        (tmp_path / "a.txt").write_text("one\n\ntwo\n")
+        assert load_rows(str(tmp_path / "a.txt"))["text"][:] == ["one\n\ntwo\n"]
 
     @pytest.mark.parametrize("name", ["gone.jsonl", "./gone", "nobody/nothing"])
     def test_what_is_not_there(self, name):
@@ -379,6 +384,34 @@ class TestSamples:
         page = samples.as_page()
         assert page.startswith("<!DOCTYPE html>")
         assert page.count('"name":"') >= len(passages)
+
+    @pytest.mark.parametrize("is_aligned", [False, True])
+    def test_what_the_prior_would_rather_have(self, tmp_path, is_aligned):
+        tokenizer = make_tokenizer()
+        prior = make_prior(tokenizer)
+        if is_aligned:
+            other = make("coarse")
+            prior = Prior(make_llama(3, vocab_size=len(other)), other).aligned_to(tokenizer)
+        samples = Samples(3, tokenizer, prior)
+        trainer, collator = make_trainer(
+            tmp_path, tokenizer, kind="SFTTrainer", way="attach", prior=prior,
+            policy=EditPolicy(threshold=0.02, exclude_original=True),
+            train=dataset(documents(6)), max_length=32,
+        )  # fmt: skip
+        collator.on_edit = samples.add
+        trainer.train()
+        (sample, *_) = [one for one in samples._found if one.candidates]
+        place, found = min(sample.candidates.items())
+        ids, at = torch.tensor([sample.document]), sample.start + place
+        expected = edit_tokens(prior, ids, return_logprob=True).logprob[0, at].exp().item()
+        assert sample.passage.probability[place] == pytest.approx(expected, rel=1e-4)
+        assert sample.passage.after[place] != sample.passage.before[place]
+        chances = [p for _, p in found]
+        assert chances == sorted(chances, reverse=True)
+        assert len(found) == 5
+        line = f"P = {expected:.4f}; runners-up: "
+        assert line in samples.as_text()
+        assert f'"candidates":[[{place},' in samples.as_page()
 
     def test_none_selected(self):
         assert "No token was selected" in Samples(3, make_tokenizer()).as_text()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from transformers import AutoConfig, AutoTokenizer
 
 from toedit_collate import Prior
 from toedit_collate.tools.demo_model import kept
@@ -37,3 +38,25 @@ def test_one_that_was_cut_short_is_not_kept(cache, monkeypatch):
     with pytest.raises(UnusableError, match=r"got 0 of 3 steps in .* and is not kept; start again"):
         kept.demo_model()
     assert not cache.exists()
+
+
+def test_a_configuration_is_made_without_training(cache, monkeypatch):
+    monkeypatch.setattr(kept, "make_prior", pytest.fail)
+    folder = kept.demo_config("toedit-demo-512")
+    config = AutoConfig.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert config.vocab_size == len(tokenizer) == 512
+    assert tokenizer.chat_template
+    assert not (folder / "model.safetensors").exists()
+    assert kept.demo_config("toedit-demo-512") == folder
+
+
+def test_it_is_the_configuration_of_the_trained_one(cache):
+    model, config = kept.demo_model("toedit-demo-512"), kept.demo_config("toedit-demo-512")
+    left_out = {"dtype", "_name_or_path", "architectures"}
+    trained, untrained = (
+        {k: v for k, v in AutoConfig.from_pretrained(one).to_dict().items() if k not in left_out}
+        for one in (model, config)
+    )
+    assert trained == untrained
+    assert (model / "tokenizer.json").read_text() == (config / "tokenizer.json").read_text()

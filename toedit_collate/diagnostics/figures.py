@@ -48,7 +48,20 @@ def save_figure(figure: Any, folder: Path, name: str) -> list[Path]:
     paths = [folder / f"{name}.png", folder / f"{name}.svg"]
     for path in paths:
         figure.savefig(path, dpi=150)
+        figure.set_layout_engine("none")  # it is laid out now: that takes as long as to draw it
     return paths
+
+
+def log_scale(axis: Any, *, x: bool = False, y: bool = False) -> None:
+    """Logarithmic scales with plain numbers: exponents and the small ticks cost most of a draw."""
+    from matplotlib.ticker import NullLocator
+
+    for wanted, name in ((x, "x"), (y, "y")):
+        if wanted:
+            getattr(axis, f"set_{name}scale")("log")
+            side = getattr(axis, f"{name}axis")
+            side.set_minor_locator(NullLocator())
+            side.set_major_formatter(lambda value, _: f"{value:,.7g}")
 
 
 def color_of(number: int) -> str:

@@ -13,7 +13,9 @@ import numpy as np
 import torch
 
 from ..policy import EditPolicy
+from ..prior.aligned import AlignedPrior
 from ..prior.protocol import EditingPrior
+from ..tokens.alignment.ways import WAYS
 from .batches import as_token_batch, in_batches
 from .documents import Source, SourceDocument, name_of, read_documents
 from .inspection import Document, Edit, Inspection
@@ -118,6 +120,8 @@ def inspect_edits(
         data=name_of(data),
         reader=reader,
     )
+    if isinstance(prior, AlignedPrior):
+        seen.alignment = {name: KindTally(WAYS) for name in chosen}
     for batch in _with_bar(in_batches(documents, batch_tokens), progress):
         scored = score_batch(prior, as_token_batch(batch))
         outcomes = {name: scored.outcome(policy, epoch=epoch) for name, policy in chosen.items()}
@@ -151,6 +155,7 @@ def _split(
     at = torch.from_numpy(wanted[scored.where.numpy()].nonzero()[0])
     ids, chances = (x.tolist() for x in scored.runners_up(at, NUM_CANDIDATES))
     place = scored.where[at].numpy()
+    ways = scored.prior.ways(scored.batch) if isinstance(scored.prior, AlignedPrior) else None
     begin = 0
     for source, length in zip(batch, found.lengths, strict=True):
         part = slice(begin, begin + length)
@@ -166,6 +171,7 @@ def _split(
             probability=np.exp(logprob[part]),
             edits={name: _edit_of(outcome, source.ids, part) for name, outcome in outcomes.items()},
             candidates=candidates,
+            ways=None if ways is None else ways[part],
         )
         begin += length
 
@@ -203,6 +209,12 @@ def _count(
             has_label if policy.scope == "loss" else has_score,
             edit.selected, changed, removed, edit.spared,
         )  # fmt: skip
+        if document.ways is not None:
+            counts = document.ways >= 0
+            if policy.scope == "loss":
+                counts = counts & (np.array(source.labels) != -100)
+            kinds = np.where(counts, 1 << document.ways.clip(0), 0).astype(np.uint16)
+            seen.alignment[name].add(kinds, counts, edit.selected, changed, removed, edit.spared)
 
 
 class _Kept:

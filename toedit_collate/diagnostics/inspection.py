@@ -57,6 +57,8 @@ class Document:
         probability: (T,) float32, P of each token; NaN where there is none.
         edits: by the name of the policy or generation.
         candidates: place -> (token id, P) of the most probable tokens there.
+        ways: (T,) int64, which of `WAYS` each token is scored in, -1 where it has no part in it;
+            None: the prior has the same tokenizer.
     """
 
     name: str
@@ -65,6 +67,7 @@ class Document:
     probability: npt.NDArray[np.float32]
     edits: dict[str, Edit]
     candidates: dict[int, list[tuple[int, float]]]
+    ways: npt.NDArray[np.int64] | None = None
 
     @property
     def num_edits(self) -> int:
@@ -91,6 +94,9 @@ class Inspection:
         prior: what scored, in words.
         data: what was read, in words.
         reader: makes text of token ids.
+        alignment: as `tallies`, by the way in which tokens are scored instead of their kind; empty
+            where the prior has the same tokenizer.
+        own: the same data through the prior's own tokenizer, where that was asked for.
     """
 
     policies: dict[str, EditPolicy | None]
@@ -102,6 +108,8 @@ class Inspection:
     prior: str
     data: str
     reader: Reader = field(repr=False)
+    alignment: dict[str, KindTally] = field(default_factory=dict)
+    own: Inspection | None = field(default=None, repr=False)
 
     def to_html(self) -> str:
         """One page that needs no network; see `toedit_collate.diagnostics.page`."""

@@ -12,7 +12,7 @@ from .tally import COLUMNS, HISTOGRAM_BINS, THRESHOLDS, KindTally, Probabilities
 
 def as_record(seen: Inspection) -> dict[str, Any]:
     """All figures, and each edit of the documents that were kept."""
-    return {
+    record = {
         "prior": seen.prior,
         "data": seen.data,
         "documents": seen.num_documents,
@@ -28,6 +28,15 @@ def as_record(seen: Inspection) -> dict[str, Any]:
         "recommendation": seen.recommend(),
         "edits": [_edits(seen, document) for document in seen.documents],
     }
+    if seen.alignment:
+        record["alignment"] = {
+            name: record_of_tally(tally) for name, tally in seen.alignment.items()
+        }
+    if seen.own is not None:
+        record["own_tokens"] = {
+            name: record_of_tally(tally)["all"] for name, tally in seen.own.tallies.items()
+        }
+    return record
 
 
 def record_of_tally(tally: KindTally) -> dict[str, dict[str, Any]]:
@@ -38,7 +47,7 @@ def record_of_tally(tally: KindTally) -> dict[str, dict[str, Any]]:
             "selected_share": _number(tally.share(kind, "selected")),
             "changed_share": _number(tally.share(kind, "changed")),
         }
-        for kind in (*KINDS, None)
+        for kind in (*tally.names, None)
     }
 
 

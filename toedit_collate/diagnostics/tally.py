@@ -26,14 +26,17 @@ class KindTally:
     """What one policy did, by kind of token.
 
     Attributes:
-        counts: (K + 1, 5): for each of `KINDS`, and in the last row for all tokens, how many
+        names: K kinds.
+        counts: (K + 1, 5): for each kind, and in the last row for all tokens, how many
             tokens with a label there are; selected, changed, removed ones; and those in the
             region that a protection spared.
     """
 
-    counts: Counts = field(
-        default_factory=lambda: np.zeros((len(KINDS) + 1, len(COLUMNS)), np.int64)
-    )
+    names: tuple[str, ...] = KINDS
+    counts: Counts = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.counts = np.zeros((len(self.names) + 1, len(COLUMNS)), np.int64)
 
     def add(
         self,
@@ -44,15 +47,15 @@ class KindTally:
         removed: Bool,
         spared: Bool,
     ) -> None:
-        """Count the tokens of one document; all arguments are (T,)."""
+        """Count the tokens of one document; all arguments are (T,), bit k of `kinds` is kind k."""
         masks = np.stack([labelled, selected, changed, removed, spared])
-        for k in range(len(KINDS)):
+        for k in range(len(self.names)):
             self.counts[k] += masks[:, (kinds >> k & 1).astype(bool)].sum(-1)
         self.counts[-1] += masks.sum(-1)
 
     def of(self, kind: str | None, column: str) -> int:
         """How many: tokens, selected, changed, removed or spared; kind None: of all tokens."""
-        row = len(KINDS) if kind is None else KINDS.index(kind)
+        row = len(self.names) if kind is None else self.names.index(kind)
         return int(self.counts[row, COLUMNS.index(column)])
 
     def share(self, kind: str | None, column: str) -> float:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
+from ..tokens.alignment.ways import MEANING
 from .inspection import Document, Edit, Inspection
 from .kinds import KINDS
 from .tally import KindTally
@@ -31,6 +33,8 @@ def show(seen: Inspection, *, color: bool, num_documents: int = 3, num_edits: in
     """
     parts = [_heading(seen, color)]
     parts += [_table(name, tally, color) for name, tally in seen.tallies.items()]
+    if seen.alignment:
+        parts.append(_alignment(seen, color))
     with_edits = [d for d in seen.documents if d.num_edits or d.num_selected]
     parts += [
         _document(seen, document, color, num_edits)
@@ -79,15 +83,47 @@ def _table(name: str, tally: KindTally, color: bool) -> str:
                 f"{tally.of(kind, 'spared'):,}",
             ]
         )  # fmt: skip
+    return "\n".join([title, *_in_columns(rows)])
+
+
+def _alignment(seen: Inspection, color: bool) -> str:
+    """How the tokens of the trainee are scored, and what policies make of each of these ways."""
+    tallies = seen.alignment
+    one = next(iter(tallies.values()))
+    title = "how a prior with another tokenizer scores these tokens"
+    rows = [["", "tokens", "", *_heads(tallies)]]
+    for way in (*one.names, None):
+        row = [way or "all", f"{one.of(way, 'tokens'):,}"]
+        row.append(_percent(one.of(way, "tokens") / max(1, one.of(None, "tokens"))))
+        rows.append([*row, *_shares(tallies.values(), way)])
+    if seen.own is not None:
+        tallies = seen.own.tallies
+        (one, *_) = tallies.values()
+        head = ["the prior's own tokens", f"{one.of(None, 'tokens'):,}", ""]
+        rows.append([*head, *_shares(tallies.values(), None)])
+    said = [f"{way}: {what}" for way, what in MEANING.items()]
+    return "\n".join([f"{_BOLD}{title}{_END}" if color else title, *_in_columns(rows), *said])
+
+
+def _heads(names: Iterable[str]) -> list[str]:
+    return [cell for name in names for cell in (f"{name}: selected", "changed")]
+
+
+def _shares(tallies: Iterable[KindTally], kind: str | None) -> list[str]:
+    """For each policy, what it selects and changes of a kind of token."""
+    columns = ("selected", "changed")
+    return [_percent(tally.share(kind, column)) for tally in tallies for column in columns]
+
+
+def _in_columns(rows: list[list[str]]) -> list[str]:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
+    return [
         "  ".join(
             cell.ljust(width) if i == 0 else cell.rjust(width)
             for i, (cell, width) in enumerate(zip(row, widths, strict=True))
         )
         for row in rows
     ]
-    return "\n".join([title, *lines])
 
 
 def _percent(share: float) -> str:

@@ -21,6 +21,7 @@ from ..tokens.alignment.batch import AlignedBatch
 from ..tokens.alignment.byte_tokenizer import ByteTokenizer
 from ..tokens.alignment.document import AlignedDocument, Aligner
 from ..tokens.alignment.groups import Groups, first_tokens
+from ..tokens.alignment.ways import ways_of
 from ..tokens.checks import check_same_tokenizer
 from ..tokens.protection import special_token_ids, template_sequences
 from ..tokens.token_batch import TokenBatch
@@ -88,6 +89,7 @@ class AlignedPrior:
         self._name = digest[:16]
         self._prepared: dict[bytes, AlignedDocument] = {}
         self._last: tuple[Callable[[], TokenBatch | None], AlignedBatch] | None = None
+        self._last_documents: list[AlignedDocument] = []
         self._warned: set[str] = set()
         self.counts = dict.fromkeys(("documents", "left_alone", "alignable", "aligned"), 0)
         self._taken = dict(self.counts)
@@ -100,6 +102,11 @@ class AlignedPrior:
             "a prior holds a model on a device and can't be pickled; send the ToEditCollator to "
             "worker processes instead, which leaves its prior at home"
         )
+
+    @property
+    def unaligned(self) -> Prior:
+        """The prior behind it, which scores its own tokens."""
+        return self._prior
 
     @property
     def device(self) -> torch.device:
@@ -150,6 +157,17 @@ class AlignedPrior:
     def scorable(self, batch: TokenBatch) -> Tensor:
         """Which tokens begin where one of the prior's begins, (M,) bool."""
         return torch.from_numpy(self._aligned(batch).begin > 0)
+
+    def ways(self, batch: TokenBatch) -> np.ndarray[Any, Any]:
+        """In which of `WAYS` each of the M tokens of a batch is scored: see `ways_of`."""
+        self._aligned(batch)
+        starts = zip(batch.documents.start.tolist(), batch.documents.lengths, strict=True)
+        tokens = batch.tokens.numpy()
+        found = [
+            ways_of(one, tokens[start : start + length], self.aligner.one, self._prior.max_length)
+            for one, (start, length) in zip(self._last_documents, starts, strict=True)
+        ]
+        return np.concatenate(found)
 
     def take_prepared(self, documents: Mapping[bytes, AlignedDocument]) -> None:
         """Take the documents of a batch that a worker has tokenized (`aligner`), for a while."""
@@ -245,6 +263,7 @@ class AlignedPrior:
             return self._last[1]
         documents = self.aligner(batch.tokens.numpy(), batch.documents, self._prepared)
         aligned = AlignedBatch.of(documents, self._prior.max_length)
+        self._last_documents = documents
         self._last = (weakref.ref(batch), aligned)
         self._count(batch, aligned)
         return aligned

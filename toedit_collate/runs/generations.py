@@ -21,7 +21,7 @@ from .finish import write_samples
 from .folder import keep_dataset
 from .models import check_prior, load_prior
 from .report import RunReport
-from .samples import Samples
+from .samples import Samples, scoring_prior
 from .tasks import check_tasks, run_tasks
 from .variants import run_all
 
@@ -91,12 +91,15 @@ def run_generations(
 
         priors: list[Prior] = []
 
+        samples = Samples(run_args.num_samples, None)
+
         def prior_of(trainer: Trainer) -> Prior:
             if edit.prior == "shared" or not priors:
                 priors[:] = [load_prior(edit, trainer)]
+            if edit.later_prior == "swapped":  # else another one edits later batches
+                samples.prior = scoring_prior(priors[0])
             return priors[0]
 
-        samples = Samples(run_args.num_samples, None)
         started = time.perf_counter()
         reports = self_edit(
             make,

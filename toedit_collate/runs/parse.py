@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..tools.demo_model.kept import demo_model
+from ..tools.demo_model.kept import demo_config, demo_model
 from ..tools.demo_model.source import DEMO_MODELS
 from ..tools.errors import UnusableError, first_line
 from ..tools.fields import read_fields, read_yaml
@@ -18,7 +18,8 @@ from ..tools.nearest import did_you_mean
 from .arguments import EditArguments, RunArguments
 from .models import check_shared
 
-_MODELS = ("model_name_or_path", "prior", "tokenizer_name", "config_name")
+_TRAINED = ("model_name_or_path", "prior")
+_UNTRAINED = ("tokenizer_name", "config_name")  # of these, the weights are not needed
 _NUMBER_AS_TEXT = re.compile(r"[-+]?\d+[eE][-+]?\d+")
 
 
@@ -60,13 +61,17 @@ def parse(
         if isinstance(one, RunArguments):
             one.given = asked
     made_here = [
-        (one, name) for one in parsed for name in _MODELS if getattr(one, name, 0) in DEMO_MODELS
+        (one, name)
+        for one in parsed
+        for name in _TRAINED + _UNTRAINED
+        if getattr(one, name, 0) in DEMO_MODELS
     ]
     if made_here:
         (args_of_training,) = [one for one in parsed if isinstance(one, TrainingArguments)]
         with args_of_training.main_process_first(desc="training the small model"):
             for one, name in made_here:
-                setattr(one, name, str(demo_model(getattr(one, name))))
+                make = demo_config if name in _UNTRAINED else demo_model
+                setattr(one, name, str(make(getattr(one, name))))
     for one in parsed:
         if isinstance(one, EditArguments):
             check_shared(one, any(getattr(other, "use_peft", False) for other in parsed))

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import math
+from dataclasses import dataclass, field, replace
+from html import escape
 from typing import Any
 
 import torch
 
-from ..editing.edit import edit_tokens
+from ..diagnostics.passes import score_batch
 from ..prior.sharding import has_fsdp1, is_sharded, is_zero3
 from ..tokens.result import EditResult
-from ..tools.marking import Passage, mark_markup
+from ..tokens.token_batch import TokenBatch
+from ..tools.marking import Passage, mark_markup, token_pieces
 from ..training.batch_layout import read_layout
 from ..training.trainee import text_tokenizer
 from ..transfer import fetch
 
 MAX_BATCHES = 50  # to look for changes in; reading one makes the host wait for the device
 MAX_TOKENS = 400  # of a document
+NUM_CANDIDATES = 5
 CONTEXT = 40  # tokens before the first change, or of the prompt before what has labels
 _LEGEND = """\
 <pre>
@@ -32,7 +36,8 @@ class Samples:
     Args:
         wanted: how many.
         tokenizer: of the trainee, or a processor with one.
-        prior: that edits; says how probable the old tokens were. None: that is left out.
+        prior: that edits; says how probable the old tokens and their runners-up were. None: that is
+            left out.
     """
 
     def __init__(self, wanted: int, tokenizer: Any, prior: Any = None) -> None:
@@ -85,6 +90,7 @@ class Samples:
                 mark_markup(passage, self.tokenizer).strip("\n"),
                 "</pre>",
                 "",
+                *sample.details(self.tokenizer),
             ]
         return "\n".join(lines)
 
@@ -95,7 +101,7 @@ class Samples:
         from .samples_page import as_page
 
         named = [
-            (f"{number}. Batch {sample.batch}", sample.passage)
+            (f"{number}. Batch {sample.batch}", sample.passage, sample.candidates)
             for number, sample in enumerate(self._found, 1)
         ]
         return as_page(named, self.tokenizer)
@@ -107,20 +113,56 @@ class _Sample:
     passage: Passage
     document: list[int]
     start: int
+    # Place in the passage -> (token id, P) of the most probable tokens there, at edits.
+    candidates: dict[int, list[tuple[int, float]]] = field(default_factory=dict)
 
     @property
     def is_edited(self) -> bool:
         return self.passage.num_changed + self.passage.num_removed > 0
 
     def with_probability(self, prior: Any) -> _Sample:
-        """The same with what the prior gives each of the old tokens."""
+        """The same with what the prior gives each of the old tokens, and others in their places."""
         if self.passage.probability is not None:
             return self
-        result = edit_tokens(prior, torch.tensor([self.document]), return_logprob=True)
-        assert result.logprob is not None
-        chances = fetch(result.logprob)[0][0].exp().tolist()
-        part = chances[self.start : self.start + len(self.passage.before)]
-        return replace(self, passage=replace(self.passage, probability=part))
+        counts = dict(getattr(prior, "counts", {}))  # of an aligned prior: this is no training
+        scored = score_batch(prior, TokenBatch.of(torch.tensor([self.document]), None, None, None))
+        chances = torch.full((len(self.document),), math.nan)
+        chances[scored.where] = scored.logprob.exp()
+        edited = torch.zeros(len(self.document), dtype=torch.bool)
+        for i, (old, new) in enumerate(zip(self.passage.before, self.passage.after, strict=True)):
+            edited[self.start + i] = old != new
+        at = edited[scored.where].nonzero().squeeze(-1)
+        ids, values = (found.tolist() for found in scored.runners_up(at, NUM_CANDIDATES))
+        places = (scored.where[at] - self.start).tolist()
+        if counts:
+            prior.counts.update(counts)
+        part = chances[self.start : self.start + len(self.passage.before)].tolist()
+        return replace(
+            self,
+            passage=replace(self.passage, probability=part),
+            candidates={
+                place: list(zip(*found, strict=True))
+                for place, *found in zip(places, ids, values, strict=True)
+            },
+        )
+
+    def details(self, tokenizer: Any) -> list[str]:
+        """A line for each edit, with P of the old token and the runners-up; as Markdown."""
+        passage, lines = self.passage, []
+        if passage.probability is None:
+            return []
+        for i, found in sorted(self.candidates.items()):
+
+            def text(token: int, before: list[int] = passage.before[:i]) -> str:
+                return repr(token_pieces(tokenizer, [*before, token])[-1])
+
+            old, new = passage.before[i], passage.after[i]
+            others = [f"{text(token)} {p:.3g}" for token, p in found if token != old]
+            lines.append(
+                f"{text(old)} -> {'nothing' if new is None else text(new)}: "
+                f"P = {passage.probability[i]:.4f}; runners-up: {', '.join(others)}"
+            )
+        return ["<pre>", *(escape(line, quote=False) for line in lines), "</pre>", ""] * bool(lines)
 
 
 def _documents(batch: dict[str, Any], result: EditResult) -> list[tuple[Passage, list[int], int]]:
@@ -179,8 +221,12 @@ def _passage(
 
 def prior_for_samples(collator: Any) -> Any:
     """The prior that can score a document on its own; None: it takes all ranks, or is a cache."""
-    prior = getattr(collator, "prior", None)
-    model = getattr(prior, "model", None)
+    return scoring_prior(getattr(collator, "prior", None))
+
+
+def scoring_prior(prior: Any) -> Any:
+    """This prior, if it can score a document on its own; see `prior_for_samples`."""
+    model = getattr(getattr(prior, "unaligned", prior), "model", None)
     if model is None or is_sharded(model) or is_zero3(model) or has_fsdp1(model):
         return None
     return prior

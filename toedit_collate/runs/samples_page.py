@@ -12,18 +12,20 @@ from ..diagnostics.kinds import Reader
 from ..diagnostics.tally import KindTally, Probabilities
 from ..tools.marking import Passage
 
+Candidates = dict[int, list[tuple[int, float]]]
 _NAME = "as trained on"
 
 
-def as_page(passages: Sequence[tuple[str, Passage]], tokenizer: Any) -> str:
+def as_page(passages: Sequence[tuple[str, Passage, Candidates]], tokenizer: Any) -> str:
     """A page of HTML that needs no network.
 
     Args:
-        passages: names and texts, the first first.
+        passages: names, texts, and what the prior would rather have where they were edited; the
+            first first.
         tokenizer: of the trainee.
     """
     reader, tally = Reader(tokenizer), KindTally()
-    documents = [_document(name, passage, reader, tally) for name, passage in passages]
+    documents = [_document(*one, reader, tally) for one in passages]
     seen = Inspection(
         policies={_NAME: None},
         documents=documents,
@@ -38,7 +40,9 @@ def as_page(passages: Sequence[tuple[str, Passage]], tokenizer: Any) -> str:
     return seen.to_html()
 
 
-def _document(name: str, passage: Passage, reader: Reader, tally: KindTally) -> Document:
+def _document(
+    name: str, passage: Passage, candidates: Candidates, reader: Reader, tally: KindTally
+) -> Document:
     size = len(passage.before)
     selected = np.array(passage.selected, bool)
     every, none = np.ones(size, bool), np.zeros(size, bool)
@@ -52,7 +56,7 @@ def _document(name: str, passage: Passage, reader: Reader, tally: KindTally) -> 
         if chances is None
         else np.array(chances, np.float32),
         edits={_NAME: edit},
-        candidates={},
+        candidates=candidates,
     )
     changed, removed = none.copy(), none.copy()
     changed[edit.changed] = True

@@ -14,6 +14,7 @@ from ...diagnostics.inspecting import inspect_edits
 from ...diagnostics.inspection import Inspection
 from ...diagnostics.naming import named_policies
 from ...diagnostics.terminal import show
+from ...prior.aligned import AlignedPrior
 from ...tools.errors import UnusableError
 from ...tools.files import write_text
 from ...tools.priors import open_prior
@@ -50,12 +51,24 @@ def _look(args: argparse.Namespace, options: dict[str, Any]) -> Inspection:
         raise UnusableError(f"--policy: {error}") from None
     data = as_data(args.data, args.split)
     prior = open_prior(args.prior, **options)
-    try:
+    if args.own_tokens and not isinstance(prior, AlignedPrior):
+        raise UnusableError(
+            "--own-tokens: these are the prior's own tokens; add --prior-aligned TOKENIZER, of "
+            "another kind"
+        )
+
+    def look(through: Any) -> Inspection:
         return inspect_edits(
-            prior, data, policies, limit=args.limit or None, keep=max(args.keep, args.show),
+            through, data, policies, limit=args.limit or None, keep=max(args.keep, args.show),
             order=args.order, find=args.find, seed=args.seed, max_length=args.max_length,
-            assistant_only=args.assistant_only_loss, batch_tokens=args.batch_tokens, progress=True,
+            assistant_only=args.assistant_only, batch_tokens=args.batch_tokens, progress=True,
         )  # fmt: skip
+
+    try:
+        seen = look(prior)
+        if args.own_tokens:
+            seen.own = look(prior.unaligned)
+        return seen
     except ValueError as error:  # no such text, or the prior can't score it
         raise UnusableError(f"--data {args.data}: {error}") from None
 

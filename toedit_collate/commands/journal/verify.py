@@ -35,9 +35,7 @@ class Findings:
     frames: list[tuple[Path, Frame]] = field(default_factory=list)
 
 
-def verify(
-    path: Path, data: list[str], tokenizer: str | None, split: str | None, *, eos: bool = True
-) -> bool:
+def verify(path: Path, data: list[str], tokenizer: str | None, split: str | None) -> bool:
     """Print a line for each file, what is wrong, and a verdict.
 
     Returns:
@@ -68,7 +66,7 @@ def verify(
     elif data:
         journal = open_journal(path)
         for one in data:
-            findings.problems += replay_data(journal, one, as_tokens, split, eos=eos)
+            findings.problems += replay_data(journal, one, as_tokens, split)
     return _verdict(path, findings.problems)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import re
 import time
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +32,7 @@ def run_report(args: argparse.Namespace, options: dict[str, Any]) -> int:
     opened = {name: as_data(source) for name, source in named.items()}  # before the prior loads
     prior = open_prior(args.prior, **options)
     settings = SetSettings(
-        limit=args.limit, max_length=args.max_length, assistant_only=args.assistant_only_loss,
+        limit=args.limit, max_length=args.max_length, assistant_only=args.assistant_only,
         batch_tokens=args.batch_tokens, seed=args.seed, progress=True,
     )  # fmt: skip
     sets = []
@@ -50,8 +49,6 @@ def run_report(args: argparse.Namespace, options: dict[str, Any]) -> int:
             sets, args.output, reader=reader, prior=describe(prior), map_method=map_method,
             with_baselines=args.baselines, seed=args.seed,
         )  # fmt: skip
-    except ValueError as error:  # too little data for a map
-        raise UnusableError(f"--map {args.map}: {error}; leave it out by --map none") from None
     except OSError as error:
         raise UnusableError(f"--output {args.output}: can't be written ({error})") from None
     for warning in record["warnings"]:
@@ -63,11 +60,9 @@ def run_report(args: argparse.Namespace, options: dict[str, Any]) -> int:
 def _check(args: argparse.Namespace) -> str | None:
     """See that everything is there that is needed in the end; which map to draw."""
     map_method = None if args.map == "none" else args.map
-    if map_method == "pca" and find_spec("sklearn") is None:  # the default: not asked for
-        map_method = None
     try:
         check_can_draw()
-        if map_method or args.baselines:
+        if map_method == "tsne" or args.baselines:
             check_can_filter()
         args.output.mkdir(parents=True, exist_ok=True)
     except ImportError as error:

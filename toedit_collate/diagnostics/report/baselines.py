@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .compare import coverage
-from .measure import EMBEDDED, MIN_TOKENS, Measured, Sampled
+from .measure import MIN_TOKENS, Measured, Sampled
 from .ngrams import NUM_BUCKETS, bucket_of, collision_index
 
 Array = npt.NDArray[np.float64]
@@ -52,7 +52,7 @@ def check_can_filter() -> None:
         import sklearn  # type: ignore[import-untyped]  # noqa: F401
     except ImportError:
         raise ImportError(
-            "maps and baselines need scikit-learn, which is not installed; "
+            "t-SNE and baselines need scikit-learn, which is not installed; "
             'pip install "toedit_collate[analysis]"'
         ) from None
 
@@ -160,35 +160,3 @@ def _concentration(documents: list[Sampled]) -> float:
     for one in documents:
         np.add.at(counts, bucket_of((one.ids[:-1] << 32) | one.ids[1:]), 1)
     return collision_index(counts)
-
-
-def embedding_map(sets: list[Measured], method: str, *, seed: int = 0) -> list[Array]:
-    """Mean hidden states of documents on a plane (Figure 4).
-
-    Args:
-        sets: whose sampled documents have states.
-        method: "pca" or "tsne".
-        seed: of t-SNE.
-
-    Returns:
-        For each set, (n, 2).
-
-    Raises:
-        ImportError: scikit-learn is not installed.
-        ValueError: the prior shows no hidden states.
-    """
-    check_can_filter()
-    from sklearn.decomposition import PCA
-    from sklearn.manifold import TSNE
-
-    groups = [[one.state for one in of.sample if one.state is not None][:EMBEDDED] for of in sets]
-    if sum(map(len, groups)) < 3:
-        raise ValueError("a map needs the hidden states of three documents or more")
-    points = np.concatenate([np.stack(group) for group in groups if group]).astype(np.float64)
-    points = PCA(min(50, *points.shape), random_state=seed).fit_transform(points)
-    if method == "tsne":
-        perplexity = min(30.0, (len(points) - 1) / 3)
-        points = TSNE(2, perplexity=perplexity, random_state=seed, init="pca").fit_transform(points)
-    flat = np.zeros((len(points), 2))
-    flat[:, : min(2, points.shape[1])] = points[:, :2]
-    return np.split(flat, np.cumsum([len(group) for group in groups])[:-1])

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..figures import LINES, color_of, new_figure
+from ..figures import LINES, color_of, log_scale, new_figure
 from ..kinds import Reader
 from ..tally import HISTOGRAM_BINS
 from .measure import Measured
-from .ngrams import NUM_BUCKETS
+from .ngrams import NUM_BUCKETS, TOP_BIGRAMS
 
 Array = npt.NDArray[np.float64]
 
@@ -39,7 +39,7 @@ def draw_histogram(sets: Sequence[Measured]) -> Any:
         axis.set_title(of.name, fontsize=10)
         axis.set_xlabel("P of the token that follows")
         axis.set_ylabel("% of tokens")
-        axis.set_yscale("log")
+        log_scale(axis, y=True)
     return figure
 
 
@@ -79,19 +79,19 @@ def draw_buckets(sets: Sequence[Measured]) -> Any:
                 color=color_of(number), label=of.name, lw=1.6,
             )  # fmt: skip
         axis.axhline(100 / NUM_BUCKETS, color="grey", lw=0.8)
-        axis.set_xscale("log")
-        axis.set_yscale("log")
+        log_scale(axis, x=True, y=True)
         axis.set_xlabel(f"buckets of {name}, the fullest first")
         axis.set_ylabel(f"% of {name}")
     axes[0].legend(frameon=False, fontsize=8)
     return figure
 
 
-def draw_bigrams(sets: Sequence[Measured], reader: Reader, number: int) -> Any:
-    """The most frequent bigrams of each set and their shares (Figures 10 and 11)."""
-    figure, axes = _panels(sets, height=0.13 * number + 1)
+def draw_bigrams(sets: Sequence[Measured], reader: Reader) -> Any:
+    """The 64 most frequent bigrams of each set; a line below the 40th (Figures 10 and 11)."""
+    few, many = TOP_BIGRAMS
+    figure, axes = _panels(sets, height=0.13 * many + 1)
     for which, (axis, of) in enumerate(zip(axes, sets, strict=False)):
-        top = of.ngrams.top_bigrams(number)
+        top = of.ngrams.top_bigrams(many)
         total = max(int(of.ngrams.counts[2].sum()), 1)
         names = [bigram_text(reader, pair) for pair, _ in top]
         places = np.arange(len(top))
@@ -99,7 +99,10 @@ def draw_bigrams(sets: Sequence[Measured], reader: Reader, number: int) -> Any:
         axis.set_yticks(places, names, fontsize=6, parse_math=False)
         axis.invert_yaxis()
         axis.margins(y=0.01)
-        axis.set_title(f"{of.name}: {of.ngrams.top_share(number):.1%} in all", fontsize=9)
+        if len(top) > few:
+            axis.axhline(few - 0.5, color="grey", lw=0.8, ls="--")
+        shares = " ".join(f"top {n}: {of.ngrams.top_share(n):.1%}" for n in TOP_BIGRAMS)
+        axis.set_title(f"{of.name}, {shares}", fontsize=9)
         axis.set_xlabel("% of bigrams")
     return figure
 
@@ -151,7 +154,7 @@ def draw_whatif(sets: Sequence[Measured]) -> Any:
             )  # fmt: skip
         axis.set_yticks(places, names, fontsize=7)
         axis.invert_yaxis()
-        axis.set_xscale("log")
+        log_scale(axis, x=True)
         axis.set_xlim(left=1e-5)
         axis.set_xlabel(label)
     axes[0].legend(frameon=False, fontsize=7)

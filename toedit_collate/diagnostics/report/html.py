@@ -19,8 +19,10 @@ _FIGURES = {
         "N-grams in 10,000 hash buckets (Figure 5)",
         "The steeper a line falls, the more a set repeats itself; grey: all buckets alike.",
     ),
-    "bigrams_40": ("The 40 most frequent pairs of tokens (Figure 10)", ""),
-    "bigrams_64": ("The 64 most frequent pairs of tokens (Figure 11)", ""),
+    "bigrams": (
+        "The 64 most frequent pairs of tokens (Figures 10 and 11)",
+        "Above the line are the first 40; a blank is written as \N{OPEN BOX}.",
+    ),
     "map": (
         "Documents on a plane (Figure 4)",
         "Mean hidden states of the prior; sets that lie apart differ in what they are about.",

@@ -34,7 +34,7 @@ MIN_TOKENS = 30
 EMBEDDED = 500  # of them with a mean hidden state in the map
 # Sampling does not blur shares of so many tokens: beyond, the prior reads every second document,
 # which counts twice. N-grams are counted in all of them.
-READ_WHOLE = 200_000
+READ_WHOLE = 50_000
 THEN_EVERY = 2
 
 

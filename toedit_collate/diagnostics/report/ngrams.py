@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import math
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy.typing as npt
 Ids = npt.NDArray[np.int64]
 NUM_BUCKETS = 10_000  # as in the paper's Figure 5
 NUM_GROUPS = 50  # of documents, for the confidence interval
+TOP_BIGRAMS = (40, 64)  # as in Figures 10 and 11
 # Bigrams that are counted by name; beyond, the rarest ones are forgotten.
 MOST_NAMED = 400_000
 
@@ -39,7 +41,7 @@ class NGrams:
 
     def top_bigrams(self, number: int) -> list[tuple[tuple[int, int], int]]:
         """The most frequent bigrams, as pairs of token ids, and their counts."""
-        ordered = sorted(self._named.items(), key=lambda one: (-one[1], one[0]))[:number]
+        ordered = heapq.nsmallest(number, self._named.items(), key=lambda one: (-one[1], one[0]))
         return [((pair >> 32, pair & 0xFFFFFFFF), count) for pair, count in ordered]
 
     def top_share(self, number: int) -> float:

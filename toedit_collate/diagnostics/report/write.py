@@ -13,7 +13,7 @@ from typing import Any
 from ...tools.files import write_text
 from .. import figures
 from ..kinds import Reader
-from .baselines import Baseline, compare_baselines, embedding_map
+from .baselines import Baseline, compare_baselines
 from .compare import coverage, warnings_of
 from .draw import (
     bigram_text,
@@ -25,6 +25,7 @@ from .draw import (
     draw_whatif,
 )
 from .html import as_page
+from .map import embedding_map
 from .measure import Measured
 
 Rows = list[list[Any]]
@@ -47,7 +48,7 @@ def write_report(
         output: a folder; made if it is not there, files of an older report are replaced.
         reader: makes text of token ids.
         prior: what scored, in words.
-        map_method: of the map of documents: "pca", "tsne" or None; needs scikit-learn.
+        map_method: of the map of documents: "pca", "tsne", which needs scikit-learn, or None.
         with_baselines: compare the filters of section 2.2; needs scikit-learn.
         seed: of map and filters.
 
@@ -64,6 +65,12 @@ def write_report(
         baselines = [one for pool in pools for one in compare_baselines(sets[0], pool, seed=seed)]
     covered = [coverage(sets[0].log_perplexity, of.log_perplexity) for of in sets]
     warnings = warnings_of(sets)
+    points = None
+    if map_method is not None:
+        try:
+            points = embedding_map(list(sets), map_method, seed=seed)
+        except ValueError as error:  # too little data; the rest can be told
+            warnings.append(f"There is no map: {error}.")
     record = {
         "prior": prior,
         "sets": [of.record() for of in sets],
@@ -83,12 +90,10 @@ def write_report(
         "histogram": draw_histogram(sets),
         "perplexity": draw_perplexity(sets),
         "ngrams": draw_buckets(sets),
-        "bigrams_40": draw_bigrams(sets, reader, 40),
-        "bigrams_64": draw_bigrams(sets, reader, 64),
+        "bigrams": draw_bigrams(sets, reader),
         "what_if": draw_whatif(sets),
     }
-    if map_method is not None:
-        points = embedding_map(list(sets), map_method, seed=seed)
+    if map_method is not None and points is not None:
         drawn["map"] = draw_map(sets, points, map_method)
         tables["map"] = [
             ["set", "x", "y"],

@@ -129,17 +129,23 @@ def make_tokenizer(texts: list[str], vocab_size: int = VOCAB_SIZE) -> Any:
     return tokenizer
 
 
-def _make_model(tokenizer: Any) -> Any:
-    from transformers import LlamaConfig, LlamaForCausalLM
+def make_config(tokenizer: Any) -> Any:
+    """The configuration of a small Llama with this tokenizer."""
+    from transformers import LlamaConfig
 
-    config = LlamaConfig(
+    return LlamaConfig(
         **SHAPE,
         vocab_size=len(tokenizer),
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    return LlamaForCausalLM(config)
+
+
+def _make_model(tokenizer: Any) -> Any:
+    from transformers import LlamaForCausalLM
+
+    return LlamaForCausalLM(make_config(tokenizer))
 
 
 def _train(model: Any, stream: Tensor, steps: int, seconds: float) -> int:
