@@ -32,7 +32,7 @@ def dressed(raw: Tokenizer, *, chat: bool = True, **special: str) -> PreTrainedT
     special = special or SPECIAL
     markers = ["<|im_start|>", "<|im_end|>"] if chat else []
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=raw, **special, extra_special_tokens=markers
+        tokenizer_object=raw, **special, additional_special_tokens=markers
     )
     tokenizer.chat_template = CHAT_TEMPLATE if chat else None
     return tokenizer

@@ -1,9 +1,11 @@
-"""One row of the table in docs/versions.md: the versions of an environment, and what passed in it.
+"""Run the tests in other versions of the libraries around us: the table in docs/versions.md.
 
-    python tests/version_matrix.py --row axolotl --python /path/to/venv/bin/python
+    python tests/version_matrix.py oldest --make /tmp/oldest        # makes an environment, and runs
+    python tests/version_matrix.py oldest --python /tmp/oldest/bin/python  # in one that is there
+    python tests/version_matrix.py oldest --python ... --write      # its line goes into the table
 
-Each row is an environment of its own, which this makes no attempt to install: frameworks pin what
-they need, and a torch for a CPU comes from elsewhere than one for a GPU.
+`oldest` is what pyproject.toml says are the lowest versions, so that its bounds are what was run.
+It needs Python 3.11 itself.
 """
 
 from __future__ import annotations
@@ -12,29 +14,102 @@ import argparse
 import os
 import pathlib
 import re
+import shutil
 import subprocess
+import sys
+from dataclasses import dataclass
+
+import tomllib
 
 ROOT = pathlib.Path(__file__).parents[1]
+TABLE = ROOT / "docs" / "versions.md"
 LIBRARIES = ("torch", "transformers", "accelerate", "trl", "peft", "datasets")
-_CORE = [
-    "tests/editing/test_edit_tokens.py", "tests/training/test_trainer.py",
-    "tests/training/test_resume.py",
+# For the tests themselves.
+_TOOLS = ["pytest", "hypothesis", "scipy", "pydantic", "matplotlib", "scikit-learn"]
+
+ALL = ["tests", "toedit_collate"]
+# What meets the libraries around us.
+OUTSIDE = [
+    "tests/training", "tests/prior", "tests/integrations", "tests/commands/test_sft_command.py",
+    "tests/test_recipes.py",
 ]  # fmt: skip
-# What is decisive for each: the core in a Trainer, and the framework itself where it is one.
+
+
+@dataclass(frozen=True)
+class Row:
+    """An environment, and what is run in it.
+
+    Attributes:
+        python: its version.
+        pins: what is installed; "OLDEST": the lowest that pyproject.toml allows.
+        tests: files and folders.
+        slow: whether slow tests, too.
+    """
+
+    python: str
+    pins: tuple[str, ...]
+    tests: list[str]
+    slow: bool = False
+
+
+_NEWEST = ("torch", "transformers", "accelerate", "trl", "peft", "datasets")
 ROWS = {
-    "oldest": _CORE,
-    "newest": [*_CORE, "tests/training/test_sft.py"],
-    "axolotl": [*_CORE, "tests/integrations/test_axolotl.py"],
-    "llamafactory": [*_CORE, "tests/integrations/test_llamafactory.py"],
-    "unsloth": _CORE,
-}
+    "oldest": Row("3.10", ("OLDEST",), ALL),
+    "pinned": Row("3.11", ("-c", "constraints.txt", *_NEWEST), ALL),
+    "pinned, Python 3.10": Row("3.10", ("-c", "constraints.txt", *_NEWEST), OUTSIDE),
+    "newest, Python 3.12": Row("3.12", _NEWEST, OUTSIDE),
+    "newest": Row("3.13", (*_NEWEST, "bitsandbytes", "torchao", "lightning"), ALL),
+    # Its own metadata asks for kernels that need a GPU, so what it imports is named here.
+    "Axolotl 0.19.0": Row(
+        "3.11",
+        ("transformers==5.16.1", "peft==0.20.0", "accelerate==1.13.0", "datasets==4.8.4",
+         "trl==1.9.0"),
+        ["tests/integrations/test_axolotl.py", "tests/integrations/test_configs.py"],
+        slow=True,
+    ),
+    "LLaMA-Factory 0.9.5": Row(
+        "3.11",
+        ("transformers==5.6.0", "peft==0.18.1", "accelerate==1.11.0", "datasets==4.0.0",
+         "trl==0.24.0"),
+        ["tests/integrations/test_llamafactory.py", "tests/integrations/test_configs.py"],
+        slow=True,
+    ),
+    "Unsloth 2026.10.9": Row(
+        "3.11",
+        ("torch<2.15", "transformers<=5.17.0", "accelerate", "trl<=1.15.0", "peft",
+         "datasets<5,!=4.4.*,!=4.5.0", "bitsandbytes"),
+        OUTSIDE,
+    ),
+}  # fmt: skip
+
 _VERSIONS = (
     "import platform, importlib.metadata as m\n"
     "def version(n):\n"
-    "    try: return m.version(n)\n"
+    "    try: return m.version(n).split('+')[0]\n"
     "    except m.PackageNotFoundError: return '-'\n"
     f"print(platform.python_version(), *map(version, {LIBRARIES!r}))"
 )
+
+
+def lowest_versions() -> list[str]:
+    """The lower bounds of pyproject.toml, as pins: of the core, and of the extra `recipes`."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    asked = [*project["dependencies"], *project["optional-dependencies"]["recipes"]]
+    return [re.sub(r">=([\d.]+).*", r"==\1", one) for one in asked]
+
+
+def make_environment(row: Row, folder: pathlib.Path) -> str:
+    """Install what a row asks for; returns the Python of the new environment."""
+    pins = [one for pin in row.pins for one in (lowest_versions() if pin == "OLDEST" else [pin])]
+    python = str(folder / "bin" / "python")
+    if shutil.which("uv"):
+        subprocess.run(["uv", "venv", "--python", row.python, folder], check=True)
+        install = ["uv", "pip", "install", "--python", python]
+    else:
+        subprocess.run([f"python{row.python}", "-m", "venv", folder], check=True)
+        install = [python, "-m", "pip", "install"]
+    subprocess.run([*install, *pins, *_TOOLS], check=True, cwd=ROOT)
+    return python
 
 
 def versions_of(python: str) -> list[str]:
@@ -43,29 +118,59 @@ def versions_of(python: str) -> list[str]:
     return done.stdout.split()
 
 
-def run_row(row: str, python: str) -> str:
+def run_row(name: str, python: str, log: pathlib.Path | None) -> str:
     """Run the tests of a row; returns its line of the table."""
-    command = [python, "-m", "pytest", "-q", "-m", "slow or not slow", "-p", "no:cacheprovider"]
-    done = subprocess.run(
-        [*command, *ROWS[row]],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "AXOLOTL_DO_NOT_TRACK": "1"},
-        capture_output=True,
-        text=True,
-    )
-    last = (done.stdout.strip().splitlines() or ["nothing ran"])[-1]
-    result = re.sub(r" in [\d.]+s.*", "", last).strip("= ")
-    failed = re.findall(r"^(?:FAILED|ERROR) (\S+)", done.stdout, re.M)
-    return "| " + " | ".join([row, *versions_of(python), "; ".join([result, *failed])]) + " |"
+    row = ROWS[name]
+    which = "slow or not slow" if row.slow else "not slow"
+    command = [python, "-m", "pytest", "-q", "-m", which, "-p", "no:cacheprovider", *row.tests]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "AXOLOTL_DO_NOT_TRACK": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    if log is not None:
+        log.write_text(done.stdout + done.stderr)
+    return line_of(name, versions_of(python), done.stdout)
+
+
+def line_of(name: str, versions: list[str], output: str) -> str:
+    """A row of the table, of what pytest printed."""
+    last = (output.strip().splitlines() or ["nothing ran"])[-1]
+    counts = dict(re.findall(r"(\d+) (passed|failed|errors?|skipped)", last))
+    result = ", ".join(f"{number} {what}" for number, what in counts.items()) or last
+    failed = re.findall(r"^(?:FAILED|ERROR) \S*?/([\w.:\[\]-]+)", output, re.M)
+    ran = "all" if ROWS[name].tests is ALL else "outside" if ROWS[name].tests is OUTSIDE else "own"
+    return "| " + " | ".join([name, *versions, ran, "; ".join([result, *failed])]) + " |"
+
+
+def write_line(line: str) -> None:
+    """Put a line into the table of the docs, in the place of the one with its name."""
+    text = TABLE.read_text()
+    name = line.split("|")[1].strip()
+    table = re.search(r"(?m)^\| row \|.*\n\|[- |]+\n((?:\|.*\n)*)", text)
+    if table is None:
+        sys.exit(f"{TABLE} has no table of versions")
+    rows = {one.split("|")[1].strip(): one for one in table[1].splitlines()}
+    rows[name] = line
+    order = [one for one in ROWS if one in rows]
+    body = "".join(rows[one] + "\n" for one in order)
+    TABLE.write_text(text[: table.start(1)] + body + text[table.end(1) :])
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--row", choices=ROWS, required=True)
-    parser.add_argument("--python", required=True, help="of the environment")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("row", choices=ROWS)
+    where = parser.add_mutually_exclusive_group(required=True)
+    where.add_argument("--python", help="of an environment that is there")
+    where.add_argument("--make", type=pathlib.Path, metavar="DIR", help="make one there")
+    parser.add_argument("--log", type=pathlib.Path, help="file for what pytest prints")
+    parser.add_argument("--write", action="store_true", help="into the table of docs/versions.md")
     args = parser.parse_args()
-    print("| row | Python | " + " | ".join(LIBRARIES) + " | result |")
-    print(run_row(args.row, args.python))
+    python = args.python or make_environment(ROWS[args.row], args.make)
+    line = run_row(args.row, python, args.log)
+    print("| row | Python | " + " | ".join(LIBRARIES) + " | tests | result |")
+    print(line)
+    if args.write:
+        write_line(line)
 
 
 if __name__ == "__main__":

@@ -69,6 +69,22 @@ LAYOUTS = {
 }
 
 
+# By their borders or lengths, in rows that are full.
+FULL = [TEXTS[:3]]
+_LENGTHS = torch.tensor([len(text) for text in TEXTS[:3]])
+_BORDERS = torch.tensor([0, *_LENGTHS.cumsum(0).tolist()])
+OF_FULL_ROWS = {
+    **{name: {name: _BORDERS} for name in ("cu_seq_lens_q", "cu_seqlens", "cu_seq_lens")},
+    "borders, one twice": {"cu_seqlens": torch.cat([_BORDERS, _BORDERS[-1:]])},
+    "lengths": {"packed_seq_lengths": _LENGTHS.int()},
+    "lengths and a count": {
+        "packed_seq_lengths": _LENGTHS.tolist(),
+        "position_ids": torch.arange(int(_BORDERS[-1])).unsqueeze(0),
+    },
+    **{name: {name: numbers(FULL)} for name in ("seq_idx", "document_ids", "segment_ids")},
+}
+
+
 def edited_alone(policy, rows=ROWS):
     edited = []
     for text in (text for row in rows for text in row):
@@ -102,6 +118,34 @@ def test_documents_are_edited_as_if_alone(name):
     assert torch.equal(batch["labels"][kept], batch["input_ids"][kept])
     for key in set(given) - {"input_ids", "labels"}:
         assert torch.equal(batch[key], given[key])
+
+
+@pytest.mark.parametrize("name", OF_FULL_ROWS)
+def test_documents_of_full_rows_are_edited_as_if_alone(name):
+    given = {**packed(FULL), **OF_FULL_ROWS[name]}
+    batch = collate(given)
+    assert documents_in(batch, FULL) == edited_alone(AGGRESSIVE, FULL) != documents_in(given, FULL)
+
+
+def test_lengths_of_padded_rows():
+    lengths = torch.tensor([len(text) for row in ROWS for text in row])
+    mask = (numbers() > 0).long()
+    batch = collate({**packed(), "attention_mask": mask, "packed_seq_lengths": lengths})
+    assert documents_in(batch) == edited_alone(AGGRESSIVE)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"cu_seqlens": _BORDERS[:-1]}, "cu_seqlens must rise from 0 to"),
+        ({"cu_seqlens": _BORDERS[1:]}, "cu_seqlens must rise from 0 to"),
+        ({"packed_seq_lengths": _LENGTHS[:-1]}, "packed_seq_lengths must sum to the"),
+    ],
+    ids=["too short", "too late", "lengths"],
+)
+def test_borders_of_something_else_are_refused(wrong, message):
+    with pytest.raises(ValueError, match=rf"{message}.*give position_ids that restart at 0"):
+        collate({**packed(FULL), **wrong})["input_ids"]
 
 
 def test_numbers_follow_dropped_tokens():

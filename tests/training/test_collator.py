@@ -291,12 +291,12 @@ def test_known_values_of_tokens_follow_them(prior, tokenizer, name):
 
 
 def test_unknown_values_of_tokens_are_refused_when_tokens_go(prior, tokenizer):
-    base = PerToken("advantages")
+    base = PerToken("weights")
     collator = ToEditCollator(prior, DROPPING, base_collator=base, tokenizer=tokenizer)
-    with pytest.raises(ValueError, match=r"'advantages' of shape \(5, \d+\).*drop_below=None"):
+    with pytest.raises(ValueError, match=r"'weights' of shape \(5, \d+\).*drop_below=None"):
         collator(with_prompts(TEXTS))["input_ids"]
     collator = ToEditCollator(prior, AGGRESSIVE, base_collator=base, tokenizer=tokenizer)
-    assert collator(with_prompts(TEXTS))["advantages"][0].tolist()[:3] == [0, 1, 2]
+    assert collator(with_prompts(TEXTS))["weights"][0].tolist()[:3] == [0, 1, 2]
 
 
 # Collators whose rows have a length that is a multiple of 8.
@@ -395,11 +395,10 @@ class TestKeysThatSpeakOfLengths:
         "keys",
         [
             {"num_items_in_batch": 40},
-            {"cu_seqlens": torch.tensor([0, 3, 9])},
+            {"cu_seqlens": torch.tensor([0, *LENGTHS]).cumsum(0)},
             {"max_seqlen": 12},
             {"sequence_lengths": [[8, 9]]},
             {"attention_mask_in_length": torch.tensor([[3, 4, 0]])},
-            {"packed_seq_lengths": [1000]},
             {"length": torch.tensor([3])},
         ],
     )

@@ -6,21 +6,26 @@ import logging
 import pytest
 import torch
 from conftest import make_llama, make_tokenizer
+from peft import get_peft_model
 from trainees import (
     AGGRESSIVE,
     QUIET,
     dataset,
     documents,
+    lora,
     make_prior,
     make_trainee,
     make_trainer,
 )
 from transformers import (
     DataCollatorForLanguageModeling,
+    LlamaForQuestionAnswering,
+    LlamaForSequenceClassification,
     T5Config,
     T5ForConditionalGeneration,
     Trainer,
     TrainingArguments,
+    default_data_collator,
 )
 from trl import DPOConfig, DPOTrainer, SFTTrainer
 
@@ -99,14 +104,16 @@ class TestPreferenceTrainers:
             pytest.skip(f"the installed trl has no {module} trainer that can be imported")
 
     @pytest.mark.parametrize(
-        "name", ["UnslothDPOTrainer", "CustomKTOTrainer", "PairwiseTrainer", "MyGRPOTrainer"]
-    )
+        "name",
+        ["UnslothDPOTrainer", "CustomKTOTrainer", "PairwiseTrainer", "MyGRPOTrainer",
+         "AxolotlKDTrainer"],
+    )  # fmt: skip
     def test_copies_in_other_packages(self, name):
         with pytest.raises(ValueError, match=f"{name} learns from preferences"):
             check_trainer(object.__new__(type(name, (Trainer,), {})))
 
     @pytest.mark.parametrize("base", [Trainer, SFTTrainer])
-    @pytest.mark.parametrize("name", ["OwnTrainer", "UnslothSFTTrainer", "ContinualTrainer"])
+    @pytest.mark.parametrize("name", ["OwnTrainer", "UnslothSFTTrainer", "WorkdayTrainer"])
     def test_others_are_fine(self, base, name):
         check_trainer(object.__new__(type(name, (base,), {})))
 
@@ -151,6 +158,32 @@ class TestEncoderDecoders:
         collator = ToEditCollator(make_prior(), base_collator=lambda _: made)
         with pytest.raises(ValueError, match=r"has decoder_input_ids.*from before the edit"):
             collator([1])["input_ids"]
+
+
+class TestOtherTasks:
+    """A span in a text, or a class of it: nothing in the batch would say that it is not learned."""
+
+    KINDS = (LlamaForQuestionAnswering, LlamaForSequenceClassification)
+
+    @pytest.mark.parametrize("kind", KINDS)
+    @pytest.mark.parametrize("with_lora", [False, True])
+    def test_when_attached(self, tmp_path, tokenizer, kind, with_lora):
+        model = kind(make_trainee().config)
+        model = get_peft_model(model, lora(task_type=None)) if with_lora else model
+        trainer = Trainer(model, TrainingArguments(str(tmp_path), **QUIET))
+        with pytest.raises(ValueError, match=f"trainee is a {kind.__name__}.*causal language"):
+            attach(trainer, make_prior(tokenizer))
+
+    def test_at_the_first_batch(self, tmp_path, tokenizer):
+        rows = [{"input_ids": TEXTS[0], "start_positions": 1, "end_positions": 2}] * 4
+        trainer = Trainer(
+            LlamaForQuestionAnswering(make_trainee().config),
+            TrainingArguments(str(tmp_path), **QUIET),
+            ToEditCollator(make_prior(tokenizer), base_collator=default_data_collator),
+            rows,
+        )
+        with pytest.raises(ValueError, match="trainee is a LlamaForQuestionAnswering"):
+            trainer.train()
 
 
 def other_tokenizer():

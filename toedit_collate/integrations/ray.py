@@ -5,10 +5,13 @@ dataset.map_batches(
     ToEditBatches,
     fn_constructor_args=("Qwen/Qwen2.5-0.5B",),
     fn_constructor_kwargs={"policy": "paper", "max_length": 1024},
-    concurrency=8,
+    compute=ray.data.ActorPoolStrategy(size=8),
     num_gpus=1,
 )
 ```
+
+Ray makes an actor that was killed anew. A run whose driver was killed goes on where it was if Ray
+Data keeps marks of what was written, by its `CheckpointConfig`.
 """
 
 from __future__ import annotations
@@ -30,7 +33,10 @@ class ToEditBatches:
         prior: folder or hub id.
         policy: a preset's name, or an `EditPolicy`.
         column: that holds the texts.
-        options: of `TextEditor`: max_length, batch_tokens, cache, and of `Prior.from_pretrained`.
+        options: of `TextEditor`: max_length, batch_tokens, and of `Prior.from_pretrained`.
+
+    Raises:
+        ValueError: `cache` is among the options.
     """
 
     def __init__(
@@ -41,6 +47,14 @@ class ToEditBatches:
         column: str = "text",
         **options: Any,
     ) -> None:
+        if "cache" in options:
+            # What an actor has decided and not written is lost with it, while Ray knows its rows
+            # as done: such a cache would lack documents.
+            raise ValueError(
+                "cache: Ray tells no actor which batch is its last, so a decision cache can't be "
+                "filled from here; fill it by toedit_collate.integrations.datatrove or `toedit "
+                "apply --cache`"
+            )
         self._editor = TextEditor(prior, policy, **options)
         self._column = column
 
@@ -55,7 +69,6 @@ class ToEditBatches:
                 f"column {self._column!r} is not among {sorted(batch)}; pass column=NAME"
             )
         edited = self._editor.edit([str(text) for text in batch[self._column]])
-        self._editor.flush()  # nobody tells an actor that it is the last batch
         counts = {
             name: np.array([one.counts[name] for one in edited], np.int64)
             for name in ("scored", "selected", "changed", "dropped")

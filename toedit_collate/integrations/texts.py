@@ -14,6 +14,9 @@ from ..policy import EditPolicy, make_policy
 from ..prior.prior import Prior
 from ..stores.cache import DecisionCache
 
+# The folder is as large as it must be: a training run without the prior needs all documents.
+_NO_LIMIT = 2**62
+
 
 @dataclass(frozen=True)
 class EditedText:
@@ -54,7 +57,7 @@ class TextEditor:
         policy: a preset's name, or an `EditPolicy`.
         max_length: tokens of a window; a longer text is scored window by window, each on its own.
         batch_tokens: how many tokens are scored at once, padding included.
-        cache: folder of a `DecisionCache` to fill and to use, or None.
+        cache: folder of a `DecisionCache` to fill, by any number of processes at once; or None.
         prior_options: for `Prior.from_pretrained`: dtype, device, quantization, ...
 
     Raises:
@@ -79,7 +82,9 @@ class TextEditor:
         self.policy = make_policy(policy) if isinstance(policy, str) else policy
         self.prior = Prior.from_pretrained(prior, **prior_options)
         self._max_length, self._batch_tokens = max_length, batch_tokens
-        self._cache = None if cache is None else DecisionCache(cache)
+        self._cache = (
+            None if cache is None else DecisionCache(cache, max_bytes=_NO_LIMIT, fill_only=True)
+        )
 
     def edit(self, texts: Sequence[str]) -> list[EditedText]:
         """Edit texts; the answers come in their order.

@@ -1,8 +1,9 @@
 """What a collated batch says of its documents, by whichever keys its collator says it.
 
 Documents of a packed row are told by `position_ids` that restart, by cumulative lengths
-(`cu_seq_lens_q`), by numbers (`seq_idx`, or an attention mask of 1, 1, 2, 2, 2, 0), or by an
-attention mask of four dimensions. All of them are brought to one form here, exactly, or refused.
+(`cu_seq_lens_q`), by lengths (`packed_seq_lengths`), by numbers (`seq_idx`, or an attention mask of
+1, 1, 2, 2, 2, 0), or by an attention mask of four dimensions. All of them are brought to one form
+here, exactly, or refused.
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ from ..tokens.documents import mask_of_pairs
 
 # (B, T) masks that say which tokens are learned from, where there are no labels.
 _LABEL_MASKS = ("completion_mask", "assistant_masks")
+# Keys that tell documents: their borders in flattened rows, and the number of each token's.
+_BORDERS = ("cu_seq_lens_q", "cu_seq_lens", "cu_seqlens_q", "cu_seqlens")
+_NUMBERS = ("seq_idx", "document_ids", "doc_ids", "sequence_ids", "segment_ids")
 
 
 @dataclass(frozen=True)
@@ -70,28 +74,79 @@ def read_layout(batch: Mapping[str, Any]) -> BatchLayout:
 def document_positions(batch: Mapping[str, Any]) -> Tensor | None:
     """Position ids that tell the documents, by keys beside the mask; None: rows are documents.
 
+    Where several keys tell of documents, each of them is believed: a document begins where one of
+    them says so.
+
     Args:
-        batch: with `position_ids` (B, T) or (1, T); or with `cu_seq_lens_q` (N + 1,), the borders
-            of the documents in the flattened row; or with `seq_idx` (B, T), the number of each
-            token's document.
+        batch: with `position_ids` (B, T) or (1, T); `cu_seq_lens_q` (N + 1,), the borders of the
+            documents in the flattened rows; `seq_idx` (B, T), the number of each token's document;
+            or `packed_seq_lengths` (N,), the lengths of the documents, row by row (Unsloth). Or
+            with their other names in the field.
 
     Returns:
         (B, T) int64; or None.
+
+    Raises:
+        ValueError: borders or lengths are not those of the batch.
+
+    Example:
+        >>> batch = {"input_ids": torch.tensor([[7, 8, 9, 5, 6]])}
+        >>> document_positions({**batch, "cu_seqlens": torch.tensor([0, 3, 5])}).tolist()
+        [[0, 1, 2, 0, 1]]
     """
     ids, positions = batch["input_ids"], batch.get("position_ids")
     if isinstance(positions, Tensor) and positions.shape[0] == 1:
-        return positions.expand(ids.shape)
-    if positions is not None:
+        positions = positions.expand(ids.shape)
+    first = [_first_of_borders(batch, name) for name in _BORDERS if _is_tensor(batch, name)]
+    first += [_first_of_run(batch[name]) for name in _NUMBERS if _tells(batch, name)]
+    if batch.get("packed_seq_lengths") is not None:
+        first.append(_first_of_lengths(batch, "packed_seq_lengths"))
+    if not first:
         return positions
-    borders = batch.get("cu_seq_lens_q")
-    if isinstance(borders, Tensor):
-        lengths = borders.diff().long()
-        starts = borders[:-1].long().repeat_interleave(lengths)
-        return (torch.arange(ids.numel(), device=ids.device) - starts).view(ids.shape)
-    numbers = batch.get("seq_idx")
-    if isinstance(numbers, Tensor):
-        return _restarting(_first_of_run(numbers), None)
-    return None
+    if positions is not None and positions.shape != ids.shape:
+        return positions  # `edit_tokens` refuses it
+    return _restarting(torch.stack([one.to(ids.device) for one in first]).any(0), positions)
+
+
+def _is_tensor(batch: Mapping[str, Any], name: str) -> bool:
+    return isinstance(batch.get(name), Tensor)
+
+
+def _tells(batch: Mapping[str, Any], name: str) -> bool:
+    return _is_tensor(batch, name) and batch[name].shape == batch["input_ids"].shape
+
+
+def _first_of_borders(batch: Mapping[str, Any], name: str) -> Tensor:
+    """(B, T) bool, True where a document begins, by the borders of documents in flattened rows."""
+    ids, borders = batch["input_ids"], batch[name].reshape(-1).long().cpu()
+    lengths = borders.diff()
+    if not len(borders) or borders[0] != 0 or (lengths < 0).any() or borders[-1] != ids.numel():
+        raise ValueError(
+            f"{name} must rise from 0 to {ids.numel()}, the tokens of the batch, got "
+            f"{borders.tolist()}; give position_ids that restart at 0"
+        )
+    first = torch.zeros(ids.numel(), dtype=torch.bool)
+    first[borders[:-1][lengths > 0]] = True
+    return first.view(ids.shape)
+
+
+def _first_of_lengths(batch: Mapping[str, Any], name: str) -> Tensor:
+    """(B, T) bool, True where a document begins, by the lengths of the documents in all rows."""
+    ids, mask = batch["input_ids"], batch.get("attention_mask")
+    lengths = torch.as_tensor(batch[name]).reshape(-1).long().cpu()
+    real = torch.ones(ids.shape, dtype=torch.bool)
+    if isinstance(mask, Tensor) and mask.shape == ids.shape:
+        real = mask.cpu() != 0
+    places = real.reshape(-1).nonzero().squeeze(-1)
+    if (lengths < 0).any() or int(lengths.sum()) != len(places):
+        raise ValueError(
+            f"{name} must sum to the {len(places)} tokens of the batch, got {lengths.tolist()}; "
+            "give position_ids that restart at 0"
+        )
+    first = torch.zeros(ids.numel(), dtype=torch.bool)
+    begin = lengths.cumsum(0) - lengths
+    first[places[begin[lengths > 0]]] = True
+    return first.view(ids.shape)
 
 
 def _labels(batch: Mapping[str, Any]) -> Tensor | None:

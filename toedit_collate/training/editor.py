@@ -21,6 +21,7 @@ from ..stores.journal import Journal
 from ..tokens.checks import check_same_tokenizer
 from ..tokens.result import EditResult
 from ..tokens.token_batch import TokenBatch
+from .batch_keys import check_keys, other_input
 from .batch_layout import read_layout
 from .call_site import Surroundings
 from .columns import check_can_shrink, with_edit
@@ -179,7 +180,8 @@ class BatchEditor:
             check_trainer(trainer)
             processing_class = getattr(trainer, "processing_class", None)
             self.fit(trainer.model, trainer.args, processing_class, [trainer.data_collator])
-        _check_keys(batch)
+        check_keys(batch)
+        self._say_if_there_is_more_than_text(batch)
         if self.policy.drop_below is not None:
             check_can_shrink(batch)
         if self.policy.target != "both" and "labels" not in batch:
@@ -283,6 +285,14 @@ class BatchEditor:
             for store in self.stores:
                 store.refresh()
 
+    def _say_if_there_is_more_than_text(self, batch: dict[str, Any]) -> None:
+        key = other_input(batch)
+        if key is not None:
+            self.warn_once(
+                "not text",
+                f"the batch has {key!r}, which the prior is not given: it scores the text alone",
+            )
+
     def _say_if_masked(self, source: TokenBatch) -> None:
         if self.policy.scope != "loss" or source.labels is None:
             return
@@ -321,26 +331,6 @@ def _check_types(prior: Any, policy: Any, journal: Any, cache: Any, on_edit: Any
 
 def _kind(thing: Any) -> str:
     return f"{type(thing).__name__} {thing!r}" if isinstance(thing, str) else type(thing).__name__
-
-
-def _check_keys(batch: dict[str, Any]) -> None:
-    if "shift_labels" in batch:
-        raise ValueError(
-            "the batch has shift_labels, which would keep the tokens from before the edit; let the "
-            "model shift labels, and remove shift_labels from the base collator's output"
-        )
-    if "inputs_embeds" in batch:
-        raise ValueError("the batch has inputs_embeds: only token ids can be edited")
-    if "decoder_input_ids" in batch:
-        raise ValueError(
-            "the batch has decoder_input_ids, as for an encoder-decoder model, and they would keep "
-            "the tokens from before the edit; only decoder-only language models can be trained so"
-        )
-    if "loss_mask" in batch and "labels" not in batch and "completion_mask" not in batch:
-        raise ValueError(
-            "the batch has loss_mask and no labels, so it is not known what is learned from; let "
-            "the base collator return labels, -100 where there is no loss"
-        )
 
 
 def _no_model() -> None:

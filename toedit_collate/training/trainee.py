@@ -16,6 +16,12 @@ _OTHER_TASKS = re.compile(
     r"Distillation|Pairwise|Preference)\w*Trainer$",
     re.IGNORECASE,
 )
+_DISTILLING = re.compile(r"KD\w*Trainer$")  # in capitals only: WorkdayTrainer is none
+# Models of transformers, and of PEFT around them, that don't learn to predict the next token.
+_OTHER_MODELS = re.compile(
+    r"For(SequenceClassification|TokenClassification|QuestionAnswering|MultipleChoice|MaskedLM|"
+    r"NextSentencePrediction|PreTraining|FeatureExtraction)$"
+)
 # Trainers of TRL that train on the tokens of the batch, and their base.
 _OF_TRL = ("SFTTrainer", "IterativeSFTTrainer", "BaseTrainer", "_BaseTrainer")
 
@@ -28,7 +34,8 @@ def check_trainer(trainer: Any) -> None:
     """
     for kind in type(trainer).__mro__:
         of_trl = kind.__module__.split(".")[0] == "trl" and kind.__name__.endswith("Trainer")
-        if _OTHER_TASKS.search(kind.__name__) or (of_trl and kind.__name__ not in _OF_TRL):
+        named = _OTHER_TASKS.search(kind.__name__) or _DISTILLING.search(kind.__name__)
+        if named or (of_trl and kind.__name__ not in _OF_TRL):
             raise ValueError(
                 f"{kind.__name__} learns from preferences, rewards, generations or a teacher, "
                 "which would not fit edited tokens any more; token editing is for supervised "
@@ -44,8 +51,16 @@ def check_trainee(model: Any, prior: EditingPrior) -> None:
         prior: that edits its batches, with the trainee's tokenizer where one is known.
 
     Raises:
-        ValueError: an encoder-decoder; or fewer ids than the prior can draw.
+        ValueError: an encoder-decoder, or a model for another task; or fewer ids than the prior
+            can draw.
     """
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    for kind in (type(model), type(base)):
+        if _OTHER_MODELS.search(kind.__name__):
+            raise ValueError(
+                f"the trainee is a {kind.__name__}, which does not learn to predict the next "
+                "token; token editing is for causal language models"
+            )
     config = getattr(model, "config", None)
     if getattr(config, "is_encoder_decoder", False):
         raise ValueError(

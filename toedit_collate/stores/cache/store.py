@@ -22,6 +22,9 @@ logger = logging.getLogger("toedit_collate")
 
 # What was added is written as a segment when it takes so many bytes, or after five minutes.
 SEGMENT_BYTES = 2**24
+# A job that only fills a cache waits for so many: of a corpus of 1 T tokens, with 2 to 6 TB of
+# decisions, it makes some 10,000 to 20,000 files instead of hundreds of thousands.
+FILLED_SEGMENT_BYTES = 2**28
 
 
 class DecisionCache(WriteBehind):
@@ -35,10 +38,13 @@ class DecisionCache(WriteBehind):
     Args:
         path: of the folder, made when something is written; None: keep it in memory.
         max_bytes: once this process knows so many bytes, it admits nothing more.
+        fill_only: read nothing of what is in the folder, and write few, large files: for one of
+            many processes that go through different documents once. A document that two of them
+            decide is in it twice, which changes nothing.
 
     Raises:
         NotADirectoryError: `path` is a file.
-        ValueError: `max_bytes` is not a positive whole number.
+        ValueError: `max_bytes` is not a positive whole number; `fill_only` without a path.
 
     Example:
         >>> import tempfile, torch
@@ -62,13 +68,19 @@ class DecisionCache(WriteBehind):
     max_pending_seconds = 300.0
 
     def __init__(
-        self, path: str | os.PathLike[str] | None = None, *, max_bytes: int = 2**30
+        self,
+        path: str | os.PathLike[str] | None = None,
+        *,
+        max_bytes: int = 2**30,
+        fill_only: bool = False,
     ) -> None:
         if isinstance(max_bytes, bool) or not isinstance(max_bytes, int) or max_bytes < 1:
             raise ValueError(
                 f"max_bytes must be a positive whole number, got {max_bytes!r}; write 2**30 for "
                 "one GiB"
             )
+        if fill_only and path is None:
+            raise ValueError("fill_only=True fills a folder: pass its path, or fill_only=False")
         self.path = None if path is None else Path(path).absolute()
         if self.path is not None and os.path.lexists(self.path) and not self.path.is_dir():
             raise NotADirectoryError(
@@ -76,6 +88,7 @@ class DecisionCache(WriteBehind):
             )
         super().__init__()
         self.max_bytes = max_bytes
+        self.fill_only = fill_only
         self.identity: Identity | None = None  # with what the decisions were made that count now
         self._known: KnownDecisions | None = None
         self._folder: IdentityFolder | None = None
@@ -87,11 +100,13 @@ class DecisionCache(WriteBehind):
 
     def __getstate__(self) -> dict[str, Any]:
         # To workers: never the decisions, which only the main process needs.
-        return {"path": self.path, "max_bytes": self.max_bytes, "identity": self.identity}
+        names = ("path", "max_bytes", "fill_only", "identity")
+        return {name: getattr(self, name) for name in names}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["path"], max_bytes=state["max_bytes"])  # type: ignore[misc]
-        self.identity = state["identity"]
+        identity = state.pop("identity")
+        self.__init__(**state)  # type: ignore[misc]
+        self.identity = identity
 
     def open(self, identity: Identity) -> None:
         """Say which prior, policy and tokenizer decide from now on; `Identity.of` makes one.
@@ -151,19 +166,20 @@ class DecisionCache(WriteBehind):
         known = self._opened()
         self._notice_fork()
         known.add(decisions)
-        is_late = self.path is not None and self._is_late()
-        if is_late or known.pending_bytes >= SEGMENT_BYTES:
+        is_late = self.path is not None and not self.fill_only and self._is_late()
+        enough = FILLED_SEGMENT_BYTES if self.fill_only else SEGMENT_BYTES
+        if is_late or known.pending_bytes >= enough:
             self._write_or_report()
 
     def refresh(self) -> None:
-        """Read what other processes have written.
+        """Read what other processes have written, unless this one only fills.
 
         Raises:
             RuntimeError: `open` was not called.
             DamagedCacheError: a file can't be used; names it.
         """
         known = self._opened()
-        if self._folder is not None:
+        if self._folder is not None and not self.fill_only:
             known.hold(self._folder.read_new())
 
     def flush(self) -> None:
@@ -201,7 +217,7 @@ class DecisionCache(WriteBehind):
         if self._known is None:
             if self.path is not None:
                 self._folder = IdentityFolder(self.path, self.identity)
-            held = [] if self._folder is None else self._folder.read_new()
+            held = [] if self._folder is None or self.fill_only else self._folder.read_new()
             self._known = KnownDecisions(self.max_bytes, held)
         return self._known
 
