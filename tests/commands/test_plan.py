@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import pathlib
 import re
 
@@ -424,6 +425,16 @@ class TestCorpus:
         assert plan["hours"] == pytest.approx(plan["gpu_hours"] / 256)
         seconds = plan["gpu_hours"] * 3600
         assert seconds * plan["tokens_per_second"] == pytest.approx(10**12)
+        assert plan["tasks"] == math.ceil(plan["gpu_hours"] * 2)
+        loaded = 2 * 8.03e9 * 256  # by all GPUs, each half hour
+        assert plan["load_bytes_per_second"] == pytest.approx(loaded / 1800, rel=0.01)
+        assert plan["interruptions"] == pytest.approx(plan["gpu_hours"] / 50_700, rel=0.01)
+        assert plan["lost_gpu_hours"] == pytest.approx(plan["interruptions"] / 4)
+        assert plan["cache_memory_bytes"] == 36 * 10**9
+        assert plan["cache_open_hours"] == pytest.approx([2e12 / 3.6e12, 6e12 / 3.6e12])
+        for num, size in zip(plan["cache_files"], plan["cache_bytes"], strict=True):
+            assert num % plan["tasks"] == 0
+            assert size / num <= 2**28 < size / (num - plan["tasks"] + 1e-9) or num == plan["tasks"]
         assert plan["journal_bytes"][0] == pytest.approx(8 * 10**9 + 4 * 0.00004 * 10**12)
 
     @pytest.mark.parametrize(
@@ -433,6 +444,7 @@ class TestCorpus:
             (["--corpus", "1T", "--priro", "x"], "did you mean prior?"),
             (["--corpus", "1T", "--edit_policy", "filtering"], "paper and reference_code only"),
             (["--corpus", "1T", "--max_length", "0"], "from 1"),
+            (["--corpus", "1T", "--task_minutes", "0.5"], "from 1"),
             ([], "name a config"),
             (["--corpus", "1T", "--config", "x.yaml"], "name a config"),
         ],

@@ -21,7 +21,13 @@ TEXTS = [" ".join(WORDS[n : n + 4 + n % 7]) for n in range(20)]
 PARTS, ROWS = 4, 40
 # The model is random: to it, all of the text is unlikely.
 STRONG = ["--region", "below", "--threshold", "0.5", "--exclude-original"]
-SECONDS = 250
+SECONDS = 600
+# A machine with little to spare is not one that has died.
+PATIENT = {
+    "RAY_health_check_initial_delay_ms": "120000", "RAY_health_check_timeout_ms": "120000",
+    "RAY_worker_register_timeout_seconds": "300", "RAY_gcs_rpc_server_reconnect_timeout_s": "300",
+    "RAY_raylet_start_wait_time_s": "300", "RAY_agent_register_timeout_ms": "300000",
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -220,9 +226,11 @@ getattr(edited, {"jsonl": "write_json", "parquet": "write_parquet"}[kind])(folde
 
 
 @pytest.fixture
-def ray_command(folder, tmp_path):
+def ray_command(folder, tmp_path, monkeypatch):
     pytest.importorskip("ray", reason="Ray is not installed here")
     pytest.importorskip("ray.data", reason="Ray Data is not installed here")
+    for name, value in PATIENT.items():
+        monkeypatch.setenv(name, value)
     (tmp_path / "run.py").write_text(RAY)
 
     def command(kind, *, pause=0.0, dies=False):

@@ -259,7 +259,13 @@ class BatchEditor:
         in_trainer = where.trainer is not None or origin.for_training
         if self.epoch is not None and not in_trainer:
             return self.epoch
-        return where.epoch or 0
+        counted = where.epoch or 0
+        state = self.run_state if where.trainer is None else where.trainer.state
+        if not in_trainer or state is None or state.epoch is None:
+            return counted
+        # transformers before 5.6 resumes an epoch with a loader that counts from 0 again. (The
+        # state alone is late where nobody knows how many batches an epoch has.)
+        return max(counted, int(state.epoch))
 
     def _step(self, where: Surroundings, origin: Origin) -> int:
         """Updates of the trainee before this batch; outside of a Trainer, batches."""
