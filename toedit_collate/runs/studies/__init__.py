@@ -1,0 +1,14 @@
+"""Studies: does editing pay? Questions that are written down first, answered by many small runs.
+
+A study is a YAML file: its question, what would count as yes, its arms and its budget stand in it
+before it is run. Words:
+    arm: one way of training (a policy, or what people use instead of editing).
+    trial: settings of an arm that are tried on the tuning seed; the best on validation is kept.
+    world: the data, the prior and the trainee that all arms of a study share.
+    run: one training of one arm with one seed; a JSON file, so that a killed study goes on.
+"""
+
+from .settings import CollapseStudy, Study, read_study
+from .write import make_study
+
+__all__ = ["CollapseStudy", "Study", "make_study", "read_study"]

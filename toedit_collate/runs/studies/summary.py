@@ -1,0 +1,187 @@
+"""The tables of a study: means over seeds with standard errors, and differences paired by seed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from statistics import fmean, stdev
+from typing import Any
+
+from .settings import RunSettings, Study
+
+Result = dict[str, Any]
+Value = Callable[[Result], float]
+
+
+def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
+    """Mean, and its standard error; NaN for the error of one value.
+
+    Example:
+        >>> mean_and_error([1.0, 3.0])
+        (2.0, 1.0)
+    """
+    if len(values) < 2:
+        return fmean(values), math.nan
+    return fmean(values), stdev(values) / math.sqrt(len(values))
+
+
+def summarize(study: Study, results: dict[str, list[Result]]) -> list[dict[str, Any]]:
+    """A row of the table for each arm.
+
+    Args:
+        study: whose arms.
+        results: of each arm, one for each seed, in the order of the seeds.
+    """
+    first = results[study.arms[0].name]
+    rows = []
+    for arm in study.arms:
+        found = results[arm.name]
+        rows.append(
+            {
+                "arm": arm.name,
+                "settings": found[0]["settings"],
+                "trials": len(arm.trials),
+                "seeds": [one["seed"] for one in found],
+                "changed": _changed(found),
+                "measures": {
+                    name: _measured(found, first, value) for name, value in _values(first[0])
+                },
+            }
+        )
+    return rows
+
+
+def _values(example: Result) -> list[tuple[str, Value]]:
+    found: list[tuple[str, Value]] = [
+        ("test loss", lambda one: one["test"]["loss"]),
+        ("best epoch", lambda one: one["best_epoch"]),
+        ("calibration error", lambda one: one["test"]["ece"]),
+        ("memorised spans", lambda one: one["memorised"]),
+        ("last validation loss", lambda one: one["validation"][-1]),
+        ("seconds", lambda one: one["seconds"]),
+    ]
+    for name in example["others"]:
+        found.append((f"{name} loss", lambda one, name=name: one["others"][name]))  # type: ignore[misc]
+    return found
+
+
+def _measured(found: list[Result], first: list[Result], value: Value) -> dict[str, float]:
+    mean, error = mean_and_error([value(one) for one in found])
+    pairs = zip(found, first, strict=False)
+    difference, difference_error = mean_and_error([value(a) - value(b) for a, b in pairs])
+    return {
+        "mean": mean,
+        "standard_error": error,
+        "difference": difference,
+        "difference_error": difference_error,
+    }
+
+
+def _changed(found: list[Result]) -> float | None:
+    shares = [one["edit"]["changed"] / one["edit"]["scored"] for one in found if "edit" in one]
+    return fmean(shares) if shares else None
+
+
+def format_study(study: Study, rows: list[dict[str, Any]]) -> str:
+    """The table in Markdown."""
+    others = [name for name in rows[0]["measures"] if name.endswith(" loss") and name not in
+              ("test loss", "last validation loss")]  # fmt: skip
+    head = ["arm", "changed", "test loss", "difference", "after the last epoch", "best epoch",
+            "calibration error", "memorised", *others]  # fmt: skip
+    lines = [f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
+    for row in rows:
+        measures = row["measures"]
+        test = measures["test loss"]
+        cells = [
+            row["arm"],
+            "" if row["changed"] is None else f"{row['changed']:.2%}",
+            _pm(test["mean"], test["standard_error"]),
+            "" if row is rows[0] else _pm(test["difference"], test["difference_error"], "+"),
+            f"{measures['last validation loss']['mean']:.3f}",
+            f"{measures['best epoch']['mean']:.1f}",
+            _pm(
+                measures["calibration error"]["mean"],
+                measures["calibration error"]["standard_error"],
+            ),
+            f"{measures['memorised spans']['mean']:.2%}",
+            *(_pm(measures[name]["mean"], measures[name]["standard_error"]) for name in others),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    kept = [f"- {row['arm']}: {told(row['settings'])}" for row in rows]
+    return "\n".join(
+        [
+            *lines, "",
+            f"Losses are nats per token, means of {len(study.seeds)} seeds ± standard errors; "
+            "the difference is from the first arm, paired by seed. `after the last epoch` is the "
+            "validation loss at the end; all else is measured at the epoch that is best on "
+            "validation.",
+            "", "Settings that were kept:", *kept,
+        ]
+    )  # fmt: skip
+
+
+def told(settings: dict[str, Any]) -> str:
+    """What of the settings is not the default, in words."""
+    base = vars(RunSettings())
+    names = [name for name, value in settings.items() if value != base[name] or name == "epochs"]
+    return ", ".join(f"{name}={settings[name]}" for name in names)
+
+
+def format_generations(rows: list[dict[str, Any]]) -> str:
+    """The table of a study over generations, in Markdown."""
+    head = ["arm", "generation", "test loss", "rarest tenth", "rows that differ from real",
+            "bigram entropy, bits", "distinct bigrams"]  # fmt: skip
+    lines = [f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
+    for row in rows:
+        cells = [
+            row["arm"],
+            str(row["generation"]),
+            *(_pm(*row["measures"][name]) for name in ("test loss", "rarest tenth")),
+            f"{row['measures']['differs'][0]:.2%}",
+            _pm(*row["measures"]["bigram entropy"]),
+            f"{row['measures']['distinct bigrams'][0]:.1%}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(
+        [
+            *lines, "",
+            "Losses are nats per token, means over seeds ± standard errors. `rarest tenth`: tokens "
+            "of the rarest tenth of the real text. The last columns are of the rows that the "
+            "generation was trained on.",
+        ]
+    )  # fmt: skip
+
+
+def summarize_generations(results: list[Result]) -> list[dict[str, Any]]:
+    """A row for each arm and generation."""
+    groups: dict[tuple[str, int], list[Result]] = {}
+    for one in results:
+        groups.setdefault((one["arm"], one["generation"]), []).append(one)
+    values: dict[str, Value] = {
+        "test loss": lambda one: one["test"]["loss"],
+        "rarest tenth": lambda one: one["test"]["deciles"][-1],
+        "differs": lambda one: one["differs_from_real"],
+        "bigram entropy": lambda one: one["rows"]["bigram_entropy_bits"],
+        "distinct bigrams": lambda one: one["rows"]["distinct_bigrams"],
+        "top 64 bigrams": lambda one: one["rows"]["top_64_bigrams"],
+        **{
+            f"{name} loss": lambda one, name=name: one["others"][name]  # type: ignore[misc]
+            for name in results[0]["others"]
+        },
+    }
+    return [
+        {
+            "arm": arm,
+            "generation": generation,
+            "seeds": [one["seed"] for one in found],
+            "measures": {
+                name: mean_and_error([value(one) for one in found])
+                for name, value in values.items()
+            },
+        }
+        for (arm, generation), found in groups.items()
+    ]
+
+
+def _pm(value: float, error: float, sign: str = "") -> str:
+    return f"{value:{sign}.3f}" if math.isnan(error) else f"{value:{sign}.3f} ± {error:.3f}"

@@ -1,0 +1,161 @@
+"""The world of a study: rows of tokens, the prior, what it decided, and fresh trainees."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, set_seed
+
+from ...prior.prior import Prior
+from ...stores.cache import DecisionCache
+from ...tools.datafiles import format_of, ids_and_labels, open_data
+from ...tools.errors import UnusableError
+from .settings import Rows, WorldSettings
+
+_ROWS_AT_ONCE = 16
+
+
+@dataclass(frozen=True)
+class TokenRows:
+    """Rows of tokens: `input_ids` and `labels` (-100: no loss), both (N, T) int64.
+
+    Attributes:
+        is_padded: rows end with padding, which has no labels.
+    """
+
+    input_ids: Tensor
+    labels: Tensor
+    is_padded: bool = False
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+    @staticmethod
+    def of_text(input_ids: Tensor) -> TokenRows:
+        """Rows without padding, every token of which has a label."""
+        return TokenRows(input_ids, input_ids)
+
+    @staticmethod
+    def join(parts: list[TokenRows]) -> TokenRows:
+        """The rows of all parts."""
+        return TokenRows(
+            torch.cat([part.input_ids for part in parts]),
+            torch.cat([part.labels for part in parts]),
+            any(part.is_padded for part in parts),
+        )
+
+
+class World:
+    """Data, prior and trainee of a study; loaded once in a process.
+
+    Args:
+        settings: of the study.
+        data: the folder of its files.
+        prior: folder or hub id of the prior.
+
+    Attributes:
+        cache: of the decisions of all priors and policies, so that each is made once.
+    """
+
+    def __init__(self, settings: WorldSettings, data: Path, prior: str) -> None:
+        self.settings = settings
+        self.data = data
+        self.prior_name = prior
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(prior)
+        self.cache = DecisionCache()
+        self._streams: dict[str, TokenRows] = {}
+
+    @cached_property
+    def prior(self) -> Prior:
+        """The frozen prior, in float32."""
+        return Prior.from_pretrained(self.prior_name, dtype=torch.float32)
+
+    def rows(self, wanted: Rows) -> TokenRows:
+        """Some rows of a file.
+
+        Raises:
+            UnusableError: the file has fewer.
+        """
+        if wanted.file not in self._streams:
+            self._streams[wanted.file] = self._read(wanted.file)
+        every = self._streams[wanted.file]
+        first, last = wanted.rows
+        if not 0 <= first < last <= len(every):
+            raise UnusableError(
+                f"{self.data / wanted.file}: rows {first} to {last} are wanted, and it has "
+                f"{len(every)} of {self.settings.row_length} tokens; change `rows` of the study"
+            )
+        return TokenRows(every.input_ids[first:last], every.labels[first:last], every.is_padded)
+
+    def new_trainee(self, seed: int, lora_rank: int = 0) -> nn.Module:
+        """A model to train: from random weights, or with the prior's.
+
+        Args:
+            seed: of the random weights.
+            lora_rank: of an adapter on all linear layers; 0: all weights are trained.
+        """
+        set_seed(seed)
+        if self.settings.trainee is None:
+            model: Any = AutoModelForCausalLM.from_pretrained(self.prior_name, dtype=torch.float32)
+        else:
+            config = AutoConfig.from_pretrained(self.prior_name, **self.settings.trainee)
+            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        if lora_rank:
+            from peft import LoraConfig, get_peft_model
+
+            model = get_peft_model(
+                model,
+                LoraConfig(r=lora_rank, lora_alpha=2 * lora_rank, target_modules="all-linear"),
+            )
+        return model
+
+    def hidden_of(self, rows: TokenRows) -> Tensor:
+        """What the prior's backbone gives for rows, (N, T, H) bfloat16, as soft targets need it."""
+        backbone: Any = self.prior.model.base_model
+        parts = []
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            for ids in rows.input_ids.split(_ROWS_AT_ONCE):
+                hidden = backbone(input_ids=ids, use_cache=False).last_hidden_state
+                parts.append(hidden.to(torch.bfloat16))
+        return torch.cat(parts)
+
+    def prior_of(self, model: nn.Module) -> Prior:
+        """A copy of a model as a prior with this world's tokenizer."""
+        return Prior(copy.deepcopy(model), self.tokenizer)
+
+    def _read(self, name: str) -> TokenRows:
+        path = self.data / name
+        data = open_data(path, option="--data")
+        text: list[int] = []
+        chats: list[tuple[list[int], list[int]]] = []
+        for batch in data.batches():
+            for row, row_name in zip(batch.rows, batch.names, strict=True):
+                is_text = format_of(row) == ("text",)
+                ids, labels = ids_and_labels(
+                    data, row, row_name, self.tokenizer, assistant_only="messages" in row
+                )
+                if is_text:
+                    text += [*ids, *([self.tokenizer.eos_token_id] if ids else [])]
+                elif len(ids) <= self.settings.row_length:
+                    chats.append((ids, labels))
+        return self._padded(chats) if chats else self._windows(text)
+
+    def _windows(self, ids: list[int]) -> TokenRows:
+        length = self.settings.row_length
+        whole = len(ids) // length * length
+        return TokenRows.of_text(torch.tensor(ids[:whole]).view(-1, length))
+
+    def _padded(self, chats: list[Any]) -> TokenRows:
+        length = self.settings.row_length
+        ids = torch.full((len(chats), length), self.tokenizer.pad_token_id)
+        labels = torch.full((len(chats), length), -100)
+        for place, (tokens, wanted) in enumerate(chats):
+            ids[place, : len(tokens)] = torch.tensor(tokens)
+            labels[place, : len(wanted)] = torch.tensor(wanted)
+        return TokenRows(ids, labels, is_padded=True)
