@@ -113,15 +113,16 @@ def _predictions(
     model: nn.Module, input_ids: Tensor, labels: Tensor
 ) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
     """Loss, confidence, whether the likeliest token is right, and the target; (n, T - 1) each."""
+    device = next(model.parameters()).device
     ids, of = input_ids.split(_ROWS_AT_ONCE), labels.split(_ROWS_AT_ONCE)
     for rows, wanted in zip(ids, of, strict=True):
-        with torch.autocast(rows.device.type, torch.bfloat16):
-            output: Any = model(input_ids=rows, use_cache=False)
+        with torch.autocast(device.type, torch.bfloat16):
+            output: Any = model(input_ids=rows.to(device), use_cache=False)
         target = wanted[:, 1:]
         nll = torch.zeros(target.shape)
         confidence, right = torch.zeros_like(nll), torch.zeros_like(target, dtype=torch.bool)
         for place, logits in enumerate(output.logits[:, :-1]):
-            logits = logits.float()
+            logits = logits.float().cpu()
             total = logits.logsumexp(-1)
             best, likeliest = logits.max(-1)
             given = logits.gather(-1, target[place].clamp(min=0)[:, None])[:, 0]

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from ...diagnostics.evaluation import frequency_deciles
+from ...diagnostics.naming import parse_policy
 from ...diagnostics.report.ngrams import NGrams
 from ...editing.edit import edit_tokens
 from ...tools.files import whole, write_json
@@ -48,6 +49,7 @@ def run_collapse(study: CollapseStudy, data: Path, prior: str, output: Path) -> 
         What was measured for each arm, generation and seed.
     """
     world = World(study.world, data, prior)
+    world.check_output(output)
     results = []
     for seed in study.seeds:
         chain = _Chain(study, world, seed, output)
@@ -142,13 +144,11 @@ class _Chain:
 
     def _edit(self, model: nn.Module, rows: Tensor, policy: str, generation: int) -> Tensor:
         """The rows, edited by a model of the generation before."""
-        from ...diagnostics.naming import parse_policy
-
-        prior = self.world.prior_of(model)
+        prior, own = self.world.prior_of(model), parse_policy(policy, seed=self.seed)
         parts = [
             edit_tokens(
-                prior, ids, policy=parse_policy(policy, seed=self.seed), generation=generation
-            ).input_ids
+                prior, ids.to(self.world.device), policy=own, generation=generation
+            ).input_ids.cpu()
             for ids in rows.split(16)
         ]
         return torch.cat(parts)

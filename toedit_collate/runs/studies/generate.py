@@ -32,11 +32,11 @@ def write_rows(model: nn.Module, num_rows: int, length: int, bos_id: int, seed: 
         for first in range(0, num_rows, _ROWS_AT_ONCE):
             rows = min(_ROWS_AT_ONCE, num_rows - first)
             parts.append(_write(writer, rows, length, bos_id, generator))
-    return torch.cat(parts)
+    return torch.cat(parts).cpu()
 
 
 def _write(model: Any, rows: int, length: int, bos_id: int, generator: torch.Generator) -> Tensor:
-    ids = torch.full((rows, length), bos_id)
+    ids = torch.full((rows, length), bos_id, device=model.device)
     past = None
     for place in range(1, length):
         output = model(input_ids=ids[:, place - 1 : place], past_key_values=past, use_cache=True)
@@ -44,6 +44,6 @@ def _write(model: Any, rows: int, length: int, bos_id: int, generator: torch.Gen
         # By the inverse of the distribution function: one number for each row, where
         # torch.multinomial draws one for each id.
         mass = output.logits[:, -1].float().softmax(-1).cumsum(-1)
-        u = torch.rand(rows, 1, generator=generator) * mass[:, -1:]
+        u = torch.rand(rows, 1, generator=generator).to(mass) * mass[:, -1:]
         ids[:, place] = torch.searchsorted(mass, u).clamp(max=mass.shape[1] - 1)[:, 0]
     return ids

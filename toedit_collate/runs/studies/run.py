@@ -9,7 +9,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-from ...prior.prior import Prior
 from ...tools.files import write_json
 from .settings import Arm, RunSettings, Study
 from .train import measure, train
@@ -30,7 +29,9 @@ def run_study(study: Study, data: Path, prior: str, output: Path) -> dict[str, l
     Returns:
         Of each arm, a result for each seed: the settings that were kept, and what was measured.
     """
-    runs = Runs(study, World(study.world, data, prior), output)
+    world = World(study.world, data, prior)
+    world.check_output(output)
+    runs = Runs(study, world, output)
     results: dict[str, list[Result]] = {}
     # Seed by seed, so that a study which is stopped early has all arms.
     kept = {arm.name: runs.best_trial(arm) for arm in study.arms}
@@ -82,7 +83,8 @@ class Runs:
             **found, **measure(self.world, model),
         }  # fmt: skip
         if arm == self.study.arms[0].name and seed in self.study.seeds:
-            model.save_pretrained(path.with_suffix(""))
+            saved: Any = model
+            saved.save_pretrained(path.with_suffix(""))
             self.world.tokenizer.save_pretrained(path.with_suffix(""))
         write_json(path, found)
         print(
@@ -99,7 +101,7 @@ class Runs:
         first = self.study.arms[0]
         kept = self.best_trial(first)
         self.result(first.name, kept, seed)
-        return Prior.from_pretrained(str(self._path(first.name, kept, seed).with_suffix("")))
+        return self.world.load_prior(str(self._path(first.name, kept, seed).with_suffix("")))
 
     def _path(self, arm: str, settings: RunSettings, seed: int) -> Path:
         content = json.dumps(

@@ -159,7 +159,7 @@ def summarize_generations(results: list[Result]) -> list[dict[str, Any]]:
         groups.setdefault((one["arm"], one["generation"]), []).append(one)
     values: dict[str, Value] = {
         "test loss": lambda one: one["test"]["loss"],
-        "rarest tenth": lambda one: one["test"]["deciles"][-1],
+        "rarest tenth": lambda one: _number(one["test"]["deciles"][-1]),
         "differs": lambda one: one["differs_from_real"],
         "bigram entropy": lambda one: one["rows"]["bigram_entropy_bits"],
         "distinct bigrams": lambda one: one["rows"]["distinct_bigrams"],
@@ -181,6 +181,10 @@ def summarize_generations(results: list[Result]) -> list[dict[str, Any]]:
         }
         for (arm, generation), found in groups.items()
     ]
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value  # as JSON has it where there was no such token
 
 
 def _pm(value: float, error: float, sign: str = "") -> str:

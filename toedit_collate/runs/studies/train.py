@@ -76,7 +76,8 @@ def train(
         total = 0.0
         for places in order:
             ids, labels = _batch(collator, every, places, len(rows))
-            with torch.autocast("cpu", torch.bfloat16):
+            ids, labels = ids.to(world.device), labels.to(world.device)
+            with torch.autocast(world.device.type, torch.bfloat16):
                 hidden = _backbone(model)(input_ids=ids, use_cache=False).last_hidden_state
             total += backward(
                 hidden, head, labels,
@@ -162,7 +163,7 @@ def _batch(
     if collator is not None and own:
         edited = collator([places[n] for n in own])
         ids, labels = ids.clone(), labels.clone()
-        ids[own], labels[own] = edited["input_ids"], edited["labels"]
+        ids[own], labels[own] = edited["input_ids"].cpu(), edited["labels"].cpu()
     return ids, labels
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import hashlib
+import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +18,7 @@ from ...prior.prior import Prior
 from ...stores.cache import DecisionCache
 from ...tools.datafiles import format_of, ids_and_labels, open_data
 from ...tools.errors import UnusableError
+from ...tools.files import write_json
 from .settings import Rows, WorldSettings
 
 _ROWS_AT_ONCE = 16
@@ -61,6 +64,7 @@ class World:
 
     Attributes:
         cache: of the decisions of all priors and policies, so that each is made once.
+        device: where models are trained and priors score: the GPU, if there is one.
     """
 
     def __init__(self, settings: WorldSettings, data: Path, prior: str) -> None:
@@ -69,12 +73,17 @@ class World:
         self.prior_name = prior
         self.tokenizer: Any = AutoTokenizer.from_pretrained(prior)
         self.cache = DecisionCache()
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._streams: dict[str, TokenRows] = {}
 
     @cached_property
     def prior(self) -> Prior:
         """The frozen prior, in float32."""
-        return Prior.from_pretrained(self.prior_name, dtype=torch.float32)
+        return self.load_prior(self.prior_name)
+
+    def load_prior(self, name: str) -> Prior:
+        """A prior of this world, in float32."""
+        return Prior.from_pretrained(name, dtype=torch.float32, device=self.device)
 
     def rows(self, wanted: Rows) -> TokenRows:
         """Some rows of a file.
@@ -113,14 +122,35 @@ class World:
                 model,
                 LoraConfig(r=lora_rank, lora_alpha=2 * lora_rank, target_modules="all-linear"),
             )
-        return model
+        return model.to(self.device)
+
+    def check_output(self, output: Path) -> None:
+        """See that the runs in a folder, if there are any, were made with this prior and data.
+
+        Raises:
+            UnusableError: they were not.
+        """
+        wanted = [self.settings.train, self.settings.validation, self.settings.test]
+        wanted += [*self.settings.others.values()]
+        wanted += [] if self.settings.replay is None else [self.settings.replay]
+        files = {one.file: _digest(self.data / one.file) for one in wanted}
+        now = {"prior": self.prior.fingerprint, **files}
+        path = output / "made_with.json"
+        there = json.loads(path.read_text()) if path.exists() else {}
+        for name, value in now.items():
+            if there.get(name, value) != value:
+                raise UnusableError(
+                    f"--output {output}: its runs were made with another {name} (it is {value} "
+                    f"now, and was {there[name]}); name another folder, or remove that one"
+                )
+        write_json(path, {**there, **now})
 
     def hidden_of(self, rows: TokenRows) -> Tensor:
         """What the prior's backbone gives for rows, (N, T, H) bfloat16, as soft targets need it."""
         backbone: Any = self.prior.model.base_model
         parts = []
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-            for ids in rows.input_ids.split(_ROWS_AT_ONCE):
+        with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16):
+            for ids in rows.input_ids.to(self.device).split(_ROWS_AT_ONCE):
                 hidden = backbone(input_ids=ids, use_cache=False).last_hidden_state
                 parts.append(hidden.to(torch.bfloat16))
         return torch.cat(parts)
@@ -159,3 +189,10 @@ class World:
             ids[place, : len(tokens)] = torch.tensor(tokens)
             labels[place, : len(wanted)] = torch.tensor(wanted)
         return TokenRows(ids, labels, is_padded=True)
+
+
+def _digest(path: Path) -> str:
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    except OSError as error:
+        raise UnusableError(f"--data: {path} can't be read ({error.strerror})") from None

@@ -1,0 +1,357 @@
+"""Studies: the loss, the writer, one run, all runs; kills, other priors, and the files."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+import yaml
+from conftest import TEXT, make_llama, make_tokenizer
+
+from toedit_collate import Prior, edit_tokens
+from toedit_collate.diagnostics.naming import parse_policy
+from toedit_collate.runs.studies import make_study, read_study
+from toedit_collate.runs.studies import run as runs
+from toedit_collate.runs.studies.generate import write_rows
+from toedit_collate.runs.studies.loss import backward
+from toedit_collate.runs.studies.settings import Rows, RunSettings, WorldSettings
+from toedit_collate.runs.studies.train import train
+from toedit_collate.runs.studies.world import World
+from toedit_collate.tools.errors import UnusableError
+
+STUDIES = sorted((Path(__file__).parents[2] / "recipes/studies").glob("*.yaml"))
+TRAINEE = {
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with a prior and text."""
+    folder = tmp_path_factory.mktemp("studies")
+    make_llama(3, initializer_range=0.1).save_pretrained(folder / "prior")
+    make_tokenizer().save_pretrained(folder / "prior")
+    (folder / "a.jsonl").write_text("\n".join(json.dumps({"text": TEXT}) for _ in range(12)))
+    (folder / "b.jsonl").write_text(json.dumps({"text": TEXT[::-1]}))
+    chat = [{"role": "user", "content": "the fox"}, {"role": "assistant", "content": "a dog"}]
+    (folder / "c.jsonl").write_text("\n".join(json.dumps({"messages": chat}) for _ in range(6)))
+    return folder
+
+
+def world_of(place, **changes):
+    settings = {
+        "trainee": TRAINEE,
+        "row_length": 16,
+        "train": Rows(file="a.jsonl", rows=(0, 6)),
+        "validation": Rows(file="a.jsonl", rows=(6, 9)),
+        "test": Rows(file="a.jsonl", rows=(9, 12)),
+        "others": {"b": Rows(file="b.jsonl", rows=(0, 2))},
+        "replay": Rows(file="b.jsonl", rows=(2, 4)),
+    }
+    return World(WorldSettings(**{**settings, **changes}), place, str(place / "prior"))
+
+
+def content_of(study, place, **changes):
+    """A study file of tiny runs."""
+    world = {
+        "trainee": TRAINEE,
+        "row_length": 16,
+        **{
+            name: {"file": "a.jsonl", "rows": rows}
+            for name, rows in (("train", [0, 6]), ("validation", [6, 9]), ("test", [9, 12]))
+        },
+        "others": {"b": {"file": "b.jsonl", "rows": [0, 2]}},
+    }
+    content = {
+        "question": "Is it so?",
+        "counts_as_yes": "It is.",
+        "world": world,
+        "run": {"epochs": 2, "batch_rows": 2},
+        "seeds": [0, 1],
+        **changes,
+    }
+    path = place / f"{study}.yaml"
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
+    return path
+
+
+def arms_file(place, name="arms", **changes):
+    arms = {
+        "none": {"trials": [{"learning_rate": 1e-9}, {"learning_rate": 0.01}]},
+        "all": {"policy": "region=all target=labels"},
+        "itself": {"policy": "threshold=0.01", "prior": "self"},
+    }
+    return content_of(name, place, **{"tuning_seed": 7, "arms": arms, **changes})
+
+
+def made(path, place, output):
+    return make_study(read_study(path), place, str(place / "prior"), output)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+@pytest.mark.parametrize("kl", [0.0, 0.3, 1.0])
+def test_loss_and_gradients_are_those_of_the_plain_formula(smoothing, kl):
+    torch.manual_seed(0)
+    hidden = torch.randn(3, 200, 16, requires_grad=True)
+    head = (torch.randn(50, 16) * 0.3).requires_grad_()
+    labels = torch.randint(0, 50, (3, 200))
+    labels[:, 5:9] = -100
+    soft, soft_head = torch.randn(3, 200, 8).bfloat16(), torch.randn(50, 8) * 0.3
+    more = {"prior_hidden": soft, "prior_head": soft_head} if kl else {}
+    got = backward(hidden, head, labels, label_smoothing=smoothing, kl_weight=kl, **more)
+    gradients = hidden.grad.clone(), head.grad.clone()
+    hidden.grad = head.grad = None
+    known = labels[:, 1:] != -100
+    logits = F.linear(hidden, head)[:, :-1][known]
+    loss = F.cross_entropy(logits, labels[:, 1:][known], label_smoothing=smoothing)
+    target = F.linear(soft.float(), soft_head)[:, :-1][known].log_softmax(-1)
+    divergence = F.kl_div(logits.log_softmax(-1), target, reduction="batchmean", log_target=True)
+    wanted = (1 - kl) * loss + kl * divergence
+    wanted.backward()
+    assert got == pytest.approx(wanted.item(), rel=3e-3)
+    for mine, plain in zip(gradients, (hidden.grad, head.grad), strict=True):
+        assert (mine - plain).abs().max() < 0.02 * plain.abs().max()
+
+
+def test_a_frozen_head_gets_no_gradient():
+    hidden = torch.randn(1, 9, 8, requires_grad=True)
+    head = torch.randn(20, 8)
+    backward(hidden, head, torch.randint(0, 20, (1, 9)))
+    assert hidden.grad.abs().sum() > 0
+    assert head.grad is None
+
+
+def test_written_rows_follow_the_model():
+    model = make_llama(2, sharpness=4.0).eval()
+    rows = write_rows(model, 3000, 3, 0, seed=5)
+    assert rows.shape == (3000, 3)
+    assert (rows[:, 0] == 0).all()
+    with torch.no_grad():
+        first = model(input_ids=torch.tensor([[0]])).logits[0, -1].softmax(-1)
+        usual = int(first.argmax())
+        second = model(input_ids=torch.tensor([[0, usual]])).logits[0, -1].softmax(-1)
+    # bfloat16 moves a probability by a percent or so; 3,000 draws are this sure of a share.
+    for p, drawn in ((first, rows[:, 1]), (second, rows[rows[:, 1] == usual][:, 2])):
+        share = torch.bincount(drawn, minlength=len(p)) / len(drawn)
+        assert len(drawn) > 300
+        assert (share - p).abs().max() < 0.03 + 4 * (0.25 / len(drawn)) ** 0.5
+
+
+def test_the_same_seed_gives_the_same_text():
+    model = make_llama(2)
+    first, again, other = (write_rows(model, 3, 20, 0, seed) for seed in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_a_run_is_its_seed(place):
+    world = world_of(place)
+    settings = RunSettings(policy="threshold=0.01", epochs=2, batch_rows=2, replay=0.5)
+    (one, first), (two, second) = (train(world, settings, 4) for _ in range(2))
+    for a, b in zip(one.parameters(), two.parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert first["train_loss"] == second["train_loss"]
+    assert first["edit"]["changed"] > 0
+    other, _ = train(world, settings, 5)
+    assert not torch.equal(other.lm_head.weight, one.lm_head.weight)
+
+
+def test_an_edit_that_changes_nothing_leaves_the_run_as_it_was(place):
+    world = world_of(place)
+    plain, _ = train(world, RunSettings(epochs=2, batch_rows=2), 0)
+    idle, found = train(world, RunSettings(epochs=2, batch_rows=2, policy="threshold=0.9999999"), 0)
+    assert found["edit"]["changed"] == 0
+    assert found["edit"]["scored"] > 0
+    for a, b in zip(plain.parameters(), idle.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def seen_batches(world, settings, monkeypatch):
+    """The (ids, labels) of each step."""
+    from toedit_collate.runs.studies import train as module
+
+    seen, batch = [], module._batch
+    monkeypatch.setattr(module, "_batch", lambda *a: seen.append((a[2], batch(*a))) or seen[-1][1])
+    train(world, settings, 0)
+    return seen
+
+
+def test_rows_that_are_replayed_are_not_edited(place, monkeypatch):
+    world = world_of(place)
+    settings = RunSettings(policy="region=all", epochs=3, batch_rows=4, replay=1.0)
+    own, extra = world.rows(world.settings.train), world.rows(world.settings.replay)
+    kinds = set()
+    for places, (ids, labels) in seen_batches(world, settings, monkeypatch):
+        for row, target, where in zip(ids, labels, places, strict=True):
+            is_own = where < len(own)
+            source = own.input_ids[where] if is_own else extra.input_ids[where - len(own)]
+            kinds.add((is_own, torch.equal(row, source)))
+            assert torch.equal(row, target)
+    assert kinds == {(True, False), (False, True)}
+
+
+def test_conversations_are_padded_and_only_answers_are_edited(place, monkeypatch):
+    chats = Rows(file="c.jsonl", rows=(0, 6))
+    world = world_of(place, row_length=48, train=chats, validation=chats, test=chats, replay=None,
+                     others={})  # fmt: skip
+    source = world.rows(chats)
+    assert source.is_padded
+    assert (source.labels == -100).any()
+    assert (source.labels != -100).any()
+    settings = RunSettings(policy="region=all", epochs=1, batch_rows=6, lora_rank=2)
+    ((places, (ids, labels)),) = seen_batches(world, settings, monkeypatch)
+    changed = ids != source.input_ids[places]
+    assert changed.any()
+    assert not changed[labels == -100].any()
+
+
+def test_dropout_acts_in_training_only(place):
+    world = world_of(place)
+    plain, _ = train(world, RunSettings(epochs=1), 0)
+    dropped, _ = train(world, RunSettings(epochs=1, dropout=0.5), 0)
+    assert not torch.equal(plain.lm_head.weight, dropped.lm_head.weight)
+    ids = torch.arange(9)[None]
+    with torch.no_grad():
+        assert torch.equal(dropped(input_ids=ids).logits, dropped(input_ids=ids).logits)
+
+
+def test_a_study_keeps_the_best_trial_and_goes_on_after_a_kill(place, tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    path = arms_file(place)
+    whole = made(path, place, tmp_path / "whole")
+    assert "none: epochs=2, learning_rate=0.01" in whole
+    calls, true = [], runs.train
+
+    def dies(*args, **kwargs):
+        calls.append(args[2])
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return true(*args, **kwargs)
+
+    monkeypatch.setattr(runs, "train", dies)
+    with pytest.raises(KeyboardInterrupt):
+        made(path, place, tmp_path / "killed")
+    finished = len(list((tmp_path / "killed/runs").glob("*/*.json")))
+    assert finished == 3
+    again = made(path, place, tmp_path / "killed")
+    assert len(calls) - 4 == 8 - finished  # two trials, and three arms with two seeds
+    drop = "seconds"
+    one, two = (
+        json.loads((tmp_path / name / "arms.json").read_text())["rows"]
+        for name in ("whole", "killed")
+    )
+    for row in (*one, *two):
+        row["measures"].pop(drop)
+    assert one == two
+    assert again == whole
+    assert {p.name for p in (tmp_path / "whole").iterdir()} >= {"arms.md", "arms.png", "arms.svg"}
+    calls.clear()
+    made(path, place, tmp_path / "killed")
+    assert not calls
+
+
+def test_runs_of_another_prior_are_not_taken(place, tmp_path):
+    pytest.importorskip("matplotlib")
+    path = arms_file(place, "priors", arms={"none": {}}, seeds=[0])
+    made(path, place, tmp_path)
+    other = tmp_path / "other"
+    make_llama(4).save_pretrained(other)
+    make_tokenizer().save_pretrained(other)
+    with pytest.raises(UnusableError, match="made with another prior"):
+        make_study(read_study(path), place, str(other), tmp_path)
+
+
+def test_generations(place, tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    path = content_of(
+        "generations", place, generations=3, policies={"edited": "region=all"},
+        fractions=[0.0, 0.5, 1.0],
+    )  # fmt: skip
+    from toedit_collate.runs.studies import collapse
+
+    calls, true = [], collapse.train
+
+    def watched(world, settings, seed, *, rows):
+        if len(calls) == 5:
+            calls.append(None)
+            raise KeyboardInterrupt
+        calls.append(rows.input_ids)
+        return true(world, settings, seed, rows=rows)
+
+    monkeypatch.setattr(collapse, "train", watched)
+    with pytest.raises(KeyboardInterrupt):
+        made(path, place, tmp_path)
+    table = made(path, place, tmp_path)
+    per_seed = 1 + 3 + 2 * 2 + 2
+    assert len(calls) == 2 * per_seed + 1
+    assert table.count("| replaced |") == 2
+    assert "| mixture 50% | 1 |" in table
+    real = world_of(place).rows(Rows(file="a.jsonl", rows=(0, 6))).input_ids
+    (folder,) = (tmp_path / "runs").glob("seed-0-*")
+    found = {p.stem: json.loads(p.read_text()) for p in folder.glob("*.json")}
+    assert found["real-0"]["differs_from_real"] == 0
+    assert found["replaced-1"]["differs_from_real"] > 0.5
+    rows = sorted(map(tuple, calls[2].tolist()))  # the half and half mixture
+    assert len([row for row in rows if row in set(map(tuple, real.tolist()))]) >= 3
+    assert 0 < found["edited-1"]["differs_from_real"] <= found["edited-2"]["differs_from_real"]
+
+
+def test_generations_edit_what_the_last_one_edited(place, tmp_path):
+    """The rows of generation 2 are those of generation 1, edited by its model."""
+    pytest.importorskip("matplotlib")
+    from toedit_collate.runs.studies import collapse
+
+    path = content_of("chain", place, generations=3, policies={"edited": "region=all"}, seeds=[0])
+    study = read_study(path)
+    chain = collapse._Chain(study, world_of(place), 0, tmp_path)
+    model = make_llama(9)
+    rows = chain._edit(model, chain.real, "region=all", 2)
+    wanted = edit_tokens(
+        Prior(model, make_tokenizer()), chain.real, policy=parse_policy("region=all"), generation=2
+    )
+    assert torch.equal(rows, wanted.input_ids)
+    made(path, place, tmp_path)
+    (folder,) = (tmp_path / "runs").glob("seed-0-*")
+    first, second = (chain._next("edited", n) if n else chain._next("real", 0, "edited")
+                     for n in (0, 1))  # fmt: skip
+    assert folder == chain.folder
+    assert not torch.equal(first, second)
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+def test_the_studies_can_be_read(path):
+    study = read_study(path)
+    assert study.question
+    assert study.counts_as_yes
+    text = path.read_text()
+    assert "# Preregistered" in text
+    used = study.world
+    same = [used.validation, used.test]
+    for one in same:  # never what was trained on
+        if one.file == used.train.file:
+            assert one.rows[0] >= used.train.rows[1] or one.rows[1] <= used.train.rows[0]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"arms": {"none": {"policy": "paper", "epoch": 3}}}, "did you mean epochs"),
+        ({"tuning_seed": 0}, "tuning_seed=0 is one of seeds"),
+        ({"worlds": 3}, "did you mean world"),
+        ({"run": {"learning_rat": 3}}, "did you mean learning_rate"),
+    ],
+)
+def test_a_mistake_in_a_study_is_named(place, change, said):
+    with pytest.raises(UnusableError, match=said):
+        read_study(arms_file(place, "wrong", **change))
+
+
+def test_a_file_that_is_too_short_is_named(place, tmp_path):
+    world = world_of(place, test=Rows(file="b.jsonl", rows=(0, 10_000)))
+    with pytest.raises(UnusableError, match=r"b\.jsonl: rows 0 to 10000 are wanted"):
+        world.rows(world.settings.test)
