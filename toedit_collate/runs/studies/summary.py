@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
+
+import numpy as np
 
 from .settings import RunSettings, Study
 
@@ -20,9 +22,10 @@ def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
         >>> mean_and_error([1.0, 3.0])
         (2.0, 1.0)
     """
+    mean = float(np.mean(values))
     if len(values) < 2:
-        return fmean(values), math.nan
-    return fmean(values), stdev(values) / math.sqrt(len(values))
+        return mean, math.nan
+    return mean, float(np.std(values, ddof=1)) / math.sqrt(len(values))
 
 
 def summarize(study: Study, results: dict[str, list[Result]]) -> list[dict[str, Any]]:
