@@ -9,7 +9,7 @@ import torch
 from scipy import stats
 
 from toedit_collate import EditPolicy
-from toedit_collate.head.candidates import draw_tokens, surely_kept
+from toedit_collate.head.candidates import _most_probable, draw_tokens, surely_kept
 from toedit_collate.head.projection import Head
 
 V = 40
@@ -142,3 +142,31 @@ def test_uniform_at_the_very_end_of_the_scale_gives_a_candidate():
         policy = EditPolicy(**settings)
         token = int(draws(logits, policy, last))
         assert reference.distribution(logits, 7, policy)[token] > 0
+
+
+@pytest.mark.parametrize("exclude", [False, True])
+@pytest.mark.parametrize("k", [1, 2, 4, 64])
+@pytest.mark.parametrize("steps", [1, 4, None])
+def test_candidates_are_the_most_probable_by_logit_and_then_id(k, exclude, steps):
+    """Row by row against a sort in Python: many ties, minus zero, ids that are forbidden."""
+    generator = torch.Generator().manual_seed(k)
+    policy = EditPolicy(top_k=k, exclude_original=exclude, threshold=0.4)
+    for V in (2, 5, 64, 130):
+        logits = torch.randn(40, V, generator=generator) * 3
+        if steps:
+            logits = (logits * steps).round() / steps
+        logits[torch.rand(logits.shape, generator=generator) < 0.1] = -math.inf
+        logits[:, 0], logits[::2, 0] = 0.0, -0.0
+        own = torch.randint(0, V, (40, 1), generator=generator)
+        found = _most_probable(logits.clone(), own, policy)
+        for row, ids, values, observed in zip(
+            logits.tolist(), found.ids, found.logits, own[:, 0].tolist(), strict=True
+        ):
+            order = sorted(range(V), key=lambda i, row=row: (-row[i], i))
+            wanted = order[:k]
+            if exclude:
+                others = [i for i in order if i != observed]
+                wanted = [i for i in wanted if i != observed] or others[:1]
+            admitted = ids[values > -math.inf].tolist()
+            assert admitted == sorted(i for i in wanted if row[i] > -math.inf)
+            assert ids.tolist() == sorted(ids.tolist())
