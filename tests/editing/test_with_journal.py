@@ -392,8 +392,21 @@ class TestCollator:
             [new for t, new in zip(text, row, strict=True) if t % 2 == 0]
             for text, row in zip(TEXTS, plain, strict=True)
         ]
-        with pytest.raises(ValueError, match=r"made with protect='.*even' in its policy, now"):
+        with pytest.raises(
+            ValueError, match=r"made with protect='.*even \(code .*in its policy, now"
+        ):
             self.collator(tokenizer, journal)(TEXTS)["input_ids"]
+
+    def test_another_function_of_the_same_name_is_refused(self, tokenizer, journal):
+        def make(rest):
+            return lambda input_ids, tokenizer: input_ids % 2 == rest
+
+        self.collator(tokenizer, journal, AGGRESSIVE.replace(protect=make(0)))(TEXTS)["input_ids"]
+        with pytest.raises(ValueError, match=r"protect='.*<lambda> \(code .*now it is '.*code"):
+            self.collator(tokenizer, journal, AGGRESSIVE.replace(protect=make(1)))(TEXTS)[
+                "input_ids"
+            ]
+        self.collator(tokenizer, journal, AGGRESSIVE.replace(protect=make(0)))(TEXTS)["input_ids"]
 
     def test_a_swap_begins_the_next_generation(self, tokenizer, journal):
         collator = self.collator(tokenizer, journal)

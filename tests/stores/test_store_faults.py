@@ -1,7 +1,4 @@
-"""Random flips and cuts of every file; and memory over thousands of batches."""
-
-import os
-import resource
+"""Random flips and cuts of every file."""
 
 import numpy as np
 import pytest
@@ -11,12 +8,10 @@ from journals import record
 
 from toedit_collate import EditPolicy, Journal, Prior, edit_tokens
 from toedit_collate.commands.main import main
-from toedit_collate.editing.with_journal import edit_with_journal
 from toedit_collate.stores.cache import DecisionCache
 from toedit_collate.stores.cache.block import DamagedCacheError
 from toedit_collate.stores.journal import journal as journal_module
 from toedit_collate.stores.journal.frames import DamagedJournalError
-from toedit_collate.tokens.token_batch import TokenBatch
 
 POLICY = EditPolicy(region="below", threshold=0.5, exclude_original=True)
 TEXTS = torch.randint(5, 64, (6, 40), generator=torch.Generator().manual_seed(0))
@@ -92,49 +87,3 @@ def test_no_fault_of_a_journal_goes_unnoticed(tmp_path, number, capsys):
     with capsys.disabled():
         print(f"\njournal: {counts}")
     assert counts["noticed"] > 0.95 * number
-
-
-def slope(values):
-    return np.polyfit(np.arange(len(values)), values, 1)[0]
-
-
-def test_files_stay_flat(tmp_path, capsys):
-    write_over_and_over(tmp_path, 60, capsys)
-
-
-@pytest.mark.slow
-def test_memory_and_files_stay_flat(tmp_path, capsys):
-    # A leak of a page a batch would be 80 KB every 20.
-    assert write_over_and_over(tmp_path, 3000, capsys) < 8
-
-
-def write_over_and_over(tmp_path, num_batches, capsys):
-    """The same few documents over and over, written and read anew now and then.
-
-    Returns the KB of peak memory every 20 batches, over the second half of them.
-    """
-    prior = Prior(make_llama(vocab_size=64))
-    journal, cache = Journal(tmp_path / "journal"), DecisionCache(tmp_path / "cache")
-    descriptors, kilobytes = [], []
-    for step in range(num_batches):
-        batch = TEXTS[[step % 6, (step + 1) % 6]]
-        edit_tokens(prior, batch, policy=POLICY, cache=cache, epoch=step)
-        source = TokenBatch.of(batch, None, None, None)
-        edit_with_journal(prior, journal, source, policy=POLICY, step=step)
-        if step % 20 == 19:
-            journal.close()
-            journal.refresh()
-            cache.flush()
-            cache.refresh()
-            DecisionCache(tmp_path / "cache").prior()
-            descriptors.append(len(os.listdir("/proc/self/fd")))
-            kilobytes.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
-    grown = slope(kilobytes[len(kilobytes) // 2 :])
-    with capsys.disabled():
-        print(
-            f"\n{num_batches} batches: {slope(descriptors):+.4f} descriptors and "
-            f"{grown:+.2f} KB of peak memory every 20 batches"
-        )
-    assert max(descriptors) == descriptors[0]
-    assert len(list((tmp_path / "journal").glob("*.safetensors"))) == 1
-    return grown

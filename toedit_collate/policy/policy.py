@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import warnings
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from .checks import (
     require_number,
     require_probability,
 )
+from .function import describe_function
 from .options import as_docstring, described, options_of
 from .presets import PRESETS
 from .protect import parse_rules
@@ -121,12 +123,21 @@ class EditPolicy:
     )
 
     def record(self) -> dict[str, Any]:
-        """What decides an edit, as JSON has it; a function that protects by its name."""
+        """What decides an edit, as JSON has it.
+
+        Of a function that protects, its name and a hash of its code as it was when the record was
+        first asked for: see `toedit_collate.policy.function.describe_function` for what that
+        covers.
+        """
         record = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         record["protected_token_ids"] = list(self.protected_token_ids)
         if callable(self.protect):
-            record["protect"] = getattr(self.protect, "__qualname__", type(self.protect).__name__)
+            record["protect"] = self._protect_described
         return record
+
+    @functools.cached_property
+    def _protect_described(self) -> str:
+        return describe_function(self.protect)
 
     def __post_init__(self) -> None:
         require_choice("region", self.region, get_args(Region))

@@ -31,9 +31,11 @@ def check_model(
         whole: whether what wraps `lm` must compute the same, too.
 
     Raises:
-        ValueError: the logits differ from the model's own, or a token sees what comes after it.
+        ValueError: the logits differ from the model's own, a token sees what comes after it, or
+            scores are random.
     """
     name = type(lm).__name__
+    _check_no_hashes(lm.config, name)
     ids = _trial_ids(head().vocab_size).to(device)
 
     def all_ways() -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
@@ -78,6 +80,16 @@ def check_model(
             f"model: what PEFT put around {name} changes its logits outside of its layers (by "
             f"{off:.2g} of their size), which a prior would leave out; merge it by "
             "model.merge_and_unload(), or pass a model tuned with LoRA"
+        )
+
+
+def _check_no_hashes(config: Any, name: str) -> None:
+    """Reformer's hashes are drawn anew in each pass; a trial is too short to show what they do."""
+    if "lsh" in (getattr(config, "attn_layers", None) or ()):
+        raise ValueError(
+            f"model: {name} chooses what a token attends to by random hashes of the whole row "
+            "(attn_layers with 'lsh'), so that a token's score changes with the tokens after it "
+            "and from pass to pass; use a prior of another family"
         )
 
 

@@ -65,8 +65,17 @@ def write_segment(
     write_whole(path, save(tensors, {"facts": text, "checksum": _checksum(text, tensors)}))
 
 
-def read_segment(path: Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The facts and arrays of a segment. Arrays that are not deflated are mapped, not read.
+def read_segment(
+    path: Path, kind: str, *, mapped: bool = True
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The facts and arrays of a segment.
+
+    Args:
+        path: of the file.
+        kind: that `write_segment` was given.
+        mapped: whether arrays that are not deflated stay on the disk until they are looked at. A
+            file that is read over and over should be read whole: each mapped array of more than
+            256 bytes leaves a Python int behind for ever (safetensors 0.8.0).
 
     Raises:
         DamagedFileError: the file was cut or changed, or is none of this kind; says what is wrong.
@@ -74,9 +83,10 @@ def read_segment(path: Path, kind: str) -> tuple[dict[str, Any], dict[str, Tenso
     """
     check_is_file(path)
     try:
-        with safe_open(path, "pt") as file:
+        with safe_open(path, "pt" if mapped else "np") as file:
             metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            names = file.keys()  # not a mapping
+            tensors = {name: torch.as_tensor(file.get_tensor(name)) for name in names}
         text, checksum = metadata["facts"], metadata["checksum"]
     except SafetensorError as error:
         raise DamagedFileError(f"it is no whole safetensors file: {error}") from error

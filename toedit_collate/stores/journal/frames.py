@@ -99,7 +99,7 @@ def read_frame(path: Path) -> Frame:
         FileNotFoundError: there is no such file (any more).
     """
     try:
-        facts, tensors = read_segment(path, KIND)
+        facts, tensors = read_segment(path, KIND, mapped=False)
         if tensors.keys() != _ARRAYS or not isinstance(facts.get("info"), dict):
             raise DamagedFileError("it has other fields than a segment of a journal")
         arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
