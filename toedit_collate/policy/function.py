@@ -96,7 +96,7 @@ class _Walk:
             return "object", call, self.of(getattr(value, "__dict__", None), depth)
         return "other", _type(value)
 
-    def _function(self, function: types.FunctionType, depth: int) -> Any:
+    def _function(self, function: Any, depth: int) -> Any:
         if _package(function) != self._package:
             return "named", function.__module__, function.__qualname__
         if function in self._seen:  # it calls itself
@@ -131,7 +131,7 @@ class _Walk:
         return "array", str(array.dtype), array.shape, content
 
 
-def _names(code: types.CodeType) -> set[str]:
+def _names(code: Any) -> set[str]:
     """The names that a function and those inside it may look up among the globals."""
     inner = [const for const in code.co_consts if isinstance(const, types.CodeType)]
     return set(code.co_names).union(*map(_names, inner))
