@@ -4,6 +4,7 @@ A few cases in the normal suite; thousands with `pytest -m slow`.
 """
 
 import tempfile
+import zlib
 from collections import Counter
 from pathlib import Path
 
@@ -94,7 +95,8 @@ def cases(draw):
     arguments = {"attention_mask": mask, "position_ids": positions, "labels": labels}
     arguments = {name: value for name, value in arguments.items() if value is not None}
     arguments |= {"epoch": draw(st.integers(0, 3)), "generation": draw(st.integers(0, 2))}
-    way = draw(st.sampled_from(WAYS))
+    # Not drawn: hypothesis likes the first of a list.
+    way = WAYS[zlib.crc32(repr([policy.record(), ids.tolist()]).encode()) % len(WAYS)]
     return name, policy, ids.to(kind), arguments, way
 
 

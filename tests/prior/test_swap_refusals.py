@@ -145,12 +145,11 @@ def test_written_anew_in_the_middle(tmp_path, adapter):
     assert not hasattr(prior.model, "peft_config")
 
 
-def test_a_disk_that_fails_leaves_no_mixture(tmp_path, monkeypatch):
+@pytest.fixture
+def failing_disk(monkeypatch):
+    """Copies three tensors, and then no more."""
     from toedit_collate.prior import swap_checks
 
-    prior, new = Prior(make_llama()), make_llama(1)
-    new.save_pretrained(tmp_path)
-    prepared = prior.prepare_swap(tmp_path)
     copied = []
 
     def fails(target, whole):
@@ -160,9 +159,42 @@ def test_a_disk_that_fails_leaves_no_mixture(tmp_path, monkeypatch):
 
     with monkeypatch.context() as patched:
         patched.setattr(swap_checks, "copy_into", fails)
-        with pytest.raises(RuntimeError, match=r"broke off.*input/output error.*load it anew"):
-            prior.complete_swap(prepared)
+        yield patched
+
+
+def test_a_disk_that_fails_leaves_no_mixture(tmp_path, failing_disk):
+    prior, new = Prior(make_llama()), make_llama(1)
+    new.save_pretrained(tmp_path)
+    with pytest.raises(RuntimeError, match=r"broke off.*input/output error.*load it anew"):
+        prior.swap(tmp_path)
     with pytest.raises(ValueError, match=r"its weights may be of both"):
         logprobs(prior, IDS)
+    failing_disk.undo()
     prior.swap(tmp_path)
+    assert torch.equal(logprobs(prior, IDS), logprobs(Prior(new), IDS))
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_disk_that_fails_at_a_new_adapter_leaves_the_old_prior(tmp_path, failing_disk, shared):
+    prior = Prior.shared(get_peft_model(make_llama(), lora())) if shared else Prior(make_llama())
+    before, names = logprobs(prior, IDS), [name for name, _ in prior.model.named_parameters()]
+    other = tuned()
+    other.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"input/output error.*the old prior is kept"):
+        prior.swap(tmp_path)
+    assert torch.equal(logprobs(prior, IDS), before)
+    assert prior.generation == 0
+    assert [name for name, _ in prior.model.named_parameters()] == names
+    failing_disk.undo()
+    prior.swap(tmp_path)
+    assert torch.allclose(logprobs(prior, IDS), logprobs(Prior(other), IDS), atol=1e-5)
+
+
+def test_a_folder_without_a_configuration_says_what_was_not_compared(tmp_path, caplog):
+    new = make_llama(1)
+    new.save_pretrained(tmp_path)
+    (tmp_path / "config.json").unlink()
+    prior = Prior(make_llama())
+    prior.swap(tmp_path)
+    assert "has no config.json, so that only the names and shapes" in caplog.text
     assert torch.equal(logprobs(prior, IDS), logprobs(Prior(new), IDS))

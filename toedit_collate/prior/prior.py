@@ -464,7 +464,9 @@ class Prior:
         """Take over the weights of a checkpoint, in place: all or nothing.
 
         Everything is checked first; a checkpoint that is missing, half-written, of another shape
-        or not finite leaves the prior as it was. Only safetensors are read.
+        or configuration, or not finite leaves the prior as it was. Only safetensors are read. What
+        a configuration decides (rotary positions, scales, windows) is compared where there is one:
+        a state dict has none, so that of another model with the same shapes is taken.
 
         Args:
             source: a folder with `model.safetensors` (or its shards and index) or with
@@ -485,13 +487,19 @@ class Prior:
         """The second half of `swap`: copy the weights.
 
         Raises:
-            ValueError: a file was written to since it was checked; nothing is copied.
+            ValueError: a file was written to since it was checked, or a new adapter could not be
+                read to its end; the prior is as before.
             RuntimeError: reading broke off, and the prior can't be used until a swap succeeds.
         """
         try:
             prepared.copy()
         except HalfCopiedError as error:
             # Everything was checked, so this is a disk that fails.
+            prepared.discard()
+            if not prepared.replaces:
+                raise ValueError(
+                    f"a new adapter could not be copied ({error.__cause__}); the old prior is kept"
+                ) from error
             self._problem = str(error)
             raise
         except ValueError:

@@ -24,13 +24,16 @@ class PreparedSwap:
         model: the prior's model, wrapped by PEFT if an adapter comes to it.
         adapter: name of the adapter with which a shared prior is to score.
         copy: writes the weights into the model; a collective where it is sharded over ranks.
-        discard: leaves the model as it was.
+        discard: leaves the model as it was before anything was copied.
+        replaces: whether weights that the prior has scored with are written over; if not, it may
+            go on with them after a copy that failed.
     """
 
     model: nn.Module
     adapter: str | None
     copy: Callable[[], None]
     discard: Callable[[], Any]
+    replaces: bool = True
 
 
 def prepare_swap(

@@ -58,7 +58,9 @@ def prepare_adapter(
     except ValueError:
         discard()
         raise
-    return PreparedSwap(model, name if shared else None, copy_all, discard)
+    return PreparedSwap(
+        model, name if shared else None, copy_all, discard, replaces=discard is leave_alone
+    )
 
 
 def adapter_weights(model: Any, adapter: str) -> dict[str, Tensor]:

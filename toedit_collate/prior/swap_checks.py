@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from torch import Tensor
 from .facts import deciding_config, differences
 from .sharding import copy_into, storage_of
 from .weights import Weights
+
+logger = logging.getLogger("toedit_collate")
 
 
 class HalfCopiedError(RuntimeError):
@@ -114,6 +117,12 @@ def check_config(lm: Any, source: Path | Mapping[str, Tensor], where: str) -> No
     """
     if isinstance(source, Path):
         if not (source / "config.json").is_file():
+            logger.warning(
+                "checkpoint %s has no config.json, so that only the names and shapes of its "
+                "weights could be compared with the prior's, not what its configuration decides "
+                "(rotary positions, scales, windows); save it with save_pretrained",
+                where,
+            )
             return
         from transformers import AutoConfig
 
