@@ -23,7 +23,7 @@ from toedit_collate.commands.bench.agreement import measure_agreement
 from toedit_collate.commands.bench.head_alone import measure_head
 from toedit_collate.commands.bench.libraries import installed_libraries
 from toedit_collate.commands.bench.memory import measure_memory
-from toedit_collate.commands.bench.plain import plain_edit
+from toedit_collate.commands.bench.plain import plain_edit, soft_targets_loss
 from toedit_collate.commands.bench.survivors import (
     count_survivors,
     likelihood_order,
@@ -205,6 +205,25 @@ def test_the_plain_edit_draws_from_the_top_k():
     assert (edited != ids).sum() > selected.sum() / 4
 
 
+def test_soft_targets_of_labelled_tokens_only():
+    model = make_llama()
+    ids = likely_ids(model, 2, 12)
+    mask, labels = torch.ones_like(ids), ids.clone()
+    mask[1, 9:], labels[0, :5] = 0, -100
+    found, count = 0.0, 0
+    for row in range(2):
+        n = int(mask[row].sum())
+        with torch.no_grad():
+            logits = model(input_ids=ids[row : row + 1, :n]).logits[0].double()
+        for t in range(1, n):
+            if labels[row, t] != -100:
+                prior, other = logits[t - 1].softmax(-1), logits[t - 1].flip(-1).softmax(-1)
+                found, count = found + float((prior * (prior / other).log()).sum()), count + 1
+    assert float(soft_targets_loss(model, ids, mask, labels)) == pytest.approx(
+        found / count, rel=1e-4
+    )
+
+
 # --- switches ---
 
 
@@ -349,8 +368,11 @@ def test_all_variants_make_the_edit_that_is_timed(padded, small):
             expected = variants[passes.OURS](3)["input_ids"]
             assert (expected != inputs.batch(0)["input_ids"]).any()
             for name, variant in variants.items():
-                if name.startswith("ours") and "scope" not in name:
+                if name.startswith("ours") and "scope" not in name and "region" not in name:
                     assert torch.equal(variant(3)["input_ids"], expected), name
+            every = variants[passes.EVERY_TOKEN](3)["input_ids"]
+            assert (every != expected).any()
+            assert variants[passes.SOFT_TARGETS](3) > 0
     assert ('ours, prompts too (scope="all")' in variants) is False
     names = set(edit.edit_variants(padded, HOT))
     assert {'ours, prompts too (scope="all")', "ours, padding kept"} <= names

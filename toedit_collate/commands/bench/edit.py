@@ -14,8 +14,10 @@ from ...tools.measuring.inputs import Inputs
 from ...tools.measuring.timing import Comparison, Quartiles, Variant, compare
 from ...training.lazy_batch import ToEditBatch
 from .passes import (
+    EVERY_TOKEN,
     OURS,
     PLAIN,
+    SOFT_TARGETS,
     TRUNK,
     WHOLE_HEAD,
     bare_trunk,
@@ -24,6 +26,7 @@ from .passes import (
     plain,
     plain_fits,
     plain_left_out,
+    soft_targets,
 )
 from .states import scored_states
 from .switches import (
@@ -68,7 +71,7 @@ def measure_edit(inputs: Inputs, policy: EditPolicy, *, pairs: int, compiled: bo
             inputs.prior.compile()
         variants = edit_variants(inputs, policy, compiled=compiled)
         if not plain_fits(inputs):
-            del variants[PLAIN]
+            del variants[PLAIN], variants[SOFT_TARGETS]
         times = compare(variants, inputs.device, pairs=pairs, seconds=_SECONDS)
         uncompile(inputs.trunk)
     if TRUNK in times.out_of_memory:
@@ -117,7 +120,9 @@ def _ratio(ratios: list[float]) -> dict[str, Any]:
 def edit_variants(
     inputs: Inputs, policy: EditPolicy, *, compiled: bool = False
 ) -> dict[str, Variant]:
-    """What is timed, by name; all but `scope="all"` make the same edit.
+    """What is timed, by name.
+
+    All make the same edit but `scope="all"` and `region="all"`, and the KL term makes none.
 
     With `compiled`, the trunk has been compiled, and is switched back where that is not meant.
     """
@@ -146,9 +151,11 @@ def edit_variants(
     variants: dict[str, Variant] = {
         TRUNK: uncompiled(lambda number: bare_trunk(inputs, number)),
         PLAIN: uncompiled(lambda number: plain(inputs, policy, number)),
+        SOFT_TARGETS: uncompiled(lambda number: soft_targets(inputs, number)),
         OURS: edit(),
         WHOLE_HEAD: edit(no_early_reject),
         "ours, candidates for all selected": edit(no_lazy_resample),
+        EVERY_TOKEN: edit(policy=policy.replace(region="all", drop_below=None)),
     }
     if any((batch["attention_mask"] == 0).any() for batch in inputs.batches):
         variants["ours, padding kept"] = edit(padding_kept)

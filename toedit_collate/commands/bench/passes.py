@@ -12,12 +12,14 @@ from ...tools.measuring.inputs import Inputs
 from ...tools.measuring.machine import available_bytes, gib
 from ...training.collator import ToEditCollator
 from ...training.lazy_batch import ToEditBatch
-from .plain import plain_bytes, plain_edit
+from .plain import plain_bytes, plain_edit, soft_targets_loss
 from .table import Row
 
 TRUNK = "bare trunk"
 PLAIN = "plain: softmax of all logits"
+SOFT_TARGETS = "dense KL to the prior instead of an edit"
 OURS = "ours"
+EVERY_TOKEN = 'ours, every token drawn (region="all")'
 WHOLE_HEAD = "ours, whole head (no early reject)"
 
 
@@ -35,8 +37,13 @@ def plain(inputs: Inputs, policy: EditPolicy, number: int) -> Any:
     return plain_edit(inputs.prior.model, **inputs.on_device(number), policy=policy)
 
 
+def soft_targets(inputs: Inputs, number: int) -> Any:
+    """The prior's side of a distillation by soft targets, with transformers alone."""
+    return soft_targets_loss(inputs.prior.model, **inputs.on_device(number))
+
+
 def plain_fits(inputs: Inputs) -> bool:
-    """Whether there is memory for `plain`; a GPU may try, since there, too much is an error."""
+    """Whether there is memory for `plain` and `soft_targets`; a GPU may try, since there, too much is an error."""
     return inputs.device.type == "cuda" or _plain_bytes(inputs) < available_bytes(inputs.device)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...policy import EditPolicy
@@ -45,6 +46,28 @@ def plain_edit(
     edited = input_ids.clone()
     edited[:, 1:] = torch.where(selected[:, 1:], resampled, observed)
     return edited, selected
+
+
+@torch.no_grad()
+def soft_targets_loss(
+    model: nn.Module, input_ids: Tensor, attention_mask: Tensor, labels: Tensor
+) -> Tensor:
+    """What distillation by dense soft targets takes of the prior: KL(prior || trainee), a number.
+
+    The trainee's own logits are not part of it: the prior's, turned round, stand for them.
+
+    Args:
+        model: the prior.
+        input_ids: (B, T) int64, on its device.
+        attention_mask: (B, T), 1 at tokens; padding on the right.
+        labels: (B, T) int64, -100 where a token has no loss.
+    """
+    logits = model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits
+    wanted = (labels[:, 1:] != -100) & (attention_mask[:, 1:] == 1)
+    logits = logits[:, :-1][wanted].float()
+    trainee = logits.flip(-1).log_softmax(-1)
+    prior = logits.log_softmax(-1)
+    return F.kl_div(trainee, prior, reduction="batchmean", log_target=True)
 
 
 def plain_bytes(B: int, T: int, vocab_size: int, dtype: torch.dtype) -> int:
