@@ -43,7 +43,10 @@ def soft_targets(inputs: Inputs, number: int) -> Any:
 
 
 def plain_fits(inputs: Inputs) -> bool:
-    """Whether there is memory for `plain` and `soft_targets`; a GPU may try, since there, too much is an error."""
+    """Whether there is memory for `plain` and `soft_targets`.
+
+    A GPU may try: too much is an error there.
+    """
     return inputs.device.type == "cuda" or _plain_bytes(inputs) < available_bytes(inputs.device)
 
 
