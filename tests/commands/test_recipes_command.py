@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from toedit_collate.commands.main import main
-from toedit_collate.tools.recipes import configs, fields_of_recipes, scripts
+from toedit_collate.tools.recipes import configs, fields_of_recipes, scripts, studies
 
 ROOT = Path(__file__).parents[2]
 
@@ -20,6 +20,18 @@ def test_all_are_listed(capsys):
     words = capsys.readouterr().out.replace(":", "").split()
     assert len(configs()) >= 20
     assert {path.stem for path in (*scripts(), *configs())} <= set(words)
+    assert {path.stem for path in studies() if path.suffix == ".yaml"} <= set(words)
+
+
+def test_studies_come_with_what_runs_them(tmp_path, capsys):
+    assert main(["recipes", "copy", "studies", str(tmp_path)]) == 0
+    found = {path.name: path for path in (tmp_path / "studies").iterdir()}
+    assert {"run.py", "unseen_prior.yaml"} <= found.keys() == {path.name for path in studies()}
+    script = [sys.executable, str(found["run.py"]), "--help"]
+    told = subprocess.run(script, capture_output=True, text=True, check=True)
+    assert "--study" in told.stdout
+    assert main(["recipes", "copy", "studies", str(tmp_path)]) == 2
+    assert "is there already" in capsys.readouterr().err
 
 
 def test_a_config_comes_with_its_recipe_and_what_starts_it(tmp_path, capsys):

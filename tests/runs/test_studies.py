@@ -1,6 +1,8 @@
 """Studies: the loss, the writer, one run, all runs; kills, other priors, and the files."""
 
 import json
+import runpy
+import sys
 from pathlib import Path
 
 import pytest
@@ -355,3 +357,15 @@ def test_a_file_that_is_too_short_is_named(place, tmp_path):
     world = world_of(place, test=Rows(file="b.jsonl", rows=(0, 10_000)))
     with pytest.raises(UnusableError, match=r"b\.jsonl: rows 0 to 10000 are wanted"):
         world.rows(world.settings.test)
+
+
+def test_the_script_runs_a_study(place, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("matplotlib")
+    path = arms_file(place, "script", arms={"none": {}, "P >= 0.01": {"policy": "threshold=0.01"}})
+    words = ["run.py", "--study", path, "--prior", place / "prior", "--data", place]
+    monkeypatch.setattr(sys, "argv", [str(w) for w in (*words, "--output", tmp_path)])
+    runpy.run_path(str(STUDIES[0].parent / "run.py"), run_name="__main__")
+    said = capsys.readouterr().out
+    assert said.startswith("Is it so?")
+    assert "| P >= 0.01 | " in said
+    assert (tmp_path / "script.md").read_text().strip() in said

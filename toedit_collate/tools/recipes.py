@@ -36,6 +36,12 @@ def configs() -> list[Path]:
     return sorted((recipes_folder() / "configs").glob("*.yaml"))
 
 
+def studies() -> list[Path]:
+    """The script that runs studies, and the studies, in the order of their names."""
+    folder = recipes_folder() / "studies"
+    return [*sorted(folder.glob("*.py")), *sorted(folder.glob("*.yaml"))]
+
+
 def fields_of_recipes() -> set[str]:
     """Names of the fields that recipes add to those of `toedit_collate.runs` and TRL.
 

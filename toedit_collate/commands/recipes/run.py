@@ -8,10 +8,12 @@ import shutil
 from pathlib import Path
 
 from ...tools.errors import UnusableError
+from ...tools.fields import read_yaml
 from ...tools.files import whole
 from ...tools.nearest import did_you_mean
-from ...tools.recipes import configs, recipes_folder, scripts
+from ...tools.recipes import configs, recipes_folder, scripts, studies
 
+STUDIES = "studies"
 _PLACE = re.compile(r"# plan for:[^,\n]*, (\S+)")
 
 
@@ -23,7 +25,13 @@ def list_recipes() -> None:
         for config in configs():
             if script_of(config) == script.stem:
                 print(f"    {config.stem:40} {_about(config)}")
-    print("\ntoedit recipes copy NAME DIR   copies a recipe with its configs, or one config")
+    print(f"{STUDIES}: Experiments on when editing pays, each with its question.")
+    for study in (path for path in studies() if path.suffix == ".yaml"):
+        print(f"    {study.stem:40} {_question(study)}")
+    print(
+        "\ntoedit recipes copy NAME DIR   copies a recipe with its configs, one config, or the "
+        "studies"
+    )
 
 
 def copy_recipe(name: str, folder: Path) -> None:
@@ -33,8 +41,12 @@ def copy_recipe(name: str, folder: Path) -> None:
         UnusableError: there is no such recipe or config, or a file is there already.
     """
     stem = name.removesuffix(".py").removesuffix(".yaml")
+    if stem == STUDIES:
+        _copy({path: folder / STUDIES / path.name for path in studies()})
+        print(f"\nRead it first, then: python {folder / STUDIES / 'run.py'} --help")
+        return
     chosen = [config for config in configs() if stem in (config.stem, script_of(config))]
-    names = {path.stem for path in (*scripts(), *configs())}
+    names = {STUDIES, *(path.stem for path in (*scripts(), *configs()))}
     if stem not in names:
         raise UnusableError(
             f"no recipe or config {name!r}; {did_you_mean(stem, names)} `toedit recipes list` has "
@@ -44,6 +56,14 @@ def copy_recipe(name: str, folder: Path) -> None:
     wanted = {home / f"{script_of(config)}.py" for config in chosen} | set(chosen)
     wanted |= {path for config in chosen for path in _beside(config)}
     targets = {path: folder / path.relative_to(home) for path in sorted(wanted)}
+    _copy(targets)
+    first = chosen[0]
+    script, config = folder / f"{script_of(first)}.py", targets[first]
+    print(f"\nStart it: python {script} --config {config}")
+    print(f"What it takes: toedit plan --config {config}")
+
+
+def _copy(targets: dict[Path, Path]) -> None:
     for target in targets.values():
         if target.exists():
             raise UnusableError(f"{target}: is there already; remove it, or name another DIR")
@@ -51,10 +71,13 @@ def copy_recipe(name: str, folder: Path) -> None:
         with whole(target, replace=False) as place:
             shutil.copyfile(path, place)
         print(target)
-    first = chosen[0]
-    script, config = folder / f"{script_of(first)}.py", targets[first]
-    print(f"\nStart it: python {script} --config {config}")
-    print(f"What it takes: toedit plan --config {config}")
+
+
+def _question(study: Path) -> str:
+    """What a study asks, its first sentence."""
+    question = " ".join(str(read_yaml(study, "study")["question"]).split())
+    text = question.split("? ")[0].rstrip("?") + "?"
+    return text if len(text) < 100 else f"{text[:97]}..."
 
 
 def script_of(config: Path) -> str:
