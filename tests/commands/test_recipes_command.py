@@ -85,5 +85,6 @@ def test_a_wheel_has_them(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "copy" / "configs" / "cpt_tiny.yaml").is_file()
+    assert (tmp_path / "installed/toedit_collate/recipes_data/studies/run.py").is_file()
     packages = {path.name for path in (tmp_path / "installed").iterdir() if path.is_dir()}
     assert {name for name in packages if not name.endswith(".dist-info")} == {"toedit_collate"}

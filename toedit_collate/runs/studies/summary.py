@@ -14,6 +14,10 @@ from .settings import RunSettings, Study
 Result = dict[str, Any]
 Value = Callable[[Result], float]
 
+SMALLEST = 0.02  # nats; a difference below it is not worth a method
+# 97.5 % points of Student's t with one, two, ... degrees of freedom.
+_STUDENT = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)
+
 
 def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
     """Mean, and its standard error; NaN for the error of one value.
@@ -26,6 +30,19 @@ def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
     if len(values) < 2:
         return mean, math.nan
     return mean, float(np.std(values, ddof=1)) / math.sqrt(len(values))
+
+
+def counts(difference: float, error: float, num_seeds: int) -> bool:
+    """Whether a difference counts: 95 % of Student's t, and `SMALLEST`.
+
+    Example:
+        >>> counts(-0.5, 0.1, 3), counts(-0.5, 0.2, 3), counts(-0.01, 0.001, 3)
+        (True, False, False)
+    """
+    if num_seeds < 2:
+        return False
+    student = _STUDENT[min(num_seeds - 2, len(_STUDENT) - 1)]
+    return abs(difference) > max(student * error, SMALLEST)
 
 
 def summarize(study: Study, results: dict[str, list[Result]]) -> list[dict[str, Any]]:
@@ -99,7 +116,7 @@ def format_study(study: Study, rows: list[dict[str, Any]]) -> str:
             row["arm"],
             "" if row["changed"] is None else f"{row['changed']:.2%}",
             _pm(test["mean"], test["standard_error"]),
-            "" if row is rows[0] else _pm(test["difference"], test["difference_error"], "+"),
+            "" if row is rows[0] else _difference(test, len(row["seeds"])),
             f"{measures['last validation loss']['mean']:.3f}",
             f"{measures['best epoch']['mean']:.1f}",
             _pm(
@@ -115,7 +132,8 @@ def format_study(study: Study, rows: list[dict[str, Any]]) -> str:
         [
             *lines, "",
             f"Losses are nats per token, means of {len(study.seeds)} seeds ± standard errors; "
-            "the difference is from the first arm, paired by seed. `after the last epoch` is the "
+            "the difference is from the first arm, paired by seed, bold where it is beyond 95 % of "
+            f"Student's t and {SMALLEST} nats. `after the last epoch` is the "
             "validation loss at the end; all else is measured at the epoch that is best on "
             "validation.",
             "", "Settings that were kept:", *kept,
@@ -184,6 +202,12 @@ def summarize_generations(results: list[Result]) -> list[dict[str, Any]]:
         }
         for (arm, generation), found in groups.items()
     ]
+
+
+def _difference(measure: dict[str, float], num_seeds: int) -> str:
+    value, error = measure["difference"], measure["difference_error"]
+    text = _pm(value, error, "+")
+    return f"**{text}**" if counts(value, error, num_seeds) else text
 
 
 def _number(value: float | None) -> float:
