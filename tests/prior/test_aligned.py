@@ -420,6 +420,40 @@ class TestPolicies:
         assert graphs
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("quantization", "package"), [("int8", "torchao"), ("8bit", "bitsandbytes")]
+)
+def test_a_quantized_prior_against_the_slow_way(tmp_path, quantization, package):
+    """What its own rounded weights say, not those that were rounded."""
+    pytest.importorskip(package)
+    own, other = make("digits"), make("coarse")
+    # 8-bit kernels want sizes of more than a few numbers.
+    make_llama(3, vocab_size=len(own) + 3, hidden_size=64, intermediate_size=128).save_pretrained(
+        tmp_path
+    )
+    own.save_pretrained(tmp_path)
+    whole = Prior.from_pretrained(tmp_path).aligned_to(other)
+    strong = Prior.from_pretrained(tmp_path, quantization=quantization)
+    aligned = strong.aligned_to(other)
+    assert aligned.fingerprint != whole.fingerprint
+    slow = reference.SlowAligned(strong.model, own, other, aligned.aligner.one.trainee.first)
+    ids = ids_of("coarse", MIXED)
+    chains = slow.chains(ids)
+    expected = torch.full((len(ids),), float("nan"), dtype=torch.float64)
+    for position in chains:
+        expected[position] = slow.logprob(ids, position)
+    found = edit_tokens(aligned, torch.tensor([ids]), return_logprob=True)
+    torch.testing.assert_close(found.logprob[0].double(), expected, rtol=2e-3, atol=2e-2,
+                               equal_nan=True)  # fmt: skip
+    rounded = edit_tokens(whole, torch.tensor([ids]), return_logprob=True).logprob
+    assert (found.logprob - rounded).abs().nan_to_num().max() > 1e-3
+    policy = EditPolicy(threshold=1e-3, exclude_original=True)
+    edit = edit_tokens(aligned, torch.tensor([ids]), policy=policy)
+    assert edit.changed.any()
+    assert torch.equal(edit.changed, edit.selected)
+
+
 def test_another_tokenizer_is_another_identity_in_a_cache(tmp_path):
     strong, aligned, _ = pair("coarse", "byte-level")
     # Ids mean the same bytes to this one but for a few, so the same rows are valid for both.

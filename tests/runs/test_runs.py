@@ -28,7 +28,7 @@ from toedit_collate.runs.arguments import (
     as_arguments,
     parse_policy,
 )
-from toedit_collate.runs.card import add_to_card
+from toedit_collate.runs.card import add_to_card, editing_section
 from toedit_collate.runs.comparison import format_comparison, summarize
 from toedit_collate.runs.parse import given_values, parse
 from toedit_collate.runs.report import RunReport
@@ -412,6 +412,10 @@ class TestSamples:
         line = f"P = {expected:.4f}; runners-up: "
         assert line in samples.as_text()
         assert f'"candidates":[[{place},' in samples.as_page()
+        card = " ".join(editing_section("p", collator.policy, collator).split())
+        share = collator.stats.get("aligned_share", 0)
+        said = f"- Aligned: {share:.1%} of the tokens begin where one of the prior's begins"
+        assert (said in card) == (share > 0) == is_aligned
 
     def test_none_selected(self):
         assert "No token was selected" in Samples(3, make_tokenizer()).as_text()

@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
+import json
 import math
 import pickle
 
+import aligned_run
 import pytest
 import torch
-from conftest import TEXT, make_llama
+from aligned_run import NUM_ROWS, POLICY, TRAINEE, rows, strong_prior, trainee
+from conftest import make_llama
 from datasets import Dataset
+from launch import run_on_two_ranks
 from tokenizer_pairs import TEXTS, make
 from trainees import QUIET, Recorder
 from transformers import Trainer, TrainingArguments
 from trl import SFTConfig, SFTTrainer
 
-from toedit_collate import EditPolicy, Prior, ToEditCallback, ToEditCollator, attach, edit_tokens
+from toedit_collate import Prior, ToEditCallback, ToEditCollator, attach, edit_tokens
 from toedit_collate.training.generations import self_edit
-
-POLICY = EditPolicy(threshold=1e-4, exclude_original=True)
-TRAINEE, PRIOR = "coarse", "digits"
 
 
 @pytest.fixture(scope="module")
 def strong():
-    return Prior(make_llama(3, vocab_size=len(make(PRIOR)) + 3), make(PRIOR))
+    return strong_prior()
 
 
 @pytest.fixture
@@ -31,20 +32,9 @@ def aligned(strong):
     return strong.aligned_to(make(TRAINEE))
 
 
-def trainee():
-    tokenizer = make(TRAINEE)
-    return make_llama(5, vocab_size=len(tokenizer), bos_token_id=tokenizer.bos_token_id)
-
-
-def rows(num=6):
-    words, tokenizer = TEXT.split(), make(TRAINEE)
-    texts = [" ".join(words[n : n + 8]) + f" {n}{n} 123" for n in range(num)]
-    return [{"input_ids": [tokenizer.bos_token_id, *tokenizer(t)["input_ids"]]} for t in texts]
-
-
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_trainer(tmp_path, aligned, num_workers):
-    data = rows()
+    data = rows(6)
     collator = ToEditCollator(aligned, POLICY)
     trainer = Trainer(
         trainee(),
@@ -67,6 +57,22 @@ def test_trainer(tmp_path, aligned, num_workers):
     logged = [one for one in trainer.state.log_history if "toedit/aligned_share" in one]
     assert len(logged) == 3
     assert all(math.isfinite(one["toedit/prior_perplexity"]) for one in logged)
+
+
+@pytest.mark.slow
+def test_two_ranks_make_the_edits_of_one_process(tmp_path, aligned):
+    run_on_two_ranks(aligned_run, tmp_path, "rank-1.json")
+    ranks = [json.loads((tmp_path / f"rank-{n}.json").read_text()) for n in range(2)]
+    expected = [
+        edit_tokens(aligned, torch.tensor([row["input_ids"]]), policy=POLICY)
+        for row in rows(NUM_ROWS)
+    ]
+    seen = [tuple(row) for rank in ranks for row in rank["rows"]]
+    assert sorted(seen) == sorted(tuple(one.input_ids[0].tolist()) for one in expected)
+    assert sum(int(one.changed.sum()) for one in expected) > 0
+    assert [len(rank["rows"]) for rank in ranks] == [NUM_ROWS // 2] * 2
+    for rank in ranks:  # that of all ranks
+        assert rank["logged"] == [pytest.approx(aligned.aligned_share)]
 
 
 def test_workers_tokenize_for_the_prior(aligned, monkeypatch):
@@ -134,7 +140,7 @@ class TestGenerations:
                 trainee(),
                 TrainingArguments(folder, **QUIET),
                 train_dataset=Dataset.from_list(
-                    [{**row, "labels": row["input_ids"]} for row in rows()]
+                    [{**row, "labels": row["input_ids"]} for row in rows(6)]
                 ),
                 eval_dataset=Dataset.from_list(
                     [{**row, "labels": row["input_ids"]} for row in rows(2)]

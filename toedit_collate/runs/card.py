@@ -96,6 +96,12 @@ def editing_section(
         *["counts of one process"] * (world_size() > 1),
         *["since the run went on"] * is_resumed,
     ]
+    aligned = ""
+    if "aligned_share" in stats:
+        aligned = (
+            f"\n- Aligned: {stats['aligned_share']:.1%} of the tokens begin where one of the "
+            "prior's begins; the others\n  were left alone. Its probabilities are lower bounds."
+        )
     settings = "\n".join(f"| {key} | `{value}` |" for key, value in policy.record().items())
     return f"""{_MARK}
 
@@ -104,7 +110,7 @@ Training batches were token-edited on the fly by [toedit_collate](https://arxiv.
 policy's region are resampled from it. Evaluation data was not edited.
 
 - Policy: `{name}`
-- Prior: {prior.description}
+- Prior: {prior.description}{aligned}
 - Of {stats["scored"]:,} tokens scored, {stats["selected"]:,} were selected
   ({stats["selected_share"]:.2%}) and {stats["changed"]:,} changed ({stats["changed_share"]:.4%});
   {stats["dropped"]:,} were removed{f" ({', '.join(partial)})" if partial else ""}.
