@@ -142,3 +142,23 @@ def test_windows_cover_each_document_once(tmp_path_factory, lengths, max_length)
         for start in range(0, length, max_length)
     ]
     assert [(one.start, len(one.ids)) for one in found] == expected
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (
+            '{"text": "half \\ud800 of it"}',
+            r"text of line 2 has half of a surrogate pair, '\\ud800'",
+        ),
+        ('{"prompt": "a", "completion": "\\udc00"}', r"completion of line 2 has half of a surrog"),
+        ('{"text": null}', r"line 2 has null in text, and nothing else to read; remove the row"),
+        ('{"text": 5}', r"text of line 2 is neither text nor a list .* content: 5; see TRL"),
+        ('{"text": ["a"]}', r"text of line 2 is neither text nor .*: \['a'\]; see TRL"),
+    ],
+)
+def test_rows_that_are_no_text_are_named(tmp_path, row, message):
+    path = tmp_path / "x.jsonl"
+    path.write_text('{"text": "the fox \\ud83d\\ude00"}\n' + row + "\n")
+    with pytest.raises(UnusableError, match=message):
+        list(examples(open_data(path), make_tokenizer()))

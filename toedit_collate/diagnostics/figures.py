@@ -52,14 +52,24 @@ def save_figure(figure: Any, folder: Path, name: str) -> list[Path]:
     return paths
 
 
-def log_scale(axis: Any, *, x: bool = False, y: bool = False) -> None:
-    """Logarithmic scales with plain numbers: exponents and the small ticks cost most of a draw."""
-    from matplotlib.ticker import NullLocator
+def log_scale(
+    axis: Any, *, x: bool = False, y: bool = False, steps: tuple[float, ...] = (1.0,)
+) -> None:
+    """Logarithmic scales with plain numbers: exponents and the small ticks cost most of a draw.
+
+    Args:
+        axis: of `new_figure`.
+        x: the horizontal one.
+        y: the vertical one.
+        steps: a tick at these times each power of ten.
+    """
+    from matplotlib.ticker import LogLocator, NullLocator
 
     for wanted, name in ((x, "x"), (y, "y")):
         if wanted:
             getattr(axis, f"set_{name}scale")("log")
             side = getattr(axis, f"{name}axis")
+            side.set_major_locator(LogLocator(subs=steps))
             side.set_minor_locator(NullLocator())
             side.set_major_formatter(lambda value, _: f"{value:,.7g}")
 

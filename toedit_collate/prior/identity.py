@@ -54,6 +54,9 @@ def fingerprint(model: nn.Module, adapters: list[str]) -> str:
 
 def _summary(values: Tensor) -> bytes:
     """A few bytes that change with any one of the values."""
+    if hasattr(values, "__tensor_flatten__"):  # a quantized one: of what it is made of
+        names, _ = values.__tensor_flatten__()
+        return b"".join(_summary(getattr(values, name)) for name in names)
     plain = type(values).__name__ in ("Parameter", "Tensor") and values.element_size() in _WHOLE
     if plain and values.numel() and not values.is_complex():
         bits = values.contiguous().view(_WHOLE[values.element_size()])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import re
 import time
 from pathlib import Path
@@ -93,9 +94,10 @@ def _names(sources: list[str]) -> dict[str, str]:
 
 def _print_set(of: Measured, seconds: float) -> None:
     index, low, high = of.ngrams.concentration(2)
+    interval = "" if math.isnan(low) else f" ({low:.2f} to {high:.2f})"
+    documents = f"{of.num_documents:,} document{'s' * (of.num_documents != 1)}"
     print(
-        f"{of.name}: {of.num_documents:,} documents, {of.num_tokens:,} tokens in {seconds:,.1f} s; "
+        f"{of.name}: {documents}, {of.num_tokens:,} tokens in {seconds:,.1f} s; "
         f"perplexity {of.probabilities.perplexity:.1f}; P >= 0.99: {of.share_from(0.99):.2%}, "
-        f">= 0.999: {of.share_from(0.999):.2%}; concentration of pairs {index:.2f} "
-        f"({low:.2f} to {high:.2f})"
+        f">= 0.999: {of.share_from(0.999):.2%}; concentration of pairs {index:.2f}{interval}"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,17 +30,20 @@ def _panels(sets: Sequence[Measured], *, height: float) -> Any:
 def draw_histogram(sets: Sequence[Measured]) -> Any:
     """Shares of tokens by their probability (Figure 6)."""
     figure, axes = _panels(sets, height=3.4)
+    edges = np.linspace(0, 1, HISTOGRAM_BINS + 1)
+    counts = [of.probabilities.bins for of in sets]
+    shares = [100 * bins / max(bins.sum(), 1) for bins in counts]
+    lowest = min((some[some > 0].min() for some in shares if some.any()), default=1.0)
     for number, (axis, of) in enumerate(zip(axes, sets, strict=False)):
-        bins = of.probabilities.bins
-        edges = np.linspace(0, 1, HISTOGRAM_BINS + 1)
         axis.bar(
-            edges[:-1], 100 * bins / max(bins.sum(), 1), 1 / HISTOGRAM_BINS, align="edge",
+            edges[:-1], shares[number], 1 / HISTOGRAM_BINS, align="edge",
             color=color_of(number), edgecolor="white", linewidth=0.5,
         )  # fmt: skip
         axis.set_title(of.name, fontsize=10)
         axis.set_xlabel("P of the token that follows")
         axis.set_ylabel("% of tokens")
-        log_scale(axis, y=True)
+        log_scale(axis, y=True, steps=(1.0, 3.0))
+        axis.set_ylim(max(lowest / 1.5, 0.01), 100)  # the same for all: they are compared
     return figure
 
 
@@ -60,6 +64,9 @@ def draw_perplexity(sets: Sequence[Measured]) -> Any:
             100 * shares, edges, color=color_of(number), fill=True, alpha=0.3, label=of.name
         )
         axis.stairs(100 * shares, edges, color=color_of(number), ls=LINES[number % 4], lw=1.3)
+    decades = range(math.floor(low), math.ceil(high) + 1)
+    ticks = [math.log10(step * 10.0**decade) for decade in decades for step in (1, 3)]
+    axis.set_xticks([tick for tick in ticks if low <= tick <= high])
     axis.xaxis.set_major_formatter(lambda x, _: f"{10**x:,.3g}" if x < 3 else f"{10**x:,.0f}")
     axis.set_xlabel("perplexity of the document (log scale)")
     axis.set_ylabel("% of documents")

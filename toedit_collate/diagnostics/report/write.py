@@ -131,7 +131,8 @@ def _overview(sets: Sequence[Measured], covered: list[float]) -> Rows:
                 f"{of.share_from(0.99):.2%}", f"{of.share_from(0.999):.2%}", f"{reached:.0%}",
                 f"{one['entropy_bits']:.2f}", f"{two['entropy_bits']:.2f}",
                 f"{one['concentration']:.1f}",
-                f"{two['concentration']:.2f} ({low:.2f} to {high:.2f})",
+                f"{two['concentration']:.2f}"
+                + ("" if math.isnan(low) else f" ({low:.2f} to {high:.2f})"),
                 f"{ngrams['top_40_bigrams_share']:.1%}", f"{ngrams['top_64_bigrams_share']:.1%}",
             ]
         )  # fmt: skip

@@ -183,10 +183,19 @@ def check_values(data: Data, form: tuple[str, ...], values: list[Any], name: str
     texts = all(isinstance(value, str) for value in values) and form != ("messages",)
     chats = all(is_chat(value) for value in values) and form != ("text",)
     if not (texts or chats):
+        shown = str(values[0] if len(values) == 1 else values)[:60]
         raise data.error(
             f"{' and '.join(form)} of {name} is neither text nor a list of messages with role and "
-            f"content: {str(values)[:60]}; see TRL's dataset formats"
+            f"content: {shown}; see TRL's dataset formats"
         )
+    for column, value in zip(form, values, strict=True) if texts else ():
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:  # JSON can write half of a letter: "\ud800"
+            raise data.error(
+                f"{column} of {name} has half of a surrogate pair, {error.object[error.start]!a}, "
+                "which is no text; remove it"
+            ) from None
 
 
 def check_first(data: Data) -> None:
@@ -210,6 +219,11 @@ def check_format(data: Data, row: Row, name: str) -> tuple[str, ...]:
     """
     form = format_of(row)
     if form is None:
+        null = [column for column in dict.fromkeys(sum(COLUMNS, ())) if column in row]
+        if null:
+            raise data.error(
+                f"{name} has null in {', '.join(null)}, and nothing else to read; remove the row"
+            )
         raise data.error(
             f"{name} has the columns {sorted(row)}, none of input_ids, text, messages, or "
             f"prompt and completion: rename the columns, or {SAVE}"
