@@ -46,10 +46,8 @@ def show(seen: Inspection, *, color: bool, num_documents: int = 3, num_edits: in
 
 def _heading(seen: Inspection, color: bool) -> str:
     chances = seen.probabilities
-    facts = (
-        f"{seen.num_documents:,} document{'s' * (seen.num_documents != 1)}, {seen.num_tokens:,} tokens of {seen.data}; "
-        f"prior: {seen.prior}"
-    )
+    documents = f"{seen.num_documents:,} document{'s' * (seen.num_documents != 1)}"
+    facts = f"{documents}, {seen.num_tokens:,} tokens of {seen.data}; prior: {seen.prior}"
     if not chances.total:
         return facts
     bars = " .:-=+*#%@"
