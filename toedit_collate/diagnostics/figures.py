@@ -71,7 +71,17 @@ def log_scale(
             side = getattr(axis, f"{name}axis")
             side.set_major_locator(LogLocator(subs=steps))
             side.set_minor_locator(NullLocator())
-            side.set_major_formatter(lambda value, _: f"{value:,.7g}")
+            side.set_major_formatter(lambda value, _: plain(value))
+
+
+def plain(value: float) -> str:
+    """A number without an exponent.
+
+    Example:
+        >>> plain(1e-5), plain(0.3), plain(10_000.0)
+        ('0.00001', '0.3', '10,000')
+    """
+    return f"{value:,.0f}" if value >= 10 else f"{value:.9f}".rstrip("0").rstrip(".")
 
 
 def color_of(number: int) -> str:

@@ -162,6 +162,8 @@ def draw_whatif(sets: Sequence[Measured]) -> Any:
         axis.set_yticks(places, names, fontsize=7)
         axis.invert_yaxis()
         log_scale(axis, x=True)
+        axis.margins(y=0.01)
+        axis.tick_params(axis="x", labelsize=7)
         axis.set_xlim(left=1e-5)
         axis.set_xlabel(label)
     axes[0].legend(frameon=False, fontsize=7)
