@@ -5,15 +5,26 @@ import pytest
 
 CODE = """
 import sys
-import toedit_collate{also}
-heavy = {{"trl", "peft", "datasets", "matplotlib", "sklearn", "rich"}} & set(sys.modules)
+import toedit_collate, toedit_collate.commands.main{also}
+heavy = {{"torch", "transformers", "trl", "peft", "datasets", "matplotlib", "sklearn", "rich"}}
+heavy &= set(sys.modules)
 sys.exit(f"imported: {{sorted(heavy)}}" if heavy else 0)
 """
 
 
 @pytest.mark.parametrize(("also", "light"), [("", True), (", peft", False)])
 def test_import_is_light(also, light):
-    """No optional package is imported; and the test would see it if one were."""
+    """Nothing heavy is imported; and the test would see it if it were."""
     code = CODE.format(also=also)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.returncode == 0) == light, done.stderr
+
+
+def test_public_names_are_there():
+    import toedit_collate
+
+    assert set(toedit_collate.__all__) <= set(dir(toedit_collate))
+    for name in toedit_collate.__all__:
+        assert getattr(toedit_collate, name).__name__ == name
+    with pytest.raises(AttributeError, match="no attribute 'Priors'"):
+        _ = toedit_collate.Priors

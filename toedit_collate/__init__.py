@@ -3,21 +3,20 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from .editing.edit import edit_tokens
-from .policy import EditPolicy
-from .prior.prior import Prior
-from .stores.cache import DecisionCache
-from .stores.journal import Journal
-from .tokens.result import EditResult
-from .training.checkpoints import last_checkpoint
-from .training.collator import ToEditCollator
-from .training.lazy_batch import ToEditBatch
-
 if TYPE_CHECKING:
     from .diagnostics.inspecting import inspect_edits
+    from .editing.edit import edit_tokens
+    from .policy import EditPolicy
+    from .prior.prior import Prior
+    from .stores.cache import DecisionCache
+    from .stores.journal import Journal
+    from .tokens.result import EditResult
     from .training.attach import attach
     from .training.callback import ToEditCallback
+    from .training.checkpoints import last_checkpoint
+    from .training.collator import ToEditCollator
     from .training.generations import format_reports, self_edit
+    from .training.lazy_batch import ToEditBatch
 
 __all__ = [
     "DecisionCache",
@@ -37,18 +36,34 @@ __all__ = [
 ]
 __version__ = "0.1.0"
 
-# Imported when first asked for. transformers' callbacks import PEFT and datasets where those are
-# installed: seconds that someone who only edits tensors need not wait.
-_LAZY = {
+# Imported when first asked for: torch takes seconds, in which Ctrl-C should already end the
+# `toedit` command in a line, and transformers' callbacks import PEFT and datasets where those are
+# installed.
+_HOMES = {
+    "DecisionCache": ".stores.cache",
+    "EditPolicy": ".policy",
+    "EditResult": ".tokens.result",
+    "Journal": ".stores.journal",
+    "Prior": ".prior.prior",
+    "ToEditBatch": ".training.lazy_batch",
     "ToEditCallback": ".training.callback",
+    "ToEditCollator": ".training.collator",
     "attach": ".training.attach",
+    "edit_tokens": ".editing.edit",
     "format_reports": ".training.generations",
     "inspect_edits": ".diagnostics.inspecting",
+    "last_checkpoint": ".training.checkpoints",
     "self_edit": ".training.generations",
 }
 
 
 def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        return getattr(importlib.import_module(_LAZY[name], __name__), name)
+    if name in _HOMES:
+        value = getattr(importlib.import_module(_HOMES[name], __name__), name)
+        globals()[name] = value
+        return value
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

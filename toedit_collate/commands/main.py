@@ -6,17 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from ..tools.guard import run_guarded
-from .apply import add_apply
-from .bench import add_bench
-from .demo import add_demo
-from .inspect import add_inspect
-from .journal import add_journal
-from .plan import add_plan
-from .recipes import add_recipes
-from .report import add_report
-from .sft import add_sft
-from .theory import add_theory
+from ..tools.guard import run_guarded, say_in_a_line
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -35,6 +25,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: `--help`, or arguments that argparse refuses (status 2).
     """
+    try:
+        args = _make_parser().parse_args(argv)
+    except KeyboardInterrupt as error:
+        say_in_a_line(error)
+        raise
+    if hasattr(sys.stdout, "reconfigure"):  # a terminal of another encoding is no reason to stop
+        sys.stdout.reconfigure(errors="replace")
+    return run_guarded(f"toedit {args.command}", lambda: args.run(args))
+
+
+def _make_parser() -> argparse.ArgumentParser:
+    # They import torch, which takes seconds.
+    from .apply import add_apply
+    from .bench import add_bench
+    from .demo import add_demo
+    from .inspect import add_inspect
+    from .journal import add_journal
+    from .plan import add_plan
+    from .recipes import add_recipes
+    from .report import add_report
+    from .sft import add_sft
+    from .theory import add_theory
+
     parser = argparse.ArgumentParser(
         prog="toedit",
         description="Token editing (ToEdit): a frozen prior resamples the tokens of training "
@@ -51,10 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_recipes(commands)
     add_report(commands)
     add_theory(commands)
-    args = parser.parse_args(argv)
-    if hasattr(sys.stdout, "reconfigure"):  # a terminal of another encoding is no reason to stop
-        sys.stdout.reconfigure(errors="replace")
-    return run_guarded(f"toedit {args.command}", lambda: args.run(args))
+    return parser
 
 
 if __name__ == "__main__":

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from ..tools.files import whole
+
 # Okabe and Ito's colours: told apart by readers who are colour-blind, too.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C8C8C")
 LINES = ("-", "--", "-.", ":")
@@ -42,12 +44,26 @@ def new_figure(columns: int = 1, rows: int = 1, *, width: float = 6.4, height: f
     return figure, list(axes.flat)
 
 
+def write_figure(figure: Any, path: Path, option: str = "") -> None:
+    """Write a figure in the format that the name ends in.
+
+    Args:
+        figure: of matplotlib.
+        path: of the file.
+        option: that named it, for the message.
+
+    Raises:
+        UnusableError: it can't be written.
+    """
+    with whole(path, option) as place:
+        figure.savefig(place, dpi=150, format=path.suffix[1:])
+
+
 def save_figure(figure: Any, folder: Path, name: str) -> list[Path]:
     """Write `name`.png and `name`.svg into a folder, which is made; returns their paths."""
-    folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{name}.png", folder / f"{name}.svg"]
     for path in paths:
-        figure.savefig(path, dpi=150)
+        write_figure(figure, path)
         figure.set_layout_engine("none")  # it is laid out now: that takes as long as to draw it
     return paths
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from ...diagnostics.figures import write_figure
 from ...tools.errors import UnusableError
 from .table import Section
 
@@ -53,7 +54,7 @@ def draw(path: Path, facts: dict[str, str], sections: list[Section]) -> None:
             _bars(axis, section)
         axis.set_title(section.title, loc="left", fontsize=9)
     figure.suptitle(f"{facts['prior']}\n{facts['device']}, {facts['dtype']}", fontsize=8)
-    figure.savefig(path, dpi=150)
+    write_figure(figure, path, "--plot")
     pyplot.close(figure)
 
 

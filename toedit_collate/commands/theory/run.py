@@ -22,6 +22,7 @@ from ...diagnostics.theory import (
 )
 from ...diagnostics.theory_figure import draw_theory
 from ...tools.errors import UnusableError
+from ...tools.files import write_text
 
 Sweep = dict[str, list[Curve]]
 
@@ -140,7 +141,7 @@ def _write(
         },
     }
     path = output / "theory.json"
-    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(record, indent=1) + "\n", "--output")
     drawn = figures.save_figure(draw_theory(world, curves, sweep, within), output, "theory")
     print(f"\n{', '.join(str(one) for one in (path, *drawn))}")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import io
 import json
 import math
 from collections.abc import Sequence
@@ -103,8 +104,9 @@ def write_report(
     for name, figure in drawn.items():
         figures.save_figure(figure, folder, name)
     for name, rows in tables.items():
-        with (folder / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows(rows)
+        lines = io.StringIO()
+        csv.writer(lines, lineterminator="\n").writerows(rows)
+        write_text(folder / f"{name}.csv", lines.getvalue())
     clean = _without_nan(record)
     write_text(output / "report.json", json.dumps(clean, indent=1) + "\n")
     write_text(output / "report.html", as_page(warnings, tables, list(drawn), prior))
