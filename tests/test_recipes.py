@@ -16,6 +16,7 @@ import pytest
 import torch
 import yaml
 from conftest import make_llama, make_tokenizer
+from datasets import Dataset
 from running import (
     CONFIGS,
     ON_CPU,
@@ -32,6 +33,7 @@ from running import (
 from transformers import AutoModelForCausalLM
 
 from toedit_collate import Journal
+from toedit_collate.commands.main import main
 from toedit_collate.runs.arguments import DataArguments, EditArguments, RunArguments
 from toedit_collate.runs.formats import FORMATS
 from toedit_collate.runs.parse import parse
@@ -617,8 +619,6 @@ class TestFirstSteps:
 
     def test_a_local_run_s_card_and_data(self, files, tmp_path):
         """No "None" in the card; the journal's run keeps its data, which can be exported."""
-        from toedit_collate.commands.main import main
-
         words = base(
             files, output_dir=tmp_path / "out", dataset_name=files.chat, journal="true",
             held_out={"docs": files.docs}, edit_policy="reference_code", **STRONG,
@@ -641,3 +641,62 @@ class TestFirstSteps:
         assert len(rows) == len(source)
         samples = (out / "samples.md").read_text()
         assert re.search(r'<del>.*</del><ins title="P=[\d.]+">', samples)
+
+
+@pytest.fixture(scope="module")
+def same_data(files, tmp_path_factory):
+    """The same documents in all formats."""
+    folder = tmp_path_factory.mktemp("same")
+    rows = [json.loads(line) for line in pathlib.Path(files.docs).read_text().splitlines()]
+    rows = [{"text": " ".join(row["text"].split())} for row in rows]
+    dataset = Dataset.from_list(rows)
+    (folder / "docs.txt").write_text("\n\n".join(row["text"] for row in rows))
+    (folder / "docs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    dataset.to_csv(folder / "docs.csv")
+    dataset.to_parquet(folder / "docs.parquet")
+    dataset.save_to_disk(folder / "folder")
+    for name in ("chat", "messages"):
+        (folder / f"{name}.jsonl").write_text(pathlib.Path(getattr(files, name)).read_text())
+    return folder
+
+
+BFD_SPLIT = {"packing": "true", "packing_strategy": "bfd_split", "max_length": 16}
+
+
+class TestAppliedCaches:
+    """What `toedit apply` decided about a file, a recipe finds when it trains on that file."""
+
+    @pytest.mark.parametrize(
+        ("name", "script", "more"),
+        [
+            ("docs.txt", "pretrain", BFD_SPLIT),
+            ("docs.jsonl", "cpt", {}),
+            ("docs.csv", "cpt", {"packing": "true", "max_length": 16}),  # truncated
+            ("docs.parquet", "cpt", {}),
+            pytest.param("docs.txt", "cpt", {}, marks=pytest.mark.slow),
+            pytest.param("folder", "cpt", {}, marks=pytest.mark.slow),
+            pytest.param("*.csv", "cpt", BFD_SPLIT, marks=pytest.mark.slow),
+            pytest.param("chat.jsonl", "cpt", {}, marks=pytest.mark.slow),
+            ("messages.jsonl", "cpt", {"assistant_only_loss": "true"}),
+        ],
+    )
+    def test_a_recipe_needs_no_pass(
+        self, files, same_data, tmp_path, capsys, no_bars, name, script, more
+    ):
+        cache, source = tmp_path / "cache", str(same_data / name)
+        words = ["--threshold", "0.3", "--exclude-original", "--cache", str(cache)]
+        words += ["--max-length", str(more.get("max_length", 64))]
+        words += ["--assistant-only-loss"] if "assistant_only_loss" in more else []
+        assert main(["apply", "--prior", files.model, "--data", source, *words]) == 0
+        before = {path: path.read_bytes() for path in cache.rglob("*") if path.is_file()}
+        assert before
+        values = base(
+            files, **STRONG, dataset_name=source, output_dir=tmp_path / "out",
+            decision_cache=cache, **more,
+        )  # fmt: skip
+        if script == "pretrain":
+            values["config_name"] = values.pop("model_name_or_path")
+        run_recipe(script, *options(**values))
+        run = metrics(tmp_path / "out")
+        assert run["edit"]["changed"] > 0
+        assert {path: path.read_bytes() for path in cache.rglob("*") if path.is_file()} == before

@@ -345,21 +345,21 @@ class TestOutput:
 
     @pytest.mark.parametrize("output", ["out", "out.jsonl"])
     def test_text(self, tmp_path, capsys, prior_folder, real, output):
-        """Text is tokenized once, whole; its tokens are written beside it."""
+        """Text is tokenized once, with an end token; its tokens are written beside it."""
         texts = ["the quick brown fox jumps over the lazy dog", "a slow green turtle walks", "6"]
         data = write(tmp_path / "data.jsonl", [{"text": text, "n": 1} for text in texts])
         printed = applied(
             capsys, "--prior", prior_folder, "--data", data, "--output", tmp_path / output,
             "--threshold", "0.001", "--exclude-original",
         )  # fmt: skip
-        assert "3 rows held text" in printed
+        assert "3 rows held text or chats" in printed
         policy = EditPolicy(threshold=0.001, exclude_original=True)
         tokenizer = make_tokenizer()
         for row, text in zip(read(tmp_path / output), texts, strict=True):
-            ids = torch.tensor([tokenizer(text)["input_ids"]])
+            ids = torch.tensor([tokenizer(text + "<|eos|>")["input_ids"]])
             expected = edit_tokens(real, ids, policy=policy).input_ids[0].tolist()
             assert row["input_ids"] == expected
-            assert row["text"] == tokenizer.decode(expected)
+            assert row["text"] == tokenizer.decode(expected[:-1])
             assert row["n"] == 1
 
     def test_packed_rows(self, tmp_path, capsys, prior_folder, real):

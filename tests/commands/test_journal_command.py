@@ -338,8 +338,9 @@ def test_text_is_decoded(journal, tmp_path, capsys, tokenizer, tokenizer_folder)
 
 
 @pytest.mark.parametrize("output", ["out", "out.jsonl"])
-def test_data_of_text(tmp_path, capsys, output):
-    """Text is tokenized as a whole; what the tokenizer adds is not written back as text."""
+@pytest.mark.parametrize(("end", "more"), [("<|eos|>", ()), ("", ("--no-eos",))])
+def test_data_of_text(tmp_path, capsys, output, end, more):
+    """Text is tokenized as in training; what is added to it is not written back as text."""
     tokenizer = make_tokenizer()
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
         single="<|bos|> $A <|eos|>", special_tokens=[("<|bos|>", 0), ("<|eos|>", 1)]
@@ -347,20 +348,21 @@ def test_data_of_text(tmp_path, capsys, output):
     tokenizer.backend_tokenizer.normalizer = Lowercase()
     tokenizer.save_pretrained(tmp_path / "tokenizer")
     first, second = "the quick <|im_start|>brown fox", "A lazy Dog"  # which decoding would not give
-    ids = tokenizer(first)["input_ids"]
-    assert (ids[0], ids[-1]) == (0, 1)
+    ids = tokenizer(first + end)["input_ids"]
+    num_added = 2 if end else 1
+    assert (ids[0], ids[-num_added:]) == (0, [1] * num_added)
     new = tokenizer.convert_tokens_to_ids("X")
     with Journal(tmp_path / "journal") as journal:
         record(journal, ids, {1: None, 2: new})
     data = write(tmp_path / "data.jsonl", [{"text": first, "n": 1}, {"text": second, "n": 2}])
     rows, printed = export(
         capsys, tmp_path / "journal", data, tmp_path / output,
-        "--tokenizer", tmp_path / "tokenizer",
+        "--tokenizer", tmp_path / "tokenizer", *more,
     )  # fmt: skip
     assert rows[0]["input_ids"] == [0, new, *ids[3:]]
-    assert rows[0]["text"] == "X" + tokenizer.decode(ids[3:-1])
+    assert rows[0]["text"] == "X" + tokenizer.decode(ids[3:-num_added])
     assert "<|im_start|>" in rows[0]["text"]
-    unchanged = {"input_ids": tokenizer(second)["input_ids"], "text": second, "n": 2}
+    unchanged = {"input_ids": tokenizer(second + end)["input_ids"], "text": second, "n": 2}
     assert rows[1] == unchanged
     assert "2 documents, of which generation 1 knows 1;" in printed
 

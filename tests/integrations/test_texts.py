@@ -24,12 +24,12 @@ def folder(tmp_path_factory):
 def test_texts_are_edited_as_their_tokens_are(folder):
     editor = TextEditor(folder, STRONG, batch_tokens=64)
     for text, one in zip(TEXTS, editor.edit(TEXTS), strict=True):
-        ids = editor.prior.tokenizer(text, return_tensors="pt")["input_ids"]
+        ids = editor.prior.tokenizer(text + "<|eos|>", return_tensors="pt")["input_ids"]
         result = edit_tokens(editor.prior, ids, policy=STRONG)
         assert one.input_ids == result.input_ids[0].tolist()
         assert (one.scored, one.changed) == (result.scored.sum(), result.changed.sum())
         assert one.changed > 0
-        assert one.text == editor.prior.tokenizer.decode(one.input_ids)
+        assert one.text == editor.prior.tokenizer.decode(one.input_ids[:-1])
         assert not one.is_lossy
 
 
@@ -41,9 +41,10 @@ def test_a_text_that_is_not_changed_is_exactly_as_it_was(folder):
 def test_a_long_text_goes_window_by_window(folder):
     editor = TextEditor(folder, STRONG, max_length=8)
     (one,) = editor.edit([TEXT])
-    ids = editor.prior.tokenizer(TEXT)["input_ids"]
+    ids = editor.prior.tokenizer(TEXT + "<|eos|>")["input_ids"]
     windows = [ids[n : n + 8] for n in range(0, len(ids), 8)]
-    assert one.scored == sum(len(window) - 1 for window in windows)
+    # All but each window's first token, and the end token.
+    assert one.scored == sum(len(window) - 1 for window in windows) - (len(windows[-1]) > 1)
     assert [one.input_ids[n] for n in range(0, len(ids), 8)] == [window[0] for window in windows]
 
 
@@ -51,7 +52,8 @@ def test_tokens_may_be_dropped(folder):
     editor = TextEditor(folder, EditPolicy(region="none", drop_below=0.01))
     (one,) = editor.edit([TEXT])
     assert one.dropped > 0
-    assert len(one.input_ids) == len(editor.prior.tokenizer(TEXT)["input_ids"]) - one.dropped
+    ids = editor.prior.tokenizer(TEXT + "<|eos|>")["input_ids"]
+    assert len(one.input_ids) == len(ids) - one.dropped
 
 
 def test_a_cache_is_filled(folder, tmp_path):

@@ -187,10 +187,6 @@ class TestData:
             with pytest.raises(UnusableError, match=r"train\[:1\]"):
                 load_rows(str(tmp_path / name), split="train[:1]")
 
-    def test_a_text_file_is_one_document(self, tmp_path):
-        (tmp_path / "a.txt").write_text("one\n\ntwo\n")
-        assert load_rows(str(tmp_path / "a.txt"))["text"][:] == ["one\n\ntwo\n"]
-
     @pytest.mark.parametrize("name", ["gone.jsonl", "./gone", "nobody/nothing"])
     def test_what_is_not_there(self, name):
         with pytest.raises(UnusableError, match=name.replace(".", r"\.")):

@@ -13,7 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from trl import SFTConfig, SFTTrainer
 
-from toedit_collate.tools.datafiles import examples, format_of, ids_and_labels, open_data
+from toedit_collate.tools.datafiles import (
+    examples,
+    format_of,
+    ids_and_labels,
+    load_rows,
+    open_data,
+    parse_source,
+)
 from toedit_collate.tools.datafiles.rows import Data, SavedRows
 from toedit_collate.tools.errors import UnusableError
 
@@ -42,6 +49,47 @@ def test_every_format_gives_the_same_rows(tmp_path, name):
     assert rows_of(path) == rows
     assert open_data(path).count_rows() == 3
     assert list(open_data(path).features()) == ["text"]
+
+
+AWKWARD = {
+    "blank.txt": b"\xef\xbb\xbfone\r\n\r\n\r\n \t\r\ntwo\r\nmore\r\n\r\n",
+    "a/b.txt": b"one\nline\n\ntwo",
+    "types.csv": b'text,n\n"NA",1\n2020-01-01,02\n"a, ""b""\nc",\n',
+    "types.jsonl": b'{"text": "2020-01-01"}\n\n{"text": "1", "n": 2}\n',
+    "array.json": b'[{"text": "one"}, {"text": "two"}]',
+}
+
+
+@pytest.mark.parametrize(
+    ("source", "num"),
+    [
+        ("blank.txt", 2), ("blank.txt:train[1:]", 1), ("*.txt", 2), ("a", 2), ("types.csv", 3),
+        ("types.csv:train[:67%]", 2), ("types.jsonl", 2), ("types.jsonl:train[:1]", 1),
+        ("array.json", 2),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("streaming", [True, False])
+def test_recipes_and_commands_read_the_same_rows(tmp_path, source, num, streaming):
+    (tmp_path / "a").mkdir()
+    for name, content in AWKWARD.items():
+        (tmp_path / name).write_bytes(content)
+    name, config, split = parse_source(str(tmp_path / source))
+    ours = [
+        {name: value for name, value in row.items() if value is not None}
+        for row in rows_of(tmp_path / source)
+    ]
+    theirs = load_rows(name, config, split, streaming=streaming and split == "train")
+    assert ours == [{n: v for n, v in row.items() if v is not None} for row in theirs]
+    assert len(ours) == num
+    assert all(isinstance(row["text"], str) for row in ours)
+
+
+def test_a_file_that_was_changed_is_read_again(tmp_path):
+    path = tmp_path / "x.txt"
+    path.write_text("one")
+    assert load_rows(str(path))["text"][:] == ["one"]
+    path.write_text("another")
+    assert load_rows(str(path))["text"][:] == ["another"]
 
 
 def test_the_dataset_that_is_made_on_the_spot():
@@ -104,13 +152,16 @@ def test_a_pipe_is_no_file(tmp_path):
         ({"messages": CHAT}, True),
         ({"prompt": CHAT[:1], "completion": CHAT[1:]}, False),
         ({"prompt": CHAT[:1], "completion": CHAT[1:]}, True),
+        ({"prompt": "the fox", "completion": " jumps"}, False),
         ({"prompt": "the fox", "completion": " jumps<|eos|>"}, False),
         ({"prompt": "the fox ", "completion": "jumps<|eos|>"}, False),
+        ({"text": "the fox jumps"}, False),
         ({"text": "the fox jumps<|eos|>"}, False),
+        ({"messages": CHAT, "tools": "[]"}, False),
+        ({"prompt": CHAT[:1], "completion": CHAT[1:], "messages": CHAT}, False),
     ],
 )
 def test_ids_and_labels_are_those_of_trl(tmp_path, row, assistant_only):
-    """But for the end token, which `SFTTrainer` puts behind text that has none."""
     tokenizer = make_tokenizer()
     args = SFTConfig(
         str(tmp_path), assistant_only_loss=assistant_only, report_to="none", use_cpu=True,

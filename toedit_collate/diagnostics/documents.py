@@ -74,7 +74,7 @@ def name_of(source: Source) -> str:
 
 def read_documents(
     source: Source, tokenizer: Any, *, max_length: int | None, vocab_size: int | None = None,
-    assistant_only: bool = False,
+    assistant_only: bool = False, eos: bool = True,
 ) -> Iterator[SourceDocument]:  # fmt: skip
     """Read documents one by one, tokenized as in training; memory stays bounded.
 
@@ -84,13 +84,14 @@ def read_documents(
         max_length: longer documents are cut into windows of so many tokens; None: they are not.
         vocab_size: of the prior; None: ids are not checked.
         assistant_only: in chats, only the assistant's turns have labels.
+        eos: end text by an end token, as SFTTrainer and the recipes do.
 
     Raises:
         UnusableError: a row can't be used; it is named.
     """
     found = examples(
         as_data(source), tokenizer, max_length=max_length, vocab_size=vocab_size,
-        assistant_only=assistant_only,
+        assistant_only=assistant_only, eos=eos,
     )  # fmt: skip
     for number, one in enumerate(found):
         name = one.name if not one.start else f"{one.name}, from token {one.start}"

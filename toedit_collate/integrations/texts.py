@@ -13,6 +13,8 @@ from ..editing.edit import edit_tokens
 from ..policy import EditPolicy, make_policy
 from ..prior.prior import Prior
 from ..stores.cache import DecisionCache
+from ..stores.ragged import Array
+from ..tools.datafiles import encode
 
 # The folder is as large as it must be: a training run without the prior needs all documents.
 _NO_LIMIT = 2**62
@@ -24,7 +26,8 @@ class EditedText:
 
     Attributes:
         text: edited; where no token changed, exactly as it came.
-        input_ids: its tokens, with those that the tokenizer put around it.
+        input_ids: its tokens, with those that the tokenizer put around it, and its end token: the
+            document that SFTTrainer, a recipe or `toedit apply` makes of the same text.
         scored: tokens that the policy was applied to.
         selected: of them, those in its region.
         changed: of them, those that became another.
@@ -94,14 +97,13 @@ class TextEditor:
         """
         if not texts:
             return []
-        tokenizer: Any = self.prior.tokenizer
-        encoded = tokenizer(list(texts), return_special_tokens_mask=True, verbose=False)
+        all_ids, added = encode(self.prior.tokenizer, texts)
         windows = [
             (number, start)
-            for number, ids in enumerate(encoded["input_ids"])
+            for number, ids in enumerate(all_ids)
             for start in range(0, len(ids), self._max_length)
         ]
-        pieces = {w: encoded["input_ids"][w[0]][w[1] : w[1] + self._max_length] for w in windows}
+        pieces = {w: all_ids[w[0]][w[1] : w[1] + self._max_length] for w in windows}
         edited: dict[tuple[int, int], tuple[list[int], list[int], Tensor]] = {}
         order = sorted(windows, key=lambda w: -len(pieces[w]))  # what does not fit fails at once
         while order:
@@ -110,9 +112,7 @@ class TextEditor:
             order = order[num:]
         return [
             self._join(text, ids, special, [edited[w] for w in windows if w[0] == number])
-            for number, (text, ids, special) in enumerate(
-                zip(texts, encoded["input_ids"], encoded["special_tokens_mask"], strict=True)
-            )
+            for number, (text, ids, special) in enumerate(zip(texts, all_ids, added, strict=True))
         ]
 
     def flush(self) -> None:
@@ -146,9 +146,7 @@ class TextEditor:
             found[window] = (ids, source[row][kept].tolist(), counts[row].cpu())
         return found
 
-    def _join(
-        self, text: str, ids: list[int], special: list[int], windows: list[Any]
-    ) -> EditedText:
+    def _join(self, text: str, ids: list[int], special: Array, windows: list[Any]) -> EditedText:
         tokenizer: Any = self.prior.tokenizer
         new: list[int] = []
         plain: list[int] = []

@@ -145,7 +145,8 @@ class DataArguments:
     """What is trained and measured on. The names are those of TRL's `ScriptArguments`."""
 
     dataset_name: str | None = _optional(
-        "Hub id, or a local .jsonl, .parquet, .csv or .txt file, or a folder of save_to_disk."
+        "Hub id; or a local .jsonl, .parquet, .csv or .txt file (documents between blank lines), "
+        "several by *, or a folder of save_to_disk."
     )
     dataset_config: str | None = _optional("Name of the hub dataset's configuration.")
     dataset_train_split: str = field(

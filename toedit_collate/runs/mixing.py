@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..tools.datafiles import encode
+
 SHUFFLE_BUFFER = 10_000  # rows of a stream
 
 
@@ -37,10 +39,7 @@ def pack_text(rows: Any, tokenizer: Any, args: Any) -> Any:
 
 
 def _tokenize(batch: dict[str, list[str]], tokenizer: Any) -> dict[str, Any]:
-    eos = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    return {
-        "input_ids": [[*ids, *eos] for ids in tokenizer(batch["text"], verbose=False).input_ids]
-    }
+    return {"input_ids": encode(tokenizer, batch["text"])[0]}
 
 
 def mix(human: Any, synthetic: Any, fraction: float, seed: int) -> Any:

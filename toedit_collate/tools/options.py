@@ -11,9 +11,9 @@ from ..prior.loading import QUANTIZATIONS
 from .errors import UnusableError
 
 DATA_HELP = (
-    ".jsonl, .parquet, .csv (first line: column names), .txt (documents between blank lines), a "
-    "folder of save_to_disk, or a hub dataset (id, id:config or id:config:split); with the column "
-    "input_ids, text, messages, or prompt and completion"
+    ".jsonl, .parquet, .csv (first line: column names), .txt (documents between blank lines), "
+    "several by *, a folder of save_to_disk, or a hub dataset (id, id:config or id:config:split); "
+    "with the column input_ids, text, messages, or prompt and completion"
 )
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -85,6 +85,53 @@ def add_data(parser: Any, *, required: bool = False, more: str = "") -> None:
     parser.add_argument(
         "--split", metavar="NAME", help="of a folder that holds several, or of a hub dataset"
     )
+
+
+def add_reading(
+    parser: Any, *, max_length: str | None = None, batch_tokens: int | None = None,
+    assistant_only: bool = True, eos: bool = True,
+) -> None:  # fmt: skip
+    """Add how the rows of `--data` become documents to an argparse parser.
+
+    Args:
+        parser: of argparse.
+        max_length: what follows the help of `--max-length`; None: there is no such option.
+        batch_tokens: default of `--batch-tokens`; None: there is no such option.
+        assistant_only: add `--assistant-only-loss`.
+        eos: add `--no-eos`.
+    """
+    if max_length is not None:
+        parser.add_argument(
+            "--max-length",
+            type=positive,
+            metavar="N",
+            help="cut longer documents into windows of N tokens, each scored on its own, as "
+            "training does that packs by bfd_split; the first is what truncation leaves; default: "
+            f"{max_length}",
+        )
+    if assistant_only:
+        parser.add_argument(
+            "--assistant-only-loss",
+            action="store_true",
+            help="in chats, only the assistant's turns have labels (and are edited), as with "
+            "SFTConfig(assistant_only_loss=True)",
+        )
+    if eos:
+        parser.add_argument(
+            "--no-eos",
+            dest="eos",
+            action="store_false",
+            help="put no end token behind text, which SFTTrainer and the recipes do; for training "
+            "that doesn't",
+        )
+    if batch_tokens is not None:
+        parser.add_argument(
+            "--batch-tokens",
+            type=positive,
+            default=batch_tokens,
+            metavar="N",
+            help="how many to score at once, padding included; default: %(default)s",
+        )
 
 
 def add_prior(parser: Any, *, required: bool = False) -> None:

@@ -79,9 +79,10 @@ def _go_through(data: Data, prior: Prior, editor: Editor, settings: Settings, ba
         return
     with whole(settings.output, "--output", replace=False) as target:
         lines = settings.output.suffix == ".jsonl"
-        Output(data, prior.tokenizer, assistant_only=settings.assistant_only).write(
-            edited, target, lines=lines, bar=bar
+        output = Output(
+            data, prior.tokenizer, assistant_only=settings.assistant_only, eos=settings.eos
         )
+        output.write(edited, target, lines=lines, bar=bar)
         _check_any(data, editor.counts, settings)
 
 
@@ -96,7 +97,7 @@ def _edited(
     begin = time.monotonic()
     parts = windows(
         data, prior, batch_tokens=settings.batch_tokens, shard=settings.shard,
-        max_length=settings.max_length, assistant_only=settings.assistant_only,
+        max_length=settings.max_length, assistant_only=settings.assistant_only, eos=settings.eos,
     )  # fmt: skip
     for window in parts:
         yield from editor.edit(window, _Progress(bar, window, editor.counts, begin))

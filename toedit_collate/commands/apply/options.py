@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from ...tools.options import add_data, add_policy, add_prior, policy_of, positive, prior_options
+from ...tools.options import add_data, add_policy, add_prior, add_reading, policy_of, prior_options
 
 _BEST = (
     ". Best is what will be trained on, saved by trainer.train_dataset.save_to_disk(FOLDER): it "
@@ -37,25 +37,7 @@ def add_apply(commands: Any) -> None:
         metavar="OUT",
         help="a new .jsonl file; or, with any other name, a new folder for datasets.load_from_disk",
     )
-    parser.add_argument(
-        "--batch-tokens",
-        type=positive,
-        default=16_384,
-        metavar="N",
-        help="how many to score at once, padding included; default: %(default)s",
-    )
-    parser.add_argument(
-        "--max-length",
-        type=positive,
-        metavar="N",
-        help="cut longer documents into windows of N tokens, each scored on its own, as training "
-        "does that packs by wrapped or bfd_split; default: as long as the prior takes",
-    )
-    parser.add_argument(
-        "--assistant-only-loss",
-        action="store_true",
-        help="of chats, edit the assistant's turns only, as SFTConfig(assistant_only_loss=True)",
-    )
+    add_reading(parser, max_length="whole documents", batch_tokens=16_384)
     parser.add_argument(
         "--shard",
         type=_shard,
@@ -94,6 +76,7 @@ def _run(args: argparse.Namespace) -> int:
             batch_tokens=args.batch_tokens,
             max_length=args.max_length,
             assistant_only=args.assistant_only_loss,
+            eos=args.eos,
             shard=shard or (0, 1),
             policy=policy_of(args),
         )

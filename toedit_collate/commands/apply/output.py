@@ -25,12 +25,15 @@ class Output:
         data: where the rows come from.
         tokenizer: of the prior.
         assistant_only: of chats, only the assistant's turns have labels.
+        eos: end text by an end token.
     """
 
-    def __init__(self, data: Data, tokenizer: Any, *, assistant_only: bool = False) -> None:
+    def __init__(
+        self, data: Data, tokenizer: Any, *, assistant_only: bool = False, eos: bool = True
+    ) -> None:
         self._data = data
         self._reviser = Reviser(
-            data, self._edit, tokenizer, with_text=True, assistant_only=assistant_only
+            data, self._edit, tokenizer, with_text=True, assistant_only=assistant_only, eos=eos
         )
 
     def write(self, edited: Iterator[EditedRows], target: Path, *, lines: bool, bar: Any) -> None:

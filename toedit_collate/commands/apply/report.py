@@ -34,9 +34,10 @@ def print_report(
         _print_cache(settings, counts, cache)
     if counts.rows_from_text:
         print(
-            f"Note: {counts.rows_from_text:,} rows held text, which was tokenized as a whole. A "
-            "trainer that adds an end token, truncates or packs trains on other documents: then "
-            "save trainer.train_dataset.save_to_disk(FOLDER), and give --data FOLDER."
+            f"Note: {counts.rows_from_text:,} rows held text or chats, tokenized as SFTTrainer "
+            f"does{', with' if settings.eos else ', but without'} an end token. Where it cuts "
+            "documents, give its max_length as --max-length; where it packs by wrapped, save "
+            "trainer.train_dataset.save_to_disk(FOLDER), and give --data FOLDER."
         )
 
 

@@ -22,5 +22,6 @@ class Settings:
     batch_tokens: int
     max_length: int | None
     assistant_only: bool
+    eos: bool
     shard: tuple[int, int]
     policy: EditPolicy

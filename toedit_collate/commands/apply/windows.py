@@ -72,7 +72,7 @@ class Window:
 
 def windows(
     data: Data, prior: Prior, *, batch_tokens: int, shard: tuple[int, int],
-    max_length: int | None = None, assistant_only: bool = False,
+    max_length: int | None = None, assistant_only: bool = False, eos: bool = True,
 ) -> Iterator[Window]:  # fmt: skip
     """Read the data, some rows at a time.
 
@@ -83,6 +83,7 @@ def windows(
         shard: I and N, to read the I-th of N parts.
         max_length: documents that are longer are cut into windows of so many tokens.
         assistant_only: in chats, only the assistant's turns have labels.
+        eos: end text by an end token.
 
     Raises:
         UnusableError: a row can't be used.
@@ -99,13 +100,13 @@ def windows(
             continue
         # The rows as they were read are kept: which column was there matters when they are written.
         tokenized = Batch([dict(row) for row in batch.rows], batch.names)
-        added = tokenize(data, tokenized, prior.tokenizer, assistant_only=assistant_only)
+        num_from_text = sum(row.get("input_ids") is None for row in batch.rows)
+        tokenize(data, tokenized, prior.tokenizer, assistant_only=assistant_only, eos=eos)
         documents = find_documents(data, tokenized)
         has_loss = labels_of(data, tokenized, documents) != -100
         if max_length is not None:
             documents = documents.cut(max_length)
         _check_scorable(data, tokenized, documents, prior)
-        num_from_text = sum(one is not None for one in added)
         gathered.append((batch, documents, has_loss, num_from_text))
         num_tokens += len(documents.tokens)
         if num_tokens >= BATCHES_OF_WINDOW * batch_tokens:

@@ -35,7 +35,11 @@ def inspect_journal(args: argparse.Namespace) -> Inspection:
         return look(
             Journal(args.journal),
             read_documents(
-                data, tokenizer, max_length=args.max_length, assistant_only=args.assistant_only
+                data,
+                tokenizer,
+                max_length=args.max_length,
+                assistant_only=args.assistant_only_loss,
+                eos=args.eos,
             ),
             Reader(tokenizer),
             keep=max(args.keep, args.show),

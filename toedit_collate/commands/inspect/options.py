@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from ...tools.options import add_data, add_prior, positive, prior_options, seed, whole
+from ...tools.options import add_data, add_prior, add_reading, positive, prior_options, seed, whole
 
 
 def add_inspect(commands: Any) -> None:
@@ -92,25 +92,7 @@ def _add_choice(parser: Any) -> None:
         metavar="N",
         help="so many in --html and --json; default: %(default)s",
     )
-    group.add_argument(
-        "--max-length",
-        type=positive,
-        metavar="N",
-        help="cut longer documents into windows of so many tokens, as training does; default: what "
-        "the prior can take",
-    )
-    group.add_argument(
-        "--assistant-only",
-        action="store_true",
-        help="in chats, only the assistant's turns have labels, as with assistant_only_loss",
-    )
-    group.add_argument(
-        "--batch-tokens",
-        type=positive,
-        default=4096,
-        metavar="N",
-        help="how many to score at once; default: %(default)s",
-    )
+    add_reading(group, max_length="what the prior can take", batch_tokens=4096)
     group.add_argument(
         "--color",
         choices=("auto", "always", "never"),

@@ -61,7 +61,7 @@ def _look(args: argparse.Namespace, options: dict[str, Any]) -> Inspection:
         return inspect_edits(
             through, data, policies, limit=args.limit or None, keep=max(args.keep, args.show),
             order=args.order, find=args.find, seed=args.seed, max_length=args.max_length,
-            assistant_only=args.assistant_only, batch_tokens=args.batch_tokens, progress=True,
+            assistant_only=args.assistant_only_loss, batch_tokens=args.batch_tokens, progress=True,
         )  # fmt: skip
 
     try:

@@ -23,6 +23,7 @@ def export(
     tokenizer: str | None,
     with_text: bool,
     split: str | None,
+    eos: bool = True,
 ) -> None:
     """Write the data, and print what it is.
 
@@ -40,6 +41,7 @@ def export(
         lambda batch, documents: replay(data, batch, documents, journal, generation),
         open_tokenizer(tokenizer),
         with_text=with_text,
+        eos=eos,
     )
     with whole(output, "--output", replace=False) as target, progress_bar(data) as bar:
         rows = _revised(data, reviser, bar)

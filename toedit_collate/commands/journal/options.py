@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from ...tools.options import DATA_HELP, whole
+from ...tools.options import DATA_HELP, add_reading, whole
 
 _DATA = (
     f"the source data: {DATA_HELP}. Best is what was trained on, saved by "
@@ -61,6 +61,7 @@ def _add_verify(actions: Any) -> None:
     )
     parser.add_argument("--data", nargs="+", default=[], metavar="FILE", help=_DATA)
     _add_tokenizer(parser, "for data with the column text instead of input_ids")
+    add_reading(parser, assistant_only=False)
     _add_split(parser)
     parser.set_defaults(run=_verify)
 
@@ -86,6 +87,7 @@ def _add_export(actions: Any) -> None:
         parser, "adds the column text, decoded from the tokens; and for data without input_ids"
     )
     parser.add_argument("--no-text", action="store_true", help="write no column text")
+    add_reading(parser, assistant_only=False)
     _add_split(parser)
     parser.set_defaults(run=_export)
 
@@ -148,7 +150,7 @@ def _verify(args: argparse.Namespace) -> int:
     from .verify import verify
 
     use_one_thread()
-    return 0 if verify(args.path, args.data, args.tokenizer, args.split) else 1
+    return 0 if verify(args.path, args.data, args.tokenizer, args.split, eos=args.eos) else 1
 
 
 def _export(args: argparse.Namespace) -> int:
@@ -164,6 +166,7 @@ def _export(args: argparse.Namespace) -> int:
         tokenizer=args.tokenizer,
         with_text=not args.no_text,
         split=args.split,
+        eos=args.eos,
     )
     return 0
 

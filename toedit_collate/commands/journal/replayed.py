@@ -11,7 +11,9 @@ from ...tools.datafiles.revise import replay
 from ...tools.errors import UnusableError
 
 
-def replay_data(journal: Journal, path: str, tokenizer: Any, split: str | None) -> list[str]:
+def replay_data(
+    journal: Journal, path: str, tokenizer: Any, split: str | None, *, eos: bool = True
+) -> list[str]:
     """Replay a data file, print a line about it, and return the documents that could not be.
 
     Raises:
@@ -23,7 +25,7 @@ def replay_data(journal: Journal, path: str, tokenizer: Any, split: str | None) 
     num_documents = 0
     problem = ""
     for batch in data.batches():
-        tokenize(data, batch, tokenizer)
+        tokenize(data, batch, tokenizer, eos=eos)
         documents = find_documents(data, batch)
         num_documents += len(documents.keys)
         for generation in generations:

@@ -35,7 +35,9 @@ class Findings:
     frames: list[tuple[Path, Frame]] = field(default_factory=list)
 
 
-def verify(path: Path, data: list[str], tokenizer: str | None, split: str | None) -> bool:
+def verify(
+    path: Path, data: list[str], tokenizer: str | None, split: str | None, *, eos: bool = True
+) -> bool:
     """Print a line for each file, what is wrong, and a verdict.
 
     Returns:
@@ -66,7 +68,7 @@ def verify(path: Path, data: list[str], tokenizer: str | None, split: str | None
     elif data:
         journal = open_journal(path)
         for one in data:
-            findings.problems += replay_data(journal, one, as_tokens, split)
+            findings.problems += replay_data(journal, one, as_tokens, split, eos=eos)
     return _verdict(path, findings.problems)
 
 

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from ...tools.options import DATA_HELP, add_prior, positive, prior_options, seed
+from ...tools.options import DATA_HELP, add_prior, add_reading, positive, prior_options, seed
 
 
 def add_report(commands: Any) -> None:
@@ -47,25 +47,7 @@ def add_report(commands: Any) -> None:
         metavar="N",
         help="look at so many documents of each; default: all",
     )
-    parser.add_argument(
-        "--max-length",
-        type=positive,
-        metavar="N",
-        help="cut longer documents into windows of so many tokens, as training does; default: what "
-        "the prior can take",
-    )
-    parser.add_argument(
-        "--assistant-only",
-        action="store_true",
-        help="in chats, only the assistant's turns have labels, as with assistant_only_loss",
-    )
-    parser.add_argument(
-        "--batch-tokens",
-        type=positive,
-        default=16_384,
-        metavar="N",
-        help="how many to score at once; default: %(default)s",
-    )
+    add_reading(parser, max_length="what the prior can take", batch_tokens=16_384, eos=False)
     parser.add_argument(
         "--seed", type=seed, default=0, metavar="N", help="of samples; default: %(default)s"
     )

@@ -33,7 +33,7 @@ def run_report(args: argparse.Namespace, options: dict[str, Any]) -> int:
     opened = {name: as_data(source) for name, source in named.items()}  # before the prior loads
     prior = open_prior(args.prior, **options)
     settings = SetSettings(
-        limit=args.limit, max_length=args.max_length, assistant_only=args.assistant_only,
+        limit=args.limit, max_length=args.max_length, assistant_only=args.assistant_only_loss,
         batch_tokens=args.batch_tokens, seed=args.seed, progress=True,
     )  # fmt: skip
     sets = []

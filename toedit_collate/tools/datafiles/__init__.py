@@ -13,7 +13,7 @@ from .examples import Example, examples
 from .loading import load_rows, parse_source
 from .rows import Batch, Data, Row
 from .sources import open_data
-from .tokens import COLUMNS, format_of, ids_and_labels, tokenize
+from .tokens import COLUMNS, encode, format_of, ids_and_labels, tokenize
 
 __all__ = [
     "COLUMNS",
@@ -22,6 +22,7 @@ __all__ = [
     "Documents",
     "Example",
     "Row",
+    "encode",
     "examples",
     "find_documents",
     "format_of",

@@ -34,7 +34,7 @@ class Example:
 
 def examples(
     data: Data, tokenizer: Any, *, max_length: int | None = None, vocab_size: int | None = None,
-    assistant_only: bool = False,
+    assistant_only: bool = False, eos: bool = True,
 ) -> Iterator[Example]:  # fmt: skip
     """Read all documents of a data file as training would see them; memory stays bounded.
 
@@ -45,6 +45,7 @@ def examples(
             own; None: leave them whole.
         vocab_size: of the prior; None: ids are not checked.
         assistant_only: only the assistant's turns have labels; see `tokenize`.
+        eos: end text by an end token; see `tokenize`.
 
     Raises:
         UnusableError: a row can't be used; names it, and the mend.
@@ -60,7 +61,7 @@ def examples(
     """
     for batch in data.batches():
         own = Batch([dict(row) for row in batch.rows], batch.names)
-        tokenize(data, own, tokenizer, assistant_only=assistant_only)
+        tokenize(data, own, tokenizer, assistant_only=assistant_only, eos=eos)
         documents = find_documents(data, own)
         if vocab_size is not None:
             check_ids(data, own, documents, vocab_size)

@@ -47,6 +47,7 @@ class Reviser:
         tokenizer: for rows of text, and for the column `text`; None: there is neither.
         with_text: whether to write that column.
         assistant_only: of chats, give `assistant_masks`; see `tokenize`.
+        eos: end text by an end token; see `tokenize`.
 
     Attributes:
         counts: what was done so far.
@@ -55,11 +56,11 @@ class Reviser:
 
     def __init__(
         self, data: Data, edit: Edit, tokenizer: Any, *, with_text: bool,
-        assistant_only: bool = False,
+        assistant_only: bool = False, eos: bool = True,
     ) -> None:  # fmt: skip
         self.counts = Counts()
         self.stale: set[str] = set()
-        self._assistant_only = assistant_only
+        self._how = {"assistant_only": assistant_only, "eos": eos}
         self._data = data
         self._edit = edit
         self._tokenizer = tokenizer
@@ -94,7 +95,7 @@ class Reviser:
         Raises:
             UnusableError: they can't be used, or the edit doesn't fit them.
         """
-        added = tokenize(self._data, batch, self._tokenizer, assistant_only=self._assistant_only)
+        added = tokenize(self._data, batch, self._tokenizer, **self._how)
         documents = find_documents(self._data, batch)
         self.aligned_columns(batch.rows)
         texts, known = self._edit(batch, documents)

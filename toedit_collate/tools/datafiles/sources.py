@@ -9,22 +9,14 @@ from typing import Any
 
 from ..demo_model.source import DEMO
 from ..errors import UnusableError, first_line
+from .lines import READERS, JsonLines
 from .loading import BUILDERS, load_rows, parse_source
-from .rows import (
-    CsvRows,
-    Data,
-    JsonLines,
-    Paragraphs,
-    ParquetRows,
-    SavedRows,
-    need_datasets,
-)
+from .rows import Data, ParquetRows, SavedRows, need_datasets
 
 _READERS: dict[str, Callable[[Path, str], Data]] = {
     ".jsonl": JsonLines,
     ".parquet": ParquetRows,
-    ".csv": CsvRows,
-    ".txt": Paragraphs,
+    **READERS,
 }
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
@@ -32,8 +24,11 @@ _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 def open_data(source: str | Path, split: str | None = None, *, option: str = "--data") -> Data:
     """Open a data file, a folder of `save_to_disk`, or a dataset of the hub, which is streamed.
 
+    The rows are those that `load_rows` gives a recipe, for whatever both are given.
+
     Args:
-        source: path, or hub id, hub_id:config or hub_id:config:split.
+        source: path, several by *, path:split as in "a.jsonl:train[:90%]"; or hub id,
+            hub_id:config or hub_id:config:split.
         split: of a folder with several, or of a hub dataset; None: the only one, or "train".
         option: that named it, for messages; "": none.
 
@@ -56,23 +51,27 @@ def open_data(source: str | Path, split: str | None = None, *, option: str = "--
             )
         if not path.is_file():  # a pipe would wait for a writer
             raise Data(name, option).error("is neither a file nor a folder; name a regular file")
-        if path.suffix not in _READERS:
+        if path.suffix in _READERS:
+            return _READERS[path.suffix](path, option)
+        if path.suffix not in BUILDERS:
             raise Data(name, option).error(
                 f"a name that ends in {path.suffix or 'nothing'!r}; give "
                 f"{', '.join(_READERS)}, or a folder that save_to_disk wrote"
             )
-        return _READERS[path.suffix](path, option)
     return _open_dataset(name, split, option)
 
 
 def _open_folder(path: Path, split: str | None, option: str) -> Data:
     datasets = need_datasets()
+    was_saved = any((path / name).is_file() for name in ("state.json", "dataset_dict.json"))
     try:
+        if not was_saved:  # a folder of files
+            return SavedRows(path, load_rows(str(path), split=split or "train"), option)
         dataset = datasets.load_from_disk(str(path))
     except Exception as error:  # of many kinds, by what is in the folder
         raise Data(path, option).error(
             f"can't be loaded as a dataset ({first_line(error)}); give a folder that "
-            "save_to_disk wrote, or one file"
+            "save_to_disk wrote, or one with files of one format"
         ) from None
     if isinstance(dataset, datasets.DatasetDict):
         if split is None and len(dataset) == 1:
@@ -87,18 +86,31 @@ def _open_folder(path: Path, split: str | None, option: str) -> Data:
 
 
 def _open_dataset(name: str, split: str | None, option: str) -> Data:
-    """A dataset of the hub, or the one that is made on the spot."""
+    """Several files, a part of one, a dataset of the hub, or the one that is made on the spot."""
     missing = Data(name, option).error("there is no such file or folder; check the path")
     first = name.partition(":")[0]
-    is_path = name.startswith((".", "/", "~")) or Path(first).suffix in BUILDERS
-    if is_path or not _HUB_ID.fullmatch(first):
+    is_file = Path(first).suffix in BUILDERS
+    if is_file and not ("*" in first or Path(first).is_file()):
         raise missing
-    hub_id, config, its_split = parse_source(name, option or "the data")
+    if not is_file and (name.startswith((".", "/", "~")) or not _HUB_ID.fullmatch(first)):
+        raise missing
+    its_name, config, its_split = parse_source(name, option or "the data")
+    return _load(its_name, config, split or its_split, option, name, missing)
+
+
+def _load(
+    name: str, config: str | None, split: str, option: str, said: str, missing: UnusableError
+) -> Data:
     need_datasets()
+    is_file = Path(name).suffix in BUILDERS
+    # Parts of files, and what is made on the spot, are whole datasets.
+    streaming = name != DEMO and not (is_file and split != "train")
     try:
-        rows: Any = load_rows(hub_id, config, split or its_split, streaming=first != DEMO)
+        rows: Any = load_rows(name, config, split, streaming=streaming)
     except UnusableError as error:
-        if first == DEMO:
+        if is_file:
+            raise Data(said, option).error(str(error)) from None
+        if name == DEMO:
             raise
         raise UnusableError(f"{missing}; nor could it be had from the hub: {error}") from None
-    return SavedRows(name, rows, option)
+    return SavedRows(said, rows, option)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from itertools import takewhile
 from typing import Any
@@ -12,7 +13,7 @@ from ...stores.ragged import Array
 from ..errors import first_line
 from .rows import Batch, Data, Row
 
-COLUMNS = (("input_ids",), ("messages",), ("prompt", "completion"), ("text",))
+COLUMNS = (("input_ids",), ("prompt", "completion"), ("messages",), ("text",))
 """What rows may hold, the first that fits goes before the others."""
 # Columns that say by 0 where a token has no label; all that a row has must be 1 for one.
 LOSS_MASKS = ("completion_mask", "assistant_masks")
@@ -35,13 +36,48 @@ def format_of(row: Row) -> tuple[str, ...] | None:
     return next((names for names in COLUMNS if present.issuperset(names)), None)
 
 
+def with_end(text: str, tokenizer: Any) -> str:
+    """A text as SFTTrainer tokenizes it: with the end token behind it, if it has none.
+
+    A tokenizer without an end token leaves it as it is.
+    """
+    end = tokenizer.eos_token
+    return text if end is None or text.endswith(end) else text + end
+
+
+def encode(
+    tokenizer: Any, texts: Sequence[str], *, eos: bool = True
+) -> tuple[list[list[int]], list[Array]]:
+    """Token ids of texts, each with its end token.
+
+    Args:
+        tokenizer: of transformers.
+        texts: one document each.
+        eos: put an end token behind those that have none; see `with_end`.
+
+    Returns:
+        ids: of each text.
+        added: (T,) bool for each, True at special tokens that the text does not have: the end
+            token, and what the tokenizer puts around it.
+    """
+    ended = [with_end(text, tokenizer) if eos else text for text in texts]
+    # Not verbose: documents longer than the model takes are nothing to warn of here.
+    encoded = tokenizer(ended, return_special_tokens_mask=True, verbose=False)
+    masks = [np.array(mask, bool) for mask in encoded["special_tokens_mask"]]
+    for text, end, mask in zip(texts, ended, masks, strict=True):
+        if len(end) > len(text):
+            mask[np.flatnonzero(~mask)[-1:]] = True
+    return encoded["input_ids"], masks
+
+
 def tokenize(
-    data: Data, batch: Batch, tokenizer: Any, *, assistant_only: bool = False
+    data: Data, batch: Batch, tokenizer: Any, *, assistant_only: bool = False, eos: bool = True
 ) -> list[Array | None]:
     """Give rows of text and of chats their `input_ids`, and their masks, in place.
 
-    Rows that have `input_ids` stay as they are. Chats are put into the tokenizer's chat template;
-    of prompt and completion, `completion_mask` says which tokens have a label.
+    Rows that have `input_ids` stay as they are. Text gets an end token, chats are put into the
+    tokenizer's chat template; of prompt and completion, `completion_mask` says which tokens have a
+    label.
 
     Args:
         data: where the rows come from, for messages.
@@ -49,10 +85,11 @@ def tokenize(
         tokenizer: or None, where all rows must have tokens.
         assistant_only: give chats `assistant_masks`, by the generation marks of the template: what
             `SFTConfig(assistant_only_loss=True)` does.
+        eos: end text by an end token, as SFTTrainer and the recipes do.
 
     Returns:
-        For each row, (T,) bool, True at special tokens that the tokenizer added to text; None for
-        a row that had its tokens, or is no plain text.
+        For each row, (T,) bool, True at special tokens that were added to text; None for a row that
+        had its tokens, or is no plain text.
 
     Raises:
         UnusableError: a row can't be read so; it is named.
@@ -71,17 +108,12 @@ def tokenize(
         if form == ("text",):
             texts.append(i)
         else:
-            row.update(_tokenize_chat(data, tokenizer, row, form, name, assistant_only))
+            row.update(_tokenize_pairs(data, tokenizer, row, form, name, assistant_only, eos))
     if not texts:
         return added
-    # Not verbose: documents longer than the model takes are nothing to warn of here.
-    encoded = tokenizer(
-        [batch.rows[i]["text"] for i in texts], return_special_tokens_mask=True, verbose=False
-    )
-    both = zip(texts, encoded["input_ids"], encoded["special_tokens_mask"], strict=True)
-    for i, ids, special in both:
-        batch.rows[i]["input_ids"] = ids
-        added[i] = np.array(special, bool)
+    both = encode(tokenizer, [batch.rows[i]["text"] for i in texts], eos=eos)
+    for i, ids, special in zip(texts, *both, strict=True):
+        batch.rows[i]["input_ids"], added[i] = ids, special
     return added
 
 
@@ -248,16 +280,18 @@ def is_chat(value: Any) -> bool:
     )
 
 
-def _tokenize_chat(
-    data: Data, tokenizer: Any, row: Row, form: tuple[str, ...], name: str, assistant_only: bool
-) -> Row:
+def _tokenize_pairs(
+    data: Data, tokenizer: Any, row: Row, form: tuple[str, ...], name: str, assistant_only: bool,
+    eos: bool,
+) -> Row:  # fmt: skip
     """`input_ids` and masks of messages, or of prompt and completion."""
     if form == ("messages",):
         return _render(data, tokenizer, row, row["messages"], name, assistant_only)
     prompt, completion = row["prompt"], row["completion"]
     if isinstance(prompt, str):
         before = tokenizer(prompt, verbose=False)["input_ids"]
-        columns = {"input_ids": tokenizer(prompt + completion, verbose=False)["input_ids"]}
+        whole = prompt + (with_end(completion, tokenizer) if eos else completion)
+        columns = {"input_ids": tokenizer(whole, verbose=False)["input_ids"]}
     else:
         before = _render(data, tokenizer, row, prompt, name, False, add_generation_prompt=True)[
             "input_ids"
@@ -281,6 +315,8 @@ def _render(
             "template (of an instruction-tuned model), or data with text"
         )
     settings |= row.get("chat_template_kwargs") or {}
+    tools = row.get("tools")
+    tools = json.loads(tools) if isinstance(tools, str) else tools
     if assistant_only:
         settings["return_assistant_tokens_mask"] = True
         if "{% generation" not in tokenizer.chat_template.replace("{%-", "{%"):
@@ -289,9 +325,7 @@ def _render(
                 "assistant's turns are known; add them, or leave assistant_only_loss out"
             )
     try:
-        found = tokenizer.apply_chat_template(
-            messages, tools=row.get("tools"), return_dict=True, **settings
-        )
+        found = tokenizer.apply_chat_template(messages, tools=tools, return_dict=True, **settings)
     except Exception as error:  # of many kinds: the template is a program
         raise data.error(
             f"{name}: the tokenizer's chat template refuses {str(messages)[:60]} "
