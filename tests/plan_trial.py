@@ -53,7 +53,7 @@ class Trial:
             scores = base if self.prior_model is None else self.prior_model
             direction = shape_head(scores.get_output_embeddings().weight.detach())
             prior = Prior(scores)
-            source = Source(prior, "", None, None, 0, direction)
+            source = Source(prior, "", 0, direction=direction)
             self.inputs = source.inputs(run.B, run.T, option="--max_length")
         self.trainee = base
         if run.lora is not None:

@@ -36,6 +36,7 @@ from toedit_collate.commands.main import main
 from toedit_collate.head import kernels
 from toedit_collate.head.logprob import exact_logprob
 from toedit_collate.head.projection import Head
+from toedit_collate.tools.datafiles import open_data
 from toedit_collate.tools.measuring import rows, shapes
 from toedit_collate.tools.measuring.calibrate import (
     TABLE_8,
@@ -70,7 +71,7 @@ def small_inputs(B: int = 8, T: int = 128, dtype: torch.dtype = torch.float32) -
         patch.setitem(shapes.SHAPES, "tiny", SMALL)
         model = shapes.random_model("tiny", CPU, dtype)
     direction = shape_head(model.get_output_embeddings().weight.detach())
-    return Source(Prior(model), "small", "tiny", None, 0, direction).inputs(B, T)
+    return Source(Prior(model), "small", 0, shape="tiny", direction=direction).inputs(B, T)
 
 
 @pytest.fixture(scope="module")
@@ -649,7 +650,7 @@ def test_long_texts_are_cut_and_short_rows_padded(tmp_path):
         tmp_path / "a.jsonl",
         {"input_ids": list(range(5, 26))}, {"input_ids": [7, 8, 9]}, {"input_ids": [4, 3]},
     )  # fmt: skip
-    batches = rows.text_batches(prior, data, num=3, B=2, T=8, seed=0)
+    batches = rows.text_batches(prior, open_data(data), num=3, B=2, T=8, seed=0)
     assert len(batches) == 2  # pieces of 8, 8, 3 and 2 tokens; the last 5 of the first are left out
     found = sorted(
         tuple(ids[mask == 1].tolist())
@@ -672,11 +673,11 @@ def test_prompts_have_no_labels(tmp_path):
     plain = write_lines(tmp_path / "b.jsonl", {"prompt": "the fox ", "completion": "jumps"})
     messages = write_lines(tmp_path / "c.jsonl", {"messages": prompt + completion})
     for path, kept in ((chat, "jumps over the dog<|im_end|>\n"), (plain, "jumps")):
-        (batch,) = rows.text_batches(prior, path, num=1, B=1, T=200, seed=0)
+        (batch,) = rows.text_batches(prior, open_data(path), num=1, B=1, T=200, seed=0)
         labels = batch["labels"][0]
         assert tokenizer.decode(labels[labels != -100]) == kept
         assert (labels == -100).any()
-    (batch,) = rows.text_batches(prior, messages, num=1, B=1, T=200, seed=0)
+    (batch,) = rows.text_batches(prior, open_data(messages), num=1, B=1, T=200, seed=0)
     assert torch.equal(batch["labels"], batch["input_ids"])
 
 
@@ -686,7 +687,7 @@ def test_rows_of_parquet(tmp_path):
     path = tmp_path / "a.parquet"
     table = pyarrow.table({"input_ids": [[5, 6, 7], [8, 9]], "labels": [[-100, 6, 7], [8, 9]]})
     parquet.write_table(table, path)
-    (batch,) = rows.text_batches(Prior(make_llama()), path, num=1, B=2, T=8, seed=0)
+    (batch,) = rows.text_batches(Prior(make_llama()), open_data(path), num=1, B=2, T=8, seed=0)
     assert sorted(batch["labels"].tolist()) == [[-100, 6, 7], [8, 9, -100]]
 
 
@@ -694,7 +695,7 @@ def test_texts_between_blank_lines(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("the quick fox\n\n\n  \nthe lazy dog\nwalks\n")
     prior = Prior(make_llama(), make_tokenizer())
-    (batch,) = rows.text_batches(prior, path, num=5, B=2, T=100, seed=0)
+    (batch,) = rows.text_batches(prior, open_data(path), num=5, B=2, T=100, seed=0)
     rows_of_ids = zip(batch["input_ids"], batch["attention_mask"], strict=True)
     assert {prior.tokenizer.decode(ids[mask == 1]).strip() for ids, mask in rows_of_ids} == {
         "the quick fox",
@@ -773,7 +774,7 @@ def test_a_whole_run_on_random_weights(tmp_path, monkeypatch):
     path = tmp_path / "out.json"
     status, printed = run("--batch", "2", "--length", "64", "--pairs", "5", "--json", str(path))
     assert status == 0
-    assert f"toedit bench --batch 2 --length 64 --pairs 5 --json {path}" in printed
+    assert f"toedit bench --batch-size 2 --max-length 64 --pairs 5 --json {path}" in printed
     assert "competitors: Zipf over ids" in printed
     for name in (
         "bare trunk",

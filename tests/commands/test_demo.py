@@ -10,6 +10,7 @@ import random
 import re
 import subprocess
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,6 @@ from conftest import make_tokenizer as make_test_tokenizer
 
 from toedit_collate import EditPolicy, Prior, edit_tokens
 from toedit_collate.commands.demo.measure import edit_cost, survey
-from toedit_collate.commands.demo.options import _use_color
 from toedit_collate.commands.demo.show import find_passage
 from toedit_collate.commands.demo.tune import tune
 from toedit_collate.commands.main import main
@@ -29,6 +29,7 @@ from toedit_collate.tools.demo_model.pretrain import make_tokenizer
 from toedit_collate.tools.demo_model.topics import enough_examples, plain_text, python_topics
 from toedit_collate.tools.errors import UnusableError
 from toedit_collate.tools.marking import Passage, legend, mark_edits
+from toedit_collate.tools.options import wants_color
 
 ANIMALS = ["fox", "dog", "turtle", "ship", "river", "mill", "bridge", "wind"]
 MARK = re.compile(r"\[(.+?) -> (.+?), P=(0\.99\d+|1\.0000)\]", re.DOTALL)
@@ -130,12 +131,14 @@ def test_the_saved_prior_can_be_used_again(small_run, capsys):
     lines = [{"messages": [*messages, {"role": "user", "content": str(n)}]} for n in range(9)]
     data.write_text("\n".join(map(json.dumps, lines)))
     status, printed = run(
-        "--prior", str(folder / "prior"), "--data", str(data), "--steps", "1", "--policy", "paper",
-        "--color", "always",
+        "--prior", str(folder / "prior"), "--data", str(data), "--steps", "1",
+        "--policy", "low_drop_up_revise threshold=0.5", "--color", "always",
     )  # fmt: skip
     assert status == 0
     assert "loaded" in printed
-    assert "after, with paper" in printed
+    assert "edited with the policy low_drop_up_revise threshold=0.5" in printed
+    assert "after, with low_drop_up_revise threshold=0.5" in printed
+    assert re.search(r"^paper .* 0 \(0\.0000%\)$", printed, re.MULTILINE)  # removed
     assert "\33[9;31mold\33[0m" in printed
     assert "warn" not in capsys.readouterr().err.lower()
 
@@ -209,7 +212,7 @@ def test_color_is_for_terminals_and_the_willing(monkeypatch, choice, terminal, n
     monkeypatch.setattr(sys, "stdout", io.StringIO())
     monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal, raising=False)
     monkeypatch.setenv("NO_COLOR", no_color)
-    assert _use_color(choice) is expected
+    assert wants_color(Namespace(color=choice)) is expected
     assert ("\33[" in legend(color=expected)) is expected
 
 
@@ -249,6 +252,25 @@ def test_the_passage_is_the_one_with_the_most_changes(sharp):
     assert passage.num_changed == most > 0
     chances = [p for p, s in zip(passage.probability, passage.selected, strict=True) if s]
     assert min(chances) >= 0.99
+
+
+def test_tokens_that_are_removed_are_in_the_passage(sharp):
+    prior, batches = sharp
+    policy = EditPolicy(drop_below=0.3, threshold=0.5, exclude_original=True)
+    result = edit_tokens(prior, **batches[0], policy=policy)
+    passage = find_passage(prior, batches, policy, num_tokens=16)
+    assert passage.num_removed > 0
+    assert passage.num_changed > 0
+    for row, ids in enumerate(batches[0]["input_ids"].tolist()):
+        for start in range(len(ids) - 15):
+            if ids[start : start + 16] == passage.before:
+                window = slice(start, start + 16)
+                gone = result.dropped[row, window]
+                kept = result.changed[row, window] & ~gone
+                assert passage.num_removed == gone.sum()
+                assert passage.num_changed == kept.sum()
+                return
+    raise AssertionError("the passage is none of the windows")
 
 
 def test_the_cost_is_a_ratio_of_paired_times(sharp):

@@ -9,7 +9,7 @@ from conftest import TEXT, likely_ids, make_llama, make_tokenizer
 from tokenizer_pairs import make
 
 from toedit_collate import EditPolicy, Prior, edit_tokens, inspect_edits
-from toedit_collate.diagnostics.naming import named_policies, parse_policy
+from toedit_collate.diagnostics.naming import named_policies
 from toedit_collate.diagnostics.terminal import show
 
 POLICIES = {
@@ -172,30 +172,8 @@ def test_a_prior_without_a_tokenizer():
         inspect_edits(Prior(make_llama()), [{"input_ids": [5, 6]}])
 
 
-def test_policies_of_words():
-    assert parse_policy("reference_code top_k=8") == EditPolicy.reference_code(top_k=8)
-    assert parse_policy("threshold=0.5 exclude-original=true").exclude_original
-    assert parse_policy("paper", threshold=0.9).threshold == 0.9
-    assert parse_policy("threshold=1e-4 drop-below=1E-5").record()["threshold"] == 1e-4
-    rule = r"regex:\d+: #"
-    assert parse_policy(rf"paper 'protect={rule}'").protect == rule
+def test_policies_by_name():
     assert list(named_policies([EditPolicy(), EditPolicy(top_k=3)])) == ["paper", "top_k=3"]
-
-
-@pytest.mark.parametrize(
-    ("word", "message"),
-    [
-        ("papper", r"policy must be one of paper, .*got 'papper'"),
-        ("paper treshold=0.5", r"'treshold=0.5' is not a field"),
-        ("threshold=50", r"threshold must lie strictly between 0 and 1, got 50"),
-        ("paper reference_code", r"'reference_code' is not a field"),
-        ("threshold=high", r"threshold must be a number, got 'high'"),
-        ("paper protect='numbers", r"can't be read \(No closing quotation\); close the quotes"),
-    ],
-)
-def test_policies_that_can_not_be(word, message):
-    with pytest.raises((TypeError, ValueError), match=message):
-        named_policies(word)
 
 
 def test_no_policies():

@@ -16,6 +16,7 @@ from ..policy import EditPolicy
 from ..prior.aligned import AlignedPrior
 from ..prior.protocol import EditingPrior
 from ..tokens.alignment.ways import WAYS
+from ..tools.progress import progress_bar
 from .batches import as_token_batch, in_batches
 from .documents import Source, SourceDocument, name_of, read_documents
 from .inspection import Document, Edit, Inspection
@@ -269,9 +270,7 @@ def _matching(
 
 
 def _with_bar(batches: Iterator[list[SourceDocument]], progress: bool) -> Iterator[Any]:
-    from tqdm import tqdm
-
-    with tqdm(unit=" documents", disable=None if progress else True) as bar:
+    with progress_bar(lambda: None, "documents", shown=progress) as bar:
         for batch in batches:
             yield batch
             bar.update(len(batch))

@@ -27,7 +27,7 @@ class ToEdit(PipelineStep):  # type: ignore[misc, valid-type]
 
     Args:
         prior: folder or hub id.
-        policy: a preset's name, or an `EditPolicy`.
+        policy: as commands take it, "paper" or "reference_code top_k=8"; or an `EditPolicy`.
         with_ids: put the edited tokens into `metadata["input_ids"]`; a text that is tokenized again
             may be split otherwise.
         batch_documents: read so many documents at a time, which are then sorted by length.

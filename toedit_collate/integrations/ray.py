@@ -31,7 +31,7 @@ class ToEditBatches:
 
     Args:
         prior: folder or hub id.
-        policy: a preset's name, or an `EditPolicy`.
+        policy: as commands take it, "paper" or "reference_code top_k=8"; or an `EditPolicy`.
         column: that holds the texts.
         options: of `TextEditor`: max_length, batch_tokens, and of `Prior.from_pretrained`.
 

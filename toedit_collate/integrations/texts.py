@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from ..editing.edit import edit_tokens
-from ..policy import EditPolicy, make_policy
+from ..policy import EditPolicy
 from ..prior.prior import Prior
 from ..stores.cache import DecisionCache
 from ..stores.ragged import Array
 from ..tools.datafiles import encode
+from ..tools.policies import parse_policy
 
 # The folder is as large as it must be: a training run without the prior needs all documents.
 _NO_LIMIT = 2**62
@@ -57,7 +58,7 @@ class TextEditor:
 
     Args:
         prior: folder or hub id.
-        policy: a preset's name, or an `EditPolicy`.
+        policy: as commands take it, "paper" or "reference_code top_k=8"; or an `EditPolicy`.
         max_length: tokens of a window; a longer text is scored window by window, each on its own.
         batch_tokens: how many tokens are scored at once, padding included.
         cache: folder of a `DecisionCache` to fill, by any number of processes at once; or None.
@@ -82,7 +83,7 @@ class TextEditor:
                 f"max_length must be at least 2 and batch_tokens at least 1, got {max_length} and "
                 f"{batch_tokens}"
             )
-        self.policy = make_policy(policy) if isinstance(policy, str) else policy
+        self.policy = parse_policy(policy) if isinstance(policy, str) else policy
         self.prior = Prior.from_pretrained(prior, **prior_options)
         self._max_length, self._batch_tokens = max_length, batch_tokens
         self._cache = (

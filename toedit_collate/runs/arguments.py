@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from ..policy import OPTIONS, PRESETS, EditPolicy, Option, make_policy
 from ..prior.loading import Quantization
-from ..tools.fields import read_policy_field
+from ..tools.policies import parse_policy
 from ..training.refresh import check_refresh
 
 PREFIX = "edit_"
@@ -227,7 +227,7 @@ class RunArguments:
         if self.seeds is not None and len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds must differ from each other, got {self.seeds}")
         for text in self.compare_policies or []:
-            parse_policy(text)
+            variant(text)
 
     @property
     def compares(self) -> bool:
@@ -247,7 +247,7 @@ class RunArguments:
         own = edit.policy()
         found["none" if own is None else name_of(edit.edit_policy, edit.changes())] = own
         for text in self.compare_policies or []:
-            found[text.replace(" ", "")] = parse_policy(text)
+            found[",".join(text.replace(",", " ").split())] = variant(text)
         return found
 
 
@@ -299,45 +299,19 @@ def name_of(preset: str, changes: dict[str, Any]) -> str:
     return ",".join([preset, *(f"{name}={value}" for name, value in changes.items())])
 
 
-def parse_policy(text: str) -> EditPolicy | None:
-    """A policy from one word.
-
-    Args:
-        text: a preset, and fields of `EditPolicy` that are changed, separated by commas.
+def variant(text: str) -> EditPolicy | None:
+    """What `compare_policies` names; "none": no editing.
 
     Raises:
         ValueError: it can't be read, or a value is out of its range.
 
     Example:
-        >>> parse_policy("reference_code,threshold=0.9,protect=code,numbers,top_k=8").protect
-        'code,numbers'
+        >>> variant("reference_code,threshold=0.9").top_k, variant("none")
+        (64, None)
     """
-    preset, *parts = _fields(text)
-    if preset == "none" and not parts:
+    if text.strip() == "none":
         return None
-    changes = {}
-    for part in parts:
-        name, equals, value = part.partition("=")
-        if not equals or name not in OPTIONS:
-            raise ValueError(
-                f"compare_policies has {text!r}, where {part!r} is no field of EditPolicy with a "
-                "value; write it as in paper,threshold=0.9,top_k=64"
-            )
-        changes[name] = read_policy_field(name, value)
     try:
-        return make_policy(preset, **changes)
+        return parse_policy(text)
     except (TypeError, ValueError) as error:
         raise ValueError(f"compare_policies has {text!r}: {error}") from None
-
-
-def _fields(text: str) -> list[str]:
-    """What stands between the commas; the rules of `protect`, which have commas, in one piece."""
-    fields: list[str] = []
-    for part in text.split(","):
-        name = part.partition("=")[0].strip()
-        if fields and fields[-1].startswith("protect=") and name not in OPTIONS:
-            fields[-1] += "," + part
-        else:
-            # Blanks may be part of an expression, and mean nothing elsewhere.
-            fields.append(part.strip() if name == "protect" else part.replace(" ", ""))
-    return fields

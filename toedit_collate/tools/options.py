@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import os
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ..policy import OPTIONS, PRESETS, EditPolicy, Option, make_policy
+from ..policy import OPTIONS, EditPolicy, Option
 from ..prior.loading import QUANTIZATIONS
 from .errors import UnusableError
+from .policies import POLICY_HELP, parse_policy
 
 DATA_HELP = (
     ".jsonl, .parquet, .csv (first line: column names), .txt (documents between blank lines), "
     "several by *, a folder of save_to_disk, or a hub dataset (id, id:config or id:config:split); "
     "with the column input_ids, text, messages, or prompt and completion"
 )
+_DEFAULT = "; default: %(default)s"
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -134,44 +138,100 @@ def add_reading(
         )
 
 
-def add_prior(parser: Any, *, required: bool = False) -> None:
-    """Add `--prior` and how to load it to an argparse parser; see `prior_options`."""
+def add_prior(
+    parser: Any, *, required: bool = False, leave_out: tuple[str, ...] = (), **notes: str
+) -> Any:
+    """Add `--prior` and how to load it to an argparse parser; see `prior_options`.
+
+    Args:
+        parser: of argparse.
+        required: whether `--prior` must be given.
+        leave_out: options that the command has no use for, as in "adapter".
+        notes: follow the help of some options, by name.
+
+    Returns:
+        The group of options.
+    """
     group = parser.add_argument_group("prior")
-    group.add_argument(
-        "--prior", required=required, metavar="PATH_OR_HUB_ID", help="a causal language model"
-    )
-    group.add_argument(
-        "--dtype",
+
+    def add(name: str, help_text: str, **how: Any) -> None:
+        if name not in leave_out:
+            option = f"--{name.replace('_', '-')}"
+            group.add_argument(option, help=help_text + notes.get(name, ""), **how)
+
+    add("prior", "a causal language model", required=required, metavar="PATH_OR_HUB_ID")
+    add(
+        "dtype",
+        "of its weights; default: %(default)s, the checkpoint's",
         choices=DTYPES,
         default="auto",
-        help="of its weights; default: %(default)s, the checkpoint's",
     )
-    group.add_argument("--device", help="cuda, cuda:1, cpu, ...; default: the GPU, if there is one")
-    group.add_argument(
-        "--quantization",
+    add("device", "cuda, cuda:1, cpu, ...; default: the GPU, if there is one", metavar="NAME")
+    add(
+        "quantization",
+        "8bit and 4bit need bitsandbytes, int8 and fp8 torchao",
         choices=QUANTIZATIONS,
-        help="8bit and 4bit need bitsandbytes, int8 and fp8 torchao",
     )
-    group.add_argument("--adapter", metavar="PATH_OR_HUB_ID", help="a PEFT adapter to put on it")
-    group.add_argument("--revision", metavar="NAME", help="of the model on the hub")
-    group.add_argument(
-        "--compile",
-        action="store_true",
-        help="by torch.compile; takes a minute, pays on a long run",
-    )
-    group.add_argument(
-        "--prior-aligned",
-        metavar="TOKENIZER",
-        help="let it edit for a trainee with this tokenizer, which may be another one: the "
+    add("adapter", "a PEFT adapter to put on it", metavar="PATH_OR_HUB_ID")
+    add("revision", "of the model on the hub", metavar="NAME")
+    add("compile", "by torch.compile; takes a minute, pays on a long run", action="store_true")
+    add(
+        "prior_aligned",
+        "let it edit for a trainee with this tokenizer, which may be another one: the "
         "trainee's folder or hub id, or a tokenizer.json; scores then are lower bounds",
+        metavar="TOKENIZER",
     )
+    return group
 
 
 def prior_options(args: argparse.Namespace) -> dict[str, Any]:
     """What `add_prior` read, as `open_prior` takes it beside the name."""
     names = ("dtype", "device", "quantization", "adapter", "revision", "compile")
-    options = {name: getattr(args, name) for name in names}
-    return {**options, "aligned_to": args.prior_aligned}
+    options = {name: getattr(args, name) for name in names if hasattr(args, name)}
+    return {**options, "aligned_to": getattr(args, "prior_aligned", None)}
+
+
+def add_seed(parser: Any, of: str) -> None:
+    """Add `--seed` to an argparse parser; `of` says what of."""
+    parser.add_argument(
+        "--seed", type=seed, default=0, metavar="N", help=f"of {of}; default: %(default)s"
+    )
+
+
+def add_color(parser: Any) -> None:
+    """Add `--color` to an argparse parser; see `wants_color`."""
+    parser.add_argument(
+        "--color",
+        choices=("auto", "always", "never"),
+        default="auto",
+        help="auto: on a terminal, unless NO_COLOR is set; default: %(default)s",
+    )
+
+
+def wants_color(args: argparse.Namespace) -> bool:
+    """Whether to print in colours."""
+    if args.color == "auto":
+        return sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    return args.color == "always"
+
+
+def add_policy_name(parser: Any, *, default: str, more: str = "") -> None:
+    """Add `--policy` alone, in any spelling, to an argparse parser; see `read_policy`."""
+    parser.add_argument(
+        "--policy", default=default, metavar="POLICY", help=POLICY_HELP + more + _DEFAULT
+    )
+
+
+def read_policy(text: str, **changes: Any) -> EditPolicy:
+    """The policy that `--policy` names; what is wrong is said in one line.
+
+    Raises:
+        UnusableError: it can't be read, or a value is out of its range.
+    """
+    try:
+        return parse_policy(text, **changes)
+    except (TypeError, ValueError) as error:
+        raise UnusableError(f"--policy: {error}") from None
 
 
 def add_policy(parser: Any, *, more: str = "", notes: Mapping[str, str] | None = None) -> None:
@@ -183,19 +243,13 @@ def add_policy(parser: Any, *, more: str = "", notes: Mapping[str, str] | None =
         notes: follow the help of some fields, by name.
     """
     group = parser.add_argument_group("policy", "which tokens are edited, and how" + more)
-    group.add_argument(
-        "--policy",
-        choices=tuple(PRESETS),
-        default="paper",
-        help="paper: Algorithm 1; the others are strategies of the authors' script. The options "
-        "below change single fields of it; default: %(default)s",
-    )
+    add_policy_name(group, default="paper", more="; the options below change single fields of it")
     for option in OPTIONS.values():
         if option.written:
             group.add_argument(
                 f"--{option.name.replace('_', '-')}",
                 dest=_dest(option.name),
-                default=None,  # "not given": the preset's value stands
+                default=None,  # "not given": the policy's value stands
                 help=option.help + (notes or {}).get(option.name, ""),
                 **_reading(option),
             )
@@ -227,7 +281,8 @@ def policy_of(args: argparse.Namespace) -> EditPolicy:
         for name in OPTIONS
         if getattr(args, _dest(name), None) is not None
     }
+    policy = read_policy(args.policy)
     try:
-        return make_policy(args.policy, **given)
+        return policy.replace(**given)
     except (TypeError, ValueError) as error:
         raise UnusableError(str(error)) from None

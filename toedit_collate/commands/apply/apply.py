@@ -15,10 +15,11 @@ from ...stores.cache import DecisionCache, Identity
 from ...stores.cache.block import DamagedCacheError
 from ...tools.datafiles import Data, open_data
 from ...tools.datafiles.tokens import check_first
-from ...tools.datafiles.writing import check_output, progress_bar
+from ...tools.datafiles.writing import check_output
 from ...tools.errors import UnusableError
 from ...tools.files import whole
 from ...tools.priors import open_prior
+from ...tools.progress import progress_bar
 from .edit import Counts, EditedRows, Editor
 from .output import Output
 from .report import print_report
@@ -59,7 +60,7 @@ def apply(settings: Settings) -> int:
     editor = Editor(prior, settings.policy, cache, settings.batch_tokens)
     begin = time.monotonic()
     try:
-        with progress_bar(data, parts=settings.shard[1]) as bar:
+        with _progress_bar(data, settings) as bar:
             _go_through(data, prior, editor, settings, bar)
         editor.write()
     except KeyboardInterrupt:
@@ -68,6 +69,18 @@ def apply(settings: Settings) -> int:
         return 130
     print_report(settings, editor.counts, time.monotonic() - begin, prior, cache)
     return 0
+
+
+def _progress_bar(data: Data, settings: Settings) -> Any:
+    """A bar that counts the rows of our part of the data."""
+    number, of = settings.shard
+
+    def count() -> int | None:
+        total = data.count_rows()
+        return None if total is None else len(range(number, total, of))
+
+    desc = f"part {number}/{of}" if of > 1 else None
+    return progress_bar(count, "rows", desc=desc, shown=settings.shows_progress)
 
 
 def _go_through(data: Data, prior: Prior, editor: Editor, settings: Settings, bar: Any) -> None:
@@ -100,21 +113,29 @@ def _edited(
         max_length=settings.max_length, assistant_only=settings.assistant_only, eos=settings.eos,
     )  # fmt: skip
     for window in parts:
-        yield from editor.edit(window, _Progress(bar, window, editor.counts, begin))
+        has_cache = settings.cache is not None
+        progress = _Progress(bar, window, editor.counts, begin, has_cache=has_cache)
+        yield from editor.edit(window, progress)
 
 
 class _Progress:
     """Moves a bar of rows with each batch that is scored: a window of them is long."""
 
-    def __init__(self, bar: Any, window: Window, counts: Counts, begin: float) -> None:
+    def __init__(
+        self, bar: Any, window: Window, counts: Counts, begin: float, *, has_cache: bool
+    ) -> None:
         self._bar, self._counts, self._begin = bar, counts, begin
+        self._has_cache = has_cache
         self._start, self._num_tokens, self._done = bar.n, len(window.tokens), 0
         self._num_rows = sum(len(batch.rows) for batch in window.batches)
 
     def __call__(self, num_tokens: int) -> None:
         self._done += num_tokens
-        speed = self._counts.tokens / (time.monotonic() - self._begin)
-        self._bar.set_postfix_str(f"{speed:,.0f} tokens/s")
+        counts = self._counts
+        speed = counts.tokens / (time.monotonic() - self._begin)
+        known = counts.editable - counts.decided if self._has_cache else 0
+        told = f", {known:,} of {counts.documents:,} documents known already" if known else ""
+        self._bar.set_postfix_str(f"{speed:,.0f} tokens/s{told}", refresh=False)
         rows = self._num_rows * self._done // self._num_tokens
         self._bar.update(self._start + rows - self._bar.n)
 

@@ -78,6 +78,7 @@ def _run(args: argparse.Namespace) -> int:
             assistant_only=args.assistant_only_loss,
             eos=args.eos,
             shard=shard or (0, 1),
+            shows_progress=ours is None or ours.local == 0,  # one bar on a terminal
             policy=policy_of(args),
         )
     )

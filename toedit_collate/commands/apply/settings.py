@@ -24,4 +24,5 @@ class Settings:
     assistant_only: bool
     eos: bool
     shard: tuple[int, int]
+    shows_progress: bool
     policy: EditPolicy

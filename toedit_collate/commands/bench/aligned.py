@@ -35,10 +35,10 @@ def measure_aligned(inputs: Inputs, policy: EditPolicy, *, tokenizer: str, pairs
     Raises:
         UnusableError: the prior can't be aligned to it, or has the same one.
     """
-    prior = aligned(inputs.prior, tokenizer, f"--trainee-tokenizer {tokenizer}:")
+    prior = aligned(inputs.prior, tokenizer, f"--prior-aligned {tokenizer}:")
     if prior is inputs.prior:
         raise UnusableError(
-            f"--trainee-tokenizer {tokenizer}: is the prior's own, for which nothing is aligned; "
+            f"--prior-aligned {tokenizer}: is the prior's own, for which nothing is aligned; "
             "name another one, or leave it out"
         )
     batches = [_in_other_tokens(batch, prior) for batch in inputs.batches]

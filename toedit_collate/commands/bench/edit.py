@@ -76,18 +76,18 @@ def measure_edit(inputs: Inputs, policy: EditPolicy, *, pairs: int, compiled: bo
         uncompile(inputs.trunk)
     if TRUNK in times.out_of_memory:
         raise UnusableError(
-            f"--batch {inputs.B}, --length {inputs.T}: the bare trunk runs out of "
-            "memory; give a smaller --batch"
+            f"--batch-size {inputs.B}, --max-length {inputs.T}: the bare backbone runs out of "
+            "memory; give a smaller --batch-size"
         )
     num_rounds, stats = len(times.seconds[TRUNK]), counted.stats
     section = Section(
         "edit",
-        f"Time of the edit of {inputs.size} / time of the bare trunk",
+        f"Time of the edit of {inputs.size} / time of the bare backbone",
         COLUMNS,
         rows=time_rows(times, TRUNK),
         notes=[
             f"Medians of {num_rounds} rounds; in each, every variant runs once, in another order, "
-            "and its time is divided by the trunk's of the same round.",
+            "and its time is divided by the backbone's of the same round.",
             f"Of {stats['scored']:,.0f} tokens scored, {stats['selected']:,.0f} "
             f"({stats['selected_share']:.2%}) are selected and {stats['changed']:,.0f} changed "
             f"in one epoch.",
@@ -172,7 +172,7 @@ def edit_variants(
         ours(inputs, first_epoch, number)
     if compiled:
         variants["bare trunk, compiled"] = lambda number: bare_trunk(inputs, number)
-        variants["ours, trunk compiled"] = edit(trunk=nullcontext)
+        variants["ours, backbone compiled"] = edit(trunk=nullcontext)
     return variants
 
 

@@ -40,7 +40,8 @@ def measure_host(inputs: Inputs, policy: EditPolicy) -> Section:
         "Time of the host's own work for a batch",
         [Column("ms", "{ms:.2f}"), Column("ms, all known to a cache", "{cached_ms:.2f}")],
         notes=[
-            "Checks, documents, keys, draws, passes to plan and the result; no trunk and no head. "
+            "Checks, documents, keys, draws, passes to plan and the result; no backbone, no "
+            "lm_head. "
             f"Medians of {_ROUNDS} rounds, in time of this process.",
         ],
     )

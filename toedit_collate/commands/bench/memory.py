@@ -47,7 +47,7 @@ def measure_memory(inputs: Inputs, policy: EditPolicy) -> Section:
     section = Section(
         "memory",
         f"Peak memory for a batch of {inputs.size}, beyond weights",
-        [Column("MiB", "{peak_mib:,.1f}"), Column("more than the trunk", "{extra_mib:+,.1f}")],
+        [Column("MiB", "{peak_mib:,.1f}"), Column("more than the backbone", "{extra_mib:+,.1f}")],
         notes=[_how(inputs.device)],
     )
     bare = 0.0

@@ -7,12 +7,11 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from ...tools.options import DATA_HELP, parts, positive, seed
+from ...prior.loading import QUANTIZATIONS
+from ...tools.options import add_data, add_policy_name, add_prior, add_seed, parts, positive
 from .parts import PARTS
 
 SHAPE_NAMES = ("llama3-8b", "olmo-1b", "qwen2.5-0.5b", "tiny")
-DTYPES = ("bfloat16", "float16", "float32")
-POLICIES = ("paper", "reference_code")
 
 
 def add_bench(commands: Any) -> None:
@@ -21,7 +20,7 @@ def add_bench(commands: Any) -> None:
         "bench",
         help="measure what editing costs on this machine, as ratios within one run",
         description="Measure what editing a batch costs beside one forward pass of the prior's "
-        "trunk: time, memory, and what it adds to a step of training; with each trick switched "
+        "backbone: time, memory, and what it adds to a step of training; with each trick switched "
         "off, too. Everything is measured in this one run; figures of other runs are not "
         "comparable, their ratios are. Without options: random weights of a tiny prior, in two or "
         "three minutes on two CPU cores.",
@@ -48,33 +47,27 @@ def _add_inputs(parser: Any) -> None:
         "paper's Table 8; default: tiny",
     )
     parser.add_argument(
-        "--prior", metavar="PATH_OR_HUB_ID", help="or a real prior, with --data; any causal LM"
+        "--batch-size", type=positive, default=8, metavar="N", help="rows; default: %(default)s"
     )
     parser.add_argument(
-        "--data",
-        metavar="FILE",
-        help=f"text for it: {DATA_HELP}",
-    )
-    parser.add_argument(
-        "--batch", type=positive, default=8, metavar="N", help="rows; default: %(default)s"
-    )
-    parser.add_argument(
-        "--length",
+        "--max-length",
         type=positive,
         metavar="N",
         help="tokens of a row; default: 1024 for shapes on a GPU, else 512",
     )
-    parser.add_argument(
-        "--trainee-tokenizer",
-        metavar="TOKENIZER",
-        help="with --prior, time the edit for a trainee with this tokenizer beside the prior's own "
-        "(folder, hub id or tokenizer.json); alone, if no --parts are given",
+    add_policy_name(
+        parser, default="paper", more="; with the region above, and candidates by top_k"
     )
-    parser.add_argument("--device", metavar="NAME", help="default: cuda if there is one, else cpu")
-    parser.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="default: %(default)s")
-    parser.add_argument(
-        "--policy", choices=POLICIES, default="paper", help="how it is edited; default: %(default)s"
-    )
+    add_data(parser, more="; for --prior")
+    add_prior(
+        parser, leave_out=("quantization", "compile"), prior=", with --data, in place of a shape",
+        dtype="; of random weights bfloat16",
+        prior_aligned="; its edit is timed beside the prior's own: alone, if no --parts are given",
+    )  # fmt: skip
+    hidden = {"type": positive, "help": argparse.SUPPRESS}  # as they were called before
+    parser.add_argument("--length", dest="max_length", **hidden)
+    parser.add_argument("--train-length", dest="train_max_length", **hidden)
+    parser.add_argument("--trainee-tokenizer", dest="prior_aligned", help=argparse.SUPPRESS)
 
 
 def _add_measuring(parser: Any) -> None:
@@ -93,24 +86,29 @@ def _add_measuring(parser: Any) -> None:
         "default: %(default)s",
     )
     parser.add_argument(
-        "--compile", action="store_true", help="also time the edit with a compiled trunk"
+        "--compile", action="store_true", help="also time the edit with a compiled backbone"
     )
     parser.add_argument(
         "--quantization",
         type=_names,
         default=(),
         metavar="LIST",
-        help="for the part agreement, with --prior: 8bit, 4bit, ... (as in Prior.from_pretrained)",
+        help="for the part agreement, with --prior: also look at copies of it, of "
+        f"{','.join(QUANTIZATIONS)}",
     )
     parser.add_argument(
-        "--train-batch", type=positive, metavar="N", help="rows of a training step; default: 8 on "
-        "a GPU, 2 on a CPU",
-    )  # fmt: skip
+        "--train-batch-size",
+        type=positive,
+        metavar="N",
+        help="rows of a training step; default: 8 on a GPU, 2 on a CPU",
+    )
     parser.add_argument(
-        "--train-length", type=positive, metavar="N", help="tokens of its rows; default: those of "
-        "--length on a GPU, at most 256 on a CPU",
-    )  # fmt: skip
-    parser.add_argument("--seed", type=seed, default=0, help="of everything; default: %(default)s")
+        "--train-max-length",
+        type=positive,
+        metavar="N",
+        help="tokens of its rows; default: --max-length on a GPU, at most 256 on a CPU",
+    )
+    add_seed(parser, "everything")
 
 
 def _run(args: argparse.Namespace) -> None:

@@ -15,7 +15,7 @@ from ...training.lazy_batch import ToEditBatch
 from .plain import plain_bytes, plain_edit, soft_targets_loss
 from .table import Row
 
-TRUNK = "bare trunk"
+TRUNK = "bare backbone"
 PLAIN = "plain: softmax of all logits"
 SOFT_TARGETS = "dense KL to the prior instead of an edit"
 OURS = "ours"

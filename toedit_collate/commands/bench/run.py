@@ -13,10 +13,12 @@ from ... import __version__
 from ...policy import EditPolicy
 from ...tools.errors import UnusableError, first_line, quiet
 from ...tools.files import as_json, write_json
-from ...tools.measuring.inputs import Inputs, Source, open_source
+from ...tools.measuring.inputs import Inputs, Source, random_source
 from ...tools.measuring.machine import machine_facts
 from ...tools.measuring.threads import fastest_threads
 from ...tools.measuring.timing import clock_of
+from ...tools.options import prior_options, read_policy
+from ...tools.priors import open_prior
 from .agreement import measure_agreement
 from .aligned import measure_aligned
 from .edit import measure_edit
@@ -43,14 +45,12 @@ def run_bench(args: argparse.Namespace, command: str) -> None:
         UnusableError: an argument can't be used here.
     """
     device = _device(args.device)
+    policy = _policy(args)
     _check_together(args)
     _check_outputs(args)
     with quiet(), fastest_threads() if device.type == "cpu" else nullcontext():
-        dtype = getattr(torch, args.dtype)
-        source = open_source(
-            shape=args.shape, prior=args.prior, data=args.data, device=device, dtype=dtype,
-            seed=args.seed,
-        )  # fmt: skip
+        source = _open(args, device)
+        dtype = next(source.prior.model.parameters()).dtype
         facts = {
             "command": command,
             "prior": source.name,
@@ -63,7 +63,7 @@ def run_bench(args: argparse.Namespace, command: str) -> None:
         aloud = args.json != "-"
         if aloud:
             print(format_head(facts), flush=True)
-        for section in _measure(args, source):
+        for section in _measure(args, source, policy):
             sections.append(section)
             if aloud:
                 print(format_section(section), flush=True)
@@ -81,17 +81,38 @@ def run_bench(args: argparse.Namespace, command: str) -> None:
             print(f"\nChart: {args.plot}")
 
 
-def _measure(args: argparse.Namespace, source: Source) -> Iterator[Section]:
-    policy = getattr(EditPolicy, args.policy)(seed=args.seed)
-    B, T = args.batch, _length(args, source)
+def _open(args: argparse.Namespace, device: torch.device) -> Source:
+    if args.prior is None:
+        dtype = torch.bfloat16 if args.dtype == "auto" else getattr(torch, args.dtype)
+        return random_source(args.shape or "tiny", device=device, dtype=dtype, seed=args.seed)
+    own = prior_options(args)
+    own["device"], own["aligned_to"] = device, None  # the aligned one is a part of its own
+    prior = open_prior(args.prior, **own, needs_tokenizer=False)
+    return Source(prior, f"{args.prior}, text of {args.data}", text=(args.data, args.split),
+                  seed=args.seed)  # fmt: skip
+
+
+def _policy(args: argparse.Namespace) -> EditPolicy:
+    """The policy, of those that the definition in plain code beside ours knows, too."""
+    policy = read_policy(args.policy, seed=args.seed)
+    if (policy.region, policy.sampler, policy.drop_below) != ("above", "top_k", None):
+        raise UnusableError(
+            f"--policy {args.policy}: the bench compares with Algorithm 1 in plain code, which has "
+            "region=above, sampler=top_k and no drop_below; name such a policy"
+        )
+    return policy
+
+
+def _measure(args: argparse.Namespace, source: Source, policy: EditPolicy) -> Iterator[Section]:
+    B, T = args.batch_size, _length(args, source)
     on_cpu = source.prior.device.type == "cpu"
     parts, left_out = args.parts or PARTS, ""
     if args.parts is None and on_cpu and source.shape not in (None, "tiny"):
         parts = tuple(part for part in PARTS if part != "training")
         left_out = "The part training is left out on a CPU with this shape; --parts training asks."
     inputs = source.inputs(B, T)
-    if args.trainee_tokenizer is not None:
-        yield measure_aligned(inputs, policy, tokenizer=args.trainee_tokenizer, pairs=args.pairs)
+    if args.prior_aligned is not None:
+        yield measure_aligned(inputs, policy, tokenizer=args.prior_aligned, pairs=args.pairs)
         parts = args.parts or ()
     measures: dict[str, Callable[[], Section]] = {
         "edit": lambda: measure_edit(inputs, policy, pairs=args.pairs, compiled=args.compile),
@@ -116,14 +137,14 @@ def _measure(args: argparse.Namespace, source: Source) -> Iterator[Section]:
 
 def _training_inputs(args: argparse.Namespace, source: Source, T: int) -> Inputs:
     on_cpu = source.prior.device.type == "cpu"
-    B = args.train_batch or (min(args.batch, 2) if on_cpu else args.batch)
-    T = args.train_length or (min(T, _FEW_TOKENS) if on_cpu else T)
-    return source.inputs(B, T, option="--train-length")
+    B = args.train_batch_size or (min(args.batch_size, 2) if on_cpu else args.batch_size)
+    T = args.train_max_length or (min(T, _FEW_TOKENS) if on_cpu else T)
+    return source.inputs(B, T, option="--train-max-length")
 
 
 def _length(args: argparse.Namespace, source: Source) -> int:
-    if args.length is not None:
-        return args.length
+    if args.max_length is not None:
+        return args.max_length
     wanted = (
         1024 if source.shape not in (None, "tiny") and source.prior.device.type != "cpu" else 512
     )
@@ -154,10 +175,10 @@ def _check_together(args: argparse.Namespace) -> None:
         given = f"--prior {args.prior}" if args.data is None else f"--data {args.data}"
         missing = "--data FILE" if args.data is None else "--prior PATH_OR_HUB_ID"
         raise UnusableError(f"{given}: a prior and its text belong together; add {missing}")
-    if args.trainee_tokenizer is not None and args.prior is None:
+    if args.prior_aligned is not None and args.prior is None:
         raise UnusableError(
-            f"--trainee-tokenizer {args.trainee_tokenizer}: random weights have no tokenizer; add "
-            "--prior and --data"
+            f"--prior-aligned {args.prior_aligned}: random weights have no tokenizer; add --prior "
+            "and --data"
         )
     if args.quantization and args.prior is None:
         raise UnusableError(

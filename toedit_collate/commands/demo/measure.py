@@ -24,17 +24,19 @@ _SECONDS = 10.0
 
 @dataclass
 class Shares:
-    """Counts of one policy: tokens that it was applied to, resampled, and found changed."""
+    """Counts of one policy: tokens that it was applied to, resampled, changed, and removed."""
 
     scored: int = 0
     selected: int = 0
     changed: int = 0
+    dropped: int = 0
 
     def add(self, result: EditResult) -> None:
         """Count one batch."""
         self.scored += int(result.scored.sum())
         self.selected += int(result.selected.sum())
         self.changed += int(result.changed.sum())
+        self.dropped += int(result.dropped.sum())
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ def survey(prior: Prior, batches: list[Batch], policies: Mapping[str, EditPolicy
 
 @dataclass(frozen=True)
 class Cost:
-    """Time of the edit pass / time of the trunk's forward pass, of `num_pairs` paired runs."""
+    """Time of the edit pass / time of the backbone's forward pass, of `num_pairs` paired runs."""
 
     ratio: float
     lowest: float

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import argparse
-import os
-import sys
 from pathlib import Path
 from typing import Any
 
 from ...tools.errors import UnusableError
-from ...tools.options import number_above_0, positive, seed
+from ...tools.options import (
+    add_color,
+    add_data,
+    add_policy_name,
+    add_prior,
+    add_seed,
+    number_above_0,
+    positive,
+    prior_options,
+    wants_color,
+)
 
 DEFAULT_SECONDS = 180.0
 DEFAULT_STEPS = 500
@@ -25,22 +33,11 @@ def add_demo(commands: Any) -> None:
         "held-out perplexity of a LoRA run with and without editing. Nothing is downloaded unless "
         "--prior names a model on the hub.",
     )
-    parser.add_argument(
-        "--prior", metavar="PATH_OR_HUB_ID", help="a causal language model; default: make one"
-    )
-    parser.add_argument(
-        "--data",
-        metavar="FILE",
-        help="documents of text or chats: .jsonl, .parquet, .csv, .txt (documents between blank "
-        "lines), a folder of save_to_disk, or a hub dataset; default: Python's help topics",
-    )
-    parser.add_argument(
-        "--policy",
-        choices=("paper", "reference_code"),
-        default="reference_code",
-        help="how the LoRA run is edited: as in the paper, or as the authors' script does it, "
-        "which changes some twenty times more tokens; default: %(default)s",
-    )
+    add_data(parser, more="; default: Python's help topics")
+    add_policy_name(
+        parser, default="reference_code",
+        more="; how the passage and the LoRA run are edited",
+    )  # fmt: skip
     parser.add_argument(
         "--prior-steps",
         type=positive,
@@ -50,21 +47,25 @@ def add_demo(commands: Any) -> None:
     parser.add_argument(
         "--seconds",
         type=number_above_0,
+        metavar="X",
         help=f"time limit for that: fewer steps then; default: {DEFAULT_SECONDS:g}",
     )
     parser.add_argument(
-        "--steps", type=positive, default=30, help="of each LoRA run; default: %(default)s"
+        "--steps",
+        type=positive,
+        default=30,
+        metavar="N",
+        help="of each LoRA run; default: %(default)s",
     )
-    parser.add_argument("--seed", type=seed, default=0, help="of everything; default: %(default)s")
+    add_seed(parser, "everything")
     parser.add_argument(
         "--output", type=Path, metavar="DIR", help="save the prior that was made, for --prior"
     )
-    parser.add_argument(
-        "--color",
-        choices=("auto", "always", "never"),
-        default="auto",
-        help="auto: on a terminal, unless NO_COLOR is set; default: %(default)s",
-    )
+    add_color(parser)
+    add_prior(
+        parser, leave_out=("device", "quantization", "adapter", "compile", "prior_aligned"),
+        prior="; default: make one", dtype="; on a CPU always float32",
+    )  # fmt: skip
     parser.set_defaults(run=_run)
 
 
@@ -75,14 +76,16 @@ def _run(args: argparse.Namespace) -> None:
     run_demo(
         Settings(
             prior=args.prior,
+            prior_options=prior_options(args),
             data=args.data,
-            policy=args.policy,
+            split=args.split,
+            policy=" ".join(args.policy.split()),
             prior_steps=args.prior_steps or DEFAULT_STEPS,
             seconds=args.seconds or DEFAULT_SECONDS,
             steps=args.steps,
             seed=args.seed,
             output=args.output,
-            color=_use_color(args.color),
+            color=wants_color(args),
         )
     )
 
@@ -95,9 +98,3 @@ def _check_together(args: argparse.Namespace) -> None:
                 f"--{name.replace('_', '-')} {value} is for making a prior, and --prior "
                 f"{args.prior} gives one; leave one of them out"
             )
-
-
-def _use_color(choice: str) -> bool:
-    if choice == "auto":
-        return sys.stdout.isatty() and not os.environ.get("NO_COLOR")
-    return choice == "always"

@@ -10,6 +10,7 @@ from .measure import Batch, Shares, edit_cost, survey
 from .show import find_passage
 from .tune import BATCH_SIZE, MAX_HELD_OUT, Run, held_out_perplexity, tune
 
+COMPARED = ("paper", "reference_code")
 _ENOUGH = 5  # changed tokens for a ratio to them to mean something
 
 
@@ -18,35 +19,41 @@ def section(title: str) -> None:
     print(f"\n{title}\n{'-' * len(title)}", flush=True)
 
 
-def show_passage(prior: Prior, batches: list[Batch], policy: EditPolicy, *, color: bool) -> None:
+def show_passage(
+    prior: Prior, batches: list[Batch], name: str, policy: EditPolicy, *, color: bool
+) -> None:
     """Print the passage with the most edits."""
-    section("2. A training passage, edited with EditPolicy.reference_code()")
+    section(f"2. A training passage, edited with the policy {name}")
     passage = find_passage(prior, batches, policy)
     print(mark_edits(passage, prior.tokenizer, color=color).strip("\n"))
     print(f"\n{legend(color=color)}")
+    removed = f", {passage.num_removed} removed" if policy.drop_below is not None else ""
     print(
         f"{sum(passage.selected)} of these {len(passage.before)} tokens are selected, "
-        f"{passage.num_changed} changed: the passage with the most changes, not a typical one."
+        f"{passage.num_changed} changed{removed}: the passage with the most edits, not a typical "
+        "one."
     )
 
 
 def show_shares(prior: Prior, batches: list[Batch], policies: dict[str, EditPolicy]) -> None:
     """Print what each policy selects and changes in the same tokens."""
-    section("3. How much each preset edits")
+    section("3. How much each policy edits")
     counted = survey(prior, batches, policies)
     draws = "once" if counted.num_draws == 1 else f"up to {counted.num_draws} times"
     print(
-        f"{counted.num_batches} training batches; a token is selected where P >= 0.99, and was "
-        f"drawn {draws}."
+        f"{counted.num_batches} training batches; {' and '.join(COMPARED)} select a token where "
+        f"P >= 0.99; each was drawn {draws}."
     )
-    print(f"{'':16}{'tokens scored':>14}{'selected':>20}{'changed':>20}")
+    drops = any(policy.drop_below is not None for policy in policies.values())
+    width = max(16, *(len(name) + 1 for name in policies))
+    removed = f"{'removed':>20}" if drops else ""
+    print(f"{'':{width}}{'tokens scored':>14}{'selected':>20}{'changed':>20}{removed}")
     for name, shares in counted.shares.items():
-        print(
-            f"{name:16}{shares.scored:>14,}{_count(shares.selected, shares.scored):>20}"
-            f"{_count(shares.changed, shares.scored):>20}"
-        )
+        counts = [shares.selected, shares.changed, *([shares.dropped] if drops else [])]
+        columns = "".join(f"{_count(count, shares.scored):>20}" for count in counts)
+        print(f"{name:{width}}{shares.scored:>14,}{columns}")
     print("selected: resampled. changed: the resample is another token than before.")
-    print(_compare(counted.shares["paper"], counted.shares["reference_code"]))
+    print(_compare(*(counted.shares[name] for name in COMPARED)))
 
 
 def _compare(paper: Shares, script: Shares) -> str:
@@ -57,7 +64,7 @@ def _compare(paper: Shares, script: Shares) -> str:
     changes = f"reference_code changed {script.changed:,} of them, paper {paper.changed:,}"
     if paper.changed >= _ENOUGH:
         changes += f": {script.changed / paper.changed:.0f} times as many"
-    return f"The two select the same tokens; {changes}."
+    return f"{' and '.join(COMPARED)} select the same tokens; {changes}."
 
 
 def show_cost(prior: Prior, batches: list[Batch], name: str, policy: EditPolicy) -> None:
@@ -84,11 +91,13 @@ def show_runs(
         f"{steps} steps of {BATCH_SIZE} documents, the same ones in both runs. "
         f"Perplexity of {num_documents} held-out documents:"
     )
-    print(f"  before                    {held_out_perplexity(prior, corpus):9.3f}", flush=True)
+    width = max(26, len(name) + 13)
+    before = held_out_perplexity(prior, corpus)
+    print(f"  {'before':{width}}{before:9.3f}", flush=True)
     plain = tune(prior, corpus, None, steps=steps, seed=seed)
-    print(f"  after, without editing    {plain.perplexity:9.3f}", flush=True)
+    print(f"  {'after, without editing':{width}}{plain.perplexity:9.3f}", flush=True)
     edited = tune(prior, corpus, policy, steps=steps, seed=seed)
-    print(f"  after, with {name:14}{edited.perplexity:9.3f}")
+    print(f"  {f'after, with {name}':{width}}{edited.perplexity:9.3f}")
     print(_verdict(plain, edited))
     stats = edited.stats or {}
     print(

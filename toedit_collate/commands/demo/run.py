@@ -6,15 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from ...policy import EditPolicy
 from ...prior.prior import Prior
 from ...tools.demo_model.corpus import read_corpus
 from ...tools.demo_model.pretrain import make_prior, perplexity
 from ...tools.demo_model.topics import Corpus, enough_examples, plain_text, python_topics
 from ...tools.errors import UnusableError
 from ...tools.measuring.threads import fastest_threads
+from ...tools.options import read_policy
 from ...tools.priors import open_prior
-from .report import section, show_cost, show_passage, show_runs, show_shares
+from .report import COMPARED, section, show_cost, show_passage, show_runs, show_shares
 from .tune import BATCH_SIZE, max_length, training_batches
 
 
@@ -23,7 +23,9 @@ class Settings:
     """The options of `toedit demo`; `color` says whether to use it."""
 
     prior: str | None
+    prior_options: dict[str, Any]
     data: str | None
+    split: str | None
     policy: str
     prior_steps: int
     seconds: float
@@ -42,11 +44,14 @@ def run_demo(settings: Settings) -> None:
     _require_extra()
     from ...tools.errors import quiet
 
-    corpus = python_topics() if settings.data is None else read_corpus(settings.data)
     policies = {
-        "paper": EditPolicy.paper(seed=settings.seed),
-        "reference_code": EditPolicy.reference_code(seed=settings.seed),
+        name: read_policy(name, seed=settings.seed) for name in (*COMPARED, settings.policy)
     }
+    policy = policies[settings.policy]
+    if settings.data is None:
+        corpus = python_topics()
+    else:
+        corpus = read_corpus(settings.data, settings.split)
     if settings.output is not None:
         _make_folder(settings.output)
     with quiet():
@@ -55,11 +60,10 @@ def run_demo(settings: Settings) -> None:
         corpus = enough_examples(corpus, settings.steps * BATCH_SIZE, settings.seed)
         batches = training_batches(prior, corpus, steps=settings.steps, seed=settings.seed)
         with fastest_threads():
-            show_passage(prior, batches, policies["reference_code"], color=settings.color)
+            show_passage(prior, batches, settings.policy, policy, color=settings.color)
             show_shares(prior, batches, policies)
-            show_cost(prior, batches, settings.policy, policies[settings.policy])
+            show_cost(prior, batches, settings.policy, policy)
         with fastest_threads():
-            policy = policies[settings.policy]
             show_runs(prior, corpus, settings.policy, policy, settings.steps, settings.seed)
     section("Next")
     name = settings.prior or settings.output or "PATH_OR_HUB_ID"
@@ -81,7 +85,7 @@ def _show_prior(settings: Settings, corpus: Corpus) -> Prior:
     section("1. Prior and text")
     print(f"Text: {corpus.name}")
     if settings.prior is not None:
-        prior = _load_prior(settings.prior, corpus)
+        prior = _load_prior(settings.prior, settings.prior_options, corpus)
         made = "loaded"
     else:
         result = make_prior(
@@ -115,12 +119,12 @@ def _show_prior(settings: Settings, corpus: Corpus) -> Prior:
     return prior
 
 
-def _load_prior(name: str, corpus: Corpus) -> Prior:
+def _load_prior(name: str, options: dict[str, Any], corpus: Corpus) -> Prior:
     import torch
 
-    # On a CPU float32: few of them are quick at bf16.
-    dtype = "auto" if torch.cuda.is_available() else torch.float32
-    prior = open_prior(name, dtype=dtype)
+    if not torch.cuda.is_available():
+        options = {**options, "dtype": torch.float32}  # few CPUs are quick at bf16
+    prior = open_prior(name, **options)
     if corpus.is_conversational and not prior.tokenizer.chat_template:
         raise UnusableError(
             f"--prior {name}: its tokenizer has no chat template, and {corpus.name.split(':')[0]} "

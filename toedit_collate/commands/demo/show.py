@@ -19,7 +19,7 @@ _SECONDS = 10.0
 def find_passage(
     prior: Prior, batches: list[Batch], policy: EditPolicy, num_tokens: int = 110
 ) -> Passage:
-    """The window of `num_tokens` tokens with the most changed, and then the most selected.
+    """The window of `num_tokens` tokens with the most edits, and then the most selected.
 
     With a slow prior, the search ends after some seconds.
     """
@@ -32,8 +32,8 @@ def find_passage(
             real = batch["attention_mask"][row].bool()
             for start in range(0, max(1, int(real.sum()) - num_tokens + 1), 8):
                 window = real.nonzero().squeeze(-1)[start : start + num_tokens]
-                changed = int(result.changed[row, window].sum())
-                score = (changed, int(result.selected[row, window].sum()))
+                edits = int((result.changed | result.dropped)[row, window].sum())
+                score = (edits, int(result.selected[row, window].sum()))
                 if score > best:
                     best, passage = score, _cut(batch, result, row, window)
         if time.perf_counter() - started > _SECONDS:
@@ -43,9 +43,16 @@ def find_passage(
 
 def _cut(batch: Batch, result: EditResult, row: int, window: torch.Tensor) -> Passage:
     assert result.logprob is not None
+    edited = result.tokens[row]
+    if result.source is not None:  # tokens were removed: back to where the others were
+        edited = batch["input_ids"][row].clone()
+        real = result.source[row] >= 0
+        edited[result.source[row][real]] = result.tokens[row][real]
+    removed = result.dropped[row, window].tolist()
+    after = zip(edited[window].tolist(), removed, strict=True)
     return Passage(
         before=batch["input_ids"][row, window].tolist(),
-        after=result.input_ids[row, window].tolist(),
+        after=[None if gone else token for token, gone in after],
         selected=result.selected[row, window].tolist(),
         probability=result.logprob[row, window].exp().tolist(),
     )

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, cast
 
-from tqdm import tqdm
 from transformers import PrinterCallback, TrainerCallback
 
 from ...policy import EditPolicy
 from ...prior.prior import Prior
 from ...tools.demo_model.topics import Corpus
+from ...tools.progress import progress_bar
 from ...training.attach import attach
 
 BATCH_SIZE = 8
@@ -125,7 +125,7 @@ class _Bar(TrainerCallback):
         self.title = title
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.bar = tqdm(total=state.max_steps, desc=self.title, unit="step", leave=False)
+        self.bar = progress_bar(lambda: state.max_steps, "steps", desc=self.title)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.bar.update()

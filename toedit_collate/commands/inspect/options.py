@@ -6,7 +6,17 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from ...tools.options import add_data, add_prior, add_reading, positive, prior_options, seed, whole
+from ...tools.options import (
+    add_color,
+    add_data,
+    add_prior,
+    add_reading,
+    add_seed,
+    positive,
+    prior_options,
+    whole,
+)
+from ...tools.policies import POLICY_HELP
 
 
 def add_inspect(commands: Any) -> None:
@@ -25,10 +35,9 @@ def add_inspect(commands: Any) -> None:
         "--policy",
         nargs="+",
         action="extend",
-        metavar="NAME",
-        help="paper, reference_code, low_drop_up_revise or filtering; fields, as in threshold=0.5; "
-        'or both in one word, "reference_code top_k=8 protect=numbers"; several are compared. '
-        "default: paper, reference_code and threshold=0.5",
+        metavar="POLICY",
+        help=f"{POLICY_HELP}; several are compared; default: paper, reference_code and "
+        "threshold=0.5",
     )
     parser.add_argument(
         "--protect",
@@ -70,13 +79,7 @@ def _add_choice(parser: Any) -> None:
         default="edited",
         help="which are shown: those with the most edits, the first, or any; default: %(default)s",
     )
-    group.add_argument(
-        "--seed",
-        type=seed,
-        default=0,
-        metavar="N",
-        help="of --order random, which also chooses those to look at; default: %(default)s",
-    )
+    add_seed(group, "--order random, which also chooses those to look at")
     group.add_argument("--find", metavar="REGEX", help="only documents with this in their text")
     group.add_argument(
         "--show",
@@ -93,12 +96,7 @@ def _add_choice(parser: Any) -> None:
         help="so many in --html and --json; default: %(default)s",
     )
     add_reading(group, max_length="what the prior can take", batch_tokens=4096)
-    group.add_argument(
-        "--color",
-        choices=("auto", "always", "never"),
-        default="auto",
-        help="auto: on a terminal that has colours; default: %(default)s",
-    )
+    add_color(group)
 
 
 def _run(args: argparse.Namespace) -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from ...diagnostics.terminal import show
 from ...prior.aligned import AlignedPrior
 from ...tools.errors import UnusableError
 from ...tools.files import write_text
+from ...tools.options import wants_color
 from ...tools.priors import open_prior
 
 DEFAULT_POLICIES = ("paper", "reference_code", "threshold=0.5")
@@ -32,7 +32,7 @@ def run_inspect(args: argparse.Namespace, options: dict[str, Any]) -> int:
         if path is not None:
             _check_can_write(name, path)
     seen = _look(args, options) if args.journal is None else _look_into_journal(args)
-    color = _wants_color(args.color)
+    color = wants_color(args)
     print(show(seen, color=color, num_documents=args.show), end="")
     if args.html is not None:
         _write("--html", args.html, seen.to_html())
@@ -90,9 +90,3 @@ def _check_can_write(option: str, path: Path) -> None:
 def _write(option: str, path: Path, text: str) -> None:
     write_text(path, text, option)
     print(f"{path}: {len(text.encode()):,} bytes")
-
-
-def _wants_color(choice: str) -> bool:
-    if choice == "auto":
-        return sys.stdout.isatty() and "NO_COLOR" not in os.environ
-    return choice == "always"

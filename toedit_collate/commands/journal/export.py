@@ -9,8 +9,9 @@ from typing import Any
 from ...tools.datafiles import Data, Row, open_data
 from ...tools.datafiles.documents import check_known
 from ...tools.datafiles.revise import Counts, Reviser, replay
-from ...tools.datafiles.writing import check_output, progress_bar, write_dataset, write_lines
+from ...tools.datafiles.writing import check_output, write_dataset, write_lines
 from ...tools.files import whole
+from ...tools.progress import progress_bar
 from .opening import check_generation, open_journal, open_tokenizer
 
 
@@ -43,7 +44,10 @@ def export(
         with_text=with_text,
         eos=eos,
     )
-    with whole(output, "--output", replace=False) as target, progress_bar(data) as bar:
+    with (
+        whole(output, "--output", replace=False) as target,
+        progress_bar(data.count_rows, "rows") as bar,
+    ):
         rows = _revised(data, reviser, bar)
         if output.suffix == ".jsonl":
             write_lines(data, rows, target)

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from ...tools.options import DATA_HELP, add_prior, add_reading, positive, prior_options, seed
+from ...tools.options import DATA_HELP, add_prior, add_reading, add_seed, positive, prior_options
 
 
 def add_report(commands: Any) -> None:
@@ -48,9 +48,7 @@ def add_report(commands: Any) -> None:
         help="look at so many documents of each; default: all",
     )
     add_reading(parser, max_length="what the prior can take", batch_tokens=16_384, eos=False)
-    parser.add_argument(
-        "--seed", type=seed, default=0, metavar="N", help="of samples; default: %(default)s"
-    )
+    add_seed(parser, "samples")
     parser.set_defaults(run=_run)
 
 

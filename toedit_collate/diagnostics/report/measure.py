@@ -17,6 +17,7 @@ from torch import Tensor
 from ...editing.editable import find_editable
 from ...policy import EditPolicy
 from ...prior.protocol import EditingPrior
+from ...tools.progress import progress_bar
 from ...transfer import fetch
 from ..batches import as_token_batch, in_batches
 from ..documents import Source, SourceDocument, as_data, name_of, read_documents
@@ -282,10 +283,8 @@ def _mean_states(scored: Scored, document: Tensor, count: int) -> Floats | None:
 def _with_bar(
     batches: Iterator[list[SourceDocument]], settings: SetSettings, measured: Measured
 ) -> Iterator[list[SourceDocument]]:
-    from tqdm import tqdm
-
-    disable = None if settings.progress else True
-    with tqdm(unit=" tokens", unit_scale=True, desc=measured.name[-30:], disable=disable) as bar:
+    name = measured.name[-30:]
+    with progress_bar(lambda: None, "tokens", desc=name, shown=settings.progress) as bar:
         for batch in batches:
             yield batch
             bar.update(sum(len(document.ids) for document in batch))

@@ -9,8 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from ..errors import UnusableError
 from .revise import Reviser
 from .rows import Data, Row, need_datasets
@@ -30,15 +28,6 @@ def check_output(output: Path) -> None:
             f"--output {output}: a name that ends in {output.suffix!r}; write .jsonl, or the name "
             "of a folder for datasets.load_from_disk"
         )
-
-
-def progress_bar(data: Data, parts: int = 1) -> Any:
-    """A bar that counts rows, those of one of `parts`, on a terminal; nothing elsewhere."""
-    bar: Any = tqdm(unit=" rows", disable=None, leave=False)  # None: on a terminal only
-    if not bar.disable:
-        total = data.count_rows()
-        bar.reset(None if total is None else total // parts)
-    return bar
 
 
 def write_lines(data: Data, rows: Iterator[Row], target: Path) -> None:

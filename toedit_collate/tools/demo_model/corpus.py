@@ -14,16 +14,17 @@ from .topics import Corpus, Example, hold_out
 MAX_DOCUMENTS = 20_000  # of a file; the rest is left unread
 
 
-def read_corpus(source: str) -> Corpus:
+def read_corpus(source: str, split: str | None = None) -> Corpus:
     """Read documents of text or chats; one in eight is held out.
 
     Args:
         source: see `open_data`.
+        split: of a folder with several, or of a hub dataset.
 
     Raises:
         UnusableError: it can't be read, or holds no documents of a known format.
     """
-    data = open_data(source)
+    data = open_data(source, split)
     examples = list(islice(_examples(data), MAX_DOCUMENTS))
     kinds = {tuple(example) for example in examples}
     if len(kinds) > 1:

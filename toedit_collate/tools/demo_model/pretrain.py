@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from ...prior.prior import Prior
+from ..progress import progress_bar
 from .muon import Muon
 
 VOCAB_SIZE = 1024
@@ -157,7 +157,7 @@ def _train(model: Any, stream: Tensor, steps: int, seconds: float) -> int:
     length = min(CONTEXT, len(stream))
     model.train()
     num_steps, started = 0, time.perf_counter()
-    with tqdm(total=steps, desc="training the prior", unit="step", mininterval=1.0) as bar:
+    with progress_bar(lambda: steps, "steps", desc="training the prior") as bar:
         while num_steps < steps:
             # Where the time runs out first, by the clock: so that it ends annealed there, too.
             done = max(num_steps / steps, (time.perf_counter() - started) / seconds)
@@ -177,6 +177,6 @@ def _train(model: Any, stream: Tensor, steps: int, seconds: float) -> int:
             num_steps += 1
             bar.update()
             if num_steps % 10 == 0:
-                bar.set_postfix_str(f"perplexity {math.exp(loss.item()):.0f}")
+                bar.set_postfix_str(f"perplexity {math.exp(loss.item()):.0f}", refresh=False)
     model.zero_grad(set_to_none=True)
     return num_steps

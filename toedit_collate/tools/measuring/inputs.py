@@ -12,8 +12,8 @@ from torch import Tensor
 
 from ...prior.families import find_trunk, unwrap_model
 from ...prior.prior import Prior
+from ..datafiles import open_data
 from ..errors import UnusableError
-from ..priors import open_prior
 from .calibrate import calibrated_states, shape_head, states_replaced, table_8_targets, zipf_ids
 from .rows import Batch, text_batches
 from .shapes import random_model
@@ -76,12 +76,12 @@ class Source:
 
     prior: Prior
     name: str
-    shape: str | None
-    data: str | None
     seed: int
-    direction: Tensor | None  # of the shaped head
+    text: tuple[str, str | None] | None = None  # data and split, of a real prior
+    shape: str | None = None
+    direction: Tensor | None = None  # of the shaped head
 
-    def inputs(self, B: int, T: int, *, option: str = "--length") -> Inputs:
+    def inputs(self, B: int, T: int, *, option: str = "--max-length") -> Inputs:
         """Batches of B rows of up to T tokens, which `option` asked for.
 
         Raises:
@@ -95,8 +95,9 @@ class Source:
         if T < 2:
             raise UnusableError(f"{option} {T}: a token alone can't be scored; give 2 at least")
         states = None
-        if self.data is not None:
-            batches = text_batches(self.prior, self.data, num=NUM_BATCHES, B=B, T=T, seed=self.seed)
+        if self.text is not None:
+            data = open_data(*self.text)
+            batches = text_batches(self.prior, data, num=NUM_BATCHES, B=B, T=T, seed=self.seed)
         else:
             batches, states = self._calibrated(B, T)
         return Inputs(self.prior, batches, states, B, T)
@@ -117,23 +118,12 @@ class Source:
         return [batch], states
 
 
-def open_source(
-    *, shape: str | None, prior: str | None, data: str | None, device: torch.device,
-    dtype: torch.dtype, seed: int,
-) -> Source:  # fmt: skip
-    """Make random weights, or load a prior.
-
-    Raises:
-        UnusableError: the prior can't be loaded, or does not fit.
-    """
-    if prior is not None:
-        loaded = open_prior(prior, dtype=dtype, device=device, needs_tokenizer=False)
-        return Source(loaded, f"{prior}, text of {data}", None, data, seed, None)
-    shape = shape or "tiny"
+def random_source(shape: str, *, device: torch.device, dtype: torch.dtype, seed: int) -> Source:
+    """Random weights, and states that are calibrated to Table 8 of the paper."""
     model: Any = random_model(shape, device, dtype, seed)
     direction = shape_head(model.get_output_embeddings().weight.detach())
     name = (
         f"random weights in the shape of {shape}; observed tokens as in Table 8 of "
         "arXiv:2412.14689, competitors: Zipf over ids, uneven by e^(3z), z normal"
     )
-    return Source(Prior(model), name, shape, None, seed, direction)
+    return Source(Prior(model), name, seed, shape=shape, direction=direction)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ...prior.prior import Prior
-from ..datafiles import examples, open_data
+from ..datafiles import Data, examples
 
 Batch = dict[str, Any]
 """input_ids, attention_mask and labels, (B, T) int64 on the CPU, padded on the right."""
@@ -19,7 +19,7 @@ Example = tuple[list[int], list[int]]
 _SPARE = 4  # so many times as many pieces are read as are needed, and then chosen from
 
 
-def text_batches(prior: Prior, source: str, *, num: int, B: int, T: int, seed: int) -> list[Batch]:
+def text_batches(prior: Prior, data: Data, *, num: int, B: int, T: int, seed: int) -> list[Batch]:
     """Up to `num` batches from a data file; documents longer than T tokens are cut into windows.
 
     The labels of prompts are -100.
@@ -27,7 +27,6 @@ def text_batches(prior: Prior, source: str, *, num: int, B: int, T: int, seed: i
     Raises:
         UnusableError: the file can't be read, or holds too little.
     """
-    data = open_data(source)
     found = examples(data, prior.tokenizer, max_length=T, vocab_size=prior.vocab_size)
     # Of a long document the last, shorter window is left out: batches of those are full.
     whole = (one for one in found if len(one.ids) > 1 and (not one.start or len(one.ids) == T))
@@ -35,7 +34,7 @@ def text_batches(prior: Prior, source: str, *, num: int, B: int, T: int, seed: i
     if len(pieces) < B:
         raise data.error(
             f"gives {len(pieces)} pieces of up to {T} tokens, and a batch takes {B}; give more "
-            "text, or a smaller --batch"
+            "text, or a smaller --batch-size"
         )
     if all(label == -100 for _, labels in pieces for label in labels[1:]):
         raise data.error(
