@@ -629,6 +629,9 @@ class TestFirstSteps:
         assert "# Model Card for out\n" in card
         assert f'model="{out}"' in card
         assert "None](" not in card
+        assert f"on the `{files.chat}` dataset" in card
+        assert "huggingface.co/datasets" not in card
+        assert not re.search("^datasets:", card, re.MULTILINE)
         assert re.search(r"Made with toedit_collate \d.*transformers \d", card)
         assert re.search(r"\| docs \| \d+\.\d{4} \|", card)
         assert "python " in card

@@ -352,7 +352,7 @@ class TestOutput:
             capsys, "--prior", prior_folder, "--data", data, "--output", tmp_path / output,
             "--threshold", "0.001", "--exclude-original",
         )  # fmt: skip
-        assert "3 rows held text or chats" in printed
+        assert "3 of the rows held text or chats" in printed
         policy = EditPolicy(threshold=0.001, exclude_original=True)
         tokenizer = make_tokenizer()
         for row, text in zip(read(tmp_path / output), texts, strict=True):

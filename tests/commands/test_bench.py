@@ -698,8 +698,8 @@ def test_texts_between_blank_lines(tmp_path):
     (batch,) = rows.text_batches(prior, open_data(path), num=5, B=2, T=100, seed=0)
     rows_of_ids = zip(batch["input_ids"], batch["attention_mask"], strict=True)
     assert {prior.tokenizer.decode(ids[mask == 1]).strip() for ids, mask in rows_of_ids} == {
-        "the quick fox",
-        "the lazy dog\nwalks",
+        "the quick fox<|eos|>",
+        "the lazy dog\nwalks<|eos|>",
     }
 
 
@@ -825,8 +825,13 @@ def test_a_run_on_a_prior_and_text(real):
         (["--prior", "x", "--data", "y", "--shape", "tiny"], r"--shape tiny .* leave one"),
         (["--prior", "nowhere/x", "--data", "y"], r"--prior nowhere/x: can't be loaded .* name a"),
         (["--quantization", "8bit"], r"--quantization 8bit: .* add --prior"),
-        (["--length", "600"], r"--length 600: the prior has 512 .* give at most"),
-        (["--length", "1"], r"--length 1: .* give 2 at least"),
+        (["--max-length", "600"], r"--max-length 600: the prior has 512 .* give at most"),
+        (["--max-length", "1"], r"--max-length 1: .* give 2 at least"),
+        (
+            ["--policy", "filtering"],
+            r"--policy filtering: the bench .* name such a policy",
+        ),
+        (["--policy", "papper"], r"--policy: policy must be one of paper, .*got 'papper'"),
         (["--device", "abacus"], r"--device abacus: .* write cpu"),
         (["--json", "/no/such/x.json"], r"--json /no/such/x.json: .* make it first"),
         (["--plot", "x.doc"], r"--plot x.doc: .*'.doc'.* write .png"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
 from importlib.metadata import PackageNotFoundError, version
@@ -11,10 +12,13 @@ from typing import Any
 from .. import __version__
 from ..distributed import world_size
 from ..policy import EditPolicy
+from ..tools.demo_model.source import DEMO
 from ..tools.files import write_text
 from ..training.collator import ToEditCollator
 from .report import RunReport
 
+_LINKED_DATA = re.compile(r"\[([^\]\n]+)\]\(https://huggingface\.co/datasets/[^)\n]*\)")
+_LISTED_DATA = re.compile(r"^datasets: (.+)\n", re.MULTILINE)
 _MARK = "## How the training data was edited"
 
 
@@ -49,7 +53,13 @@ def _without_none(card: str, trainer: Any, folder: Path) -> str:
     """The card with names of local models and folders, where TRL has those of the hub only."""
     base = getattr(trainer.model.config, "_name_or_path", "") or "a model made from scratch"
     card = card.replace("[None](https://huggingface.co/None)", f"`{base}`")
-    return card.replace('model="None"', f'model="{folder}"')
+    card = card.replace('model="None"', f'model="{folder}"')
+    card = _LINKED_DATA.sub(lambda m: f"`{m[1]}`" if _is_local(m[1]) else m[0], card)
+    return _LISTED_DATA.sub(lambda m: "" if _is_local(m[1]) else m[0], card)
+
+
+def _is_local(dataset: str) -> bool:
+    return dataset.partition(":")[0] == DEMO or Path(dataset).exists()
 
 
 def _run_section(report: RunReport | None) -> str:

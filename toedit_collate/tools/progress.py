@@ -24,12 +24,10 @@ def progress_bar(
     """
     if not shown:
         return tqdm(disable=True)
+    how: dict[str, Any] = {"total": count(), "unit": f" {unit}", "desc": desc}
     if sys.stderr.isatty():
-        bar: Any = tqdm(unit=f" {unit}", desc=desc, leave=False)
-    else:
-        bar = _Lines(unit=f" {unit}", desc=desc, mininterval=LOG_SECONDS, miniters=1)
-    bar.reset(count())
-    return bar
+        return tqdm(leave=False, **how)
+    return _Lines(mininterval=LOG_SECONDS, miniters=1, **how)
 
 
 class _Lines(tqdm):  # type: ignore[type-arg]
@@ -37,9 +35,9 @@ class _Lines(tqdm):  # type: ignore[type-arg]
 
     def display(self, msg: str | None = None, pos: int | None = None) -> bool:
         if self.n:
-            has_end = bool(self.total)
+            has_end, before = bool(self.total), "{desc}: " if self.desc else ""
             self.bar_format = (
-                f"{{desc}}{{n_fmt}}{' of {total_fmt}' if has_end else ''}{{unit}} in {{elapsed}}"
+                f"{before}{{n_fmt}}{' of {total_fmt}' if has_end else ''}{{unit}} in {{elapsed}}"
                 f"{', {remaining} to go' if has_end else ''}{{postfix}}"
             )
             print(str(self).strip(), file=sys.stderr, flush=True)

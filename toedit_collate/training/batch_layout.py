@@ -166,6 +166,8 @@ def _labels(batch: Mapping[str, Any]) -> Tensor | None:
 
 def _of_numbers(mask: Tensor) -> tuple[Tensor, Tensor]:
     """A mask that numbers documents from 1: a mask of 0 and 1, and where documents begin."""
+    # Stricter than `tokens.documents`, where a document begins wherever the number changes, as its
+    # caller says: a collator's numbers that fall again (1, 2, 1) mean something that we don't know.
     real = mask != 0
     number_so_far = torch.where(real, mask, 0).cummax(-1).values
     if bool((mask < 0).any()) or bool((real & (mask < number_so_far)).any()):

@@ -33,10 +33,11 @@ def print_report(
     if cache is not None:
         _print_cache(settings, counts, cache)
     if counts.rows_from_text:
+        end = "with" if settings.eos else "without"
         print(
-            f"Note: {counts.rows_from_text:,} rows held text or chats, tokenized as SFTTrainer "
-            f"does{', with' if settings.eos else ', but without'} an end token. Where it cuts "
-            "documents, give its max_length as --max-length; where it packs by wrapped, save "
+            f"Note: {counts.rows_from_text:,} of the rows held text or chats, tokenized as "
+            f"SFTTrainer does, {end} an end token behind text. Where it cuts documents, give its "
+            "max_length as --max-length; where it packs by wrapped, save "
             "trainer.train_dataset.save_to_disk(FOLDER), and give --data FOLDER."
         )
 

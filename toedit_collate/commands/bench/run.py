@@ -17,7 +17,7 @@ from ...tools.measuring.inputs import Inputs, Source, random_source
 from ...tools.measuring.machine import machine_facts
 from ...tools.measuring.threads import fastest_threads
 from ...tools.measuring.timing import clock_of
-from ...tools.options import prior_options, read_policy
+from ...tools.options import read_policy
 from ...tools.priors import open_prior
 from .agreement import measure_agreement
 from .aligned import measure_aligned
@@ -85,9 +85,10 @@ def _open(args: argparse.Namespace, device: torch.device) -> Source:
     if args.prior is None:
         dtype = torch.bfloat16 if args.dtype == "auto" else getattr(torch, args.dtype)
         return random_source(args.shape or "tiny", device=device, dtype=dtype, seed=args.seed)
-    own = prior_options(args)
-    own["device"], own["aligned_to"] = device, None  # the aligned one is a part of its own
-    prior = open_prior(args.prior, **own, needs_tokenizer=False)
+    prior = open_prior(
+        args.prior, dtype=args.dtype, device=device, adapter=args.adapter, revision=args.revision,
+        needs_tokenizer=False,
+    )  # fmt: skip
     return Source(prior, f"{args.prior}, text of {args.data}", text=(args.data, args.split),
                   seed=args.seed)  # fmt: skip
 

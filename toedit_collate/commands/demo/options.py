@@ -19,7 +19,7 @@ from ...tools.options import (
     wants_color,
 )
 
-DEFAULT_SECONDS = 180.0
+DEFAULT_SECONDS = 600.0  # no more than a cap: on two CPU cores it takes less than a minute
 DEFAULT_STEPS = 500
 
 

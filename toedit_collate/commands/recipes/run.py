@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import shutil
+import textwrap
 from pathlib import Path
 
 from ...tools.errors import UnusableError
@@ -19,15 +20,21 @@ _PLACE = re.compile(r"# plan for:[^,\n]*, (\S+)")
 
 def list_recipes() -> None:
     """Print each recipe with its configs, and what they are for."""
+    columns = min(shutil.get_terminal_size((100, 24)).columns, 120)
+
+    def show(text: str, indent: int) -> None:
+        before, after = " " * indent, " " * (indent + 4)
+        print(textwrap.fill(text, columns, initial_indent=before, subsequent_indent=after))
+
     for script in scripts():
         summary = (ast.get_docstring(ast.parse(script.read_text("utf-8"))) or "").splitlines()[0]
-        print(f"{script.stem}: {summary}")
+        show(f"{script.stem}: {summary}", 0)
         for config in configs():
             if script_of(config) == script.stem:
-                print(f"    {config.stem:40} {_about(config)}")
+                show(f"{config.stem}: {_about(config)}", 4)
     print(f"{STUDIES}: Experiments on when editing pays, each with its question.")
     for study in (path for path in studies() if path.suffix == ".yaml"):
-        print(f"    {study.stem:40} {_question(study)}")
+        show(f"{study.stem}: {_question(study)}", 4)
     print(
         "\ntoedit recipes copy NAME DIR   copies a recipe with its configs, one config, or the "
         "studies"
@@ -57,7 +64,8 @@ def copy_recipe(name: str, folder: Path) -> None:
     wanted |= {path for config in chosen for path in _beside(config)}
     targets = {path: folder / path.relative_to(home) for path in sorted(wanted)}
     _copy(targets)
-    first = chosen[0]
+    # What a stranger can start at once, where there is one: without a GPU or a download.
+    first = next((config for config in chosen if config.stem.endswith("_tiny")), chosen[0])
     script, config = folder / f"{script_of(first)}.py", targets[first]
     print(f"\nStart it: python {script} --config {config}")
     print(f"What it takes: toedit plan --config {config}")
@@ -76,8 +84,7 @@ def _copy(targets: dict[Path, Path]) -> None:
 def _question(study: Path) -> str:
     """What a study asks, its first sentence."""
     question = " ".join(str(read_yaml(study, "study")["question"]).split())
-    text = question.split("? ")[0].rstrip("?") + "?"
-    return text if len(text) < 100 else f"{text[:97]}..."
+    return question.split("? ")[0].rstrip("?") + "?"
 
 
 def script_of(config: Path) -> str:
@@ -95,7 +102,7 @@ def _about(config: Path) -> str:
         if not line.startswith("#"):
             break
         if text and not re.match(r"(plan|python|accelerate|torchrun|toedit|--)\b", text):
-            return text if len(text) < 100 else f"{text[:97]}..."
+            return text
     return ""
 
 
