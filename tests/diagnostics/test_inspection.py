@@ -135,7 +135,7 @@ def test_orders_and_limits(prior):
 def test_find(prior):
     texts = [TEXT, "the river 42", "a stone bridge"]
     seen = inspect_edits(prior, texts, find=r"\d\d")
-    assert {str(d.text) for d in seen.documents} == {TEXT, "the river 42"}
+    assert {str(d.text) for d in seen.documents} == {f"{TEXT}<|eos|>", "the river 42<|eos|>"}
     with pytest.raises(ValueError, match=r"no document .* with 'nowhere' in it"):
         inspect_edits(prior, texts, find="nowhere")
     with pytest.raises(ValueError, match=r"find must be a regular expression, got '\('"):

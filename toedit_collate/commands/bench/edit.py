@@ -171,7 +171,7 @@ def edit_variants(
     for number in range(len(inputs.batches)):
         ours(inputs, first_epoch, number)
     if compiled:
-        variants["bare trunk, compiled"] = lambda number: bare_trunk(inputs, number)
+        variants["bare backbone, compiled"] = lambda number: bare_trunk(inputs, number)
         variants["ours, backbone compiled"] = edit(trunk=nullcontext)
     return variants
 
