@@ -113,7 +113,7 @@ def test_texts_of_documents_are_text(page):
         ".map(e => e.querySelector('ins') ? e.querySelector('del').textContent : e.textContent)"
         ".join('')"
     )
-    assert shown == HOSTILE
+    assert shown == f"{HOSTILE}<|eos|>"
 
 
 @pytest.mark.parametrize(
