@@ -777,7 +777,7 @@ def test_a_whole_run_on_random_weights(tmp_path, monkeypatch):
     assert f"toedit bench --batch-size 2 --max-length 64 --pairs 5 --json {path}" in printed
     assert "competitors: Zipf over ids" in printed
     for name in (
-        "bare trunk",
+        "bare backbone",
         "plain / ours",
         "MiB",
         "by likelihood",
