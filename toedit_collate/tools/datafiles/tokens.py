@@ -315,8 +315,6 @@ def _render(
             "template (of an instruction-tuned model), or data with text"
         )
     settings |= row.get("chat_template_kwargs") or {}
-    tools = row.get("tools")
-    tools = json.loads(tools) if isinstance(tools, str) else tools
     if assistant_only:
         settings["return_assistant_tokens_mask"] = True
         if "{% generation" not in tokenizer.chat_template.replace("{%-", "{%"):
@@ -324,7 +322,9 @@ def _render(
                 f"{name}: the chat template has no {{% generation %}} marks, by which the "
                 "assistant's turns are known; add them, or leave assistant_only_loss out"
             )
+    tools = row.get("tools")
     try:
+        tools = json.loads(tools) if isinstance(tools, str) else tools
         found = tokenizer.apply_chat_template(messages, tools=tools, return_dict=True, **settings)
     except Exception as error:  # of many kinds: the template is a program
         raise data.error(
