@@ -94,7 +94,7 @@ def _about(name: str, tally: KindTally) -> str:
     ]
     touches = f"touches {_list(said)}" if said else "leaves digits, code and markup nearly alone"
     spared = tally.of(None, "spared")
-    saved = f"; protection spared {spared:,}" if spared else ""
+    saved = f"; protection (of special tokens, too) spared {spared:,}" if spared else ""
     return (
         f"{name}: selects {tally.share(None, 'selected'):.2%} of the tokens and changes "
         f"{acted(tally):.3%}; {touches}{saved}."
