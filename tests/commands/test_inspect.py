@@ -69,6 +69,7 @@ def test_what_a_run_edited(capsys, prior_folder, tmp_path):
     assert status == 0
     assert "-- generation 1: 1 selected, 1 changed, 1 removed" in printed
     assert "-- generation 2: 1 selected, 1 changed" in printed
+    assert "generation 2: changed 14.286% of the tokens" in printed
     (document,) = json.loads(figures.read_text())["edits"]
     first, second = (document["policies"][f"generation {n}"]["changes"] for n in (1, 2))
     assert [(c["token"], c["old_id"], c["new_id"]) for c in first] == [(1, 8, 99), (3, 10, None)]
@@ -82,6 +83,10 @@ def test_what_a_run_edited(capsys, prior_folder, tmp_path):
         (("--find", "nowhere"), "no document of two tokens or more with 'nowhere'"),
         (("--html", "/nowhere/page.html"), "--html /nowhere/page.html: can't be written"),
         (("--journal", "/nowhere"), "--journal /nowhere: holds no journal"),
+        (
+            ("--journal", "/nowhere", "--policy", "paper", "--find", "x", "--order", "random"),
+            "--policy, --find, --order random: of no use with --journal",
+        ),
     ],
 )
 def test_refusals(capsys, prior_folder, data, options, message):
@@ -98,4 +103,4 @@ def test_a_journal_of_other_data(capsys, prior_folder, data, tmp_path):
         capsys, "--journal", tmp_path / "journal", "--data", data, "--prior", prior_folder
     )
     assert status == 2
-    assert "knows none of the 7 documents" in error
+    assert "knows none of the documents (7)" in error

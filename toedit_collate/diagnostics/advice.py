@@ -22,7 +22,10 @@ _RULES = {"digits": "numbers", "code": "code"}
 
 def recommend(seen: Inspection) -> list[str]:
     """Sentences: what each policy touches, and where to begin; nothing is chosen for the user."""
-    lines = [_about(name, tally) for name, tally in seen.tallies.items()]
+    lines = [
+        _about(name, tally, was_done=seen.policies.get(name) is None)
+        for name, tally in seen.tallies.items()
+    ]
     candidates = [
         (name, tally) for name, tally in seen.tallies.items() if seen.policies.get(name) is not None
     ]
@@ -84,7 +87,7 @@ def touched(tally: KindTally) -> list[str]:
     ]
 
 
-def _about(name: str, tally: KindTally) -> str:
+def _about(name: str, tally: KindTally, *, was_done: bool) -> str:
     kinds = touched(tally)
     said = [
         f"{kind} ({tally.of(kind, 'changed') + tally.of(kind, 'removed'):,} of "
@@ -92,6 +95,9 @@ def _about(name: str, tally: KindTally) -> str:
         for kind in KINDS
         if kind in kinds
     ]
+    if was_done:  # a journal knows what changed, and not what was selected
+        said = [f"{_list(said)} among them"] if said else ["hardly a digit, code or markup"]
+        return f"{name}: changed {acted(tally):.3%} of the tokens; {said[0]}."
     touches = f"touches {_list(said)}" if said else "leaves digits, code and markup nearly alone"
     spared = tally.of(None, "spared")
     saved = f"; protection (of special tokens, too) spared {spared:,}" if spared else ""

@@ -68,8 +68,8 @@ def inspect_journal(
                 kept = _most_edited(kept, keep)
     if not num_known:
         raise ValueError(
-            f"the journal knows none of the {num_documents:,} documents of {data}; give what was "
-            "trained on, trainer.train_dataset.save_to_disk(FOLDER), or its tokenizer"
+            f"of {data}, the journal knows none of the documents ({num_documents:,}); give what "
+            "was trained on, trainer.train_dataset.save_to_disk(FOLDER), or its tokenizer"
         )
     return Inspection(
         policies=dict.fromkeys(names.values()),

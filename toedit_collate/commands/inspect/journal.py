@@ -20,6 +20,7 @@ def inspect_journal(args: argparse.Namespace) -> Inspection:
     Raises:
         UnusableError: there is none, it is damaged, or the data are others.
     """
+    _check_alone(args)
     if args.prior is None:
         raise UnusableError(
             "--prior is missing; name the tokenizer that training had, a folder or a hub id"
@@ -48,6 +49,24 @@ def inspect_journal(args: argparse.Namespace) -> Inspection:
         )
     except (ValueError, DamagedJournalError) as error:
         raise UnusableError(f"--journal {args.journal}: {error}") from None
+
+
+def _check_alone(args: argparse.Namespace) -> None:
+    """A journal says what was done: nothing of what would choose another edit has a part in it."""
+    given = {
+        "--policy": args.policy,
+        "--protect": args.protect,
+        "--find": args.find,
+        "--own-tokens": args.own_tokens,
+        "--prior-aligned": args.prior_aligned,
+        "--order random": args.order == "random",
+    }
+    unused = [name for name, value in given.items() if value]
+    if unused:
+        raise UnusableError(
+            f"{', '.join(unused)}: of no use with --journal, which shows what was edited in all of "
+            "the data; leave it out"
+        )
 
 
 def _open_tokenizer(name: str) -> object:
