@@ -4,10 +4,50 @@ import pytest
 import torch
 from conftest import make_llama, make_tokenizer
 
-from toedit_collate import EditPolicy, Prior, ToEditCallback, ToEditCollator, edit_tokens
+from toedit_collate import (
+    EditPolicy,
+    Prior,
+    ToEditCallback,
+    ToEditCollator,
+    attach,
+    edit_tokens,
+)
 
 IDS = torch.full((2, 9), 7)
 ONES = torch.ones_like(IDS)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "error", "message"),
+    [
+        ("epoch", -1, ValueError, r"epoch must lie in \[0, 2\*\*32 - 1\), got -1"),
+        ("epoch", 2**32 - 1, ValueError, r"epoch must lie in"),
+        ("epoch", 1.5, TypeError, r"epoch must be a whole number, got 1\.5"),
+        ("generation", -1, ValueError, r"generation must lie in"),
+        ("generation", "x", TypeError, r"generation must be a whole number, got 'x'"),
+        ("policy", {"threshold": 0.5}, TypeError, r"policy must be of EditPolicy, got dict"),
+        ("cache", "folder", TypeError, r"cache must be of DecisionCache, got str"),
+        ("prior", "gpt2", TypeError, r"prior must be a Prior, got str"),
+    ],
+)
+def test_what_an_edit_is_made_with(prior, name, value, error, message):
+    """Epoch -1 drew as redraw="never" does, and 2**32 as 0."""
+    with pytest.raises(error, match=message):
+        edit_tokens(**{"prior": prior, "input_ids": torch.tensor([[5, 6, 7]]), name: value})
+
+
+def test_a_protect_function_may_write_to_what_it_is_given(prior):
+    """It was the batch itself, so that training saw what the function made of it."""
+    ids = torch.tensor([[5, 6, 7, 8]])
+    policy = EditPolicy(region="all", exclude_original=True, protect=lambda i, _: i.zero_() == 0)
+    result = edit_tokens(prior, ids, policy=policy)
+    assert ids.tolist() == result.input_ids.tolist() == [[5, 6, 7, 8]]
+
+
+def test_a_large_id_to_protect_takes_no_memory(prior):
+    policy = EditPolicy(region="all", protected_token_ids=(6, 10**12))
+    selected = edit_tokens(prior, torch.tensor([[5, 6, 7]]), policy=policy).selected
+    assert selected.tolist() == [[False, False, True]]
 
 
 @pytest.mark.parametrize(
@@ -74,6 +114,18 @@ def test_a_prior_that_returns_nan(value):
 
 
 class TestConstructors:
+    @pytest.mark.parametrize("tokenizer", [5, "gpt2", object(), make_tokenizer()._tokenizer])
+    def test_a_tokenizer_that_is_none(self, tokenizer):
+        with pytest.raises(TypeError, match=r"tokenizer must be a tokenizer of transformers, got"):
+            Prior(make_llama(), tokenizer)
+
+    def test_a_class_and_a_model_without_weights(self):
+        model = make_llama()
+        with pytest.raises(TypeError, match=r"got the class LlamaForCausalLM; load one with"):
+            Prior(type(model))
+        with pytest.raises(ValueError, match=r"its weights are on the meta device"):
+            Prior(model.to("meta"))
+
     def test_prior(self):
         with pytest.raises(ValueError, match=r"tokenizer has 312 tokens.*vocabulary has only 100"):
             Prior(make_llama(vocab_size=100), make_tokenizer())
@@ -132,6 +184,17 @@ def _with_ids_exchanged(tokenizer):
 class TestBatches:
     def collator(self, prior, base):
         return ToEditCollator(prior, EditPolicy(), base_collator=base)
+
+    @pytest.mark.parametrize("row", [{}, {"text": "a"}, {"input_ids": None}])
+    def test_rows_that_are_not_tokenized(self, prior, tokenizer, row):
+        collator = ToEditCollator(prior, tokenizer=tokenizer)
+        with pytest.raises(ValueError, match=r"no list of input_ids; tokenize the dataset first"):
+            collator([row])
+
+    @pytest.mark.parametrize("trainer", [None, 5, object()])
+    def test_what_is_no_trainer(self, prior, trainer):
+        with pytest.raises(TypeError, match=r"trainer must be a Trainer or SFTTrainer, got"):
+            attach(trainer, prior)
 
     def test_no_features(self, prior):
         with pytest.raises(ValueError, match="batch is empty: the collator got no features"):

@@ -198,3 +198,49 @@ def test_a_folder_without_a_configuration_says_what_was_not_compared(tmp_path, c
     prior.swap(tmp_path)
     assert "has no config.json, so that only the names and shapes" in caplog.text
     assert torch.equal(logprobs(prior, IDS), logprobs(Prior(new), IDS))
+
+
+STATE = make_llama(1).state_dict()
+NO_STATES = {
+    "a number": (123, TypeError, r"source must be the folder .*got int"),
+    "bytes": (b"x", TypeError, r"source must be the folder .*got bytes"),
+    "a model": (make_llama(), TypeError, r"got LlamaForCausalLM; pass a path, or model\.state"),
+    "a file": (__file__, FileNotFoundError, r"is a file; pass the folder"),
+    "names": ({1: torch.zeros(2)}, TypeError, r"tensors by name, got Tensor for 1"),
+    "numbers": ({"a": 1}, TypeError, r"tensors by name, got int for 'a'"),
+    "meta": ({n: t.to("meta") for n, t in STATE.items()}, ValueError, r"meta .*can't be copied"),
+    "sparse": ({n: t.to_sparse() for n, t in STATE.items()}, ValueError, r"sparse_coo, which"),
+    "whole numbers": ({n: t.long() for n, t in STATE.items()}, ValueError, r"int64, and the prior"),
+    "8 bits": ({n: t.to(torch.float8_e4m3fn) for n, t in STATE.items()}, ValueError,
+               r"float8_e4m3fn, and the prior's of torch.float32; save it unquantised"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NO_STATES)
+def test_what_is_no_checkpoint(name):
+    source, error, message = NO_STATES[name]
+    prior = Prior(make_llama())
+    before = logprobs(prior, IDS)
+    with pytest.raises(error, match=message):
+        prior.swap(source)
+    assert torch.equal(logprobs(prior, IDS), before)
+
+
+NO_INDEX = [
+    "{}", "[]", "3", '{"weight_map": [1]}', '{"weight_map": null}', '{"weight_map": {"a": 3}}',
+    "{", "\x00", "[" * 10**5,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("content", NO_INDEX)
+def test_an_index_that_is_none(tmp_path, content):
+    make_llama(1).save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors.index.json").write_text(content)
+    assert_refused(Prior(make_llama()), tmp_path, r"index .*index\.json is not readable")
+
+
+def test_parameters_are_taken_as_values(recwarn):
+    prior, new = Prior(make_llama()), make_llama(1)
+    prior.swap(dict(new.named_parameters()))
+    assert torch.equal(logprobs(prior, IDS), logprobs(Prior(new), IDS))
+    assert not recwarn.list

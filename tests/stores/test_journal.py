@@ -814,3 +814,13 @@ def write_one(path, source):
     record(journal, source, {1: 9})
     journal.flush()
     return "written"
+
+
+@pytest.mark.parametrize("ids", [[1.5], "ab", [2**70], [[1, 2]], [None], None])
+def test_what_are_no_token_ids(tmp_path, ids):
+    """Numbers with a fraction were cut off."""
+    journal = Journal(tmp_path)
+    for ask in (journal.replay, journal.knows):
+        with pytest.raises(ValueError, match=r"ids must be the token ids of one document"):
+            ask(ids, 0)
+    assert journal.replay([], 0) == []

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from ..policy import EditPolicy
-from ..prior.protocol import EditingPrior
+from ..prior.protocol import EditingPrior, is_prior
 from ..stores.cache import DecisionCache
 from ..tokens.checks import check_documents
 from ..tokens.draws import Draws
@@ -52,9 +54,10 @@ def edit_tokens(
             edit is the same. With `return_logprob` it is not used.
 
     Raises:
-        TypeError: a tensor is of the wrong type.
-        ValueError: shapes differ; an id is not in the vocabulary; a document is longer than the
-            prior's positions; a label is neither -100 nor the token; the prior returned NaN.
+        TypeError: an argument is of the wrong type.
+        ValueError: shapes differ; an epoch or generation is out of range; an id is not in the
+            vocabulary; a document is longer than the prior's positions; a label is neither -100 nor
+            the token; the prior returned NaN.
 
     Example:
         >>> from toedit_collate import Prior
@@ -72,6 +75,7 @@ def edit_tokens(
         >>> torch.equal(result.input_ids != input_ids, result.changed)
         True
     """
+    _check_arguments(prior, policy, cache, epoch=epoch, generation=generation)
     policy = EditPolicy() if policy is None else policy
     batch = TokenBatch.of(input_ids, attention_mask, position_ids, labels)
     return edit_batch(
@@ -143,3 +147,19 @@ def _edit(
         pad_id=prior.pad_id,
         target=policy.target,
     )
+
+
+def _check_arguments(prior: Any, policy: Any, cache: Any, **numbers: Any) -> None:
+    if not is_prior(prior):
+        raise TypeError(
+            f"prior must be a Prior, got {type(prior).__name__}; write Prior(model, tokenizer)"
+        )
+    for name, value, kind in (("policy", policy, EditPolicy), ("cache", cache, DecisionCache)):
+        if value is not None and not isinstance(value, kind):
+            raise TypeError(f"{name} must be of {kind.__name__}, got {type(value).__name__}")
+    for name, value in numbers.items():
+        if isinstance(value, bool) or not hasattr(value, "__index__"):
+            raise TypeError(f"{name} must be a whole number, got {value!r}; count from 0")
+        # Draws have 32 bits for each, and one more for no epoch.
+        if not 0 <= value < 2**32 - 1:
+            raise ValueError(f"{name} must lie in [0, 2**32 - 1), got {value!r}; count from 0")

@@ -36,7 +36,7 @@ def find_editable(prior: EditingPrior, policy: EditPolicy, batch: TokenBatch) ->
 
 
 def _user_mask(protect: Protect, batch: TokenBatch, tokenizer: object) -> Tensor:
-    mask = protect(batch.input_ids, tokenizer)
+    mask = protect(batch.input_ids.clone(), tokenizer)  # its own copy, whatever it does to it
     shape = batch.input_ids.shape
     if not isinstance(mask, Tensor) or mask.shape != shape or mask.dtype != torch.bool:
         got = f"{mask.dtype} {tuple(mask.shape)}" if isinstance(mask, Tensor) else repr(mask)

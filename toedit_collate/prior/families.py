@@ -38,6 +38,12 @@ def find_trunk(model: Any) -> Any:
     Raises:
         TypeError: `model` is not a causal language model of transformers.
     """
+    if not isinstance(model, nn.Module):
+        got = "the class " + model.__name__ if isinstance(model, type) else type(model).__name__
+        raise TypeError(
+            f"model must be a causal language model of transformers, got {got}; load one with "
+            "AutoModelForCausalLM.from_pretrained(...)"
+        )
     trunk = getattr(model, "base_model", None)
     head = getattr(model, "get_output_embeddings", lambda: None)()
     if isinstance(head, nn.ModuleList):

@@ -80,6 +80,11 @@ class Prior:
         lm = unwrap_model(model)
         find_trunk(lm)
         check_not_zero3(model, shared=shared)
+        if input_device(model).type == "meta":
+            raise ValueError(
+                "model: its weights are on the meta device, so that it can't compute; load it with "
+                "from_pretrained, or move it by model.to_empty(...) and load its weights first"
+            )
         if not shared:
             check_adapter_is_inside(model)
             model.eval().requires_grad_(False)
@@ -480,6 +485,11 @@ class Prior:
 
     def prepare_swap(self, source: str | os.PathLike[str] | Mapping[str, Tensor]) -> PreparedSwap:
         """The first half of `swap`: check everything, so that several ranks can agree on it."""
+        if not isinstance(source, Mapping | str | os.PathLike):
+            raise TypeError(
+                "source must be the folder of a checkpoint or a state dict, got "
+                f"{type(source).__name__}; pass a path, or model.state_dict()"
+            )
         source = source if isinstance(source, Mapping) else Path(source)
         return prepare_swap(self.model, source, shared=self.is_shared, adapter=self.adapter)
 

@@ -73,12 +73,17 @@ def check_tensors(target: dict[str, Tensor], weights: Weights) -> Callable[[], N
 
 
 def _check_plain(target: Tensor, tensor: Tensor, name: str, where: str) -> None:
-    is_plain = type(target).__name__ in ("Parameter", "Tensor", "DTensor", "Buffer")
-    if not is_plain or target.is_floating_point() != tensor.is_floating_point():
+    if type(target).__name__ not in ("Parameter", "Tensor", "DTensor", "Buffer"):
         raise ValueError(
             f"checkpoint {where}: {name!r} is of {tensor.dtype}, but the prior holds it as "
             f"{target.dtype} ({type(target).__name__}), quantised; load the prior without "
             "quantization, or swap in an adapter"
+        )
+    small = tensor.is_floating_point() and tensor.element_size() < 2
+    if small or target.is_floating_point() != tensor.is_floating_point():
+        raise ValueError(
+            f"checkpoint {where}: {name!r} is of {tensor.dtype}, and the prior's of "
+            f"{target.dtype}; save it unquantised, in 16 or 32 bits"
         )
 
 

@@ -26,6 +26,7 @@ class Vocabulary:
         tokenizer: of the trainee and the prior, or None.
 
     Raises:
+        TypeError: it is no tokenizer of transformers.
         ValueError: the tokenizer has more tokens than there are ids.
 
     Attributes:
@@ -34,6 +35,11 @@ class Vocabulary:
     """
 
     def __init__(self, size: int, tokenizer: Any = None) -> None:
+        if tokenizer is not None and not hasattr(tokenizer, "all_special_ids"):
+            raise TypeError(
+                f"tokenizer must be a tokenizer of transformers, got {type(tokenizer).__name__}; "
+                "load it with AutoTokenizer.from_pretrained(...)"
+            )
         known = set() if tokenizer is None else set(tokenizer.get_vocab().values())
         # A padding token that was added to the tokenizer only does no harm.
         beyond = {i for i in known if i >= size}

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -62,14 +63,33 @@ def _state_of(path: Path) -> tuple[int, int, int]:
 
 
 def from_state(state: Mapping[str, Tensor]) -> Weights:
-    """The tensors of a state dict, without the prefixes of DDP and torch.compile."""
+    """The tensors of a state dict, without the prefixes of DDP and torch.compile.
+
+    Raises:
+        TypeError: it holds something else.
+        ValueError: a tensor has no values at hand.
+    """
 
     def plain(name: str) -> str:
         for prefix in ("_orig_mod.", "module."):
             name = name.removeprefix(prefix)
         return name
 
-    return Weights("state dict", {plain(name): partial(state.__getitem__, name) for name in state})
+    def read(name: str) -> Tensor:
+        return state[name].detach()
+
+    for name, tensor in state.items():
+        if not isinstance(name, str) or not isinstance(tensor, Tensor):
+            raise TypeError(
+                f"a state dict must hold tensors by name, got {type(tensor).__name__} for "
+                f"{name!r}; pass model.state_dict()"
+            )
+        if tensor.is_meta or tensor.layout != torch.strided:
+            raise ValueError(
+                f"state dict: {name!r} is a tensor of device {tensor.device} and layout "
+                f"{tensor.layout}, which can't be copied; pass one with dense values"
+            )
+    return Weights("state dict", {plain(name): partial(read, name) for name in state})
 
 
 def from_folder(folder: Path) -> Weights:
@@ -79,6 +99,8 @@ def from_folder(folder: Path) -> Weights:
         FileNotFoundError: there is no such folder, or no safetensors in it.
         ValueError: a file is torn, or absent.
     """
+    if folder.is_file():
+        raise FileNotFoundError(f"checkpoint {folder} is a file; pass the folder that it is in")
     if not folder.is_dir():
         raise FileNotFoundError(f"checkpoint folder {folder} does not exist")
     for index in ("model.safetensors.index.json", "adapter_model.safetensors.index.json"):
@@ -109,10 +131,10 @@ def from_folder(folder: Path) -> Weights:
 
 def _shards(folder: Path, index: Path) -> list[Path]:
     try:
-        weight_map = json.loads(index.read_text())["weight_map"]
-    except (json.JSONDecodeError, KeyError, UnicodeDecodeError) as error:
+        names = dict(json.loads(index.read_text())["weight_map"]).values()
+        files = sorted({folder / Path(name).name for name in names})
+    except (KeyError, RecursionError, TypeError, ValueError) as error:
         raise ValueError(f"checkpoint index {index} is not readable ({error!r})") from error
-    files = sorted({folder / Path(name).name for name in weight_map.values()})
     absent = [path.name for path in files if not path.is_file()]
     if absent:
         raise ValueError(f"checkpoint {folder} lacks the shards {absent}; is it being written?")

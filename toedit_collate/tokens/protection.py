@@ -104,8 +104,8 @@ def structure_mask(
     ids = np.fromiter(special_ids, dtype=np.int64)
     if len(given) == 0:
         return torch.zeros(0, dtype=torch.bool)
-    is_special = np.zeros(max(int(given.max()), int(ids.max(initial=0))) + 1, dtype=bool)
-    is_special[ids] = True
+    is_special = np.zeros(int(given.max()) + 1, dtype=bool)
+    is_special[ids[ids < len(is_special)]] = True
     mask = is_special[given]
     for run in sequences:
         begin = np.flatnonzero(given[: max(0, len(given) - len(run) + 1)] == run[0])

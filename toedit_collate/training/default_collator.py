@@ -41,6 +41,12 @@ class DefaultCollator:
                 "the rows are packed (they have seq_lengths), which the default base collator "
                 "would not keep apart; use attach(trainer, prior, policy) for packing"
             )
+        for row in rows:
+            if not hasattr(row.get("input_ids"), "__len__"):
+                raise ValueError(
+                    f"a row has the fields {sorted(map(str, row))} and no list of input_ids; "
+                    "tokenize the dataset first, or pass the base_collator that does"
+                )
         can_pad = self.tokenizer.pad_token_id is not None
         lengths = {len(row["input_ids"]) for row in rows}
         if not can_pad and (len(lengths) > 1 or max(lengths) % (self.pad_to_multiple_of or 1)):

@@ -30,8 +30,14 @@ def check_trainer(trainer: Any) -> None:
     """Raise for trainers that learn from something else than the next token of their batches.
 
     Raises:
+        TypeError: it is no trainer.
         ValueError: preference, reward, reinforcement and distillation trainers; names the class.
     """
+    if not hasattr(trainer, "data_collator"):
+        raise TypeError(
+            f"trainer must be a Trainer or SFTTrainer, got {type(trainer).__name__}; write "
+            "attach(trainer, prior, policy)"
+        )
     for kind in type(trainer).__mro__:
         of_trl = kind.__module__.split(".")[0] == "trl" and kind.__name__.endswith("Trainer")
         named = _OTHER_TASKS.search(kind.__name__) or _DISTILLING.search(kind.__name__)

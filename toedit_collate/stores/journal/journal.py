@@ -115,11 +115,7 @@ class Journal(EditRecorder):
     def _revise(self, ids: Sequence[int], generation: int) -> tuple[Array, Array, bool]:
         """As `revise`, and whether any generation knows the document."""
         self._check_generation(generation)
-        tokens = np.asarray(ids, dtype=np.int64)
-        if tokens.ndim != 1:
-            raise ValueError(
-                f"ids must be the token ids of one document, got an array of shape {tokens.shape}"
-            )
+        tokens = _as_tokens(ids)
         keys = _key_of(tokens)
         texts = Texts.of(tokens, np.zeros(len(keys), np.int64))
         self.bring_forward(texts, keys, generation)
@@ -130,7 +126,7 @@ class Journal(EditRecorder):
     def knows(self, ids: Sequence[int], generation: int) -> bool:
         """Whether a generation edited a document, changed or not."""
         self._check_generation(generation)
-        keys = _key_of(np.asarray(ids, dtype=np.int64))
+        keys = _key_of(_as_tokens(ids))
         return generation > 0 and bool(self.look_up(keys, generation).known.any())
 
     def stats(self) -> dict[int, dict[str, float]]:
@@ -172,6 +168,19 @@ class Journal(EditRecorder):
                 f"generation must be 0 (the source) or one of the journal's, {held or 'none yet'}; "
                 f"got {generation} ({self.path})"
             )
+
+
+def _as_tokens(ids: Sequence[int]) -> Array:
+    """(n,) int64; raise unless these are the token ids of one document."""
+    tokens = np.asarray(ids)
+    if tokens.ndim == 1 and not tokens.size:
+        return tokens.astype(np.int64)
+    if tokens.ndim != 1 or tokens.dtype.kind not in "iu":
+        raise ValueError(
+            f"ids must be the token ids of one document, got an array of shape {tokens.shape} "
+            f"and type {tokens.dtype}; give whole numbers in a list"
+        )
+    return tokens.astype(np.int64)
 
 
 def _key_of(tokens: Array) -> Array:
