@@ -149,7 +149,7 @@ def write_line(line: str) -> None:
         sys.exit(f"{TABLE} has no table of versions")
     rows = {one.split("|")[1].strip(): one for one in table[1].splitlines()}
     rows[name] = line
-    order = [one for one in ROWS if one in rows]
+    order = sorted(rows, key=lambda one: list(ROWS).index(one) if one in ROWS else len(ROWS))
     body = "".join(rows[one] + "\n" for one in order)
     TABLE.write_text(text[: table.start(1)] + body + text[table.end(1) :])
 

@@ -26,7 +26,7 @@ SECONDS = 600
 PATIENT = {
     "RAY_health_check_initial_delay_ms": "120000", "RAY_health_check_timeout_ms": "120000",
     "RAY_worker_register_timeout_seconds": "300", "RAY_gcs_rpc_server_reconnect_timeout_s": "300",
-    "RAY_raylet_start_wait_time_s": "300", "RAY_agent_register_timeout_ms": "300000",
+    "RAY_raylet_start_wait_time_s": "600", "RAY_agent_register_timeout_ms": "300000",
 }  # fmt: skip
 
 

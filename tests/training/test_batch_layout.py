@@ -127,6 +127,16 @@ def test_documents_of_full_rows_are_edited_as_if_alone(name):
     assert documents_in(batch, FULL) == edited_alone(AGGRESSIVE, FULL) != documents_in(given, FULL)
 
 
+def test_lengths_of_all_but_the_padding():
+    """Behind the last document: a row that was padded to a multiple, without a mask."""
+    row = packed(FULL)
+    ids = torch.nn.functional.pad(row["input_ids"], (0, 5), value=2)
+    labels = torch.nn.functional.pad(row["labels"], (0, 5), value=-100)
+    batch = collate({"input_ids": ids, "labels": labels, "packed_seq_lengths": _LENGTHS})
+    assert documents_in(batch, FULL) == edited_alone(AGGRESSIVE, FULL)
+    assert batch["input_ids"][0, -5:].tolist() == [2] * 5
+
+
 def test_lengths_of_padded_rows():
     lengths = torch.tensor([len(text) for row in ROWS for text in row])
     mask = (numbers() > 0).long()
@@ -139,7 +149,7 @@ def test_lengths_of_padded_rows():
     [
         ({"cu_seqlens": _BORDERS[:-1]}, "cu_seqlens must rise from 0 to"),
         ({"cu_seqlens": _BORDERS[1:]}, "cu_seqlens must rise from 0 to"),
-        ({"packed_seq_lengths": _LENGTHS[:-1]}, "packed_seq_lengths must sum to the"),
+        ({"packed_seq_lengths": _LENGTHS + 1}, "packed_seq_lengths must sum to no more than the"),
     ],
     ids=["too short", "too late", "lengths"],
 )

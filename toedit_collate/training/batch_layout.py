@@ -138,14 +138,15 @@ def _first_of_lengths(batch: Mapping[str, Any], name: str) -> Tensor:
     if isinstance(mask, Tensor) and mask.shape == ids.shape:
         real = mask.cpu() != 0
     places = real.reshape(-1).nonzero().squeeze(-1)
-    if (lengths < 0).any() or int(lengths.sum()) != len(places):
+    end = lengths.cumsum(0)
+    if (lengths < 0).any() or (len(end) and int(end[-1]) > len(places)):
         raise ValueError(
-            f"{name} must sum to the {len(places)} tokens of the batch, got {lengths.tolist()}; "
-            "give position_ids that restart at 0"
+            f"{name} must sum to no more than the {len(places)} tokens of the batch, got "
+            f"{lengths.tolist()}; give position_ids that restart at 0"
         )
     first = torch.zeros(ids.numel(), dtype=torch.bool)
-    begin = lengths.cumsum(0) - lengths
-    first[places[begin[lengths > 0]]] = True
+    begin = torch.cat([end - lengths, end[-1:]])  # behind the last: padding that no mask tells
+    first[places[begin[begin < len(places)]]] = True
     return first.view(ids.shape)
 
 
