@@ -424,7 +424,9 @@ class TestRefused:
         options = ("--prior", prior_folder, "--data", data, "--cache", tmp_path / "cache")
         error = refused(capsys, *options, "--threshold", "99")
         assert re.search(r"threshold .*got 99\.0; .*write 0\.99 for 99 %", error)
-        for wrong in (["--region", "over"], ["--top-k", "many"], ["--policy", "mine"]):
+        error = refused(capsys, *options, "--policy", "mine")
+        assert re.search(r"--policy: policy must be one of paper, .*got 'mine'", error)
+        for wrong in (["--region", "over"], ["--top-k", "many"]):
             with pytest.raises(SystemExit):
                 main(["apply", *map(str, options), *wrong])
             assert wrong[1] in capsys.readouterr().err
