@@ -137,7 +137,8 @@ def test_inspect_beside_its_own_tokens(tmp_path, capsys, prior_folder, trainee_f
         assert sum(ways[name][column] for name in scored) == of_all[column] == ways["all"][column]
     assert sum(ways[name]["tokens"] for name in scored) == of_all["tokens"] > 0
     assert ways["begins inside one"]["tokens"] > 0 == ways["begins inside one"]["selected"]
-    assert own["tokens"] == sum(len(make(PRIOR)(text)["input_ids"]) - 1 for text in texts)
+    # The first token of each is not scored, and an end token stands behind each.
+    assert own["tokens"] == sum(len(make(PRIOR)(text)["input_ids"]) for text in texts)
     lines = printed.splitlines()
     assert any(line.startswith("chain of several") for line in lines)
     assert any(line.startswith("the prior's own tokens") for line in lines)

@@ -672,7 +672,7 @@ def test_prompts_have_no_labels(tmp_path):
     chat = write_lines(tmp_path / "a.jsonl", {"prompt": prompt, "completion": completion})
     plain = write_lines(tmp_path / "b.jsonl", {"prompt": "the fox ", "completion": "jumps"})
     messages = write_lines(tmp_path / "c.jsonl", {"messages": prompt + completion})
-    for path, kept in ((chat, "jumps over the dog<|im_end|>\n"), (plain, "jumps")):
+    for path, kept in ((chat, "jumps over the dog<|im_end|>\n"), (plain, "jumps<|eos|>")):
         (batch,) = rows.text_batches(prior, open_data(path), num=1, B=1, T=200, seed=0)
         labels = batch["labels"][0]
         assert tokenizer.decode(labels[labels != -100]) == kept

@@ -159,7 +159,7 @@ def _most_probable(logits: Tensor, own: Tensor, policy: EditPolicy) -> Candidate
     k = min(policy.top_k, V)
     # With the observed token left out of k = 1, the runner-up takes its place.
     num_looked_at = min(max(k, 2), V) if policy.exclude_original else k
-    if num_looked_at == k and not logits.is_cuda:
+    if num_looked_at == k and type(logits) is Tensor and logits.device.type == "cpu":
         ranked = _top_ids(logits, k)
     else:  # the ranks themselves count, or a look at the ties would make the host wait
         ranked = _by_logit_then_id(logits).topk(num_looked_at, dim=-1).indices

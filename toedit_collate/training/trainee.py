@@ -33,11 +33,6 @@ def check_trainer(trainer: Any) -> None:
         TypeError: it is no trainer.
         ValueError: preference, reward, reinforcement and distillation trainers; names the class.
     """
-    if not hasattr(trainer, "data_collator"):
-        raise TypeError(
-            f"trainer must be a Trainer or SFTTrainer, got {type(trainer).__name__}; write "
-            "attach(trainer, prior, policy)"
-        )
     for kind in type(trainer).__mro__:
         of_trl = kind.__module__.split(".")[0] == "trl" and kind.__name__.endswith("Trainer")
         named = _OTHER_TASKS.search(kind.__name__) or _DISTILLING.search(kind.__name__)
@@ -47,6 +42,11 @@ def check_trainer(trainer: Any) -> None:
                 "which would not fit edited tokens any more; token editing is for supervised "
                 "fine-tuning and pretraining: use SFTTrainer or Trainer"
             )
+    if not (hasattr(trainer, "data_collator") or hasattr(trainer, "get_train_dataloader")):
+        raise TypeError(
+            f"trainer must be a Trainer or SFTTrainer, got {type(trainer).__name__}; write "
+            "attach(trainer, prior, policy)"
+        )
 
 
 def check_trainee(model: Any, prior: EditingPrior) -> None:
