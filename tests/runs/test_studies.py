@@ -353,6 +353,14 @@ def test_a_mistake_in_a_study_is_named(place, change, said):
         read_study(arms_file(place, "wrong", **change))
 
 
+def test_documents_of_text_end_once(place):
+    """As SFTTrainer and the recipes end them: by one end token each, whole rows of them."""
+    rows = world_of(place).rows(Rows(file="a.jsonl", rows=(0, 12))).input_ids.flatten().tolist()
+    tokenizer = make_tokenizer()
+    one = [*tokenizer(TEXT).input_ids, tokenizer.eos_token_id]
+    assert rows == (one * 12)[: len(rows)]
+
+
 def test_a_file_that_is_too_short_is_named(place, tmp_path):
     world = world_of(place, test=Rows(file="b.jsonl", rows=(0, 10_000)))
     with pytest.raises(UnusableError, match=r"b\.jsonl: rows 0 to 10000 are wanted"):

@@ -170,8 +170,8 @@ class World:
                 ids, labels = ids_and_labels(
                     data, row, row_name, self.tokenizer, assistant_only="messages" in row
                 )
-                if is_text:
-                    text += [*ids, *([self.tokenizer.eos_token_id] if ids else [])]
+                if is_text:  # ends with its end token already
+                    text += ids
                 elif len(ids) <= self.settings.row_length:
                     chats.append((ids, labels))
         return self._padded(chats) if chats else self._windows(text)
