@@ -71,7 +71,7 @@ def summarize(reports: Sequence[dict[str, Any]], baseline: str) -> list[dict[str
 
 
 def standard_error(values: Sequence[float]) -> float | None:
-    """Of the mean of some values; None for fewer than two.
+    """Of the mean of some values; None for fewer than two, NaN where one of them is.
 
     Example:
         >>> round(standard_error([1.0, 2.0, 3.0]), 4)
@@ -79,6 +79,8 @@ def standard_error(values: Sequence[float]) -> float | None:
     """
     if len(values) < 2:
         return None
+    if any(map(math.isnan, values)):  # which statistics.stdev can't take
+        return math.nan
     return statistics.stdev(values) / math.sqrt(len(values))
 
 

@@ -15,7 +15,6 @@ import hashlib
 import json
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -28,10 +27,10 @@ from ...editing.edit import edit_tokens
 from ...tools.files import whole, write_json
 from .generate import write_rows
 from .settings import CollapseStudy
+from .summary import Result
 from .train import measure, train
 from .world import TokenRows, World
 
-Result = dict[str, Any]
 REAL = "real"
 WRITERS = ("replaced", "accumulated")
 

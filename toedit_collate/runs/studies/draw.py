@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ...diagnostics.figures import LINES, color_of, new_figure
-from .summary import Result
+from .summary import Result, losses_on_others
 
 
 def draw_arms(rows: list[dict[str, Any]], results: dict[str, list[Result]]) -> Any:
@@ -18,8 +18,8 @@ def draw_arms(rows: list[dict[str, Any]], results: dict[str, list[Result]]) -> A
         rows: as `summarize` gives them.
         results: of each arm, one for each seed.
     """
-    figure, (left, middle, right) = new_figure(3, width=5.6, height=0.6 + 0.32 * len(rows))
-    figure.set_size_inches(17, max(4.6, 0.6 + 0.32 * len(rows)))
+    height = max(4.6, 0.6 + 0.32 * len(rows))
+    figure, (left, middle, right) = new_figure(3, width=17 / 3, height=height)
     for number, row in enumerate(rows):
         color, line = color_of(number), LINES[number // 8 % 4]
         curves = [one["validation"] for one in results[row["arm"]]]
@@ -29,9 +29,9 @@ def draw_arms(rows: list[dict[str, Any]], results: dict[str, list[Result]]) -> A
         middle.errorbar(
             test["difference"], -number, xerr=2 * test["difference_error"], fmt="o", color=color
         )
-        others = [v for k, v in row["measures"].items() if k.endswith(" loss") and _is_other(k)]
+        others = [row["measures"][name]["mean"] for name in losses_on_others(row)]
         if others:
-            away = sum(one["mean"] for one in others) / len(others)
+            away = sum(others) / len(others)
             right.plot(test["mean"], away, "o", color=color)
             right.annotate(row["arm"], (test["mean"], away), fontsize=7, xytext=(3, 3),
                            textcoords="offset points")  # fmt: skip
@@ -46,10 +46,6 @@ def draw_arms(rows: list[dict[str, Any]], results: dict[str, list[Result]]) -> A
     right.set_xlabel("test loss, nats per token")
     right.set_ylabel("mean loss on other text")
     return figure
-
-
-def _is_other(name: str) -> bool:
-    return name not in ("test loss", "last validation loss")
 
 
 def draw_generations(rows: list[dict[str, Any]]) -> Any:

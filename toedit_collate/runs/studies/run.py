@@ -11,10 +11,9 @@ from typing import Any
 
 from ...tools.files import write_json
 from .settings import Arm, RunSettings, Study
+from .summary import Result, told
 from .train import measure, train
 from .world import World
-
-Result = dict[str, Any]
 
 
 def run_study(study: Study, data: Path, prior: str, output: Path) -> dict[str, list[Result]]:
@@ -69,7 +68,7 @@ class Runs:
         if path.exists():
             found: Result = json.loads(path.read_text())
             return found
-        print(f"{arm}, seed {seed}: {_short(settings)}", flush=True)
+        print(f"{arm}, seed {seed}: {told(dataclasses.asdict(settings))}", flush=True)
         world = self.world.settings
         model, found = train(
             self.world,
@@ -109,12 +108,3 @@ class Runs:
         )
         digest = hashlib.sha256(content.encode()).hexdigest()[:10]
         return self.output / "runs" / re.sub(r"[^\w.-]", "_", arm) / f"seed-{seed}-{digest}.json"
-
-
-def _short(settings: RunSettings) -> str:
-    base = RunSettings()
-    return ", ".join(
-        f"{one.name}={getattr(settings, one.name)}"
-        for one in dataclasses.fields(settings)
-        if getattr(settings, one.name) != getattr(base, one.name) or one.name == "epochs"
-    )

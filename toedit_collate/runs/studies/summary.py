@@ -7,8 +7,7 @@ from collections.abc import Callable, Sequence
 from statistics import fmean
 from typing import Any
 
-import numpy as np
-
+from ..comparison import standard_error
 from .settings import RunSettings, Study
 
 Result = dict[str, Any]
@@ -26,10 +25,8 @@ def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
         >>> mean_and_error([1.0, 3.0])
         (2.0, 1.0)
     """
-    mean = float(np.mean(values))
-    if len(values) < 2:
-        return mean, math.nan
-    return mean, float(np.std(values, ddof=1)) / math.sqrt(len(values))
+    error = standard_error(values)
+    return fmean(values), math.nan if error is None else error
 
 
 def counts(difference: float, error: float, num_seeds: int) -> bool:
@@ -102,10 +99,15 @@ def _changed(found: list[Result]) -> float | None:
     return fmean(shares) if shares else None
 
 
+def losses_on_others(row: dict[str, Any]) -> list[str]:
+    """Which measures of a row are losses on other text than the study's own."""
+    own = ("test loss", "last validation loss")
+    return [name for name in row["measures"] if name.endswith(" loss") and name not in own]
+
+
 def format_study(study: Study, rows: list[dict[str, Any]]) -> str:
     """The table in Markdown."""
-    others = [name for name in rows[0]["measures"] if name.endswith(" loss") and name not in
-              ("test loss", "last validation loss")]  # fmt: skip
+    others = losses_on_others(rows[0])
     head = ["arm", "changed", "test loss", "difference", "after the last epoch", "best epoch",
             "calibration error", "memorised", *others]  # fmt: skip
     lines = [f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]

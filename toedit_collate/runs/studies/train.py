@@ -45,8 +45,8 @@ def train(
 
     Returns:
         The model, in eval mode; and `validation` (loss of each epoch), `best_epoch`, `train_loss`
-        of the last epoch, `steps`, `seconds` (of training, evaluation excluded), `edit_seconds`,
-        and the edit's counts.
+        of the last epoch, `steps`, `seconds` (of training, evaluation excluded), and
+        `edit`: the edit's counts and seconds.
     """
     rows = world.rows(world.settings.train) if rows is None else rows
     prior = prior or (world.prior if settings.policy or settings.kl_weight else None)
