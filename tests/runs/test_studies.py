@@ -120,6 +120,34 @@ def test_loss_and_gradients_are_those_of_the_plain_formula(smoothing, kl):
         assert (mine - plain).abs().max() < 0.02 * plain.abs().max()
 
 
+@pytest.mark.parametrize("beta", [0.0, 0.3, 0.5, 1.0])
+def test_the_divergence_is_that_of_trl(beta):
+    """So an arm with `kl_weight: 1` is TRL's GKDTrainer with lmbda=0 and temperature 1."""
+    pytest.importorskip("trl", reason="trl is not installed here")
+    from trl.experimental.gkd import GKDTrainer
+
+    torch.manual_seed(0)
+    hidden = torch.randn(2, 60, 16).bfloat16().float().requires_grad_()
+    head = (torch.randn(50, 16) * 0.3).bfloat16().float().requires_grad_()
+    labels = torch.randint(0, 50, (2, 60))
+    labels[:, 5:9] = -100
+    soft = torch.randn(2, 60, 8).bfloat16()
+    soft_head = (torch.randn(50, 8) * 0.3).bfloat16().float()
+    got = backward(
+        hidden, head, labels, kl_weight=1.0, kl_beta=beta, prior_hidden=soft, prior_head=soft_head
+    )
+    gradients = hidden.grad.clone(), head.grad.clone()
+    hidden.grad = head.grad = None
+    wanted = GKDTrainer.generalized_jsd_loss(
+        F.linear(hidden, head)[:, :-1], F.linear(soft.float(), soft_head)[:, :-1],
+        labels=labels[:, 1:], beta=beta, temperature=1.0,
+    )  # fmt: skip
+    wanted.backward()
+    assert got == pytest.approx(wanted.item(), rel=0.02)
+    for mine, trl in zip(gradients, (hidden.grad, head.grad), strict=True):
+        assert (mine - trl).abs().max() < 0.02 * trl.abs().max()
+
+
 def test_a_frozen_head_gets_no_gradient():
     hidden = torch.randn(1, 9, 8, requires_grad=True)
     head = torch.randn(20, 8)
@@ -337,6 +365,47 @@ def test_the_studies_can_be_read(path):
     for one in same:  # never what was trained on
         if one.file == used.train.file:
             assert one.rows[0] >= used.train.rows[1] or one.rows[1] <= used.train.rows[0]
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+def test_a_study_has_a_size_for_a_gpu(path):
+    sizes = yaml.safe_load(path.read_text())["sizes"]
+    small, large = read_study(path), read_study(path, "gpu")
+    assert large.name == f"{small.name}-gpu"
+    assert len(large.seeds) > len(small.seeds)
+    for size in sizes:
+        one = read_study(path, size)
+        assert one.question == small.question
+        world = one.world
+        for held_out in (world.validation, world.test):
+            apart = held_out.rows[0] >= world.train.rows[1]
+            assert apart or held_out.file != world.train.file
+
+
+def test_a_size_changes_what_it_names(place):
+    path = arms_file(
+        place, "sized", arms={"none": {}, "all": {"policy": "region=all"}},
+        sizes={"more": {"run": {"epochs": 5}, "world": {"train": {"rows": [0, 8]}}, "seeds": [3]}},
+    )  # fmt: skip
+    plain, more = read_study(path), read_study(path, "more")
+    assert (plain.world.train.rows, more.world.train.rows) == ((0, 6), (0, 8))
+    assert more.world.train.file == plain.world.train.file
+    assert [arm.trials[0].epochs for arm in more.arms] == [5, 5]
+    assert more.arms[0].trials[0].batch_rows == plain.arms[0].trials[0].batch_rows
+    assert (more.seeds, more.name) == ((3,), "sized-more")
+    with pytest.raises(UnusableError, match="did you mean more"):
+        read_study(path, "mor")
+
+
+def test_runs_of_tokens_that_were_made_in_another_way_are_not_taken(place, tmp_path):
+    """The same file in other rows is something else than the runs there were made with."""
+    world_of(place).check_output(tmp_path)
+    world_of(place).check_output(tmp_path)
+    again = world_of(place)
+    rows = again.rows(again.settings.train)
+    rows.input_ids[0, 0] += 1
+    with pytest.raises(UnusableError, match=r"made with another a\.jsonl in rows of 16 tokens"):
+        again.check_output(tmp_path)
 
 
 @pytest.mark.parametrize(

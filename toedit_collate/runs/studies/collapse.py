@@ -63,7 +63,7 @@ class _Chain:
         self.study = study
         self.world = world
         self.seed = seed
-        told = json.dumps([dataclasses.asdict(study.world), dataclasses.asdict(study.run)])
+        told = json.dumps([dataclasses.asdict(study.world), study.run.told()])
         digest = hashlib.sha256(told.encode()).hexdigest()[:10]
         self.folder = output / "runs" / f"seed-{seed}-{digest}"
         self.real = world.rows(study.world.train).input_ids

@@ -6,6 +6,8 @@ on a CPU: with models as small as a study's, the vocabulary projection is most o
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -19,13 +21,16 @@ def backward(
     *,
     label_smoothing: float = 0.0,
     kl_weight: float = 0.0,
+    kl_beta: float = 0.0,
     prior_hidden: Tensor | None = None,
     prior_head: Tensor | None = None,
 ) -> float:
     """Compute the mean loss and propagate it back through `hidden` and `head`.
 
-    The loss is (1 - w) cross-entropy + w KL(prior || trainee), w being `kl_weight`, over tokens
-    that have a label.
+    The loss is (1 - w) cross-entropy + w divergence, w being `kl_weight`, over tokens that have a
+    label. With q the prior's probabilities, p the trainee's, b = `kl_beta` and m = b q + (1 - b) p,
+    the divergence is b KL(q || m) + (1 - b) KL(p || m), and at its ends KL(q || p) for b = 0 and
+    KL(p || q) for b = 1 ("On-Policy Distillation of Language Models", Eq. 1; as TRL has it).
 
     Args:
         hidden: (B, T, H), of the trainee's backbone; its gradient goes on from there.
@@ -33,6 +38,7 @@ def backward(
         labels: (B, T) int64, of the same places as the inputs; -100: no loss.
         label_smoothing: as in `torch.nn.functional.cross_entropy`.
         kl_weight: w.
+        kl_beta: b.
         prior_hidden: (B, T, H'), of the prior's backbone; needed where w is not 0.
         prior_head: (V, H').
 
@@ -69,17 +75,17 @@ def backward(
             total -= hard * log_p.gather(1, wanted[:, None]).sum().item()
             if even:
                 total -= even * log_p.mean(-1).sum().item()
-            q = None
             if soft is not None and prior_head is not None:
+                p = log_p.exp()
                 log_q = (soft[place] @ prior_head.T).float().log_softmax(-1)
-                q = log_q.exp()
-                total += kl_weight * (q * (log_q - log_p)).sum().item()
-            p = log_p.exp_()
+                loss, slopes = _divergence(log_q, log_p, p, kl_beta)
+                total += kl_weight * loss
+                p.mul_(1 - kl_weight).add_(slopes, alpha=kl_weight)
+            else:
+                p = log_p.exp_()
             p.scatter_add_(1, wanted[:, None], torch.full((len(wanted), 1), -hard))
             if even:
                 p.sub_(even / p.shape[1])
-            if q is not None:
-                p.sub_(q, alpha=kl_weight)
             slope = p.div_(count).bfloat16()
             into.copy_(slope @ weight)
             if gradient_of_head is not None:
@@ -88,3 +94,21 @@ def backward(
     if gradient_of_head is not None:
         head.grad = gradient_of_head if head.grad is None else head.grad + gradient_of_head
     return total / count
+
+
+def _divergence(log_q: Tensor, log_p: Tensor, p: Tensor, beta: float) -> tuple[float, Tensor]:
+    """The summed divergence of p from q, and its slope in the logits of p, (N, V)."""
+    q = log_q.exp()
+    if beta == 0:
+        return (q * (log_q - log_p)).sum().item(), p - q
+    if beta == 1:
+        log_ratio = log_p - log_q
+        each = p * log_ratio
+        mean = each.sum(-1, keepdim=True)
+        return mean.sum().item(), each.sub_(p * mean)
+    log_m = torch.logaddexp(log_q + math.log(beta), log_p + math.log1p(-beta))
+    log_ratio = log_p - log_m
+    each = p * log_ratio
+    mean = each.sum(-1, keepdim=True)
+    loss = beta * (q * (log_q - log_m)).sum() + (1 - beta) * mean.sum()
+    return loss.item(), each.sub_(p * mean).mul_(1 - beta)

@@ -104,7 +104,7 @@ class Runs:
 
     def _path(self, arm: str, settings: RunSettings, seed: int) -> Path:
         content = json.dumps(
-            [dataclasses.asdict(settings), dataclasses.asdict(self.study.world)], sort_keys=True
+            [settings.told(), dataclasses.asdict(self.study.world)], sort_keys=True
         )
         digest = hashlib.sha256(content.encode()).hexdigest()[:10]
         return self.output / "runs" / re.sub(r"[^\w.-]", "_", arm) / f"seed-{seed}-{digest}.json"

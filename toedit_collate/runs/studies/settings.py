@@ -27,7 +27,10 @@ class RunSettings:
         weight_decay: AdamW's.
         dropout: of embeddings and of what each layer adds.
         label_smoothing: as in `torch.nn.functional.cross_entropy`.
-        kl_weight: w in (1 - w) cross-entropy + w KL(prior || trainee), over the whole vocabulary.
+        kl_weight: w in (1 - w) cross-entropy + w divergence from the prior, over all
+            of the vocabulary.
+        kl_beta: 0: that divergence is KL(prior || trainee); 1: KL(trainee || prior); between them
+            the generalised Jensen-Shannon divergence, as TRL's `GKDTrainer` has it.
         replay: rows of other text for each training row.
         lora_rank: 0: all weights are trained.
     """
@@ -41,12 +44,24 @@ class RunSettings:
     dropout: float = 0.0
     label_smoothing: float = 0.0
     kl_weight: float = 0.0
+    kl_beta: float = 0.0
     replay: float = 0.0
     lora_rank: int = 0
 
     def edit_policy(self, seed: int) -> EditPolicy | None:
         """The policy with a run's seed; None: no edit."""
         return None if self.policy is None else parse_policy(self.policy, seed=seed)
+
+    def told(self) -> dict[str, Any]:
+        """The fields that are not at their defaults: what a run is known by.
+
+        So runs that were kept are still found when a later version has more fields.
+        """
+        return {
+            one.name: getattr(self, one.name)
+            for one in dataclasses.fields(self)
+            if getattr(self, one.name) != one.default
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,17 +160,40 @@ class CollapseStudy:
     fractions: tuple[float, ...] = ()
 
 
-def read_study(path: Path) -> Study | CollapseStudy:
+def read_study(path: Path, size: str | None = None) -> Study | CollapseStudy:
     """A study from its YAML file.
+
+    Args:
+        path: of the file.
+        size: one of its `sizes`, the fields of which take the place of the file's; None: as it is.
 
     Raises:
         UnusableError: the file can't be read, or a field of it is unknown or wrong; it is named.
     """
     content = read_yaml(path, "--study")
+    sizes = content.pop("sizes", None) or {}
+    name = path.stem
+    if size is not None:
+        if size not in sizes:
+            raise UnusableError(
+                f"--size {size}: {path} has {', '.join(sizes) or 'no sizes'}"
+                f"{did_you_mean(size, list(sizes))}"
+            )
+        content, name = _merge(content, sizes[size]), f"{name}-{size}"
     try:
-        return _study(path.stem, content)
+        return _study(name, content)
     except (TypeError, ValueError, KeyError) as error:
         raise UnusableError(f"--study {path}: {error}") from None
+
+
+def _merge(content: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """The content with changes; mappings are merged, all else is replaced."""
+    merged = dict(content)
+    for key, value in changes.items():
+        old = merged.get(key)
+        nested = isinstance(old, dict) and isinstance(value, dict)
+        merged[key] = _merge(old or {}, value) if nested else value
+    return merged
 
 
 def _study(name: str, content: dict[str, Any]) -> Study | CollapseStudy:

@@ -83,6 +83,7 @@ def train(
                 hidden, head, labels,
                 label_smoothing=settings.label_smoothing,
                 kl_weight=settings.kl_weight,
+                kl_beta=settings.kl_beta,
                 prior_hidden=None if soft is None else soft[places],
                 prior_head=teacher,
             )  # fmt: skip

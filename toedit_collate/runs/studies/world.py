@@ -91,9 +91,7 @@ class World:
         Raises:
             UnusableError: the file has fewer.
         """
-        if wanted.file not in self._streams:
-            self._streams[wanted.file] = self._read(wanted.file)
-        every = self._streams[wanted.file]
+        every = self._every(wanted.file)
         first, last = wanted.rows
         if not 0 <= first < last <= len(every):
             raise UnusableError(
@@ -133,8 +131,9 @@ class World:
         wanted = [self.settings.train, self.settings.validation, self.settings.test]
         wanted += [*self.settings.others.values()]
         wanted += [] if self.settings.replay is None else [self.settings.replay]
-        files = {one.file: _digest(self.data / one.file) for one in wanted}
-        now = {"prior": self.prior.fingerprint, **files}
+        length = self.settings.row_length
+        rows = {f"{one.file} in rows of {length} tokens": self._digest(one) for one in wanted}
+        now = {"prior": self.prior.fingerprint, **rows}
         path = output / "made_with.json"
         there = json.loads(path.read_text()) if path.exists() else {}
         for name, value in now.items():
@@ -158,6 +157,17 @@ class World:
     def prior_of(self, model: nn.Module) -> Prior:
         """A copy of a model as a prior with this world's tokenizer."""
         return Prior(copy.deepcopy(model), self.tokenizer)
+
+    def _every(self, name: str) -> TokenRows:
+        if name not in self._streams:
+            self._streams[name] = self._read(name)
+        return self._streams[name]
+
+    def _digest(self, wanted: Rows) -> str:
+        """Of the tokens themselves: text that is read in another way makes other runs."""
+        rows = self._every(wanted.file)
+        content = torch.stack([rows.input_ids, rows.labels]).numpy().tobytes()
+        return hashlib.sha256(content).hexdigest()[:16]
 
     def _read(self, name: str) -> TokenRows:
         path = self.data / name
@@ -189,10 +199,3 @@ class World:
             ids[place, : len(tokens)] = torch.tensor(tokens)
             labels[place, : len(wanted)] = torch.tensor(wanted)
         return TokenRows(ids, labels, is_padded=True)
-
-
-def _digest(path: Path) -> str:
-    try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-    except OSError as error:
-        raise UnusableError(f"--data: {path} can't be read ({error.strerror})") from None
