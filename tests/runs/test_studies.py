@@ -351,6 +351,13 @@ def test_generations_edit_what_the_last_one_edited(place, tmp_path):
                      for n in (0, 1))  # fmt: skip
     assert folder == chain.folder
     assert not torch.equal(first, second)
+    changed = [
+        json.loads((folder / f"{name}.json").read_text())["changed"]
+        for name in ("real-0", "edited-1", "edited-2")
+    ]
+    shares = [(a != b).double().mean().item() for a, b in ((chain.real, first), (first, second))]
+    assert changed == [None, *shares]
+    assert shares[0] != shares[1]
 
 
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)

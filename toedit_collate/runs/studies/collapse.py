@@ -81,11 +81,11 @@ class _Chain:
                 results.append(self._generation(arm, generation, rows))
                 if generation + 1 < self.study.generations:
                     pool.append(self._next(arm, generation))
-        for name, policy in self.study.policies.items():
-            rows = self._next(REAL, 0, name)
+        for name in self.study.policies:
+            last, rows = self.real, self._next(REAL, 0, name)
             for generation in range(1, self.study.generations):
-                results.append(self._generation(name, generation, rows, policy))
-                rows = self._next(name, generation)
+                results.append(self._generation(name, generation, rows, last))
+                last, rows = rows, self._next(name, generation)
         return results
 
     def _mixtures(self, written: Tensor) -> list[Result]:
@@ -104,9 +104,12 @@ class _Chain:
         return every[order[: len(self.real)]]
 
     def _generation(
-        self, arm: str, generation: int, rows: Tensor, policy: str | None = None
+        self, arm: str, generation: int, rows: Tensor, last: Tensor | None = None
     ) -> Result:
-        """Train one model on rows; measure it, and the rows; make what the next ones train on."""
+        """Train one model on rows; measure it, and the rows; make what the next ones train on.
+
+        `last` are the rows of the generation before, where these are an edit of them.
+        """
         path = self._path(arm, generation, ".json")
         if path.exists():
             found: Result = json.loads(path.read_text())
@@ -118,7 +121,8 @@ class _Chain:
             "arm": arm, "generation": generation, "seed": self.seed,
             **trained, **measure(self.world, model, groups=self.groups),
             "rows": _ngrams(rows, set(self.world.tokenizer.all_special_ids)),
-            "differs_from_real": float((rows != self.real).double().mean()),
+            "differs_from_real": _share(rows != self.real),
+            "changed": None if last is None else _share(rows != last),
         }  # fmt: skip
         self._make_next(arm, generation, rows, model)
         write_json(path, found)
@@ -175,6 +179,10 @@ def _slug(name: str) -> str:
 
 def _generator(seed: int, more: int) -> torch.Generator:
     return torch.Generator().manual_seed(1000 * seed + more)
+
+
+def _share(mask: Tensor) -> float:
+    return float(mask.double().mean())
 
 
 def _ngrams(rows: Tensor, special: set[int]) -> dict[str, float]:

@@ -152,7 +152,7 @@ def told(settings: dict[str, Any]) -> str:
 
 def format_generations(rows: list[dict[str, Any]]) -> str:
     """The table of a study over generations, in Markdown."""
-    head = ["arm", "generation", "test loss", "rarest tenth", "rows that differ from real",
+    head = ["arm", "generation", "test loss", "rarest tenth", "changed", "differs from real",
             "bigram entropy, bits", "distinct bigrams"]  # fmt: skip
     lines = [f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
     for row in rows:
@@ -160,7 +160,8 @@ def format_generations(rows: list[dict[str, Any]]) -> str:
             row["arm"],
             str(row["generation"]),
             *(_pm(*row["measures"][name]) for name in ("test loss", "rarest tenth")),
-            f"{row['measures']['differs'][0]:.2%}",
+            _share(row["measures"]["changed"][0]),
+            _share(row["measures"]["differs"][0]),
             _pm(*row["measures"]["bigram entropy"]),
             f"{row['measures']['distinct bigrams'][0]:.1%}",
         ]
@@ -169,8 +170,9 @@ def format_generations(rows: list[dict[str, Any]]) -> str:
         [
             *lines, "",
             "Losses are nats per token, means over seeds ± standard errors. `rarest tenth`: tokens "
-            "of the rarest tenth of the real text. The last columns are of the rows that the "
-            "generation was trained on.",
+            "of the rarest tenth of the real text. The other columns are of the rows that the "
+            "generation was trained on: the share of tokens that the last edit changed (as the "
+            "paper's Table 9 has it), and of those that are not what they were in the real text.",
         ]
     )  # fmt: skip
 
@@ -183,6 +185,7 @@ def summarize_generations(results: list[Result]) -> list[dict[str, Any]]:
     values: dict[str, Value] = {
         "test loss": lambda one: one["test"]["loss"],
         "rarest tenth": lambda one: _number(one["test"]["deciles"][-1]),
+        "changed": lambda one: _number(one.get("changed")),
         "differs": lambda one: one["differs_from_real"],
         "bigram entropy": lambda one: one["rows"]["bigram_entropy_bits"],
         "distinct bigrams": lambda one: one["rows"]["distinct_bigrams"],
@@ -214,6 +217,10 @@ def _difference(measure: dict[str, float], num_seeds: int) -> str:
 
 def _number(value: float | None) -> float:
     return math.nan if value is None else value  # as JSON has it where there was no such token
+
+
+def _share(value: float) -> str:
+    return "" if math.isnan(value) else f"{value:.2%}"
 
 
 def _pm(value: float, error: float, sign: str = "") -> str:
