@@ -11,6 +11,7 @@ It needs Python 3.11 itself.
 from __future__ import annotations
 
 import argparse
+import datetime
 import os
 import pathlib
 import re
@@ -106,7 +107,10 @@ def make_environment(row: Row, folder: pathlib.Path) -> str:
         subprocess.run(["uv", "venv", "--python", row.python, folder], check=True)
         install = ["uv", "pip", "install", "--python", python]
     else:
-        subprocess.run([f"python{row.python}", "-m", "venv", folder], check=True)
+        interpreter = shutil.which(f"python{row.python}")
+        if interpreter is None:
+            sys.exit(f"No python{row.python} on the PATH, and no uv, which would fetch one")
+        subprocess.run([interpreter, "-m", "venv", folder], check=True)
         install = [python, "-m", "pip", "install"]
     subprocess.run([*install, *pins, *_TOOLS], check=True, cwd=ROOT)
     return python
@@ -119,25 +123,42 @@ def versions_of(python: str) -> list[str]:
 
 
 def run_row(name: str, python: str, log: pathlib.Path | None) -> str:
-    """Run the tests of a row; returns its line of the table."""
+    """Run the tests of a row, and show how they go on; returns its line of the table."""
     row = ROWS[name]
     which = "slow or not slow" if row.slow else "not slow"
     command = [python, "-m", "pytest", "-q", "-m", which, "-p", "no:cacheprovider", *row.tests]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "AXOLOTL_DO_NOT_TRACK": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    if log is not None:
-        log.write_text(done.stdout + done.stderr)
-    return line_of(name, versions_of(python), done.stdout)
+    with (
+        open(log or os.devnull, "w") as kept,
+        subprocess.Popen(
+            command, cwd=ROOT, env=environment, text=True, errors="replace",
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        ) as run,
+    ):  # fmt: skip
+        assert run.stdout is not None
+        output = []
+        for line in run.stdout:
+            for one in (kept, sys.stdout):
+                print(line, end="", file=one, flush=True)
+            output.append(line)
+    return line_of(name, versions_of(python), "".join(output))
 
 
 def line_of(name: str, versions: list[str], output: str) -> str:
     """A row of the table, of what pytest printed."""
-    last = (output.strip().splitlines() or ["nothing ran"])[-1]
-    counts = dict(re.findall(r"(\d+) (passed|failed|errors?|skipped)", last))
-    result = ", ".join(f"{number} {what}" for number, what in counts.items()) or last
-    failed = re.findall(r"^(?:FAILED|ERROR) \S*?/([\w.:\[\]-]+)", output, re.M)
+    ends = re.findall(r"(?m)^=*\s*(.*\d+ (?:passed|failed|errors?|skipped).* in [\d.]+s)", output)
+    if not ends:
+        sys.exit(f"{name}: pytest did not come to an end, so that there is no result")
+    counts = re.findall(r"\d+ (?:failed|errors?|passed|skipped)", ends[-1])
+    failed = re.findall(r"(?m)^(?:FAILED|ERROR) \S*?([\w.]+::[^\s\[]+)", output)
+    # One name for all cases of a test; a row that is longer than a line says where the rest is.
+    failed = list(dict.fromkeys(failed))
+    if len(failed) > 4:
+        failed[3:] = [f"and {len(failed) - 3} more tests"]
     ran = "all" if ROWS[name].tests is ALL else "outside" if ROWS[name].tests is OUTSIDE else "own"
-    return "| " + " | ".join([name, *versions, ran, "; ".join([result, *failed])]) + " |"
+    when = datetime.date.today().isoformat()
+    result = ", ".join(counts) + "".join(f"; `{one}`" for one in failed)
+    return "| " + " | ".join([name, *versions, ran, when, result]) + " |"
 
 
 def write_line(line: str) -> None:
@@ -167,7 +188,7 @@ def main() -> None:
     args = parser.parse_args()
     python = args.python or make_environment(ROWS[args.row], args.make)
     line = run_row(args.row, python, args.log)
-    print("| row | Python | " + " | ".join(LIBRARIES) + " | tests | result |")
+    print("| row | Python | " + " | ".join(LIBRARIES) + " | tests | on | result |")
     print(line)
     if args.write:
         write_line(line)
