@@ -20,8 +20,6 @@ import subprocess
 import sys
 from dataclasses import dataclass
 
-import tomllib
-
 ROOT = pathlib.Path(__file__).parents[1]
 TABLE = ROOT / "docs" / "versions.md"
 LIBRARIES = ("torch", "transformers", "accelerate", "trl", "peft", "datasets")
@@ -94,6 +92,8 @@ _VERSIONS = (
 
 def lowest_versions() -> list[str]:
     """The lower bounds of pyproject.toml, as pins: of the core, and of the extra `recipes`."""
+    import tomllib  # not in Python 3.10, where pytest imports this file to look for doctests
+
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     asked = [*project["dependencies"], *project["optional-dependencies"]["recipes"]]
     return [re.sub(r">=([\d.]+).*", r"==\1", one) for one in asked]
