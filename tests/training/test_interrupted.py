@@ -230,3 +230,11 @@ class TestWrappers:
             wrapped = one(wrapped)
         assert unwrap_wrappers(wrapped) is model
         assert list(LiveWeights(wrapped)) == list(LiveWeights(model))
+
+    @pytest.mark.parametrize("with_ddp", [False, True])
+    def test_a_trainee_with_a_compiled_layer(self, group, with_ddp):
+        """Accelerate 1.11 can't unwrap one (KeyError: '_orig_mod')."""
+        model = make_llama()
+        model.model.layers[0] = torch.compile(model.model.layers[0])
+        wrapped = torch.nn.parallel.DistributedDataParallel(model) if with_ddp else model
+        assert unwrap_wrappers(wrapped) is model

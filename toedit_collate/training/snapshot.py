@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -103,12 +104,25 @@ def link_folder(source: Path, target: Path) -> None:
 
 
 def unwrap_wrappers(model: Any) -> Any:
-    """A model without the wrappers of DDP, torch.compile and DeepSpeed, in whichever order."""
-    from accelerate.utils import extract_model_from_parallel
+    """A model without the wrappers of DDP, FSDP, torch.compile and DeepSpeed, in whichever order.
 
-    while (inside := extract_model_from_parallel(model, keep_torch_compile=False)) is not model:
-        model = inside
-    return model
+    Not by accelerate's `extract_model_from_parallel`: up to 1.11 at least it fails wherever
+    something inside a model is compiled and the outermost is not.
+    """
+    from accelerate.utils import is_compiled_module
+    from torch.distributed.fsdp import FullyShardedDataParallel
+    from torch.nn.parallel import DataParallel, DistributedDataParallel
+
+    wrappers: tuple[type, ...] = (DistributedDataParallel, DataParallel, FullyShardedDataParallel)
+    if "deepspeed" in sys.modules:  # else there is no engine of it, either
+        wrappers += (sys.modules["deepspeed"].DeepSpeedEngine,)
+    while True:
+        if is_compiled_module(model):
+            model = model._orig_mod
+        elif isinstance(model, wrappers):
+            model = model.module
+        else:
+            return model
 
 
 def _weights_of(model: Any, adapter: str | None) -> dict[str, Tensor]:
