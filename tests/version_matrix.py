@@ -42,12 +42,14 @@ class Row:
         python: its version.
         pins: what is installed; "OLDEST": the lowest that pyproject.toml allows.
         tests: files and folders.
+        alone: what is installed without what it asks for.
         slow: whether slow tests, too.
     """
 
     python: str
     pins: tuple[str, ...]
     tests: list[str]
+    alone: tuple[str, ...] = ()
     slow: bool = False
 
 
@@ -58,26 +60,34 @@ ROWS = {
     "pinned, Python 3.10": Row("3.10", ("-c", "constraints.txt", *_NEWEST), OUTSIDE),
     "newest, Python 3.12": Row("3.12", _NEWEST, OUTSIDE),
     "newest": Row("3.13", (*_NEWEST, "bitsandbytes", "torchao", "lightning"), ALL),
-    # Its own metadata asks for kernels that need a GPU, so what it imports is named here.
+    # Its metadata asks for kernels that need a GPU, so its pins, and what it imports, are here.
     "Axolotl 0.19.0": Row(
         "3.11",
-        ("transformers==5.16.1", "peft==0.20.0", "accelerate==1.13.0", "datasets==4.8.4",
-         "trl==1.9.0"),
+        ("torch==2.13.0", "transformers==5.16.1", "peft==0.20.0", "accelerate==1.13.0",
+         "datasets==4.8.4", "trl==1.9.0", "tokenizers==0.23.1", "huggingface_hub==1.17.0",
+         "pydantic==2.12.5", "bitsandbytes==0.50.2", "torchao==0.17.0", "typer==0.25.1",
+         "posthog==6.7.11", "mistral-common==1.11.5", "schedulefree==1.4.1", "addict", "art",
+         "colorama", "einops", "evaluate", "fastcore", "fire", "immutabledict", "langdetect",
+         "numba", "nvidia-ml-py", "python-dotenv", "PyYAML", "requests", "sentencepiece", "triton",
+         "wandb", "zstandard"),
         ["tests/integrations/test_axolotl.py", "tests/integrations/test_configs.py"],
+        alone=("axolotl==0.19.0", "axolotl-contribs-lgpl==0.0.7", "axolotl-contribs-mit==0.0.6"),
         slow=True,
     ),
     "LLaMA-Factory 0.9.5": Row(
         "3.11",
-        ("transformers==5.6.0", "peft==0.18.1", "accelerate==1.11.0", "datasets==4.0.0",
-         "trl==0.24.0"),
+        ("torch==2.13.0", "llamafactory==0.9.5"),
         ["tests/integrations/test_llamafactory.py", "tests/integrations/test_configs.py"],
         slow=True,
     ),
+    # Its own bounds, but for trl 1.15, whose SFTTrainer does not train on a CPU. It can't be
+    # imported without a GPU: its file of patches is loaded by itself.
     "Unsloth 2026.10.9": Row(
         "3.11",
-        ("torch<2.15", "transformers<=5.17.0", "accelerate", "trl<=1.15.0", "peft",
+        ("torch==2.13.0", "transformers==5.17.0", "accelerate", "trl<1.15", "peft",
          "datasets<5,!=4.4.*,!=4.5.0", "bitsandbytes"),
         OUTSIDE,
+        alone=("unsloth==2026.10.9",),
     ),
 }  # fmt: skip
 
@@ -113,6 +123,8 @@ def make_environment(row: Row, folder: pathlib.Path) -> str:
         subprocess.run([interpreter, "-m", "venv", folder], check=True)
         install = [python, "-m", "pip", "install"]
     subprocess.run([*install, *pins, *_TOOLS], check=True, cwd=ROOT)
+    if row.alone:
+        subprocess.run([*install, "--no-deps", *row.alone], check=True)
     return python
 
 
