@@ -25,8 +25,12 @@ def a_generator():
     return sum(1 for _ in range(LONG))
 
 
+def one_call(n):
+    return n
+
+
 def calls():
-    return sum(map(lambda n: n, range(LONG)))
+    return sum(map(one_call, range(LONG)))
 
 
 def one_that_comes_back_from_an_error():

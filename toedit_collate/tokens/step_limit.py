@@ -43,7 +43,7 @@ def with_step_limit(function: Callable[[], T], limit: int) -> T:
 
 
 def _monitored(function: Callable[[], T], limit: int) -> T:
-    """By PEP 669: from 3.12 on, whether a tracer is told of a loop in one line is a matter of luck."""
+    """By PEP 669: from 3.12 on, a tracer set here is not told of each step of every loop."""
     monitoring: Any = sys.monitoring  # type: ignore[attr-defined]
     tool = _free_tool(monitoring)
     if tool is None:
