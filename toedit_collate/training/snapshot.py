@@ -113,7 +113,7 @@ def unwrap_wrappers(model: Any) -> Any:
     from torch.distributed.fsdp import FullyShardedDataParallel
     from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-    wrappers: tuple[type, ...] = (DistributedDataParallel, DataParallel, FullyShardedDataParallel)
+    wrappers: Any = (DistributedDataParallel, DataParallel, FullyShardedDataParallel)
     if "deepspeed" in sys.modules:  # else there is no engine of it, either
         wrappers += (sys.modules["deepspeed"].DeepSpeedEngine,)
     while True:
