@@ -12,6 +12,7 @@ import reference
 import torch
 from conftest import make_llama
 from tokenizer_pairs import TEXTS, make
+from trainees import compiles
 
 from toedit_collate import EditPolicy, Journal, Prior, ToEditCollator, edit_tokens
 from toedit_collate.editing.with_journal import edit_with_journal
@@ -398,6 +399,7 @@ class TestPolicies:
         assert (found.input_ids[0].tolist(), found.labels[0].tolist()) == expected
         assert drawn != ids
 
+    @compiles
     def test_a_compiled_prior_makes_the_same_edit(self):
         _, aligned, _ = pair("coarse", "digits")
         own = make("digits")

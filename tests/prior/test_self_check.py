@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+import transformers
 from conftest import VOCAB_SIZE, likely_ids, make_llama, make_tokenizer
+from packaging.version import Version
 from reference import document_logits
 from tiny_families import make_tiny
 from trainees import logprobs
@@ -60,6 +62,8 @@ UNSUITABLE = {
 @pytest.mark.parametrize("name", UNSUITABLE)
 def test_a_model_that_gives_no_single_distribution_is_refused(name):
     """Reformer's scores were taken, off by 0.3 nats; MusicGen ended in an AttributeError."""
+    if name == "musicgen" and Version(transformers.__version__) < Version("5.20"):
+        pytest.skip("not every transformers before 5.20 makes a MusicgenConfig of nothing")
     error, message = UNSUITABLE[name]
     with pytest.raises(error, match=message):
         Prior(make_tiny(name))

@@ -27,6 +27,8 @@ SCENARIOS = [
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
+    if torch.__version__.startswith("2.6.") and not torch.cuda.is_available():
+        pytest.skip("FSDP2 of torch 2.6 does not run on CPUs: their stream has no record_event")
     folder = tmp_path_factory.mktemp("sharded")
     run_on_two_ranks(sharded_run, folder, "rank-1.json")
     return [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in (0, 1)]

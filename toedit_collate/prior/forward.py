@@ -133,14 +133,25 @@ def _out_of_memory(one: Pass, error: Exception) -> Exception:
 def hidden_states(
     trunk: Any, arguments: Mapping[str, Tensor | int], device: torch.device
 ) -> Tensor:
-    """The last hidden states of a trunk: (rows, tokens, D)."""
+    """The last hidden states of a trunk: (rows, tokens, D).
+
+    Raises:
+        RuntimeError: it gives none, since an old torch compiled it.
+    """
     there = {
         name: send(value, device) if isinstance(value, Tensor) else value
         for name, value in arguments.items()
     }
     # use_cache=False: a cache would cost memory, and hides document borders from the mask code of
     # transformers.
-    return trunk(**there, use_cache=False, return_dict=True)[0]
+    output = trunk(**there, use_cache=False, return_dict=True)
+    if len(output) == 0:
+        raise RuntimeError(
+            "the prior's trunk, compiled, gives an empty output: torch 2.6 does this to models of "
+            f"transformers 5 (here is torch {torch.__version__}); leave prior.compile() "
+            "(torch_compile) out, or take a newer torch"
+        )
+    return output[0]
 
 
 def can_pack(lm: Any, device: torch.device) -> bool:
