@@ -6,11 +6,13 @@ import json
 import os
 import re
 
+import datasets
 import pytest
 from conftest import make_llama, make_tokenizer
 from datasets import Dataset, IterableDataset
 from hypothesis import given
 from hypothesis import strategies as st
+from packaging.version import Version
 from trl import SFTConfig, SFTTrainer
 
 from toedit_collate.tools.datafiles import (
@@ -70,6 +72,8 @@ AWKWARD = {
 )  # fmt: skip
 @pytest.mark.parametrize("streaming", [True, False])
 def test_recipes_and_commands_read_the_same_rows(tmp_path, source, num, streaming):
+    if source.startswith("types.jsonl") and Version(datasets.__version__) < Version("4.8"):
+        pytest.skip("datasets before 4.8 refuses a .jsonl with an empty line")
     (tmp_path / "a").mkdir()
     for name, content in AWKWARD.items():
         (tmp_path / name).write_bytes(content)

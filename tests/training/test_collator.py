@@ -193,7 +193,12 @@ def prior(tokenizer):
 
 def make_collator(name, prior, policy, tokenizer):
     make, features = BASES[name]
-    base = None if make is None else make(tokenizer)
+    try:
+        base = None if make is None else make(tokenizer)
+    except TypeError as error:  # position_ids_start, return_position_ids
+        if "unexpected keyword argument" not in str(error):
+            raise
+        pytest.skip(f"not in this version: {error}")
     return ToEditCollator(prior, policy, base_collator=base, tokenizer=tokenizer), features
 
 

@@ -174,7 +174,7 @@ def test_a_batch_is_edited_once(collator):
 
 def test_pinning_leaves_the_batch_unedited(collator, expected, monkeypatch):
     pinned = []
-    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: pinned.append(self) or self)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self, *_: pinned.append(self) or self)
     batch = pin_memory(collator(TEXTS))
     assert isinstance(batch, ToEditBatch)
     assert batch.is_pending

@@ -18,6 +18,11 @@ HERE = pathlib.Path(__file__).parents[1]
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """The folder with the results of both ranks, and what they printed."""
+    if torch.__version__.startswith("2.6.") and not torch.cuda.is_available():
+        pytest.skip(
+            "a Trainer of several processes on CPUs can't be resumed with torch 2.6, which does "
+            "not know the place 'cpu:0' where it loads the optimizer to"
+        )
     folder = tmp_path_factory.mktemp("distributed")
     done = run_on_two_ranks(distributed_run, folder, "rank-1.json")
     return folder, done
