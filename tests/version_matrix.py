@@ -74,6 +74,8 @@ ROWS = {
         alone=("axolotl==0.19.0", "axolotl-contribs-lgpl==0.0.7", "axolotl-contribs-mit==0.0.6"),
         slow=True,
     ),
+    # It imports torchaudio and torchvision, whose builds must be for the same CUDA as torch's, or
+    # for none: else make the environment yourself, and pass --python.
     "LLaMA-Factory 0.9.5": Row(
         "3.11",
         ("torch==2.13.0", "llamafactory==0.9.5"),
