@@ -24,7 +24,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 TABLE = ROOT / "docs" / "versions.md"
 LIBRARIES = ("torch", "transformers", "accelerate", "trl", "peft", "datasets")
 # For the tests themselves.
-_TOOLS = ["pytest", "hypothesis", "scipy", "pydantic", "matplotlib", "scikit-learn"]
+_TOOLS = ["pytest", "pytest-xdist", "hypothesis", "scipy", "pydantic", "matplotlib", "scikit-learn"]
 
 ALL = ["tests", "toedit_collate"]
 # What meets the libraries around us.
@@ -141,6 +141,8 @@ def run_row(name: str, python: str, log: pathlib.Path | None) -> str:
     row = ROWS[name]
     which = "slow or not slow" if row.slow else "not slow"
     command = [python, "-m", "pytest", "-q", "-m", which, "-p", "no:cacheprovider", *row.tests]
+    if subprocess.run([python, "-c", "import xdist"], capture_output=True).returncode == 0:
+        command += ["-n", "auto"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "AXOLOTL_DO_NOT_TRACK": "1"}
     with (
         open(log or os.devnull, "w") as kept,
