@@ -15,6 +15,7 @@ from typing import Any
 
 _EVALUATION = {"evaluation_loop", "prediction_loop", "prediction_step", "evaluate", "predict"}
 _TRAINING = {"_inner_training_loop", "get_batch_samples", "training_step", "train"}
+_PINNING = "torch.utils.data._utils.pin_memory"
 _LIGHTNING = ("lightning.pytorch.trainer.trainer", "pytorch_lightning.trainer.trainer")
 
 
@@ -27,6 +28,7 @@ class Surroundings:
             Lightning.
         skipping: by a loader of accelerate that passes over batches to resume training.
         dispatching: by a loader of accelerate that sends batches from rank 0 to all ranks.
+        pinning: by the function of PyTorch that pins memory, perhaps in a thread of its own.
         epoch: number of the epoch, as the Trainer or the loader of accelerate counts it; None: not
             known.
         trainer: the `Trainer` of transformers that trains on the batch; None: none does.
@@ -37,6 +39,7 @@ class Surroundings:
     evaluating: bool = False
     skipping: bool = False
     dispatching: bool = False
+    pinning: bool = False
     epoch: int | None = None
     trainer: Any = None
     in_unknown_training: bool = False
@@ -53,10 +56,12 @@ def look_around() -> Surroundings:
     loader: Any = None
     trainer: Any = None
     epoch: int | None = None
-    skipping = dispatching = evaluating = False
+    skipping = dispatching = pinning = evaluating = False
     for frame in _frames():
         name = frame.f_code.co_name
         owner = frame.f_locals.get("self")
+        if name == "pin_memory":
+            pinning = pinning or frame.f_globals.get("__name__") == _PINNING
         if loader is None and name in ("__iter__", "_fetch_batches"):
             if isinstance(owner, loader_class + dispatcher_class):
                 loader, epoch = owner, owner.iteration
@@ -78,6 +83,7 @@ def look_around() -> Surroundings:
         evaluating=evaluating,
         skipping=skipping,
         dispatching=dispatching,
+        pinning=pinning,
         epoch=epoch,
         trainer=None if evaluating else trainer,
         in_unknown_training=not evaluating and trainer is not None and not _is_known(trainer),

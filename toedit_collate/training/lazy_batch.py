@@ -110,7 +110,8 @@ class ToEditBatch(UserDict[str, Any]):
         if self._pending_on is not None:
             where = look_around()
             # The dispatching loader reads batches to glue them together, those it skips too.
-            if not (where.dispatching and where.skipping):
+            # PyTorch 2.6 pins a mapping item by item, before it asks for our own `pin_memory`.
+            if not (where.pinning or (where.dispatching and where.skipping)):
                 self._edit(where)
         return self._data
 
