@@ -350,8 +350,8 @@ class TestIdentityOfDecisions:
         assert Identity.of(prior, EditPolicy()).digest != found.digest
         assert Identity.from_json(json.loads(json.dumps(found.as_json()))) == found
 
-    def test_of_a_prior_without_a_tokenizer(self, prior):
-        found = Identity.of(prior, EditPolicy())
+    def test_of_a_prior_without_a_tokenizer(self):
+        found = Identity.of(Prior(make_llama()), EditPolicy())
         assert (found.tokenizer, found.tokenizer_size, found.special_ids) == ("", 0, ())
 
 
