@@ -102,13 +102,15 @@ def _divergence(log_q: Tensor, log_p: Tensor, p: Tensor, beta: float) -> tuple[f
     if beta == 0:
         return (q * (log_q - log_p)).sum().item(), p - q
     if beta == 1:
-        log_ratio = log_p - log_q
-        each = p * log_ratio
-        mean = each.sum(-1, keepdim=True)
-        return mean.sum().item(), each.sub_(p * mean)
+        return _reverse(log_q, log_p, p)
     log_m = torch.logaddexp(log_q + math.log(beta), log_p + math.log1p(-beta))
-    log_ratio = log_p - log_m
-    each = p * log_ratio
+    loss, slopes = _reverse(log_m, log_p, p)
+    loss = beta * (q * (log_q - log_m)).sum().item() + (1 - beta) * loss
+    return loss, slopes.mul_(1 - beta)
+
+
+def _reverse(log_m: Tensor, log_p: Tensor, p: Tensor) -> tuple[float, Tensor]:
+    """The summed KL(p || m), and its slope in the logits of p were m fixed, (N, V)."""
+    each = p * (log_p - log_m)
     mean = each.sum(-1, keepdim=True)
-    loss = beta * (q * (log_q - log_m)).sum() + (1 - beta) * mean.sum()
-    return loss.item(), each.sub_(p * mean).mul_(1 - beta)
+    return mean.sum().item(), each.sub_(p * mean)

@@ -145,9 +145,8 @@ def format_study(study: Study, rows: list[dict[str, Any]]) -> str:
 
 def told(settings: dict[str, Any]) -> str:
     """What of the settings is not the default, in words."""
-    base = vars(RunSettings())
-    names = [name for name, value in settings.items() if value != base[name] or name == "epochs"]
-    return ", ".join(f"{name}={settings[name]}" for name in names)
+    names = {"epochs", *RunSettings(**settings).told()}
+    return ", ".join(f"{name}={value}" for name, value in settings.items() if name in names)
 
 
 def format_generations(rows: list[dict[str, Any]]) -> str:
