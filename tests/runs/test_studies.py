@@ -15,6 +15,7 @@ from toedit_collate import Prior, edit_tokens
 from toedit_collate.diagnostics.naming import parse_policy
 from toedit_collate.runs.studies import make_study, read_study
 from toedit_collate.runs.studies import run as runs
+from toedit_collate.runs.studies.completions import complete_rows, exact_match
 from toedit_collate.runs.studies.generate import write_rows
 from toedit_collate.runs.studies.loss import backward
 from toedit_collate.runs.studies.settings import Rows, RunSettings, WorldSettings
@@ -179,6 +180,144 @@ def test_the_same_seed_gives_the_same_text():
     assert not torch.equal(first, other)
 
 
+def chats_of(place, **changes):
+    """A world of conversations."""
+    chats = Rows(file="c.jsonl", rows=(0, 6))
+    return world_of(place, row_length=48, train=chats, validation=chats, test=chats, replay=None,
+                    others={}, **changes)  # fmt: skip
+
+
+def greedily(model, prompt, num_new, ends):
+    """What a model goes on with, one forward pass over all of it for each token."""
+    ids = list(prompt)
+    for _ in range(num_new):
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            ids.append(int(model(input_ids=torch.tensor([ids])).logits[0, -1].argmax()))
+        if ids[-1] in ends:
+            break
+    return ids[len(prompt) :]
+
+
+@pytest.mark.parametrize("kind", ["text", "conversations"])
+def test_rows_are_completed_behind_their_prompts(place, kind):
+    world = world_of(place) if kind == "text" else chats_of(place)
+    model = make_llama(7)
+    source = world.rows(world.settings.test)
+    if source.is_padded:  # prompts of several lengths
+        source.labels[1, : int((source.labels[1] != -100).int().argmax()) + 2] = -100
+    done = complete_rows(model, source, world.tokenizer, sample=False)
+    assert done.input_ids.shape == source.input_ids.shape
+    ends = {0, 1, 2, 3, 4} if source.is_padded else set()
+    for row, (ids, labels) in enumerate(zip(done.input_ids, done.labels, strict=True)):
+        start = int((source.labels[row] != -100).int().argmax()) if source.is_padded else 4
+        written = labels[labels != -100].tolist()
+        assert torch.equal(ids[:start], source.input_ids[row, :start])
+        assert (labels[:start] == -100).all()
+        assert labels[start : start + len(written)].tolist() == written
+        assert torch.equal(ids[labels != -100], labels[labels != -100])
+        rest = ids[start + len(written) :]
+        assert (rest == world.tokenizer.pad_token_id).all()
+        # bfloat16 and padding in front can turn a near tie: the first tokens are sure enough.
+        wanted = greedily(model, ids[:start].tolist(), len(ids) - start, ends)
+        assert written[:3] == wanted[:3]
+        assert not set(written[:-1]) & ends
+        if not source.is_padded:
+            assert len(written) == len(ids) - start
+
+
+def test_an_end_token_ends_an_answer_and_not_a_row_of_text(place):
+    model = make_llama(7)
+    with torch.no_grad():
+        model.lm_head.weight.zero_()  # all ids are as likely: the first one, which is special
+    chats, text = chats_of(place), world_of(place)
+    answers = complete_rows(model, chats.rows(chats.settings.test), chats.tokenizer, sample=False)
+    assert (answers.labels != -100).sum(1).tolist() == [1] * 6
+    rows = complete_rows(model, text.rows(text.settings.test), text.tokenizer, sample=False)
+    assert (rows.labels != -100).sum(1).tolist() == [12] * 3
+
+
+def test_sampled_rows_differ_and_follow_the_seed(place):
+    world, model = world_of(place), make_llama(7, sharpness=1.0)
+    source = world.rows(world.settings.test)
+    drawn = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        drawn.append(complete_rows(model, source, world.tokenizer, sample=True).input_ids)
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[0], drawn[2])
+
+
+def test_exact_match_compares_what_stands_behind_the_mark(place, monkeypatch):
+    from toedit_collate.runs.studies import completions
+    from toedit_collate.runs.studies.world import TokenRows
+
+    tokenizer = make_tokenizer()
+    given = ["so #### 1,200", "x #### 3 #### 4", "no mark 5", "#### 7", "####8 \n", "####"]
+    wanted = ["1 #### 1200", "#### 4", "#### 5", "#### 6", "#### 8", "none"]
+
+    def rows(texts):
+        ids = tokenizer(texts, padding=True, return_tensors="pt").input_ids
+        return TokenRows(ids, ids.masked_fill(ids == tokenizer.pad_token_id, -100), True)
+
+    monkeypatch.setattr(completions, "complete_rows", lambda *a, **k: rows(given))
+    assert exact_match(make_llama(1), rows(wanted), tokenizer, "####") == 3 / 6
+
+
+def test_exact_match_is_measured_where_it_is_asked_for(place):
+    from toedit_collate.runs.studies.train import measure
+
+    model = make_llama(3)
+    assert "exact_match" not in measure(chats_of(place), model)
+    assert measure(chats_of(place, answer_after="a"), model)["exact_match"] == 0.0
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_on_policy_steps_learn_from_the_prior_on_what_the_trainee_wrote(place, monkeypatch, share):
+    from toedit_collate.runs.studies import train as module
+
+    world, steps = world_of(place), []
+    own, true = [], module.complete_rows
+
+    def completes(model, rows, *args, **kwargs):
+        own.append((rows, true(model, rows, *args, **kwargs)))
+        return own[-1][1]
+
+    def sees(hidden, head, labels, **kwargs):
+        steps.append((labels, kwargs["prior_hidden"]))
+        return backward(hidden, head, labels, **kwargs)
+
+    monkeypatch.setattr(module, "complete_rows", completes)
+    monkeypatch.setattr(module, "backward", sees)
+    settings = RunSettings(kl_weight=1.0, on_policy=share, epochs=6, batch_rows=2)
+    model, _ = train(world, settings, 3)
+    assert len(steps) == 18
+    assert len(own) in {0.0: (0,), 0.5: range(4, 15), 1.0: (18,)}[share]
+    for labels, states in steps:
+        written = [done.input_ids for _, done in own if torch.equal(done.labels, labels)]
+        assert bool(written) == bool((labels == -100).any())  # the given text has labels throughout
+        ids = written[0] if written else labels
+        with torch.no_grad():
+            expected = world.prior.model.base_model(input_ids=ids).last_hidden_state
+        torch.testing.assert_close(states.float(), expected, rtol=0.05, atol=0.1)
+    for source, done in own:
+        assert torch.equal(source.input_ids[:, :4], done.input_ids[:, :4])
+        assert not torch.equal(source.input_ids, done.input_ids)
+    again, _ = train(world, settings, 3)
+    for a, b in zip(model.parameters(), again.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"on_policy": 1.5, "kl_weight": 1.0}, {"on_policy": 0.5}, {"on_policy": 0.5, "kl_weight": 0.5},
+     {"on_policy": 0.5, "kl_weight": 1.0, "policy": "paper"},
+     {"on_policy": 0.5, "kl_weight": 1.0, "replay": 0.5}],
+)  # fmt: skip
+def test_on_policy_goes_with_the_prior_alone(settings):
+    with pytest.raises(ValueError, match="on_policy="):
+        RunSettings(**settings)
+
+
 def test_a_run_is_its_seed(place):
     world = world_of(place)
     settings = RunSettings(policy="threshold=0.01", epochs=2, batch_rows=2, replay=0.5)
@@ -226,10 +365,8 @@ def test_rows_that_are_replayed_are_not_edited(place, monkeypatch):
 
 
 def test_conversations_are_padded_and_only_answers_are_edited(place, monkeypatch):
-    chats = Rows(file="c.jsonl", rows=(0, 6))
-    world = world_of(place, row_length=48, train=chats, validation=chats, test=chats, replay=None,
-                     others={})  # fmt: skip
-    source = world.rows(chats)
+    world = chats_of(place)
+    source = world.rows(world.settings.train)
     assert source.is_padded
     assert (source.labels == -100).any()
     assert (source.labels != -100).any()

@@ -31,8 +31,14 @@ class RunSettings:
             of the vocabulary.
         kl_beta: 0: that divergence is KL(prior || trainee); 1: KL(trainee || prior); between them
             the generalised Jensen-Shannon divergence, as TRL's `GKDTrainer` has it.
+        on_policy: share of the steps for which the trainee completes the rows itself, and learns
+            from the prior on what it wrote, as TRL's `GKDTrainer` has it (its `lmbda`); with
+            `kl_weight` 1, since nothing else says what is right there.
         replay: rows of other text for each training row.
         lora_rank: 0: all weights are trained.
+
+    Raises:
+        ValueError: `on_policy` is not between 0 and 1, or stands beside what it can't be had with.
     """
 
     policy: str | None = None
@@ -45,8 +51,19 @@ class RunSettings:
     label_smoothing: float = 0.0
     kl_weight: float = 0.0
     kl_beta: float = 0.0
+    on_policy: float = 0.0
     replay: float = 0.0
     lora_rank: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.on_policy <= 1:
+            raise ValueError(f"on_policy={self.on_policy} is a share of the steps: from 0 to 1")
+        if self.on_policy and (self.kl_weight != 1 or self.policy or self.replay):
+            raise ValueError(
+                f"on_policy={self.on_policy} needs kl_weight=1 (it is {self.kl_weight:g}), and "
+                "neither policy nor replay: only the prior can say what is right in text that "
+                "the trainee wrote"
+            )
 
     def edit_policy(self, seed: int) -> EditPolicy | None:
         """The policy with a run's seed; None: no edit."""
@@ -88,6 +105,8 @@ class WorldSettings:
         train, validation, test: rows.
         others: further text to evaluate on, by name.
         replay: rows to mix in, for arms with `replay`.
+        answer_after: what stands before the final answer of a test conversation, as "####" in
+            GSM8K; then the share of right ones is measured. None: it is not.
     """
 
     trainee: dict[str, Any] | None = None
@@ -97,6 +116,7 @@ class WorldSettings:
     test: Rows
     others: dict[str, Rows] = field(default_factory=dict)
     replay: Rows | None = None
+    answer_after: str | None = None
 
 
 @dataclass(frozen=True)

@@ -77,6 +77,8 @@ def _values(example: Result) -> list[tuple[str, Value]]:
         ("last validation loss", lambda one: one["validation"][-1]),
         ("seconds", lambda one: one["seconds"]),
     ]
+    if "exact_match" in example:
+        found.append(("exact match", lambda one: one["exact_match"]))
     for name in example["others"]:
         found.append((f"{name} loss", lambda one, name=name: one["others"][name]))  # type: ignore[misc]
     return found
@@ -110,6 +112,8 @@ def format_study(study: Study, rows: list[dict[str, Any]]) -> str:
     others = losses_on_others(rows[0])
     head = ["arm", "changed", "test loss", "difference", "after the last epoch", "best epoch",
             "calibration error", "memorised", *others]  # fmt: skip
+    has_answers = "exact match" in rows[0]["measures"]
+    head += ["exact match"] * has_answers
     lines = [f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
     for row in rows:
         measures = row["measures"]
@@ -128,6 +132,9 @@ def format_study(study: Study, rows: list[dict[str, Any]]) -> str:
             f"{measures['memorised spans']['mean']:.2%}",
             *(_pm(measures[name]["mean"], measures[name]["standard_error"]) for name in others),
         ]
+        if has_answers:
+            right = measures["exact match"]
+            cells.append(f"{right['mean']:.1%} ± {right['standard_error']:.1%}")
         lines.append(f"| {' | '.join(cells)} |")
     kept = [f"- {row['arm']}: {told(row['settings'])}" for row in rows]
     return "\n".join(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import random
 import time
 from dataclasses import asdict
 from typing import Any
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from ...diagnostics.evaluation import Evaluation, evaluate
 from ...prior.prior import Prior
 from ...training.collator import ToEditCollator
+from .completions import complete_rows, exact_match
 from .loss import backward
 from .settings import RunSettings
 from .world import TokenRows, World
@@ -54,6 +56,7 @@ def train(
     _add_dropout(model, settings.dropout)
     collator = _collator(world, settings, seed, prior, rows)
     soft = world.hidden_of(rows) if settings.kl_weight and prior is not None else None
+    chance = random.Random(seed)
     extra = None if not settings.replay else world.rows(_replay(world))
     generator = torch.Generator().manual_seed(seed)
     orders = [
@@ -76,6 +79,9 @@ def train(
         total = 0.0
         for places in order:
             ids, labels = _batch(collator, every, places, len(rows))
+            states = None if soft is None else soft[places]
+            if settings.on_policy and chance.random() < settings.on_policy:
+                ids, labels, states = _own(world, model, TokenRows(ids, labels, rows.is_padded))
             ids, labels = ids.to(world.device), labels.to(world.device)
             with torch.autocast(world.device.type, torch.bfloat16):
                 hidden = _backbone(model)(input_ids=ids, use_cache=False).last_hidden_state
@@ -84,7 +90,7 @@ def train(
                 label_smoothing=settings.label_smoothing,
                 kl_weight=settings.kl_weight,
                 kl_beta=settings.kl_beta,
-                prior_hidden=None if soft is None else soft[places],
+                prior_hidden=states,
                 prior_head=teacher,
             )  # fmt: skip
             nn.utils.clip_grad_norm_(model.parameters(), _CLIP)
@@ -114,7 +120,10 @@ def train(
 
 
 def measure(world: World, model: nn.Module, *, groups: Tensor | None = None) -> dict[str, Any]:
-    """Evaluate a model on the test rows, the others, and (memorised spans) the training rows."""
+    """Evaluate a model on the test rows, the others, and (memorised spans) the training rows.
+
+    With `answer_after`, also how many of the test rows' answers it finds.
+    """
     test = world.rows(world.settings.test)
     seen = world.rows(world.settings.train)
     others = {
@@ -122,8 +131,13 @@ def measure(world: World, model: nn.Module, *, groups: Tensor | None = None) -> 
         for name, wanted in world.settings.others.items()
     }
     on_seen = _evaluate(model, seen)
+    after = world.settings.answer_after
+    right = (
+        {} if after is None else {"exact_match": exact_match(model, test, world.tokenizer, after)}
+    )
     return {
         "test": asdict(evaluate(model, test.input_ids, test.labels, groups=groups)),
+        **right,
         "others": others,
         "memorised": on_seen.memorised,
         "seen_loss": on_seen.loss,
@@ -166,6 +180,13 @@ def _batch(
         ids, labels = ids.clone(), labels.clone()
         ids[own], labels[own] = edited["input_ids"].cpu(), edited["labels"].cpu()
     return ids, labels
+
+
+def _own(world: World, model: nn.Module, rows: TokenRows) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows as the model itself completes them, and what the prior's backbone gives for them."""
+    own = complete_rows(model, rows, world.tokenizer, sample=True)
+    model.train()
+    return own.input_ids, own.labels, world.hidden_of(own)
 
 
 def _order(
