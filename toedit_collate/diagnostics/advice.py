@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from ..policy import EditPolicy
 from .inspection import Inspection
 from .kinds import KINDS
 from .tally import KindTally
@@ -41,10 +42,11 @@ def recommend(seen: Inspection) -> list[str]:
     ]
     if not candidates:
         return lines
-    return [*lines, _begin_with(candidates), FOUND]
+    tried = [policy for policy in seen.policies.values() if policy is not None]
+    return [*lines, _begin_with(candidates, tried), FOUND]
 
 
-def _begin_with(candidates: list[tuple[str, KindTally]]) -> str:
+def _begin_with(candidates: list[tuple[str, KindTally]], tried: list[EditPolicy]) -> str:
     """Which of some policies to begin with, and why."""
     fitting = [
         (name, tally)
@@ -72,14 +74,24 @@ def _begin_with(candidates: list[tuple[str, KindTally]]) -> str:
         most = max(candidates, key=lambda one: acted(one[1]))
         return (
             f"None of these to begin with: they change too little to be seen in training (most: "
-            f"{most[0]!r}, {acted(most[1]):.3%}). Try a lower threshold (threshold=0.9 or 0.5), or "
-            "reference_code."
+            f"{most[0]!r}, {acted(most[1]):.3%}). Try {_further(tried)}."
         )
     least = min(candidates, key=lambda one: acted(one[1]))
     return (
         f"None of these to begin with: all change more than {MANY:.0%} of the tokens (least: "
         f"{least[0]!r}, {acted(least[1]):.1%}), or hardly any. Try a threshold between."
     )
+
+
+def _further(tried: list[EditPolicy]) -> str:
+    """What changes more than the policies that were tried."""
+    lowest = min((one.threshold for one in tried if one.region == "above"), default=1.0)
+    lower = [p for p in (0.9, 0.5, 0.1) if p < lowest]
+    if not lower:
+        return "region=all top_k=64, which redraws every token"
+    if lowest > 0.9 and EditPolicy.reference_code() not in tried:
+        return f"a lower threshold (threshold={lower[0]} or {lower[1]}), or reference_code"
+    return f"threshold={lower[0]} top_k=64: a lower threshold, and more candidates"
 
 
 def acted(tally: KindTally) -> float:

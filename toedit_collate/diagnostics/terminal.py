@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 
 from ..tokens.alignment.ways import MEANING
+from .alignment_table import TITLE, alignment_rows, percent
 from .inspection import Document, Edit, Inspection
 from .kinds import KINDS
 from .tally import KindTally
@@ -75,8 +75,8 @@ def _table(name: str, tally: KindTally, color: bool) -> str:
             [
                 kind or "all",
                 f"{tokens:,}",
-                f"{tally.of(kind, 'selected'):,}", _percent(tally.share(kind, "selected")),
-                f"{tally.of(kind, 'changed'):,}", _percent(tally.share(kind, "changed")),
+                f"{tally.of(kind, 'selected'):,}", percent(tally.share(kind, "selected")),
+                f"{tally.of(kind, 'changed'):,}", percent(tally.share(kind, "changed")),
                 f"{tally.of(kind, 'removed'):,}",
                 f"{tally.of(kind, 'spared'):,}",
             ]
@@ -86,31 +86,9 @@ def _table(name: str, tally: KindTally, color: bool) -> str:
 
 def _alignment(seen: Inspection, color: bool) -> str:
     """How the tokens of the trainee are scored, and what policies make of each of these ways."""
-    tallies = seen.alignment
-    one = next(iter(tallies.values()))
-    title = "how a prior with another tokenizer scores these tokens"
-    rows = [["", "tokens", "", *_heads(tallies)]]
-    for way in (*one.names, None):
-        row = [way or "all", f"{one.of(way, 'tokens'):,}"]
-        row.append(_percent(one.of(way, "tokens") / max(1, one.of(None, "tokens"))))
-        rows.append([*row, *_shares(tallies.values(), way)])
-    if seen.own is not None:
-        tallies = seen.own.tallies
-        (one, *_) = tallies.values()
-        head = ["the prior's own tokens", f"{one.of(None, 'tokens'):,}", ""]
-        rows.append([*head, *_shares(tallies.values(), None)])
     said = [f"{way}: {what}" for way, what in MEANING.items()]
-    return "\n".join([f"{_BOLD}{title}{_END}" if color else title, *_in_columns(rows), *said])
-
-
-def _heads(names: Iterable[str]) -> list[str]:
-    return [cell for name in names for cell in (f"{name}: selected", "changed")]
-
-
-def _shares(tallies: Iterable[KindTally], kind: str | None) -> list[str]:
-    """For each policy, what it selects and changes of a kind of token."""
-    columns = ("selected", "changed")
-    return [_percent(tally.share(kind, column)) for tally in tallies for column in columns]
+    title = f"{_BOLD}{TITLE}{_END}" if color else TITLE
+    return "\n".join([title, *_in_columns(alignment_rows(seen)), *said])
 
 
 def _in_columns(rows: list[list[str]]) -> list[str]:
@@ -122,10 +100,6 @@ def _in_columns(rows: list[list[str]]) -> list[str]:
         )
         for row in rows
     ]
-
-
-def _percent(share: float) -> str:
-    return "-" if math.isnan(share) else f"{100 * share:.3g} %"
 
 
 def _document(seen: Inspection, document: Document, color: bool, num_edits: int) -> str:

@@ -12,6 +12,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from ...policy import EditPolicy
+from ...tokens.alignment.ways import MEANING as WAYS
+from ..alignment_table import alignment_rows
 from ..inspection import Document, Edit, Inspection
 from ..kinds import KINDS, MEANING
 from ..tally import COLUMNS, THRESHOLDS, KindTally
@@ -46,6 +48,8 @@ def pack(seen: Inspection) -> dict[str, Any]:
         "scale": SCALE,
         "kinds": [[kind, MEANING[kind]] for kind in KINDS],
         "columns": COLUMNS,
+        "alignment": alignment_rows(seen) if seen.alignment else None,
+        "ways": WAYS,
         "advice": seen.recommend(),
         "policies": [
             _policy(name, policy, seen.tallies[name]) for name, policy in seen.policies.items()

@@ -216,8 +216,10 @@
       add("rect", { class: inside ? "bar inside" : "bar", x: i * width + 1, y: base - height,
         width: width - 2, height });
       if (i === 0 || i === D.bins.length - 1 || i === D.bins.length / 2) {
-        add("text", { x: i * width + width / 2, y: base - height - 4, "text-anchor": "middle" },
-          percent(n, total));
+        // The outer ones are wider than their bars: they begin and end with the axis.
+        const [x, anchor] = i === 0 ? [0, "start"] : i === D.bins.length - 1 ? [W, "end"] :
+          [i * width + width / 2, "middle"];
+        add("text", { x, y: base - height - 4, "text-anchor": anchor }, percent(n, total));
       }
     });
     [0, 0.25, 0.5, 0.75, 1].forEach((x) => add("text", { x: x * W, y: H - 6,
@@ -274,6 +276,16 @@
       const known = D.kinds.find(([name]) => name === cell.textContent);
       if (known) cell.title = known[1];
     });
+    if (D.alignment) {
+      const [[, tokens, , ...shares], ...ways] = D.alignment;
+      $("alignment").hidden = false;
+      $("ways").append(table("Each way, and what the policies make of it",
+        ["way", tokens, "share", ...shares], ways.map(([way, ...cells]) => [way, cells])));
+      $("ways").querySelectorAll("tbody th").forEach((cell) => {
+        const meaning = D.ways[cell.textContent];
+        if (meaning) cell.append(make("small", {}, meaning));
+      });
+    }
     if (D.labelled) {
       $("bins").append(table("Tokens by the probability that the prior gives them",
         ["P", "tokens", "share"], D.bins.map((n, i) => [
