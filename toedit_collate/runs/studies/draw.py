@@ -37,9 +37,12 @@ def draw_arms(rows: list[dict[str, Any]], results: dict[str, list[Result]]) -> A
                            textcoords="offset points")  # fmt: skip
     left.set_xlabel("epoch")
     left.set_ylabel("validation loss, nats per token")
+    left.xaxis.get_major_locator().set_params(integer=True)
+    longest = max(len(row["arm"]) for row in rows)
     left.legend(
-        fontsize=6.5, frameon=False, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.12)
-    )
+        fontsize=6.5, frameon=False, ncols=3 if longest < 30 else 2,
+        loc="upper left", bbox_to_anchor=(-0.15, -0.12),
+    )  # fmt: skip
     middle.axvline(0, color="black", lw=1)
     middle.set_yticks([-n for n in range(len(rows))], [row["arm"] for row in rows], fontsize=8)
     middle.set_xlabel(f"test loss minus that of `{rows[0]['arm']}` (bars: two standard errors)")
