@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..tools.precision import fast_precision
+
 SPAN = 32  # tokens that must all be right for a span to count as memorised
 NUM_BINS = 15  # of confidence, for the calibration error
 _ROWS_AT_ONCE = 8
@@ -116,7 +118,7 @@ def _predictions(
     device = next(model.parameters()).device
     ids, of = input_ids.split(_ROWS_AT_ONCE), labels.split(_ROWS_AT_ONCE)
     for rows, wanted in zip(ids, of, strict=True):
-        with torch.autocast(device.type, torch.bfloat16):
+        with fast_precision(device):
             output: Any = model(input_ids=rows.to(device), use_cache=False)
         target = wanted[:, 1:]
         nll = torch.zeros(target.shape)

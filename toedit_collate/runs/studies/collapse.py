@@ -10,7 +10,6 @@ Mixtures (section 2.1) train on real rows and on those that the first model wrot
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 from itertools import pairwise
@@ -26,6 +25,7 @@ from ...diagnostics.report.ngrams import NGrams
 from ...editing.edit import edit_tokens
 from ...tools.files import whole, write_json
 from .generate import write_rows
+from .prepare import prepare_world
 from .settings import CollapseStudy
 from .summary import Result
 from .train import measure, train
@@ -47,7 +47,7 @@ def run_collapse(study: CollapseStudy, data: Path, prior: str, output: Path) -> 
     Returns:
         What was measured for each arm, generation and seed.
     """
-    world = World(study.world, data, prior)
+    world = prepare_world(study.world, data, prior, output)
     world.check_output(output)
     results = []
     for seed in study.seeds:
@@ -63,7 +63,7 @@ class _Chain:
         self.study = study
         self.world = world
         self.seed = seed
-        told = json.dumps([dataclasses.asdict(study.world), study.run.told()])
+        told = json.dumps([study.world.told(), study.run.told()])
         digest = hashlib.sha256(told.encode()).hexdigest()[:10]
         self.folder = output / "runs" / f"seed-{seed}-{digest}"
         self.real = world.rows(study.world.train).input_ids

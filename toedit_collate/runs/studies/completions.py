@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...tools.precision import fast_precision
 from .world import TokenRows
 
 _ROWS_AT_ONCE = 64
@@ -75,7 +76,7 @@ def _complete(
     for row, start in enumerate(starts):
         padded[row, longest - start :] = ids[row, :start]
         mask[row, longest - start :] = 1
-    with torch.no_grad(), torch.autocast(ids.device.type, torch.bfloat16):
+    with torch.no_grad(), fast_precision(ids.device):
         found = model.generate(
             input_ids=padded,
             attention_mask=mask,

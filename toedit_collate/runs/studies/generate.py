@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...tools.precision import fast_dtype
+
 _ROWS_AT_ONCE = 256
 
 
@@ -26,7 +28,7 @@ def write_rows(model: nn.Module, num_rows: int, length: int, bos_id: int, seed: 
         seed: of the draws.
     """
     generator = torch.Generator().manual_seed(seed)
-    writer: Any = copy.deepcopy(model).to(torch.bfloat16).eval()
+    writer: Any = copy.deepcopy(model).to(fast_dtype(next(model.parameters()).device)).eval()
     parts = []
     with torch.no_grad():
         for first in range(0, num_rows, _ROWS_AT_ONCE):

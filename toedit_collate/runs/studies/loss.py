@@ -24,6 +24,7 @@ def backward(
     kl_beta: float = 0.0,
     prior_hidden: Tensor | None = None,
     prior_head: Tensor | None = None,
+    dtype: torch.dtype = torch.bfloat16,
 ) -> float:
     """Compute the mean loss and propagate it back through `hidden` and `head`.
 
@@ -41,6 +42,7 @@ def backward(
         kl_beta: b.
         prior_hidden: (B, T, H'), of the prior's backbone; needed where w is not 0.
         prior_head: (V, H').
+        dtype: of the matrix products, as `fast_dtype` has it; all else is in float32.
 
     Returns:
         The mean loss, nats.
@@ -49,17 +51,17 @@ def backward(
     known = target != -100
     count = max(int(known.sum()), 1)
     flat = hidden[:, :-1][known]
-    gradient = torch.empty_like(flat, dtype=torch.bfloat16)
+    gradient = torch.empty_like(flat, dtype=dtype)
     gradient_of_head = torch.zeros_like(head) if head.requires_grad else None
     soft = None
     if kl_weight and prior_hidden is not None and prior_head is not None:
         soft = prior_hidden[:, :-1][known].split(_TOKENS_AT_ONCE)
-        prior_head = prior_head.bfloat16()
+        prior_head = prior_head.to(dtype)
     total = 0.0
     with torch.no_grad():
-        weight = head.bfloat16()
+        weight = head.to(dtype)
         pieces = zip(
-            flat.bfloat16().split(_TOKENS_AT_ONCE),
+            flat.to(dtype).split(_TOKENS_AT_ONCE),
             target[known].split(_TOKENS_AT_ONCE),
             gradient.split(_TOKENS_AT_ONCE),
             strict=True,
@@ -77,7 +79,7 @@ def backward(
                 total -= even * log_p.mean(-1).sum().item()
             if soft is not None and prior_head is not None:
                 p = log_p.exp()
-                log_q = (soft[place] @ prior_head.T).float().log_softmax(-1)
+                log_q = (soft[place].to(dtype) @ prior_head.T).float().log_softmax(-1)
                 loss, slopes = _divergence(log_q, log_p, p, kl_beta)
                 total += kl_weight * loss
                 p.mul_(1 - kl_weight).add_(slopes, alpha=kl_weight)
@@ -86,7 +88,7 @@ def backward(
             p.scatter_add_(1, wanted[:, None], torch.full((len(wanted), 1), -hard))
             if even:
                 p.sub_(even / p.shape[1])
-            slope = p.div_(count).bfloat16()
+            slope = p.div_(count).to(dtype)
             into.copy_(slope @ weight)
             if gradient_of_head is not None:
                 gradient_of_head += slope.T @ states

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ...tools.files import write_json
+from .prepare import prepare_world
 from .settings import Arm, RunSettings, Study
 from .summary import Result, told
 from .train import measure, train
@@ -28,7 +29,7 @@ def run_study(study: Study, data: Path, prior: str, output: Path) -> dict[str, l
     Returns:
         Of each arm, a result for each seed: the settings that were kept, and what was measured.
     """
-    world = World(study.world, data, prior)
+    world = prepare_world(study.world, data, prior, output)
     world.check_output(output)
     runs = Runs(study, world, output)
     results: dict[str, list[Result]] = {}
@@ -103,8 +104,6 @@ class Runs:
         return self.world.load_prior(str(self._path(first.name, kept, seed).with_suffix("")))
 
     def _path(self, arm: str, settings: RunSettings, seed: int) -> Path:
-        content = json.dumps(
-            [settings.told(), dataclasses.asdict(self.study.world)], sort_keys=True
-        )
+        content = json.dumps([settings.told(), self.study.world.told()], sort_keys=True)
         digest = hashlib.sha256(content.encode()).hexdigest()[:10]
         return self.output / "runs" / re.sub(r"[^\w.-]", "_", arm) / f"seed-{seed}-{digest}.json"

@@ -95,12 +95,28 @@ class Rows:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Preparation(Rows):
+    """What a model is trained on once, before the first run of a study; no epoch is chosen.
+
+    Attributes:
+        epochs, learning_rate, batch_rows: as in `RunSettings`.
+    """
+
+    epochs: int = 1
+    learning_rate: float = 2e-3
+    batch_rows: int = 8
+
+
+@dataclass(frozen=True, kw_only=True)
 class WorldSettings:
     """What all runs of a study share.
 
     Attributes:
         trainee: fields of the prior's configuration that differ in the model that is trained from
-            random weights; None: training starts from the prior's own weights.
+            random weights; None: training starts from the weights that the prior came with.
+        trainee_before: what the trainee is trained on beforehand; all runs start from what it is
+            then. None: nothing.
+        prior_before: what the prior is trained on beforehand, further than it was. None: nothing.
         row_length: tokens of a row.
         train, validation, test: rows.
         others: further text to evaluate on, by name.
@@ -110,6 +126,8 @@ class WorldSettings:
     """
 
     trainee: dict[str, Any] | None = None
+    trainee_before: Preparation | None = None
+    prior_before: Preparation | None = None
     row_length: int = 256
     train: Rows
     validation: Rows
@@ -117,6 +135,15 @@ class WorldSettings:
     others: dict[str, Rows] = field(default_factory=dict)
     replay: Rows | None = None
     answer_after: str | None = None
+
+    def told(self) -> dict[str, Any]:
+        """What a run is known by: all fields, those for preparation where there is one."""
+        content = dataclasses.asdict(self)
+        return {
+            name: value
+            for name, value in content.items()
+            if value is not None or name not in ("trainee_before", "prior_before")
+        }
 
 
 @dataclass(frozen=True)
@@ -248,17 +275,19 @@ def _arm(base: RunSettings, name: str, content: dict[str, Any]) -> Arm:
 
 def _world(content: dict[str, Any]) -> WorldSettings:
     own = dict(content)
-    for key in ("train", "validation", "test", "replay"):
+    kinds = dict.fromkeys(("train", "validation", "test", "replay"), Rows)
+    kinds |= dict.fromkeys(("trainee_before", "prior_before"), Preparation)
+    for key, kind in kinds.items():
         if own.get(key) is not None:
-            own[key] = _rows(own[key], f"world.{key}")
+            own[key] = _rows(own[key], f"world.{key}", kind)
     others = own.get("others") or {}
-    own["others"] = {key: _rows(one, f"world.others.{key}") for key, one in others.items()}
+    own["others"] = {key: _rows(one, f"world.others.{key}", Rows) for key, one in others.items()}
     made: WorldSettings = _made(WorldSettings, own, "world")
     return made
 
 
-def _rows(content: dict[str, Any], where: str) -> Rows:
-    made: Rows = _made(Rows, content, where)
+def _rows(content: dict[str, Any], where: str, kind: type[Rows]) -> Rows:
+    made: Rows = _made(kind, content, where)
     first, last = made.rows
     return dataclasses.replace(made, rows=(int(first), int(last)))
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ...diagnostics.evaluation import Evaluation, evaluate
 from ...prior.prior import Prior
+from ...tools.precision import fast_dtype, fast_precision
 from ...training.collator import ToEditCollator
 from .completions import complete_rows, exact_match
 from .loss import backward
@@ -83,7 +84,7 @@ def train(
             if settings.on_policy and chance.random() < settings.on_policy:
                 ids, labels, states = _own(world, model, TokenRows(ids, labels, rows.is_padded))
             ids, labels = ids.to(world.device), labels.to(world.device)
-            with torch.autocast(world.device.type, torch.bfloat16):
+            with fast_precision(world.device):
                 hidden = _backbone(model)(input_ids=ids, use_cache=False).last_hidden_state
             total += backward(
                 hidden, head, labels,
@@ -92,6 +93,7 @@ def train(
                 kl_beta=settings.kl_beta,
                 prior_hidden=states,
                 prior_head=teacher,
+                dtype=fast_dtype(world.device),
             )  # fmt: skip
             nn.utils.clip_grad_norm_(model.parameters(), _CLIP)
             optimizer.step()

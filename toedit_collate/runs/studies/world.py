@@ -17,8 +17,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, set_se
 from ...prior.prior import Prior
 from ...stores.cache import DecisionCache
 from ...tools.datafiles import format_of, ids_and_labels, open_data
-from ...tools.errors import UnusableError
+from ...tools.errors import UnusableError, quiet
 from ...tools.files import write_json
+from ...tools.precision import fast_dtype, fast_precision
 from .settings import Rows, WorldSettings
 
 _ROWS_AT_ONCE = 16
@@ -60,17 +61,29 @@ class World:
     Args:
         settings: of the study.
         data: the folder of its files.
-        prior: folder or hub id of the prior.
+        prior: folder or hub id of the prior, as it came.
+        prepared_prior: folder of what was made of it beforehand; None: it stays as it came.
+        prepared_trainee: folder of what training starts from; None: as `settings` have it.
 
     Attributes:
         cache: of the decisions of all priors and policies, so that each is made once.
         device: where models are trained and priors score: the GPU, if there is one.
     """
 
-    def __init__(self, settings: WorldSettings, data: Path, prior: str) -> None:
+    def __init__(
+        self,
+        settings: WorldSettings,
+        data: Path,
+        prior: str,
+        *,
+        prepared_prior: Path | None = None,
+        prepared_trainee: Path | None = None,
+    ) -> None:
         self.settings = settings
         self.data = data
         self.prior_name = prior
+        self.prepared_prior = prepared_prior
+        self.prepared_trainee = prepared_trainee
         self.tokenizer: Any = AutoTokenizer.from_pretrained(prior)
         self.cache = DecisionCache()
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -79,11 +92,12 @@ class World:
     @cached_property
     def prior(self) -> Prior:
         """The frozen prior, in float32."""
-        return self.load_prior(self.prior_name)
+        return self.load_prior(str(self.prepared_prior or self.prior_name))
 
     def load_prior(self, name: str) -> Prior:
         """A prior of this world, in float32."""
-        return Prior.from_pretrained(name, dtype=torch.float32, device=self.device)
+        with quiet():
+            return Prior.from_pretrained(name, dtype=torch.float32, device=self.device)
 
     def rows(self, wanted: Rows) -> TokenRows:
         """Some rows of a file.
@@ -101,15 +115,17 @@ class World:
         return TokenRows(every.input_ids[first:last], every.labels[first:last], every.is_padded)
 
     def new_trainee(self, seed: int, lora_rank: int = 0) -> nn.Module:
-        """A model to train: from random weights, or with the prior's.
+        """A model to train: prepared, from random weights, or with those the prior came with.
 
         Args:
             seed: of the random weights.
             lora_rank: of an adapter on all linear layers; 0: all weights are trained.
         """
         set_seed(seed)
-        if self.settings.trainee is None:
-            model: Any = AutoModelForCausalLM.from_pretrained(self.prior_name, dtype=torch.float32)
+        if self.settings.trainee is None or self.prepared_trainee is not None:
+            name = str(self.prepared_trainee or self.prior_name)
+            with quiet():
+                model: Any = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
         else:
             config = AutoConfig.from_pretrained(self.prior_name, **self.settings.trainee)
             model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
@@ -123,7 +139,7 @@ class World:
         return model.to(self.device)
 
     def check_output(self, output: Path) -> None:
-        """See that the runs in a folder, if there are any, were made with this prior and data.
+        """See that the runs in a folder were made with this prior, these data and this precision.
 
         Raises:
             UnusableError: they were not.
@@ -133,7 +149,10 @@ class World:
         wanted += [] if self.settings.replay is None else [self.settings.replay]
         length = self.settings.row_length
         rows = {f"{one.file} in rows of {length} tokens": self._digest(one) for one in wanted}
-        now = {"prior": self.prior.fingerprint, **rows}
+        precision = str(fast_dtype(self.device)).removeprefix("torch.")
+        now = {"prior": self.prior.fingerprint, "precision": precision, **rows}
+        if self.prepared_trainee is not None:
+            now["prepared trainee"] = Prior(self.new_trainee(0), self.tokenizer).fingerprint
         path = output / "made_with.json"
         there = json.loads(path.read_text()) if path.exists() else {}
         for name, value in now.items():
@@ -145,13 +164,13 @@ class World:
         write_json(path, {**there, **now})
 
     def hidden_of(self, rows: TokenRows) -> Tensor:
-        """What the prior's backbone gives for rows, (N, T, H) bfloat16, as soft targets need it."""
+        """What the prior's backbone gives for rows, (N, T, H) in bfloat16 or float32."""
         backbone: Any = self.prior.model.base_model
         parts = []
-        with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16):
+        with torch.no_grad(), fast_precision(self.device):
             for ids in rows.input_ids.to(self.device).split(_ROWS_AT_ONCE):
                 hidden = backbone(input_ids=ids, use_cache=False).last_hidden_state
-                parts.append(hidden.to(torch.bfloat16))
+                parts.append(hidden.to(fast_dtype(self.device)))
         return torch.cat(parts)
 
     def prior_of(self, model: nn.Module) -> Prior:
