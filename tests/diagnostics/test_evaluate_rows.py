@@ -12,13 +12,14 @@ from toedit_collate.diagnostics.evaluation import (
     evaluate,
     frequency_deciles,
 )
+from toedit_collate.tools.precision import fast_precision
 
 
 def slow(model, input_ids, labels, groups):
     """Loss, calibration error and loss of groups, token by token in float64."""
     nll, bins, of_group = [], [[] for _ in range(NUM_BINS)], {}
     for row, wanted in zip(input_ids, labels, strict=True):
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        with torch.no_grad(), fast_precision(torch.device("cpu")):
             logits = model(input_ids=row[None]).logits[0].double()
         for t in range(1, len(row)):
             if wanted[t] == -100:

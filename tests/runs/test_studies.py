@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 import yaml
 from conftest import TEXT, make_llama, make_tokenizer
+from small_studies import arms_file, content_of, made, make_place, world_of
 
 from toedit_collate import Prior, edit_tokens
 from toedit_collate.diagnostics.naming import parse_policy
@@ -18,95 +19,35 @@ from toedit_collate.runs.studies import run as runs
 from toedit_collate.runs.studies.completions import complete_rows, exact_match
 from toedit_collate.runs.studies.generate import write_rows
 from toedit_collate.runs.studies.loss import backward
-from toedit_collate.runs.studies.settings import Rows, RunSettings, WorldSettings
+from toedit_collate.runs.studies.settings import Rows, RunSettings
 from toedit_collate.runs.studies.train import train
-from toedit_collate.runs.studies.world import World
 from toedit_collate.tools.errors import UnusableError
+from toedit_collate.tools.precision import fast_precision
 
 STUDIES = sorted((Path(__file__).parents[2] / "recipes/studies").glob("*.yaml"))
-TRAINEE = {
-    "hidden_size": 16,
-    "intermediate_size": 32,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 2,
-}
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A folder with a prior and text."""
-    folder = tmp_path_factory.mktemp("studies")
-    make_llama(3, initializer_range=0.1).save_pretrained(folder / "prior")
-    make_tokenizer().save_pretrained(folder / "prior")
-    (folder / "a.jsonl").write_text("\n".join(json.dumps({"text": TEXT}) for _ in range(12)))
-    (folder / "b.jsonl").write_text(json.dumps({"text": TEXT[::-1]}))
-    chat = [{"role": "user", "content": "the fox"}, {"role": "assistant", "content": "a dog"}]
-    (folder / "c.jsonl").write_text("\n".join(json.dumps({"messages": chat}) for _ in range(6)))
-    return folder
+    return make_place(tmp_path_factory.mktemp("studies"))
 
 
-def world_of(place, **changes):
-    settings = {
-        "trainee": TRAINEE,
-        "row_length": 16,
-        "train": Rows(file="a.jsonl", rows=(0, 6)),
-        "validation": Rows(file="a.jsonl", rows=(6, 9)),
-        "test": Rows(file="a.jsonl", rows=(9, 12)),
-        "others": {"b": Rows(file="b.jsonl", rows=(0, 2))},
-        "replay": Rows(file="b.jsonl", rows=(2, 4)),
-    }
-    return World(WorldSettings(**{**settings, **changes}), place, str(place / "prior"))
-
-
-def content_of(study, place, **changes):
-    """A study file of tiny runs."""
-    world = {
-        "trainee": TRAINEE,
-        "row_length": 16,
-        **{
-            name: {"file": "a.jsonl", "rows": rows}
-            for name, rows in (("train", [0, 6]), ("validation", [6, 9]), ("test", [9, 12]))
-        },
-        "others": {"b": {"file": "b.jsonl", "rows": [0, 2]}},
-    }
-    content = {
-        "question": "Is it so?",
-        "counts_as_yes": "It is.",
-        "world": world,
-        "run": {"epochs": 2, "batch_rows": 2},
-        "seeds": [0, 1],
-        **changes,
-    }
-    path = place / f"{study}.yaml"
-    path.write_text(yaml.safe_dump(content, sort_keys=False))
-    return path
-
-
-def arms_file(place, name="arms", **changes):
-    arms = {
-        "none": {"trials": [{"learning_rate": 1e-9}, {"learning_rate": 0.01}]},
-        "all": {"policy": "region=all target=labels"},
-        "itself": {"policy": "threshold=0.01", "prior": "self"},
-    }
-    return content_of(name, place, **{"tuning_seed": 7, "arms": arms, **changes})
-
-
-def made(path, place, output):
-    return make_study(read_study(path), place, str(place / "prior"), output)
-
-
+@pytest.mark.parametrize(
+    ("dtype", "close"), [(torch.bfloat16, 0.02), (torch.float32, 1e-5)], ids=["bf16", "fp32"]
+)
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
 @pytest.mark.parametrize("kl", [0.0, 0.3, 1.0])
-def test_loss_and_gradients_are_those_of_the_plain_formula(smoothing, kl):
+def test_loss_and_gradients_are_those_of_the_plain_formula(smoothing, kl, dtype, close):
     torch.manual_seed(0)
     hidden = torch.randn(3, 200, 16, requires_grad=True)
     head = (torch.randn(50, 16) * 0.3).requires_grad_()
     labels = torch.randint(0, 50, (3, 200))
     labels[:, 5:9] = -100
-    soft, soft_head = torch.randn(3, 200, 8).bfloat16(), torch.randn(50, 8) * 0.3
+    soft, soft_head = torch.randn(3, 200, 8).to(dtype), torch.randn(50, 8) * 0.3
     more = {"prior_hidden": soft, "prior_head": soft_head} if kl else {}
-    got = backward(hidden, head, labels, label_smoothing=smoothing, kl_weight=kl, **more)
+    got = backward(
+        hidden, head, labels, label_smoothing=smoothing, kl_weight=kl, dtype=dtype, **more
+    )
     gradients = hidden.grad.clone(), head.grad.clone()
     hidden.grad = head.grad = None
     known = labels[:, 1:] != -100
@@ -116,9 +57,9 @@ def test_loss_and_gradients_are_those_of_the_plain_formula(smoothing, kl):
     divergence = F.kl_div(logits.log_softmax(-1), target, reduction="batchmean", log_target=True)
     wanted = (1 - kl) * loss + kl * divergence
     wanted.backward()
-    assert got == pytest.approx(wanted.item(), rel=3e-3)
+    assert got == pytest.approx(wanted.item(), rel=close / 5)
     for mine, plain in zip(gradients, (hidden.grad, head.grad), strict=True):
-        assert (mine - plain).abs().max() < 0.02 * plain.abs().max()
+        assert (mine - plain).abs().max() < close * plain.abs().max()
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.3, 0.5, 1.0])
@@ -191,7 +132,7 @@ def greedily(model, prompt, num_new, ends):
     """What a model goes on with, one forward pass over all of it for each token."""
     ids = list(prompt)
     for _ in range(num_new):
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        with torch.no_grad(), fast_precision(torch.device("cpu")):
             ids.append(int(model(input_ids=torch.tensor([ids])).logits[0, -1].argmax()))
         if ids[-1] in ends:
             break

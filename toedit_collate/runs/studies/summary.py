@@ -15,7 +15,8 @@ Value = Callable[[Result], float]
 
 SMALLEST = 0.02  # nats; a difference below it is not worth a method
 # 97.5 % points of Student's t with one, two, ... degrees of freedom.
-_STUDENT = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)
+_STUDENT = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23,
+            2.20, 2.18, 2.16, 2.14, 2.13, 2.12, 2.11, 2.10, 2.09, 2.09)  # fmt: skip
 
 
 def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
@@ -36,10 +37,21 @@ def counts(difference: float, error: float, num_seeds: int) -> bool:
         >>> counts(-0.5, 0.1, 3), counts(-0.5, 0.2, 3), counts(-0.01, 0.001, 3)
         (True, False, False)
     """
+    return abs(difference) > counts_from(error, num_seeds)
+
+
+def counts_from(error: float, num_seeds: int) -> float:
+    """How large a difference with this standard error has to be to count, nats.
+
+    A study that saw none can only have missed a smaller one.
+
+    Example:
+        >>> counts_from(0.01, 3), counts_from(0.001, 3)
+        (0.043, 0.02)
+    """
     if num_seeds < 2:
-        return False
-    student = _STUDENT[min(num_seeds - 2, len(_STUDENT) - 1)]
-    return abs(difference) > max(student * error, SMALLEST)
+        return math.inf
+    return max(_STUDENT[min(num_seeds - 2, len(_STUDENT) - 1)] * error, SMALLEST)
 
 
 def summarize(study: Study, results: dict[str, list[Result]]) -> list[dict[str, Any]]:
@@ -110,8 +122,9 @@ def losses_on_others(row: dict[str, Any]) -> list[str]:
 def format_study(study: Study, rows: list[dict[str, Any]]) -> str:
     """The table in Markdown."""
     others = losses_on_others(rows[0])
-    head = ["arm", "changed", "test loss", "difference", "after the last epoch", "best epoch",
-            "calibration error", "memorised", *others]  # fmt: skip
+    head = ["arm", "changed", "test loss", "difference", "would count from",
+            "after the last epoch", "best epoch", "calibration error", "memorised",
+            *others]  # fmt: skip
     has_answers = "exact match" in rows[0]["measures"]
     head += ["exact match"] * has_answers
     lines = [f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
@@ -123,6 +136,7 @@ def format_study(study: Study, rows: list[dict[str, Any]]) -> str:
             "" if row["changed"] is None else f"{row['changed']:.2%}",
             _pm(test["mean"], test["standard_error"]),
             "" if row is rows[0] else _difference(test, len(row["seeds"])),
+            "" if row is rows[0] else _smallest(test, len(row["seeds"])),
             f"{measures['last validation loss']['mean']:.3f}",
             f"{measures['best epoch']['mean']:.1f}",
             _pm(
@@ -142,7 +156,8 @@ def format_study(study: Study, rows: list[dict[str, Any]]) -> str:
             *lines, "",
             f"Losses are nats per token, means of {len(study.seeds)} seeds ± standard errors; "
             "the difference is from the first arm, paired by seed, bold where it is beyond 95 % of "
-            f"Student's t and {SMALLEST} nats. `after the last epoch` is the "
+            f"Student's t and {SMALLEST} nats, which is from where on it would count. `after the "
+            "last epoch` is the "
             "validation loss at the end; all else is measured at the epoch that is best on "
             "validation.",
             "", "Settings that were kept:", *kept,
@@ -219,6 +234,11 @@ def _difference(measure: dict[str, float], num_seeds: int) -> str:
     value, error = measure["difference"], measure["difference_error"]
     text = _pm(value, error, "+")
     return f"**{text}**" if counts(value, error, num_seeds) else text
+
+
+def _smallest(measure: dict[str, float], num_seeds: int) -> str:
+    smallest = counts_from(measure["difference_error"], num_seeds)
+    return f"{smallest:.3f}" if math.isfinite(smallest) else ""
 
 
 def _number(value: float | None) -> float:
