@@ -13,6 +13,7 @@ from datasets import Dataset, IterableDataset
 from hypothesis import given
 from hypothesis import strategies as st
 from packaging.version import Version
+from transformers import tokenization_utils_base
 from trl import SFTConfig, SFTTrainer
 
 from toedit_collate.tools.datafiles import (
@@ -177,6 +178,33 @@ def test_ids_and_labels_are_those_of_trl(tmp_path, row, assistant_only):
     theirs = trainer.train_dataset[0]
     ours = ids_and_labels(Data("x"), row, "row 0", tokenizer, assistant_only=assistant_only)
     assert ours == (theirs["input_ids"], theirs["labels"])
+
+
+LONG = "the fox " * 20
+LONG_CHAT = [{"role": "user", "content": LONG}, {"role": "assistant", "content": LONG}]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": LONG_CHAT},
+        {"prompt": LONG_CHAT[:1], "completion": LONG_CHAT[1:]},
+        {"prompt": LONG, "completion": LONG},
+        {"text": LONG},
+    ],
+)
+def test_nothing_is_said_of_documents_longer_than_the_model_takes(monkeypatch, row):
+    said = []
+    monkeypatch.setattr(tokenization_utils_base.logger, "warning", lambda *a, **_: said.append(a))
+    for is_ours in (True, False):
+        tokenizer = make_tokenizer()
+        tokenizer.model_max_length = 16
+        if is_ours:
+            ids, _ = ids_and_labels(Data("x"), row, "row 0", tokenizer)
+            assert len(ids) > 16
+        else:
+            tokenizer(LONG)
+        assert bool(said) is not is_ours
 
 
 @given(

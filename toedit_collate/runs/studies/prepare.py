@@ -7,6 +7,7 @@ import hashlib
 import json
 from pathlib import Path
 
+from ...tools.errors import quiet
 from ...tools.files import whole
 from .settings import Preparation, RunSettings, WorldSettings
 from .train import train
@@ -55,8 +56,11 @@ def _prepare(
     world.settings = dataclasses.replace(settings, trainee=started_as)
     print(f"the {name}, beforehand: rows {list(before.rows)} of {before.file}", flush=True)
     model, found = train(world, run, 0, rows=world.rows(before))
-    with whole(folder) as place:
+    with whole(folder) as place, quiet():
         model.save_pretrained(place)  # type: ignore[operator]
         world.tokenizer.save_pretrained(place)
-    print(f"    loss {found['train_loss']:.4f}; {found['seconds']:.0f} s", flush=True)
+    print(
+        f"    training loss {found['train_loss']:.4f} in its last epoch; {found['seconds']:.0f} s",
+        flush=True,
+    )
     return folder

@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from ...tools.errors import quiet
 from ...tools.files import write_json
 from .prepare import prepare_world
 from .settings import Arm, RunSettings, Study
@@ -84,7 +85,8 @@ class Runs:
         }  # fmt: skip
         if arm == self.study.arms[0].name and seed in self.study.seeds:
             saved: Any = model
-            saved.save_pretrained(path.with_suffix(""))
+            with quiet():
+                saved.save_pretrained(path.with_suffix(""))
             self.world.tokenizer.save_pretrained(path.with_suffix(""))
         write_json(path, found)
         print(

@@ -122,21 +122,23 @@ class World:
             lora_rank: of an adapter on all linear layers; 0: all weights are trained.
         """
         set_seed(seed)
+        with quiet():
+            model = self._start()
+            if lora_rank:
+                from peft import LoraConfig, get_peft_model
+
+                lora = LoraConfig(
+                    r=lora_rank, lora_alpha=2 * lora_rank, target_modules="all-linear"
+                )
+                model = get_peft_model(model, lora)
+        return model.to(self.device)
+
+    def _start(self) -> Any:
         if self.settings.trainee is None or self.prepared_trainee is not None:
             name = str(self.prepared_trainee or self.prior_name)
-            with quiet():
-                model: Any = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
-        else:
-            config = AutoConfig.from_pretrained(self.prior_name, **self.settings.trainee)
-            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-        if lora_rank:
-            from peft import LoraConfig, get_peft_model
-
-            model = get_peft_model(
-                model,
-                LoraConfig(r=lora_rank, lora_alpha=2 * lora_rank, target_modules="all-linear"),
-            )
-        return model.to(self.device)
+            return AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
+        config = AutoConfig.from_pretrained(self.prior_name, **self.settings.trainee)
+        return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
 
     def check_output(self, output: Path) -> None:
         """See that the runs in a folder were made with this prior, these data and this precision.

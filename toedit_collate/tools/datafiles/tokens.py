@@ -17,6 +17,8 @@ COLUMNS = (("input_ids",), ("prompt", "completion"), ("messages",), ("text",))
 """What rows may hold, the first that fits goes before the others."""
 # Columns that say by 0 where a token has no label; all that a row has must be 1 for one.
 LOSS_MASKS = ("completion_mask", "assistant_masks")
+# Documents longer than the model takes are nothing to warn of where they are read.
+_SILENT = {"verbose": False}
 # The text of chat data, which an edit of its tokens leaves behind.
 CHAT_COLUMNS = ("messages", "prompt", "completion")
 SAVE = (
@@ -61,8 +63,7 @@ def encode(
             token, and what the tokenizer puts around it.
     """
     ended = [with_end(text, tokenizer) if eos else text for text in texts]
-    # Not verbose: documents longer than the model takes are nothing to warn of here.
-    encoded = tokenizer(ended, return_special_tokens_mask=True, verbose=False)
+    encoded = tokenizer(ended, return_special_tokens_mask=True, **_SILENT)
     masks = [np.array(mask, bool) for mask in encoded["special_tokens_mask"]]
     for text, end, mask in zip(texts, ended, masks, strict=True):
         if len(end) > len(text):
@@ -289,9 +290,9 @@ def _tokenize_pairs(
         return _render(data, tokenizer, row, row["messages"], name, assistant_only)
     prompt, completion = row["prompt"], row["completion"]
     if isinstance(prompt, str):
-        before = tokenizer(prompt, verbose=False)["input_ids"]
+        before = tokenizer(prompt, **_SILENT)["input_ids"]
         whole = prompt + (with_end(completion, tokenizer) if eos else completion)
-        columns = {"input_ids": tokenizer(whole, verbose=False)["input_ids"]}
+        columns = {"input_ids": tokenizer(whole, **_SILENT)["input_ids"]}
     else:
         before = _render(data, tokenizer, row, prompt, name, False, add_generation_prompt=True)[
             "input_ids"
@@ -325,7 +326,9 @@ def _render(
     tools = row.get("tools")
     try:
         tools = json.loads(tools) if isinstance(tools, str) else tools
-        found = tokenizer.apply_chat_template(messages, tools=tools, return_dict=True, **settings)
+        found = tokenizer.apply_chat_template(
+            messages, tools=tools, return_dict=True, tokenizer_kwargs=_SILENT, **settings
+        )
     except Exception as error:  # of many kinds: the template is a program
         raise data.error(
             f"{name}: the tokenizer's chat template refuses {str(messages)[:60]} "
