@@ -117,6 +117,30 @@ def test_labels_of_a_later_generation_are_drawn_after_the_source(ids, labels, tm
             assert journal.replay(row, generation + 1) == edited
 
 
+@pytest.mark.parametrize("earlier", TARGETS)
+@pytest.mark.parametrize("spared_by", ["a protection", "its labels"])
+def test_labels_that_are_not_drawn_any_more_are_the_source_again(
+    ids, labels, earlier, spared_by, tmp_path
+):
+    """A document of which nothing is scored, but which an earlier generation has changed."""
+    journal, prior = Journal(tmp_path), Prior(make_llama())
+    journaled(prior, journal, EVERY.replace(target=earlier), ids, labels)
+    prior.generation = 1
+    policy = EVERY.replace(target="labels")
+    if spared_by == "a protection":
+        policy = policy.replace(protect=lambda i, _: (i == ids[1]).all(-1, keepdim=True) | (i < 0))
+    else:
+        labels = torch.where(torch.arange(4)[:, None] == 1, -100, labels)
+    plain = edit_tokens(prior, ids, labels=labels, policy=policy, generation=1)
+    assert not plain.scored[1].any()
+    for _ in range(2):
+        final = journaled(prior, journal, policy, ids, labels).final
+        assert torch.equal(final.labels, plain.labels)
+        assert torch.equal(final.input_ids, ids)
+    for row in (0, 2, 3):
+        assert journal.replay(ids[row].tolist(), 2) == plain.tokens[row].tolist()
+
+
 def test_what_an_earlier_generation_removed_can_stand_in_no_source(ids, labels, tmp_path):
     journal, prior = Journal(tmp_path), Prior(make_llama())
     journaled(prior, journal, EditPolicy(region="none", drop_below=0.9), ids, labels)

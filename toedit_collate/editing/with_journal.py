@@ -157,18 +157,23 @@ def _record(
 
     new = torch.where(of_tokens(edited.dropped), -1, of_tokens(_before_shrinking(edited, batch)))
     touched = new != before
+    # A document without a scored token needs no forward pass, so is not worth a record; unless the
+    # target "labels" takes back under a label what an earlier generation had put there.
+    taken_back = touched
+    if batch.labels is not None:
+        taken_back = touched & (of_tokens(batch.labels) != -100)
+    worth = torch.zeros(len(keys), dtype=torch.bool)
+    worth[documents.document[of_tokens(edited.scored) | taken_back]] = True
+    touched &= worth[documents.document]
     changes = torch.stack([documents.position, before, new], dim=1)[touched].numpy()
     counts = torch.bincount(documents.document[touched], minlength=len(keys)).numpy()
-    # A document without a scored token needs no forward pass, so is not worth a record.
-    scored = documents.document[of_tokens(edited.scored)]
-    worth = torch.bincount(scored, minlength=len(keys)).numpy() > 0
     journal.record(
-        keys[worth],
-        lengths[worth],
-        counts[worth],
+        keys[worth.numpy()],
+        lengths[worth.numpy()],
+        counts[worth.numpy()],
         changes,
         step,
-        scored=len(scored),
+        scored=int(edited.scored.sum()),
         selected=int(edited.selected.sum()),
     )
 
