@@ -88,6 +88,17 @@ def assert_same_result(ours, theirs):
             assert torch.equal(got, expected), name
 
 
+def test_a_mask_of_pairs_goes_with_a_journal(journal):
+    batch = arrange([text[:12] for text in TEXTS[:2]], "right")
+    batch["attention_mask"] = torch.ones(12, 12, dtype=torch.bool).tril()[None, None]
+    plain = edit_tokens(PRIORS[0], **batch, policy=AGGRESSIVE)
+    for _ in range(2):
+        assert_same_result(edit(journal, batch).final, plain)
+    edit(journal, batch, prior=PRIORS[1])
+    with pytest.raises(ValueError, match="drop_below removes tokens, and attention_mask has four"):
+        edit(journal, batch, prior=PRIORS[2], policy=POLICIES["drop"])
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("name", POLICIES)
 def test_the_first_generation_is_the_edit_without_a_journal(journal, name, layout):

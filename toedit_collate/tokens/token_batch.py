@@ -213,7 +213,7 @@ class TokenBatch:
             new_tokens=new_tokens,
             selected=none,
             scored=none,
-            dropped=dropped,
+            dropped=dropped if dropped.any() else None,
             sample_logprob=torch.zeros(0),
             pad_id=pad_id,
             target=target,
