@@ -71,6 +71,12 @@ def test_numbers_that_are_too_small(folder, name, value):
         TextEditor(folder, **{name: value})
 
 
+@pytest.mark.parametrize("target", ["inputs", "labels"])
+def test_a_text_has_no_inputs_and_labels_apart(target):
+    with pytest.raises(ValueError, match=rf"target='{target}'.*use target='both' here.*cache"):
+        TextEditor("no prior is loaded for this", f"region=all target={target}")
+
+
 def test_rays_batches(folder):
     batch = {"text": TEXTS[:3], "id": [1, 2, 3]}
     edited = ToEditBatches(folder, STRONG)(batch)

@@ -65,7 +65,7 @@ class TextEditor:
         prior_options: for `Prior.from_pretrained`: dtype, device, quantization, ...
 
     Raises:
-        ValueError: a number is too small, or the policy is unknown.
+        ValueError: a number is too small; the policy is unknown, or its target is not "both".
     """
 
     def __init__(
@@ -84,6 +84,12 @@ class TextEditor:
                 f"{batch_tokens}"
             )
         self.policy = parse_policy(policy) if isinstance(policy, str) else policy
+        if self.policy.target != "both":  # now, not in each of a thousand tasks
+            raise ValueError(
+                f"target={self.policy.target!r} can't go into one edited text, of which inputs "
+                "and labels come alike; leave it to the training run, and use target='both' here: "
+                "a decision cache serves all targets"
+            )
         self.prior = Prior.from_pretrained(prior, **prior_options)
         self._max_length, self._batch_tokens = max_length, batch_tokens
         self._cache = (
