@@ -117,6 +117,20 @@ def test_labels_of_a_later_generation_are_drawn_after_the_source(ids, labels, tm
             assert journal.replay(row, generation + 1) == edited
 
 
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_journal_counts_what_became_another_token(ids, labels, target, tmp_path):
+    """Not what a later generation of labels takes back of the one before."""
+    policy = EditPolicy(region="below", threshold=0.01, exclude_original=True, target=target)
+    journal, priors = Journal(tmp_path), [Prior(make_llama(seed)) for seed in range(3)]
+    for generation, prior in enumerate(priors):
+        prior.generation = generation
+        edited = journaled(prior, journal, policy, ids, labels).edited
+        stats = journal.stats()[generation + 1]
+        for name in ("scored", "selected", "changed"):
+            assert stats[name] == getattr(edited, name).sum() > 0, name
+        assert stats["changed"] == stats["selected"]
+
+
 @pytest.mark.parametrize("earlier", TARGETS)
 @pytest.mark.parametrize("spared_by", ["a protection", "its labels"])
 def test_labels_that_are_not_drawn_any_more_are_the_source_again(

@@ -99,6 +99,21 @@ def numbers_in(folder):
 
 
 class TestFrames:
+    def test_without_the_number_of_changed_tokens(self, tmp_path, monkeypatch):
+        """As they were written before it had a column."""
+        path = tmp_path / "a.safetensors"
+        sums = {n: np.array([5, 5]) for n in ("step", "tokens", "scored", "selected", "changed")}
+        changes = np.array([[1, 2, 3], [2, 2, -1], [1, 2, 4], [1, 2, 5]])
+        steps = {**sums, "documents": np.array([2, 1])}
+        written = Frame({}, np.arange(3, dtype=np.uint64), np.array([2, 1, 1]), changes, steps)
+        for name in ("STEP_COLUMNS", "_DEFLATED"):
+            without = tuple(one for one in getattr(frames, name) if one != "changed")
+            monkeypatch.setattr(frames, name, without)
+        write_frame(path, written)
+        monkeypatch.undo()
+        steps["changed"] = np.array([2, 1])
+        assert_same_frame(read_frame(path), written)
+
     @given(frame_contents())
     @settings(
         suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=50

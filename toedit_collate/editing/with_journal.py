@@ -175,6 +175,7 @@ def _record(
         step,
         scored=int(edited.scored.sum()),
         selected=int(edited.selected.sum()),
+        changed=int(edited.changed.sum()),
     )
 
 

@@ -18,14 +18,13 @@ def counts_of(folder: Path) -> dict[int, dict[str, float]]:
         if not holds.any():
             continue
         of = sums.setdefault(
-            frame.info["generation"], dict.fromkeys((*STEP_COLUMNS[1:], "changed", "dropped"), 0)
+            frame.info["generation"], dict.fromkeys((*STEP_COLUMNS[1:], "dropped"), 0)
         )
         # What is void is void by its step: of a step, all documents hold, or none does.
         kept = np.isin(frame.steps["step"], frame.step_of_document[holds])
         for name in STEP_COLUMNS[1:]:
             of[name] += int(frame.steps[name][kept].sum())
         new = frame.changes[np.repeat(holds, frame.counts), 2]
-        of["changed"] += int((new >= 0).sum())
         of["dropped"] += int((new < 0).sum())
     for of in sums.values():
         for name in ("selected", "changed"):

@@ -24,7 +24,7 @@ from ..ragged import Array, narrowed
 from ..segments import DamagedFileError, read_segment, write_segment
 
 KIND = "toedit journal, 1"
-STEP_COLUMNS = ("step", "documents", "tokens", "scored", "selected")
+STEP_COLUMNS = ("step", "documents", "tokens", "scored", "selected", "changed")
 _DEFLATED = ("counts", "position", "old", "new", *STEP_COLUMNS)
 _ARRAYS = {"keys", *_DEFLATED}
 
@@ -100,7 +100,8 @@ def read_frame(path: Path) -> Frame:
     """
     try:
         facts, tensors = read_segment(path, KIND, mapped=False)
-        if tensors.keys() != _ARRAYS or not isinstance(facts.get("info"), dict):
+        # Journals of before `changed` was written can be read, too.
+        if tensors.keys() | {"changed"} != _ARRAYS or not isinstance(facts.get("info"), dict):
             raise DamagedFileError("it has other fields than a segment of a journal")
         arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
         return _as_frame(facts["info"], arrays)
@@ -116,7 +117,7 @@ def _as_frame(info: dict[str, Any], arrays: dict[str, Array]) -> Frame:
     if keys.dtype != np.uint64 or any(array.ndim != 1 for array in (keys, *arrays.values())):
         raise DamagedFileError("its arrays are of another type or shape")
     signed = {name: array.astype(np.int64) for name, array in arrays.items()}
-    steps = {name: signed[name] for name in STEP_COLUMNS}
+    steps = {name: signed[name] for name in STEP_COLUMNS if name in signed}
     changes = [signed[name] for name in ("position", "old", "new")]
     num_changes = {len(column) for column in changes}
     if any((array < 0).any() for array in signed.values()):
@@ -131,4 +132,12 @@ def _as_frame(info: dict[str, Any], arrays: dict[str, Array]) -> Frame:
     if {int(signed["counts"].sum())} != num_changes:
         raise DamagedFileError("its documents have other numbers of changes")
     changes[2] = changes[2] - 1
+    if "changed" not in steps:
+        steps["changed"] = _changes_of_steps(steps["documents"], signed["counts"], changes[2])
     return Frame(info, np.array(keys), signed["counts"], np.stack(changes, axis=1), steps)
+
+
+def _changes_of_steps(documents: Array, counts: Array, new: Array) -> Array:
+    """How many of the changes of each step are another token, not one that was removed."""
+    step = np.repeat(np.repeat(np.arange(len(documents)), documents), counts)
+    return np.bincount(step[new >= 0], minlength=len(documents))

@@ -24,7 +24,7 @@ class PendingEdits:
         return self._num_documents
 
     def add(self, keys: Array, counts: Array, changes: Array, step: int, **sums: int) -> None:
-        """Add the edits of some documents; `sums`: tokens, scored, selected."""
+        """Add the edits of some documents; `sums`: tokens, scored, selected, changed."""
         self._keys.append(keys)
         self._counts.append(counts)
         self._changes.append(changes)

@@ -142,7 +142,9 @@ class EditRecorder(WriteBehind):
             changes: (c, 3), position, old and new token (-1: removed), relative to the document as
                 it was before this edit.
             step: updates made before.
-            sums: `scored` and `selected` tokens.
+            sums: `scored`, `selected` and `changed` tokens; of the last, by default as many as in
+                `changes` became another. Where a generation edits the source, `changes` also take
+                back what an earlier one did.
 
         Raises:
             RuntimeError: `start_generation` was not called.
@@ -157,7 +159,8 @@ class EditRecorder(WriteBehind):
         if self._names is None:
             self._read_new()
         self._tables.setdefault(self._generation, EditTable()).add(keys, counts, changes)
-        self._pending.add(keys, counts, changes, step, tokens=int(lengths.sum()), **sums)
+        sums = {"tokens": int(lengths.sum()), "changed": int((changes[:, 2] >= 0).sum()), **sums}
+        self._pending.add(keys, counts, changes, step, **sums)
         if len(self._pending) >= MAX_PENDING_DOCUMENTS or self._is_late():
             self.flush()
 
