@@ -831,6 +831,7 @@ def test_a_run_on_a_prior_and_text(real):
             ["--policy", "filtering"],
             r"--policy filtering: the bench .* name such a policy",
         ),
+        (["--policy", "target=labels"], r"--policy target=labels: the bench .* target=both and no"),
         (["--policy", "papper"], r"--policy: policy must be one of paper, .*got 'papper'"),
         (["--device", "abacus"], r"--device abacus: .* write cpu"),
         (["--json", "/no/such/x.json"], r"--json /no/such/x.json: .* make it first"),

@@ -96,10 +96,11 @@ def _open(args: argparse.Namespace, device: torch.device) -> Source:
 def _policy(args: argparse.Namespace) -> EditPolicy:
     """The policy, of those that the definition in plain code beside ours knows, too."""
     policy = read_policy(args.policy, seed=args.seed)
-    if (policy.region, policy.sampler, policy.drop_below) != ("above", "top_k", None):
+    ours = (policy.region, policy.sampler, policy.drop_below, policy.target)
+    if ours != ("above", "top_k", None, "both"):
         raise UnusableError(
             f"--policy {args.policy}: the bench compares with Algorithm 1 in plain code, which has "
-            "region=above, sampler=top_k and no drop_below; name such a policy"
+            "region=above, sampler=top_k, target=both and no drop_below; name such a policy"
         )
     return policy
 
