@@ -18,7 +18,7 @@ from tokenizer_pairs import make
 from trainees import dataset, documents, make_prior, make_trainee, make_trainer
 from trl import SFTConfig
 
-from toedit_collate import EditPolicy, Prior, edit_tokens
+from toedit_collate import EditPolicy, Prior, ToEditCollator, edit_tokens
 from toedit_collate.policy import OPTIONS
 from toedit_collate.runs import load_held_out, load_rows, load_training, mix, pack_text
 from toedit_collate.runs.arguments import (
@@ -416,6 +416,18 @@ class TestSamples:
     def test_none_selected(self):
         assert "No token was selected" in Samples(3, make_tokenizer()).as_text()
         assert Samples(3, make_tokenizer()).as_page() is None
+
+
+def test_an_expression_to_protect_keeps_to_its_cell_of_the_card():
+    policy = EditPolicy(protect="regex:`[^`]+`|[A-Z]{2,}")
+    collator = ToEditCollator(make_prior(make_tokenizer()), policy)
+    lines = editing_section("p", policy, collator).splitlines()
+    (line,) = [line for line in lines if line.startswith("| protect |")]
+    assert line == r"| protect | `` regex:`[^`]+`\|[A-Z]{2,} `` |"
+    assert "| top_k | `8` |" in lines
+    row = {"policy": "paper,protect=regex:a|b", "seeds": [0], "measures": {}}
+    table = format_comparison([{**row, "selected_share": 0.1, "changed_share": None}])
+    assert table.splitlines()[-1] == r"| paper,protect=regex:a\|b | 1 | 10.00% | - |"
 
 
 def test_what_is_pushed_says_how_it_was_edited(tmp_path, monkeypatch):

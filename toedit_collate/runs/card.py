@@ -87,6 +87,12 @@ def _version(package: str) -> str:
         return "not installed"
 
 
+def _cell(value: Any) -> str:
+    """A value as code in a table of Markdown: an expression to protect may hold its signs."""
+    text = str(value).replace("|", r"\|").replace("\n", " ")
+    return f"`` {text} ``" if "`" in text else f"`{text}`"
+
+
 def editing_section(
     name: str, policy: EditPolicy | None, collator: Any, *, is_resumed: bool = False
 ) -> str:
@@ -112,7 +118,7 @@ def editing_section(
             f"\n- Aligned: {stats['aligned_share']:.1%} of the tokens begin where one of the "
             "prior's begins; the others\n  were left alone. Its probabilities are lower bounds."
         )
-    settings = "\n".join(f"| {key} | `{value}` |" for key, value in policy.record().items())
+    settings = "\n".join(f"| {key} | {_cell(value)} |" for key, value in policy.record().items())
     return f"""{_MARK}
 
 Training batches were token-edited on the fly by [toedit_collate](https://arxiv.org/abs/2412.14689)

@@ -102,7 +102,7 @@ def format_comparison(rows: Sequence[dict[str, Any]]) -> str:
         header += [name, "difference"] if compared and name != LOSS else [name]
     lines = [f"| {' | '.join(header)} |", f"|{' --- |' * len(header)}"]
     for row in rows:
-        cells = [row["policy"], str(len(row["seeds"]))]
+        cells = [row["policy"].replace("|", r"\|"), str(len(row["seeds"]))]
         cells += [_share(row["selected_share"], 2), _share(row["changed_share"], 4)]
         for name in names:
             measure = row["measures"].get(name)
