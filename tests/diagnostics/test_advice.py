@@ -83,3 +83,31 @@ def test_a_journal_gets_no_choice():
     inspection.policies["paper"] = None
     (line,) = inspection.recommend()
     assert line.startswith("paper: changed 1.000% of the tokens")
+
+
+def begins(*policies, share):
+    """What is said between the lines of the policies and what was found."""
+    shares = {name.replace(" ", "__").replace("=", "_is_"): share for name in policies}
+    lines = seen(**shares).recommend()
+    return lines[len(policies) : -1]
+
+
+def test_labels_alone_have_no_upper_bound():
+    (begin,) = begins("region=all target=labels", share=0.7)
+    assert begin.startswith("To begin with, if the prior is larger")
+    assert "'region_is_all__target_is_labels'" in begin
+    assert "70.0% of the labels" in begin
+    (begin,) = begins("region=all", share=0.7)
+    assert begin.startswith("None of these")
+
+
+def test_labels_and_others_are_told_apart():
+    labels, both = begins("threshold=0.5 target=labels", "threshold=0.9", share=0.02)
+    assert "'threshold_is_0.5__target_is_labels'" in labels
+    assert both.startswith("To begin with: 'threshold_is_0.9'")
+
+
+def test_too_few_labels_are_told_what_redraws_all():
+    (begin,) = begins("target=labels", share=0.0001)
+    assert "too few labels" in begin
+    assert "region=all top_k=64 target=labels" in begin
