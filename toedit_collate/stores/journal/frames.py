@@ -86,8 +86,8 @@ def write_frame(path: Path, frame: Frame) -> None:
     arrays = {"keys": frame.keys, "counts": narrowed(frame.counts, np.uint8, np.uint32)}
     for name, values in numbers.items():
         arrays[name] = narrowed(values, np.uint8, np.uint16, np.uint32)
-    for name in STEP_COLUMNS:
-        arrays[name] = narrowed(frame.steps[name], np.uint16, np.uint32, np.uint64)
+    for name, values in frame.steps.items():
+        arrays[name] = narrowed(values, np.uint16, np.uint32, np.uint64)
     write_segment(path, KIND, arrays, {"info": frame.info}, _DEFLATED)
 
 
