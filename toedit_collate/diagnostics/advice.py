@@ -10,8 +10,8 @@ from .kinds import KINDS
 from .tally import KindTally
 
 # Below this share of changed tokens, a training run can't be told from one without edits: in the
-# study of many epochs (docs/studies.md) 0.20 % made a difference of -0.047 +- 0.034 nats, that is,
-# none that counts, and 3.8 % one of -0.129 +- 0.029.
+# studies of many epochs (docs/studies.md) 0.2 % made no difference that counts, and 3.8 % one of
+# -0.129 +- 0.029 nats.
 TOO_FEW = 0.0025
 # Above this one, more than every twentieth token is the prior's word: distillation by sampling
 # rather than editing. In the same study that served a small model with a larger prior; where the
