@@ -339,6 +339,7 @@ def test_too_small_a_card_is_said(capsys):
     ("text", "options", "message"),
     [
         (None, [], r"--config .*nothing\.yaml: can't be read"),
+        (b"# caf\xe9\n", [], "is no text in UTF-8"),
         ("- a\n- b\n", [], r"must be a mapping .*got list"),
         ("a: [", [], "is not YAML"),
         ("max_length: 8\n", [], "names no model; set model_name_or_path"),
@@ -355,7 +356,7 @@ def test_too_small_a_card_is_said(capsys):
 def test_what_can_t_be_used_is_said(tmp_path, capsys, text, options, message):
     path = tmp_path / "nothing.yaml"
     if text is not None:
-        path.write_text(text)
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
     assert main(["plan", "--config", str(path), "--gpu", "cpu", *options]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1

@@ -111,3 +111,8 @@ def test_too_few_labels_are_told_what_redraws_all():
     (begin,) = begins("target=labels", share=0.0001)
     assert "too few labels" in begin
     assert "region=all top_k=64 target=labels" in begin
+
+
+def test_a_threshold_is_named_where_none_was_tried():
+    (begin,) = begins("region=all", share=0.7)
+    assert begin.endswith("Try region=above, as in threshold=0.5.")

@@ -200,3 +200,10 @@ def test_a_prior_with_another_tokenizer():
     assert document.edits["one"].selected.tolist() == expected.selected[0].tolist()
     assert all(0 <= p <= 1.0001 for found in document.candidates.values() for _, p in found)
     assert seen.to_html()
+
+
+def test_what_would_steer_the_terminal_is_shown_instead():
+    from toedit_collate.diagnostics.terminal import _HARMLESS
+
+    shown = "a\x1b[31mb\u202ec\x9bd\n\te".translate(_HARMLESS)
+    assert shown == "a\u241b[31mb\ufffdc\ufffdd\n\te"

@@ -61,3 +61,10 @@ def test_what_is_no_policy(text, message):
 def test_a_short_name_is_read_again():
     policy = EditPolicy(threshold=0.5, top_k=64, protect="numbers,code")
     assert parse_policy(short_name(policy)) == policy
+
+
+def test_rules_for_all_policies_and_those_of_one_are_both_kept():
+    own = parse_policy(r"threshold=0.9 'protect=regex:a,b'", protect="code")
+    assert own == EditPolicy(threshold=0.9, protect="code,regex:a,b")
+    assert parse_policy("threshold=0.9", protect="code").protect == "code"
+    assert parse_policy("protect=numbers").protect == "numbers"

@@ -101,9 +101,11 @@ def _begin_with(candidates: list[tuple[str, KindTally]], tried: list[EditPolicy]
             f"{most[0]!r}, {acted(most[1]):.3%}). Try {_further(tried)}."
         )
     least = min(candidates, key=lambda one: acted(one[1]))
+    has_threshold = any(one.region in ("above", "below") for one in tried)
+    mend = "a threshold between" if has_threshold else "region=above, as in threshold=0.5"
     return (
         f"None of these to begin with: all change more than {MANY:.0%} of the tokens (least: "
-        f"{least[0]!r}, {acted(least[1]):.1%}), or hardly any. Try a threshold between."
+        f"{least[0]!r}, {acted(least[1]):.1%}), or hardly any. Try {mend}."
     )
 
 

@@ -10,6 +10,11 @@ from .inspection import Document, Edit, Inspection
 from .kinds import KINDS
 from .tally import KindTally
 
+# A row may hold what would steer the terminal, or turn the line around: it is shown instead.
+_HARMLESS = {n: chr(0x2400 + n) for n in range(32) if chr(n) not in "\n\t"} | dict.fromkeys(
+    [*range(0x7F, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A)],
+    "\N{REPLACEMENT CHARACTER}",
+)
 _RED, _GREEN, _DIM, _BOLD, _LINE, _END = (
     "\33[9;31m", "\33[1;32m", "\33[2m", "\33[1m", "\33[4m", "\33[0m"
 )  # fmt: skip
@@ -144,8 +149,9 @@ def _token(seen: Inspection, document: Document, edit: Edit, i: int, color: bool
     if old < 0:
         return ""
     text = document.text.pieces[i] if old == document.ids[i] else seen.reader.piece(old)
+    text = text.translate(_HARMLESS)
     if new != old:
-        drawn = "" if new is None else seen.reader.piece(new)
+        drawn = "" if new is None else seen.reader.piece(new).translate(_HARMLESS)
         return _change(text, drawn, float(document.probability[i]), color)
     return _kept(text, color) if edit.selected[i] else text
 

@@ -45,6 +45,9 @@ def parse_policy(text: str, **changes: Any) -> EditPolicy:
             )
         else:
             fields[name] = read_policy_field(name, value)
+    every = changes.get("protect")
+    if isinstance(every, str) and fields["protect"] not in (None, every):
+        fields["protect"] = f"{every},{fields['protect']}"  # rules of all, and of this one
     if preset not in PRESETS:
         raise ValueError(
             f"policy must be one of {', '.join(PRESETS)}, or fields as in threshold=0.5, got "

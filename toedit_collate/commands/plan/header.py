@@ -80,6 +80,8 @@ def write_header(path: Path, lines: list[str]) -> None:
 
 def _lines(path: Path) -> list[str]:
     try:
-        return path.read_text().splitlines()
+        return path.read_text(encoding="utf-8").splitlines()
     except OSError as error:
         raise UnusableError(f"--config {path}: can't be read ({error.strerror})") from None
+    except UnicodeDecodeError as error:
+        raise UnusableError(f"--config {path}: is no text in UTF-8 ({error}); save it so") from None

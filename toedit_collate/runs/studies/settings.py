@@ -224,7 +224,7 @@ def read_study(path: Path, size: str | None = None) -> Study | CollapseStudy:
         if size not in sizes:
             raise UnusableError(
                 f"--size {size}: {path} has {', '.join(sizes) or 'no sizes'}"
-                f"{did_you_mean(size, list(sizes))}"
+                f"; {did_you_mean(size, list(sizes))}"
             )
         content, name = _merge(content, sizes[size]), f"{name}-{size}"
     try:
@@ -301,4 +301,4 @@ def _check_names(content: dict[str, Any], kind: type, where: str) -> None:
     known = [one.name for one in dataclasses.fields(kind)]
     for name in content:
         if name not in known:
-            raise ValueError(f"{where} has no field {name!r}{did_you_mean(name, known)}")
+            raise ValueError(f"{where} has no field {name!r}; {did_you_mean(name, known)}")

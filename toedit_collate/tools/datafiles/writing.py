@@ -23,7 +23,7 @@ def check_output(output: Path) -> None:
     """
     if output.exists() or output.is_symlink():
         raise UnusableError(f"--output {output}: is there already; remove it, or name another")
-    if output.suffix in (".parquet", ".json", ".csv", ".arrow", ".gz", ".zst"):
+    if output.suffix in (".parquet", ".json", ".csv", ".tsv", ".txt", ".arrow", ".gz", ".zst"):
         raise UnusableError(
             f"--output {output}: a name that ends in {output.suffix!r}; write .jsonl, or the name "
             "of a folder for datasets.load_from_disk"
