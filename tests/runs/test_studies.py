@@ -33,11 +33,13 @@ def place(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("dtype", "close"), [(torch.bfloat16, 0.02), (torch.float32, 1e-5)], ids=["bf16", "fp32"]
+    ("dtype", "close_loss", "close"),
+    [(torch.bfloat16, 3e-3, 0.02), (torch.float32, 2e-6, 1e-5)],
+    ids=["bf16", "fp32"],
 )
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
 @pytest.mark.parametrize("kl", [0.0, 0.3, 1.0])
-def test_loss_and_gradients_are_those_of_the_plain_formula(smoothing, kl, dtype, close):
+def test_loss_and_gradients_are_those_of_the_plain_formula(smoothing, kl, dtype, close_loss, close):
     torch.manual_seed(0)
     hidden = torch.randn(3, 200, 16, requires_grad=True)
     head = (torch.randn(50, 16) * 0.3).requires_grad_()
@@ -57,7 +59,7 @@ def test_loss_and_gradients_are_those_of_the_plain_formula(smoothing, kl, dtype,
     divergence = F.kl_div(logits.log_softmax(-1), target, reduction="batchmean", log_target=True)
     wanted = (1 - kl) * loss + kl * divergence
     wanted.backward()
-    assert got == pytest.approx(wanted.item(), rel=close / 5)
+    assert got == pytest.approx(wanted.item(), rel=close_loss)
     for mine, plain in zip(gradients, (hidden.grad, head.grad), strict=True):
         assert (mine - plain).abs().max() < close * plain.abs().max()
 

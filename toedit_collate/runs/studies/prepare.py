@@ -25,12 +25,15 @@ def prepare_world(settings: WorldSettings, data: Path, prior: str, output: Path)
         prior: folder or hub id of the prior, as it came.
         output: folder of the results.
     """
+    source = World(settings, data, prior)
     trained = {"trainee": settings.trainee_before, "prior": settings.prior_before}
     folders = {
-        name: _prepare(name, before, settings, World(settings, data, prior), output)
+        name: _prepare(name, before, source, output)
         for name, before in trained.items()
         if before is not None
     }
+    if not folders:
+        return source
     return World(
         settings,
         data,
@@ -40,12 +43,13 @@ def prepare_world(settings: WorldSettings, data: Path, prior: str, output: Path)
     )
 
 
-def _prepare(
-    name: str, before: Preparation, settings: WorldSettings, world: World, output: Path
-) -> Path:
+def _prepare(name: str, before: Preparation, source: World, output: Path) -> Path:
     """The folder of a model: made, if it is not there."""
+    settings = source.settings
     started_as = settings.trainee if name == "trainee" else None
-    content = [world.prior.fingerprint, started_as, settings.row_length, dataclasses.asdict(before)]
+    content = [
+        source.prior.fingerprint, started_as, settings.row_length, dataclasses.asdict(before)
+    ]  # fmt: skip
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:10]
     folder = output / "prepared" / f"{name}-{digest}"
     if folder.exists():
@@ -53,7 +57,7 @@ def _prepare(
     run = RunSettings(
         epochs=before.epochs, learning_rate=before.learning_rate, batch_rows=before.batch_rows
     )
-    world.settings = dataclasses.replace(settings, trainee=started_as)
+    world = World(dataclasses.replace(settings, trainee=started_as), source.data, source.prior_name)
     print(f"the {name}, beforehand: rows {list(before.rows)} of {before.file}", flush=True)
     model, found = train(world, run, 0, rows=world.rows(before))
     with whole(folder) as place, quiet():

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, set_seed
 
+from ...prior.identity import fingerprint
 from ...prior.prior import Prior
 from ...stores.cache import DecisionCache
 from ...tools.datafiles import format_of, ids_and_labels, open_data
@@ -154,7 +155,7 @@ class World:
         precision = str(fast_dtype(self.device)).removeprefix("torch.")
         now = {"prior": self.prior.fingerprint, "precision": precision, **rows}
         if self.prepared_trainee is not None:
-            now["prepared trainee"] = Prior(self.new_trainee(0), self.tokenizer).fingerprint
+            now["prepared trainee"] = fingerprint(self.new_trainee(0), [])
         path = output / "made_with.json"
         there = json.loads(path.read_text()) if path.exists() else {}
         for name, value in now.items():
