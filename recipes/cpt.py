@@ -3,10 +3,7 @@
 python recipes/cpt.py --config recipes/configs/cpt_tiny.yaml [--field value ...]
 """
 
-from trl import ModelConfig, SFTConfig, SFTTrainer, get_peft_config, get_quantization_config
-
-from toedit_collate import EditPolicy, attach
-from toedit_collate.runs import (
+from common import (
     DataArguments,
     EditArguments,
     RunArguments,
@@ -20,6 +17,9 @@ from toedit_collate.runs import (
     run,
     start,
 )
+from trl import ModelConfig, SFTConfig, SFTTrainer, get_peft_config, get_quantization_config
+
+from toedit_collate import EditPolicy, attach
 
 
 def main() -> None:

@@ -6,11 +6,7 @@ python recipes/pretrain.py --config recipes/configs/pretrain_tiny.yaml [--field 
 from dataclasses import dataclass, field
 from typing import Any
 
-from transformers import AutoConfig, AutoModelForCausalLM
-from trl import SFTConfig, SFTTrainer
-
-from toedit_collate import EditPolicy, attach
-from toedit_collate.runs import (
+from common import (
     DataArguments,
     EditArguments,
     RunArguments,
@@ -26,6 +22,10 @@ from toedit_collate.runs import (
     run,
     start,
 )
+from transformers import AutoConfig, AutoModelForCausalLM
+from trl import SFTConfig, SFTTrainer
+
+from toedit_collate import EditPolicy, attach
 
 
 @dataclass

@@ -7,10 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from peft import AutoPeftModelForCausalLM
-from trl import ModelConfig, SFTConfig, SFTTrainer, get_peft_config, get_quantization_config
-
-from toedit_collate.runs import (
+from common import (
     DataArguments,
     EditArguments,
     RunArguments,
@@ -22,6 +19,8 @@ from toedit_collate.runs import (
     run_generations,
     start,
 )
+from peft import AutoPeftModelForCausalLM
+from trl import ModelConfig, SFTConfig, SFTTrainer, get_peft_config, get_quantization_config
 
 
 @dataclass

@@ -19,8 +19,8 @@ from trainees import AGGRESSIVE, dataset, documents, make_trainee, make_trainer
 
 import toedit_collate
 from toedit_collate import DecisionCache, EditPolicy, Prior, ToEditCollator
-from toedit_collate.integrations.section import read_section
-from toedit_collate.runs.arguments import EditArguments
+from toedit_collate.config.arguments import EditArguments
+from toedit_collate.config.section import read_section
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = {path.stem: path for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]}

@@ -4,8 +4,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .diagnostics.inspecting import inspect_edits
     from .editing.edit import edit_tokens
+    from .inspection.inspecting import inspect_edits
     from .policy import EditPolicy
     from .prior.prior import Prior
     from .stores.cache import DecisionCache
@@ -51,7 +51,7 @@ _HOMES = {
     "attach": ".training.attach",
     "edit_tokens": ".editing.edit",
     "format_reports": ".training.generations",
-    "inspect_edits": ".diagnostics.inspecting",
+    "inspect_edits": ".inspection.inspecting",
     "last_checkpoint": ".training.checkpoints",
     "self_edit": ".training.generations",
 }

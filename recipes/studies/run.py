@@ -4,10 +4,14 @@ python recipes/studies/run.py --study STUDY.yaml --prior P --data D --output O [
 """
 
 import argparse
+import sys
 from pathlib import Path
 
-from toedit_collate.runs import start
-from toedit_collate.runs.studies import make_study, read_study
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # recipes: `common`, `studies`
+
+from common import start
+
+from studies import make_study, read_study
 
 
 def main() -> None:

@@ -25,9 +25,9 @@ from toedit_collate import EditPolicy, Prior, ToEditCollator, attach, edit_token
 from toedit_collate.commands.apply import edit as edit_module
 from toedit_collate.commands.apply.report import as_python
 from toedit_collate.commands.main import main
+from toedit_collate.config.options import add_policy, policy_of
 from toedit_collate.policy import OPTIONS
 from toedit_collate.stores.cache import DecisionCache
-from toedit_collate.tools.options import add_policy, policy_of
 
 AS_OPTIONS = ("--threshold", "0.05", "--exclude-original")  # AGGRESSIVE
 pytestmark = pytest.mark.usefixtures("no_bars")

@@ -33,21 +33,21 @@ from toedit_collate.commands.bench.survivors import (
 from toedit_collate.commands.bench.table import Column, Row, Section, format_section
 from toedit_collate.commands.bench.training import measure_training, training_steps
 from toedit_collate.commands.main import main
-from toedit_collate.head import kernels
-from toedit_collate.head.logprob import exact_logprob
-from toedit_collate.head.projection import Head
-from toedit_collate.tools.datafiles import open_data
-from toedit_collate.tools.measuring import rows, shapes
-from toedit_collate.tools.measuring.calibrate import (
+from toedit_collate.commands.measuring import rows, shapes
+from toedit_collate.commands.measuring.calibrate import (
     TABLE_8,
     calibrated_states,
     shape_head,
     states_replaced,
     table_8_targets,
 )
-from toedit_collate.tools.measuring.inputs import Inputs, Source
-from toedit_collate.tools.measuring.memory import StorageTracker, peak_bytes
-from toedit_collate.tools.measuring.timing import MIN_PAIRS, Quartiles, compare
+from toedit_collate.commands.measuring.inputs import Inputs, Source
+from toedit_collate.commands.measuring.memory import StorageTracker, peak_bytes
+from toedit_collate.commands.measuring.timing import MIN_PAIRS, Quartiles, compare
+from toedit_collate.data import open_data
+from toedit_collate.head import kernels
+from toedit_collate.head.logprob import exact_logprob
+from toedit_collate.head.projection import Head
 
 CPU = torch.device("cpu")
 PAPER = EditPolicy.paper()

@@ -23,13 +23,13 @@ from toedit_collate.commands.demo.measure import edit_cost, survey
 from toedit_collate.commands.demo.show import find_passage
 from toedit_collate.commands.demo.tune import tune
 from toedit_collate.commands.main import main
-from toedit_collate.tools.demo_model.corpus import read_corpus
-from toedit_collate.tools.demo_model.muon import orthogonalize
-from toedit_collate.tools.demo_model.pretrain import make_tokenizer
-from toedit_collate.tools.demo_model.topics import enough_examples, plain_text, python_topics
-from toedit_collate.tools.errors import UnusableError
-from toedit_collate.tools.marking import Passage, legend, mark_edits
-from toedit_collate.tools.options import wants_color
+from toedit_collate.config.options import wants_color
+from toedit_collate.data.demo_model.corpus import read_corpus
+from toedit_collate.data.demo_model.muon import orthogonalize
+from toedit_collate.data.demo_model.pretrain import make_tokenizer
+from toedit_collate.data.demo_model.topics import enough_examples, plain_text, python_topics
+from toedit_collate.errors import UnusableError
+from toedit_collate.inspection.marking import Passage, legend, mark_edits
 
 ANIMALS = ["fox", "dog", "turtle", "ship", "river", "mill", "bridge", "wind"]
 MARK = re.compile(r"\[(.+?) -> (.+?), P=(0\.99\d+|1\.0000)\]", re.DOTALL)

@@ -15,7 +15,7 @@ from journals import record
 
 from toedit_collate import Journal
 from toedit_collate.commands.main import main
-from toedit_collate.tools import files
+from toedit_collate.data import files
 
 
 @pytest.fixture(scope="module")

@@ -24,10 +24,10 @@ from transformers import DataCollatorForSeq2Seq
 from toedit_collate import EditPolicy, Journal, attach
 from toedit_collate.commands.journal import export as export_module
 from toedit_collate.commands.main import main
+from toedit_collate.data import open_data
+from toedit_collate.data.rows import BATCH_SIZE
 from toedit_collate.stores.journal.files import file_of, list_files
 from toedit_collate.stores.journal.frames import Frame, read_frame, write_frame
-from toedit_collate.tools.datafiles import open_data
-from toedit_collate.tools.datafiles.rows import BATCH_SIZE
 
 pytestmark = pytest.mark.usefixtures("no_bars")
 REMOVING = EditPolicy(threshold=0.05, exclude_original=True, drop_below=1e-3)

@@ -16,6 +16,7 @@ from plan_trial import Trial, on_one, optimizer_of, saved_bytes, state_bytes, we
 from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, LlamaConfig, OlmoConfig
 
 from toedit_collate.commands.main import main
+from toedit_collate.commands.measuring.memory import peak_bytes
 from toedit_collate.commands.plan import head
 from toedit_collate.commands.plan.cards import CARDS, find_card
 from toedit_collate.commands.plan.config import Lora, make_config, read_values
@@ -28,9 +29,8 @@ from toedit_collate.commands.plan.parameters import count_parameters
 from toedit_collate.commands.plan.sharding import read_sharding
 from toedit_collate.commands.plan.table import header_lines
 from toedit_collate.commands.plan.times import forward_flops
-from toedit_collate.tools.demo_model.pretrain import _make_model
-from toedit_collate.tools.errors import UnusableError
-from toedit_collate.tools.measuring.memory import peak_bytes
+from toedit_collate.data.demo_model.pretrain import _make_model
+from toedit_collate.errors import UnusableError
 
 RECIPES = pathlib.Path(__file__).parents[2] / "recipes" / "configs"
 CONFIGS = sorted(RECIPES.glob("*.yaml"))

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from toedit_collate.commands.main import main
-from toedit_collate.tools.recipes import configs, fields_of_recipes, scripts, studies
+from toedit_collate.commands.recipes.places import configs, fields_of_recipes, scripts, studies
 
 ROOT = Path(__file__).parents[2]
 

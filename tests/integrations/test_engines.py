@@ -15,7 +15,7 @@ import pytest
 from conftest import TEXT, make_llama, make_tokenizer
 
 from toedit_collate.commands.main import main
-from toedit_collate.tools.datafiles import encode
+from toedit_collate.data import encode
 
 pytestmark = pytest.mark.slow
 WORDS = TEXT.split()

@@ -3,8 +3,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from layouts import batches
 
-from toedit_collate.prior.passes import group_by_length, plan_passes
 from toedit_collate.tokens.documents import find_documents
+from toedit_collate.tokens.passes import group_by_length, plan_passes
 
 
 def passes_of(documents, tokens, needed=None, *, packed=False, pass_cost=2048):

@@ -6,8 +6,8 @@ from conftest import make_llama
 from trainees import AGGRESSIVE, dataset, documents, make_prior, make_trainer
 
 from toedit_collate import EditPolicy, Prior, ToEditCollator, edit_tokens
+from toedit_collate.config.card import add_to_card
 from toedit_collate.prior.protocol import EditingPrior, is_prior
-from toedit_collate.runs.card import add_to_card
 from toedit_collate.stores.cache import CachedPrior, DecisionCache
 
 

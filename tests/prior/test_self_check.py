@@ -143,7 +143,7 @@ def test_a_tokenizer_with_holes():
 
     prior = Prior(make_llama())
     prior._vocabulary.__init__(VOCAB_SIZE, None)
-    from toedit_collate.prior.vocabulary import Vocabulary, num_ids
+    from toedit_collate.tokens.vocabulary import Vocabulary, num_ids
 
     assert num_ids(Holes()) == VOCAB_SIZE - 1
     forbidden = Vocabulary(VOCAB_SIZE, Holes()).forbidden(
@@ -185,7 +185,7 @@ class TestOutOfMemory:
             edit_tokens(prior, likely_ids(make_llama(), 3, 20))
 
     def test_the_head_takes_smaller_tiles(self, monkeypatch):
-        from toedit_collate.prior import predictions
+        from toedit_collate.head import predictions
 
         ids = likely_ids(make_llama(), 8, 60)
         prior = Prior(make_llama(), make_tokenizer())

@@ -244,9 +244,14 @@ class Server:
 
     def __init__(self, folder):
         self.errors = (folder / "errors.txt").open("w+")
-        paths = [str(HERE), str(HERE.parent), os.environ.get("PYTHONPATH", "")]
+        paths = [
+            str(HERE),
+            str(HERE / "helpers"),
+            str(HERE.parent),
+            os.environ.get("PYTHONPATH", ""),
+        ]
         self.process = subprocess.Popen(
-            [sys.executable, str(HERE / "resume_run.py")],
+            [sys.executable, str(HERE / "helpers" / "resume_run.py")],
             env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"},
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True,
         )  # fmt: skip

@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from ..tools.guard import run_guarded, say_in_a_line
+from ..config.guard import run_guarded, say_in_a_line
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -44,9 +44,7 @@ def _make_parser() -> argparse.ArgumentParser:
     from .journal import add_journal
     from .plan import add_plan
     from .recipes import add_recipes
-    from .report import add_report
     from .sft import add_sft
-    from .theory import add_theory
 
     parser = argparse.ArgumentParser(
         prog="toedit",
@@ -62,8 +60,6 @@ def _make_parser() -> argparse.ArgumentParser:
     add_inspect(commands)
     add_journal(commands)
     add_recipes(commands)
-    add_report(commands)
-    add_theory(commands)
     return parser
 
 

@@ -19,11 +19,11 @@ from typing import Any
 
 from pydantic import BaseModel, model_validator  # Axolotl's own configs are made of it
 
-from ..runs.arguments import name_of
-from ..runs.models import attach_settings, load_prior
-from ..tools.errors import UnusableError
+from ..config.arguments import name_of
+from ..config.models import attach_settings, load_prior
+from ..config.section import check_shared, read_section
+from ..errors import UnusableError
 from ..training.attach import attach
-from .section import check_shared, read_section
 
 try:
     from axolotl.integrations.base import BasePlugin

@@ -24,12 +24,12 @@ from typing import Any
 
 from transformers import Trainer, TrainerCallback
 
-from ..runs.arguments import EditArguments, name_of
-from ..runs.models import attach_settings, load_prior
-from ..tools.errors import UnusableError
+from ..config.arguments import EditArguments, name_of
+from ..config.models import attach_settings, load_prior
+from ..config.section import check_shared, read_section
+from ..errors import UnusableError
 from ..training.attach import attach
 from ..training.call_site import calling_instance
-from .section import check_shared, read_section
 
 logger = logging.getLogger("toedit_collate")
 

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..config.policies import parse_policy
+from ..data import encode
 from ..editing.edit import edit_tokens
 from ..policy import EditPolicy
 from ..prior.prior import Prior
 from ..stores.cache import DecisionCache
 from ..stores.ragged import Array
-from ..tools.datafiles import encode
-from ..tools.policies import parse_policy
 
 # The folder is as large as it must be: a training run without the prior needs all documents.
 _NO_LIMIT = 2**62

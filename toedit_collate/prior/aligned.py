@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..head.aligned_predictions import AlignedPredictions, Chains
 from ..head.groups import IdGroups
 from ..policy import EditPolicy
 from ..tokens.alignment.aligner import DocumentAligner
@@ -26,7 +27,6 @@ from ..tokens.checks import check_same_tokenizer
 from ..tokens.protection import special_token_ids, template_sequences
 from ..tokens.token_batch import TokenBatch
 from ..transfer import send
-from .aligned_predictions import AlignedPredictions, Chains
 
 if TYPE_CHECKING:
     from .prior import Prior

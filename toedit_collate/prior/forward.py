@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from ..tokens.documents import Documents, find_documents
+from ..tokens.passes import PASS_COST, Pass, plan_passes
 from ..transfer import send
 from .families import find_trunk
-from .passes import PASS_COST, Pass, plan_passes
 from .rendezvous import Rendezvous
 from .rope import length_class, rope_as_new
 

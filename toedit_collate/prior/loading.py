@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import nn
 
-from ..messages import first_line
+from ..errors import first_line
 from .sharding import without_zero3
 
 logger = logging.getLogger("toedit_collate")

@@ -12,21 +12,22 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from ..head.early_reject import EarlyReject
 from ..head.logprob import Competitors
+from ..head.predictions import HeadPredictions
 from ..head.projection import Head
 from ..tokens.checks import check_same_tokenizer
 from ..tokens.documents import Documents
 from ..tokens.token_batch import TokenBatch
+from ..tokens.vocabulary import Vocabulary
 from ..transfer import send
 from .adapters import active_adapters
-from .early_reject import EarlyReject
 from .facts import max_positions, pad_id
 from .families import find_head, find_trunk, unwrap_model
 from .forward import TrunkPasses
 from .frozen import FrozenModel, input_device, own_precision
 from .identity import fingerprint
 from .loading import load_model, load_tokenizer, put_adapter
-from .predictions import HeadPredictions
 from .rendezvous import Rendezvous
 from .self_check import check_model
 from .sharding import check_not_fsdp1, check_not_zero3, is_sharded
@@ -39,7 +40,6 @@ from .trainee import (
     check_base_is_pretrained,
     check_is_another_model,
 )
-from .vocabulary import Vocabulary
 
 logger = logging.getLogger("toedit_collate")
 T = TypeVar("T")

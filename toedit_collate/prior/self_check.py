@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..errors import first_line
 from ..head.projection import Head
-from ..messages import first_line
 from .families import find_trunk
 
 # Tokens of the trial: two rows that begin alike and end differently.

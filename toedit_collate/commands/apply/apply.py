@@ -9,17 +9,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ...config.priors import open_prior
+from ...data import Data, open_data
+from ...data.files import whole
+from ...data.progress import progress_bar
+from ...data.tokens import check_first
+from ...data.writing import check_output
+from ...errors import UnusableError
 from ...policy import EditPolicy
 from ...prior.prior import Prior
 from ...stores.cache import DecisionCache, Identity
 from ...stores.cache.block import DamagedCacheError
-from ...tools.datafiles import Data, open_data
-from ...tools.datafiles.tokens import check_first
-from ...tools.datafiles.writing import check_output
-from ...tools.errors import UnusableError
-from ...tools.files import whole
-from ...tools.priors import open_prior
-from ...tools.progress import progress_bar
 from .edit import Counts, EditedRows, Editor
 from .output import Output
 from .report import print_report

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
+from ...data import Batch
 from ...editing.edit import edit_tokens
+from ...errors import UnusableError
 from ...policy import EditPolicy
 from ...prior.prior import Prior
 from ...stores.cache import DecisionCache
 from ...stores.ragged import Array
 from ...tokens.result import EditResult
-from ...tools.datafiles import Batch
-from ...tools.errors import UnusableError
 from .windows import Window
 
 # What is decided is written at least so often, so that a run that is killed loses little.

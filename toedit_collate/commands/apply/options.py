@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from ...tools.options import add_data, add_policy, add_prior, add_reading, policy_of, prior_options
+from ...config.options import add_data, add_policy, add_prior, add_reading, policy_of, prior_options
 
 _BEST = (
     ". Best is what will be trained on, saved by trainer.train_dataset.save_to_disk(FOLDER): it "

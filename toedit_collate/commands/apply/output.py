@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from ...data import Batch, Data, Documents, Row
+from ...data.revise import Reviser
+from ...data.writing import write_dataset, write_lines
 from ...stores.journal.replay import Texts
 from ...stores.ragged import Array
-from ...tools.datafiles import Batch, Data, Documents, Row
-from ...tools.datafiles.revise import Reviser
-from ...tools.datafiles.writing import write_dataset, write_lines
 from .edit import EditedRows
 
 

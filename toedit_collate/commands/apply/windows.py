@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...data import Batch, Data, Documents, find_documents, labels_of, tokenize
+from ...data.examples import check_ids
 from ...prior.prior import Prior
 from ...stores.ragged import Array, ranges
-from ...tools.datafiles import Batch, Data, Documents, find_documents, labels_of, tokenize
-from ...tools.datafiles.examples import check_ids
 
 # Documents are sorted by length among so many times the tokens that are scored at once.
 BATCHES_OF_WINDOW = 16

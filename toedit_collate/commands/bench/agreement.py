@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from ...editing.edit import EditResult, edit_tokens
 from ...policy import EditPolicy
 from ...prior.prior import Prior
-from ...tools.measuring.inputs import Inputs
-from ...tools.measuring.machine import available_bytes, gib
+from ..measuring.inputs import Inputs
+from ..measuring.machine import available_bytes, gib
 from .table import Column, Row, Section
 
 _TILE_ELEMENTS = 2**24  # of logits

@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 
+from ...config.priors import aligned
+from ...errors import UnusableError
 from ...policy import EditPolicy
-from ...tools.errors import UnusableError
-from ...tools.measuring.inputs import Inputs
-from ...tools.measuring.rows import Batch
-from ...tools.measuring.timing import Variant, compare
-from ...tools.priors import aligned
+from ..measuring.inputs import Inputs
+from ..measuring.rows import Batch
+from ..measuring.timing import Variant, compare
 from .edit import COLUMNS, time_rows
 from .passes import make_collator, ours
 from .table import Section

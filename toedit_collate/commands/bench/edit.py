@@ -6,13 +6,13 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+from ...errors import UnusableError
 from ...head import kernels
 from ...policy import EditPolicy
 from ...stores.cache import DecisionCache
-from ...tools.errors import UnusableError
-from ...tools.measuring.inputs import Inputs
-from ...tools.measuring.timing import Comparison, Quartiles, Variant, compare
 from ...training.lazy_batch import ToEditBatch
+from ..measuring.inputs import Inputs
+from ..measuring.timing import Comparison, Quartiles, Variant, compare
 from .passes import (
     EVERY_TOKEN,
     OURS,

@@ -13,9 +13,9 @@ from torch import Tensor
 from ...head import kernels
 from ...head.logprob import exact_logprob, score_observed
 from ...policy import EditPolicy
-from ...tools.measuring.inputs import Inputs
-from ...tools.measuring.machine import available_bytes
-from ...tools.measuring.timing import Quartiles, compare
+from ..measuring.inputs import Inputs
+from ..measuring.machine import available_bytes
+from ..measuring.timing import Quartiles, compare
 from .libraries import installed_libraries
 from .states import scored_states
 from .table import Column, Row, Section

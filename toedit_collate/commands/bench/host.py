@@ -15,12 +15,12 @@ import torch
 from ...editing.edit import edit_tokens
 from ...editing.editable import find_editable
 from ...policy import EditPolicy
-from ...prior.passes import PASS_COST, plan_passes
 from ...stores.cache import DecisionCache
 from ...tokens.checks import check_documents
 from ...tokens.draws import Draws
+from ...tokens.passes import PASS_COST, plan_passes
 from ...tokens.token_batch import TokenBatch
-from ...tools.measuring.inputs import Inputs
+from ..measuring.inputs import Inputs
 from .table import Column, Row, Section
 
 SIZES = ((1, 256), (1, 512), (2, 256), (4, 512))

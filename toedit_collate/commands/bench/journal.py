@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from ...tools.measuring.journal import BATCH_SIZE, LENGTHS, SHARE, measure_size
+from ..measuring.journal import BATCH_SIZE, LENGTHS, SHARE, measure_size
 from .table import Column, Row, Section
 
 _NUM_TOKENS = 2_000_000

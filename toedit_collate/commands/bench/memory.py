@@ -7,9 +7,9 @@ from collections.abc import Callable
 import torch
 
 from ...policy import EditPolicy
-from ...tools.measuring.inputs import Inputs
-from ...tools.measuring.machine import is_out_of_memory
-from ...tools.measuring.memory import peak_bytes
+from ..measuring.inputs import Inputs
+from ..measuring.machine import is_out_of_memory
+from ..measuring.memory import peak_bytes
 from .passes import (
     OURS,
     PLAIN,

@@ -7,8 +7,8 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+from ...config.options import add_data, add_policy_name, add_prior, add_seed, parts, positive
 from ...prior.loading import QUANTIZATIONS
-from ...tools.options import add_data, add_policy_name, add_prior, add_seed, parts, positive
 from .parts import PARTS
 
 SHAPE_NAMES = ("llama3-8b", "olmo-1b", "qwen2.5-0.5b", "tiny")

@@ -8,10 +8,10 @@ import torch
 
 from ...policy import EditPolicy
 from ...stores.cache import DecisionCache
-from ...tools.measuring.inputs import Inputs
-from ...tools.measuring.machine import available_bytes, gib
 from ...training.collator import ToEditCollator
 from ...training.lazy_batch import ToEditBatch
+from ..measuring.inputs import Inputs
+from ..measuring.machine import available_bytes, gib
 from .plain import plain_bytes, plain_edit, soft_targets_loss
 from .table import Row
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ...diagnostics.figures import write_figure
-from ...tools.errors import UnusableError
+from common.figures import write_figure
+
+from ...errors import UnusableError
 from .table import Section
 
 _SUFFIXES = (".png", ".svg", ".pdf")

@@ -10,15 +10,16 @@ from pathlib import Path
 import torch
 
 from ... import __version__
+from ...config.options import read_policy
+from ...config.priors import open_prior
+from ...config.quiet import quiet
+from ...data.files import as_json, write_json
+from ...errors import UnusableError, first_line
 from ...policy import EditPolicy
-from ...tools.errors import UnusableError, first_line, quiet
-from ...tools.files import as_json, write_json
-from ...tools.measuring.inputs import Inputs, Source, random_source
-from ...tools.measuring.machine import machine_facts
-from ...tools.measuring.threads import fastest_threads
-from ...tools.measuring.timing import clock_of
-from ...tools.options import read_policy
-from ...tools.priors import open_prior
+from ..measuring.inputs import Inputs, Source, random_source
+from ..measuring.machine import machine_facts
+from ..measuring.threads import fastest_threads
+from ..measuring.timing import clock_of
 from .agreement import measure_agreement
 from .aligned import measure_aligned
 from .edit import measure_edit

@@ -8,7 +8,7 @@ from torch import Tensor
 from ...editing.editable import find_editable
 from ...policy import EditPolicy
 from ...tokens.token_batch import TokenBatch
-from ...tools.measuring.inputs import Inputs
+from ..measuring.inputs import Inputs
 
 
 @torch.no_grad()

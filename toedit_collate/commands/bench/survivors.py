@@ -15,7 +15,7 @@ from torch import Tensor
 from ...head.candidates import surely_kept
 from ...head.projection import Head
 from ...policy import EditPolicy
-from ...tools.measuring.inputs import Inputs
+from ..measuring.inputs import Inputs
 from .states import scored_states
 from .table import Column, Row, Section
 

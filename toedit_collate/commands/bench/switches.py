@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from ...head import logprob as scores
+from ...head import predictions
 from ...head.logprob import Competitors
-from ...prior import passes, predictions
 from ...prior.prior import Prior
+from ...tokens import passes
 
 
 @contextmanager

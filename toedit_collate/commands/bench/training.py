@@ -14,10 +14,10 @@ from torch import nn
 from ...policy import EditPolicy
 from ...prior.prior import Prior
 from ...stores.cache import DecisionCache
-from ...tools.measuring.inputs import Inputs
-from ...tools.measuring.machine import available_bytes, free_memory, gib, is_out_of_memory
-from ...tools.measuring.timing import Comparison, Quartiles, Variant, compare
 from ...training.collator import ToEditCollator
+from ..measuring.inputs import Inputs
+from ..measuring.machine import available_bytes, free_memory, gib, is_out_of_memory
+from ..measuring.timing import Comparison, Quartiles, Variant, compare
 from .edit import COLUMNS
 from .memory import peak_bytes
 from .table import Column, Row, Section

@@ -14,7 +14,7 @@ from ...editing.edit import EditResult, edit_tokens
 from ...policy import EditPolicy
 from ...prior.families import find_trunk, unwrap_model
 from ...prior.prior import Prior
-from ...tools.measuring.timing import compare
+from ..measuring.timing import compare
 
 Batch = dict[str, Any]
 """What `edit_tokens` takes of a collated batch: input_ids, attention_mask and labels."""

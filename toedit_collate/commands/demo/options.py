@@ -6,8 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from ...tools.errors import UnusableError
-from ...tools.options import (
+from ...config.options import (
     add_color,
     add_data,
     add_policy_name,
@@ -18,6 +17,7 @@ from ...tools.options import (
     prior_options,
     wants_color,
 )
+from ...errors import UnusableError
 
 DEFAULT_SECONDS = 600.0  # no more than a cap: on two CPU cores it takes less than a minute
 DEFAULT_STEPS = 500

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from ...data.demo_model.topics import Corpus
+from ...inspection.marking import legend, mark_edits
 from ...policy import EditPolicy
 from ...prior.prior import Prior
-from ...tools.demo_model.topics import Corpus
-from ...tools.marking import legend, mark_edits
 from .measure import Batch, Shares, edit_cost, survey
 from .show import find_passage
 from .tune import BATCH_SIZE, MAX_HELD_OUT, Run, held_out_perplexity, tune

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from ...config.options import read_policy
+from ...config.priors import open_prior
+from ...data.demo_model.corpus import read_corpus
+from ...data.demo_model.pretrain import make_prior, perplexity
+from ...data.demo_model.topics import Corpus, enough_examples, plain_text, python_topics
+from ...errors import UnusableError
 from ...prior.prior import Prior
-from ...tools.demo_model.corpus import read_corpus
-from ...tools.demo_model.pretrain import make_prior, perplexity
-from ...tools.demo_model.topics import Corpus, enough_examples, plain_text, python_topics
-from ...tools.errors import UnusableError
-from ...tools.measuring.threads import fastest_threads
-from ...tools.options import read_policy
-from ...tools.priors import open_prior
+from ..measuring.threads import fastest_threads
 from .report import COMPARED, section, show_cost, show_passage, show_runs, show_shares
 from .tune import BATCH_SIZE, max_length, training_batches
 
@@ -42,7 +42,7 @@ def run_demo(settings: Settings) -> None:
         UnusableError: a file or a model can't be used, or the extra `recipes` is not installed.
     """
     _require_extra()
-    from ...tools.errors import quiet
+    from ...config.quiet import quiet
 
     policies = {
         name: read_policy(name, seed=settings.seed) for name in (*COMPARED, settings.policy)

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from ...editing.edit import EditResult, edit_tokens
+from ...inspection.marking import Passage, token_pieces
 from ...policy import EditPolicy
 from ...prior.prior import Prior
-from ...tools.marking import Passage, token_pieces
 from .measure import Batch
 
 _SECONDS = 10.0

@@ -12,10 +12,10 @@ from typing import Any, cast
 
 from transformers import PrinterCallback, TrainerCallback
 
+from ...data.demo_model.topics import Corpus
+from ...data.progress import progress_bar
 from ...policy import EditPolicy
 from ...prior.prior import Prior
-from ...tools.demo_model.topics import Corpus
-from ...tools.progress import progress_bar
 from ...training.attach import attach
 
 BATCH_SIZE = 8

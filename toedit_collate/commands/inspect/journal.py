@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import argparse
 
-from ...diagnostics.documents import as_data, read_documents
-from ...diagnostics.inspection import Inspection
-from ...diagnostics.journals import inspect_journal as look
-from ...diagnostics.kinds import Reader
+from ...errors import UnusableError, first_line
+from ...inspection.documents import as_data, read_documents
+from ...inspection.inspection import Inspection
+from ...inspection.journals import inspect_journal as look
+from ...inspection.kinds import Reader
 from ...stores.journal import Journal
 from ...stores.journal.files import list_files
 from ...stores.journal.frames import DamagedJournalError
-from ...tools.errors import UnusableError, first_line
 
 
 def inspect_journal(args: argparse.Namespace) -> Inspection:

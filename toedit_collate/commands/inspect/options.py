@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from ...tools.options import (
+from ...config.options import (
     add_color,
     add_data,
     add_prior,
@@ -16,7 +16,7 @@ from ...tools.options import (
     prior_options,
     whole,
 )
-from ...tools.policies import POLICY_HELP
+from ...config.policies import POLICY_HELP
 
 
 def add_inspect(commands: Any) -> None:

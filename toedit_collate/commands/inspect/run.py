@@ -8,16 +8,16 @@ import os
 from pathlib import Path
 from typing import Any
 
-from ...diagnostics.documents import as_data
-from ...diagnostics.inspecting import inspect_edits
-from ...diagnostics.inspection import Inspection
-from ...diagnostics.naming import named_policies
-from ...diagnostics.terminal import show
+from ...config.options import wants_color
+from ...config.priors import open_prior
+from ...data.files import write_text
+from ...errors import UnusableError
+from ...inspection.documents import as_data
+from ...inspection.inspecting import inspect_edits
+from ...inspection.inspection import Inspection
+from ...inspection.naming import named_policies
+from ...inspection.terminal import show
 from ...prior.aligned import AlignedPrior
-from ...tools.errors import UnusableError
-from ...tools.files import write_text
-from ...tools.options import wants_color
-from ...tools.priors import open_prior
 
 DEFAULT_POLICIES = ("paper", "reference_code", "threshold=0.5")
 

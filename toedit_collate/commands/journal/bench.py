@@ -5,12 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ...config.priors import open_prior
+from ...data import examples, open_data
 from ...editing.edit import edit_tokens
+from ...errors import UnusableError
 from ...policy import EditPolicy
 from ...prior.prior import Prior
-from ...tools.datafiles import examples, open_data
-from ...tools.errors import UnusableError
-from ...tools.measuring.journal import (
+from ..measuring.journal import (
     BATCH_SIZE,
     LENGTHS,
     SHARE,
@@ -19,7 +20,6 @@ from ...tools.measuring.journal import (
     measure_share,
     measure_size,
 )
-from ...tools.priors import open_prior
 
 ROWS = 8, 512  # of a batch for the prior
 NUM_BATCHES = 41

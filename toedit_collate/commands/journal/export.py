@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ...tools.datafiles import Data, Row, open_data
-from ...tools.datafiles.documents import check_known
-from ...tools.datafiles.revise import Counts, Reviser, replay
-from ...tools.datafiles.writing import check_output, write_dataset, write_lines
-from ...tools.files import whole
-from ...tools.progress import progress_bar
+from ...data import Data, Row, open_data
+from ...data.documents import check_known
+from ...data.files import whole
+from ...data.progress import progress_bar
+from ...data.revise import Counts, Reviser, replay
+from ...data.writing import check_output, write_dataset, write_lines
 from .opening import check_generation, open_journal, open_tokenizer
 
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
+from ...errors import UnusableError, first_line
 from ...stores.journal import Journal
 from ...stores.journal.files import scan_files
 from ...stores.journal.frames import DamagedJournalError
-from ...tools.errors import UnusableError, first_line
 
 
 def use_one_thread() -> None:

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from ...tools.options import DATA_HELP, add_reading, whole
+from ...config.options import DATA_HELP, add_reading, whole
 
 _DATA = (
     f"the source data: {DATA_HELP}. Best is what was trained on, saved by "

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from ...data import find_documents, open_data, tokenize
+from ...data.documents import check_known
+from ...data.revise import replay
+from ...errors import UnusableError
 from ...stores.journal import Journal
-from ...tools.datafiles import find_documents, open_data, tokenize
-from ...tools.datafiles.documents import check_known
-from ...tools.datafiles.revise import replay
-from ...tools.errors import UnusableError
 
 
 def replay_data(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ...tools.errors import UnusableError
+from ...errors import UnusableError
 
 
 @dataclass(frozen=True)

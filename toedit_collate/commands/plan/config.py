@@ -8,14 +8,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from ...config.arguments import DataArguments, EditArguments, RunArguments
+from ...config.fields import read_fields, read_yaml
+from ...config.options import DTYPES
+from ...config.parse import check_names
+from ...errors import UnusableError
 from ...policy import PRESETS
 from ...prior.loading import QUANTIZATIONS
-from ...runs.arguments import DataArguments, EditArguments, RunArguments
-from ...runs.parse import check_names
-from ...tools.errors import UnusableError
-from ...tools.fields import read_fields, read_yaml
-from ...tools.options import DTYPES
-from ...tools.recipes import fields_of_recipes
+from ..recipes.places import fields_of_recipes
 
 _ON, _OFF = ("true", "yes", "1"), ("false", "no", "0")
 

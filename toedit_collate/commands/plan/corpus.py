@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ...config.nearest import did_you_mean
+from ...errors import UnusableError
 from ...stores.cache.store import FILLED_SEGMENT_BYTES
-from ...tools.errors import UnusableError
-from ...tools.nearest import did_you_mean
 from .cards import Card
 from .layers import layers_of
 from .models import find_config

@@ -6,8 +6,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...tools.errors import UnusableError
-from ...tools.files import write_text
+from ...data.files import write_text
+from ...errors import UnusableError
 
 _PLACE = re.compile(r"# plan for:\s*(\d+) x ([\w.-]+)(?:, (\S+))?\s*")
 _DEFAULT = "h100"

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ...tools.demo_model.pretrain import SHAPE
-from ...tools.demo_model.source import DEMO_MODELS
-from ...tools.errors import UnusableError, first_line
-from ...tools.measuring.shapes import SHAPES
+from ...data.demo_model.pretrain import SHAPE
+from ...data.demo_model.source import DEMO_MODELS
+from ...errors import UnusableError, first_line
+from ..measuring.shapes import SHAPES
 
 _LLAMA_1B = {
     "model_type": "llama",

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from ...tools.options import positive, share
+from ...config.options import positive, share
 
 
 def add_plan(commands: Any) -> None:

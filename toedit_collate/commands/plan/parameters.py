@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from ...errors import UnusableError, first_line
 from ...prior.families import find_trunk
-from ...tools.errors import UnusableError, first_line
 from .config import Lora
 
 

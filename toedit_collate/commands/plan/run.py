@@ -7,9 +7,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from ...tools.errors import UnusableError, quiet
-from ...tools.fields import read_fields
-from ...tools.files import as_json, write_json
+from ...config.fields import read_fields
+from ...config.quiet import quiet
+from ...data.files import as_json, write_json
+from ...errors import UnusableError
 from .cards import find_card
 from .corpus import format_corpus, plan_corpus
 from .estimate import estimate

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...tools.errors import UnusableError
-from ...tools.fields import read_yaml
+from ...config.fields import read_yaml
+from ...errors import UnusableError
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,11 @@ import shutil
 import textwrap
 from pathlib import Path
 
-from ...tools.errors import UnusableError
-from ...tools.fields import read_yaml
-from ...tools.files import whole
-from ...tools.nearest import did_you_mean
-from ...tools.recipes import configs, recipes_folder, scripts, studies
+from ...config.fields import read_yaml
+from ...config.nearest import did_you_mean
+from ...data.files import whole
+from ...errors import UnusableError
+from .places import configs, recipes_folder, scripts, studies
 
 STUDIES = "studies"
 _PLACE = re.compile(r"# plan for:[^,\n]*, (\S+)")

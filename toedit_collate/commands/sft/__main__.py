@@ -2,7 +2,7 @@
 
 import sys
 
-from ...tools.errors import UnusableError
+from ...errors import UnusableError
 from .run import run_sft
 
 

@@ -6,11 +6,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from ...runs.arguments import EditArguments, name_of
-from ...runs.card import add_to_card
-from ...runs.models import attach_settings, load_prior
-from ...runs.parse import parse
-from ...tools.errors import UnusableError
+from ...config.arguments import EditArguments, name_of
+from ...config.card import add_to_card
+from ...config.models import attach_settings, load_prior
+from ...config.parse import parse
+from ...errors import UnusableError
 from ...training.attach import attach
 
 

@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import Any
 
 from ...policy import EditPolicy
-from ...prior.vocabulary import num_ids
+from ...tokens.vocabulary import num_ids
 
 FORMAT = 2  # of what is kept, and of the keys that it is kept by
 

@@ -1,0 +1,40 @@
+"""What the recipes have in common: arguments, data, runs, their comparison and their folders.
+
+Words:
+    run: one training, with what is measured after it, in a folder of its own.
+    variant: a policy that is compared with others; baseline: the run without editing.
+    report: what came of a run, as `metrics.json` has it.
+    held out: text that is never trained on nor edited, on which perplexity is measured.
+"""
+
+from toedit_collate.config.arguments import DataArguments, EditArguments, RunArguments, as_mapping
+from toedit_collate.config.models import attach_settings, load_prior, load_tokenizer, model_options
+from toedit_collate.config.parse import parse, start
+from toedit_collate.config.run_report import RunReport
+from toedit_collate.data import load_rows
+
+from .data import load_held_out, load_training
+from .generations import run_generations
+from .mixing import mix, pack_text
+from .training import run
+
+__all__ = [
+    "DataArguments",
+    "EditArguments",
+    "RunArguments",
+    "RunReport",
+    "as_mapping",
+    "attach_settings",
+    "load_held_out",
+    "load_prior",
+    "load_rows",
+    "load_tokenizer",
+    "load_training",
+    "mix",
+    "model_options",
+    "pack_text",
+    "parse",
+    "run",
+    "run_generations",
+    "start",
+]

@@ -1,0 +1,65 @@
+"""Packed rows of text, and mixtures of human and synthetic data by tokens (section 2.1)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from toedit_collate.data import encode
+
+SHUFFLE_BUFFER = 10_000  # rows of a stream
+
+
+def pack_text(rows: Any, tokenizer: Any, args: Any) -> Any:
+    """Tokenize the column `text`, end each document with EOS, and pack documents into rows.
+
+    Args:
+        rows: a `Dataset`, or an `IterableDataset`, which is shuffled in a buffer.
+        tokenizer: of the trainee.
+        args: the `SFTConfig`: `max_length`, `packing_strategy` and `seed`. With "bfd_split" each
+            part of a document keeps its own attention, and no token is lost.
+
+    Returns:
+        Rows of `input_ids`, and `seq_lengths` where documents keep their own attention.
+    """
+    from trl import pack_dataset
+
+    is_stream = not hasattr(rows, "select")
+    if is_stream:
+        rows = rows.shuffle(seed=args.seed, buffer_size=SHUFFLE_BUFFER)
+    columns = rows.column_names or list(next(iter(rows)))
+    with args.main_process_first(desc="tokenizing"):  # the other processes find it in the cache
+        tokenized = rows.map(
+            _tokenize,
+            batched=True,
+            remove_columns=columns,
+            fn_kwargs={"tokenizer": tokenizer},
+            **({} if is_stream else {"num_proc": args.dataset_num_proc}),
+        )
+        return pack_dataset(tokenized, args.max_length, args.packing_strategy)
+
+
+def _tokenize(batch: dict[str, list[str]], tokenizer: Any) -> dict[str, Any]:
+    return {"input_ids": encode(tokenizer, batch["text"])[0]}
+
+
+def mix(human: Any, synthetic: Any, fraction: float, seed: int) -> Any:
+    """Packed rows of two datasets, drawn so that a share of the tokens is synthetic.
+
+    Rows are of one length, so their shares are those of the tokens. It ends with the dataset that
+    ends first; for runs of the same number of tokens at each fraction, set `max_steps`.
+
+    Source: arXiv:2412.14689, section 2.1 (0, 25, 50, 75 and 100 %).
+
+    Args:
+        human: packed rows.
+        synthetic: packed rows.
+        fraction: of synthetic tokens, 0 to 1.
+        seed: of the draw.
+    """
+    from datasets import interleave_datasets
+
+    if fraction in (0, 1):
+        return synthetic if fraction else human
+    return interleave_datasets(
+        [human, synthetic], probabilities=[1 - fraction, fraction], seed=seed
+    )

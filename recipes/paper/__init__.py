@@ -1,0 +1,1 @@
+"""The paper's analyses and figures, one script each."""

@@ -1,0 +1,297 @@
+"""One set of data, read once: everything that the report says of it."""
+
+from __future__ import annotations
+
+import heapq
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from toedit_collate.data.progress import progress_bar
+from toedit_collate.editing.editable import find_editable
+from toedit_collate.inspection.batches import as_token_batch, in_batches
+from toedit_collate.inspection.documents import (
+    Source,
+    SourceDocument,
+    as_data,
+    name_of,
+    read_documents,
+)
+from toedit_collate.inspection.passes import Scored, score_batch
+from toedit_collate.inspection.tally import Probabilities
+from toedit_collate.policy import EditPolicy
+from toedit_collate.prior.protocol import EditingPrior
+from toedit_collate.transfer import fetch
+
+from .ngrams import NGrams
+from .whatif import WhatIf, standard_settings
+
+Floats = npt.NDArray[np.float32]
+Ids = npt.NDArray[np.int64]
+MAX_SAMPLED = 2000  # documents kept for maps, distributions and baselines
+MAX_IDS = 512  # of each of them
+# With fewer tokens, a mean says more of these than of the document: headings, the rests of windows.
+MIN_TOKENS = 30
+EMBEDDED = 500  # of them with a mean hidden state in the map
+# Sampling does not blur shares of so many tokens: beyond, the prior reads every second document,
+# which counts twice. N-grams are counted in all of them.
+READ_WHOLE = 50_000
+THEN_EVERY = 2
+
+
+@dataclass(frozen=True)
+class SetSettings:
+    """How a set is read.
+
+    Attributes:
+        limit: look at so many documents; None: at all.
+        max_length: longer documents are cut into windows of so many tokens; None: what the prior
+            can take.
+        assistant_only: in chats, only the assistant's turns have labels.
+        batch_tokens: how many tokens to score at once.
+        seed: of all samples.
+        progress: show a bar.
+    """
+
+    limit: int | None = None
+    max_length: int | None = None
+    assistant_only: bool = False
+    batch_tokens: int = 16_384
+    seed: int = 0
+    progress: bool = False
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """A document that is kept.
+
+    Attributes:
+        ids: its first tokens, without special ones.
+        logprob: mean log P of its tokens with a label, nats; NaN where there is none.
+        num_scored: tokens with a label.
+        state: (D,) its mean hidden state; None: the prior has none to show.
+    """
+
+    ids: Ids
+    logprob: float
+    num_scored: int
+    state: Floats | None
+
+
+@dataclass
+class Measured:
+    """What was found in a set.
+
+    Attributes:
+        name: as the user gave it, or its file's name.
+        probabilities: of all tokens with a label.
+        deciles: (10,) counts of P in [0, 0.1), ..., [0.9, 1] (Table 8).
+        ngrams: of all tokens but special ones.
+        whatif: what settings would change.
+        sample: documents, each with the same chance of being kept.
+        num_documents: that were read.
+        num_tokens: of them.
+        num_scored: documents that the prior has read.
+    """
+
+    name: str
+    probabilities: Probabilities = field(default_factory=Probabilities)
+    deciles: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(10, np.int64))
+    ngrams: NGrams = field(default_factory=NGrams)
+    whatif: WhatIf = field(default_factory=lambda: WhatIf(standard_settings()))
+    sample: list[Sampled] = field(default_factory=list)
+    num_documents: int = 0
+    num_tokens: int = 0
+    num_scored: int = 0
+
+    @property
+    def log_perplexity(self) -> npt.NDArray[np.float64]:
+        """(n,) of the sampled documents with 30 labelled tokens or more, or else of all; nats."""
+        long = [one for one in self.sample if one.num_scored >= MIN_TOKENS]
+        some = long or [one for one in self.sample if one.num_scored]
+        return np.array([-one.logprob for one in some])
+
+    def share_from(self, p: float) -> float:
+        """Share of tokens with a label whose P is at or above one of `THRESHOLDS`."""
+        from toedit_collate.inspection.tally import THRESHOLDS
+
+        return float(self.probabilities.at_least[THRESHOLDS.index(p)]) / max(
+            self.probabilities.total, 1
+        )
+
+    def record(self) -> dict[str, Any]:
+        """As JSON has it."""
+        quantiles = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
+        spread = self.log_perplexity
+        return {
+            "name": self.name,
+            "documents": self.num_documents,
+            "documents_scored": self.num_scored,
+            "tokens": self.num_tokens,
+            "tokens_with_label": self.probabilities.total,
+            "perplexity": self.probabilities.perplexity,
+            "deciles": self.deciles.tolist(),
+            "histogram": self.probabilities.bins.tolist(),
+            "share_from_0.99": self.share_from(0.99),
+            "share_from_0.999": self.share_from(0.999),
+            "document_perplexity_quantiles": {
+                str(q): float(np.exp(np.quantile(spread, q))) for q in quantiles if len(spread)
+            },
+            "ngrams": self.ngrams.record(),
+            "what_if": self.whatif.results(),
+        }
+
+
+def measure_set(
+    prior: EditingPrior, source: Source, settings: SetSettings | None = None, *, name: str = ""
+) -> Measured:
+    """Read a set once; memory does not grow with it.
+
+    Args:
+        prior: with its tokenizer.
+        source: see `inspect_edits`.
+        settings: how to read it.
+        name: for tables; "": the source's.
+
+    Raises:
+        ValueError: there is no document that could be scored.
+        UnusableError: the data can't be read.
+
+    Example:
+        >>> from toedit_collate import Prior
+        >>> from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+        >>> from tokenizers import Tokenizer, models, pre_tokenizers
+        >>> words = enumerate("? the sea is 42 miles wide".split())
+        >>> raw = Tokenizer(models.WordLevel({word: i for i, word in words}, unk_token="?"))
+        >>> raw.pre_tokenizer = pre_tokenizers.Whitespace()
+        >>> tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw)
+        >>> config = LlamaConfig(
+        ...     vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=2,
+        ...     num_attention_heads=2,
+        ... )
+        >>> prior = Prior(LlamaForCausalLM(config), tokenizer)
+        >>> measured = measure_set(prior, ["the sea is 42 miles wide", "the sea is wide"])
+        >>> measured.num_tokens, measured.share_from(0.99)
+        (10, 0.0)
+    """
+    settings = SetSettings() if settings is None else settings
+    measured = Measured(name or name_of(source), whatif=WhatIf(standard_settings(), settings.seed))
+    data = as_data(source)
+    documents = read_documents(
+        data, prior.tokenizer, max_length=settings.max_length or prior.max_length,
+        vocab_size=prior.vocab_size, assistant_only=settings.assistant_only,
+    )  # fmt: skip
+    special = np.array(sorted(prior.special_ids), np.int64)
+    sample = _Reservoir(random.Random(settings.seed))
+    for batch in _with_bar(
+        in_batches(islice(documents, settings.limit), settings.batch_tokens), settings, measured
+    ):
+        texts = [_without(document.ids, special) for document in batch]
+        for document, ids in zip(batch, texts, strict=True):
+            measured.ngrams.add(ids)
+            measured.num_documents += 1
+            measured.num_tokens += len(document.ids)
+        weight = 1 if measured.probabilities.total < READ_WHOLE else THEN_EVERY
+        read = [i for i, document in enumerate(batch) if document.number % weight == 0]
+        if read:
+            some = [batch[i] for i in read]
+            scored = score_batch(prior, as_token_batch(some))
+            _add(measured, scored, [texts[i] for i in read], weight, sample)
+    if not measured.num_documents:
+        raise ValueError(f"{measured.name} has no document of two tokens or more")
+    measured.sample = sample.documents
+    return measured
+
+
+def _without(ids: list[int], special: Ids) -> Ids:
+    every = np.array(ids, np.int64)
+    return every[~np.isin(every, special)]
+
+
+def _add(
+    measured: Measured, scored: Scored, texts: list[Ids], weight: int, sample: _Reservoir
+) -> None:
+    """Add what the prior says of a batch; each document counts as `weight` of them."""
+    policy = EditPolicy()
+    labelled = scored.labelled(policy)[scored.where]
+    logprob = scored.logprob[labelled].numpy()
+    measured.num_scored += len(texts)
+    measured.probabilities.add(logprob, weight)
+    chances = np.exp(logprob.astype(np.float64)).clip(0, 1)
+    measured.deciles += weight * np.histogram(chances, np.linspace(0, 1, 11))[0]
+    editable = find_editable(scored.prior, policy, scored.batch)[scored.where]
+    measured.whatif.add(scored, editable & labelled, weight)
+    document = torch.as_tensor(scored.batch.documents.document)[scored.where]
+    counts = torch.bincount(document[labelled], minlength=len(texts))
+    means = _mean_of_documents(scored.logprob, document, labelled, len(texts))
+    states = _mean_states(scored, document, len(texts))
+    for number, ids in enumerate(texts):
+        state = None if states is None else states[number]
+        one = Sampled(ids[:MAX_IDS], float(means[number]), int(counts[number]), state)
+        sample.offer(weight, one)
+
+
+class _Reservoir:
+    """A sample in which each document of the set has the same chance to be.
+
+    A document that stands for two goes in with twice the chance (Efraimidis and Spirakis, 2006).
+    """
+
+    def __init__(self, rng: random.Random) -> None:
+        self._rng = rng
+        self._heap: list[tuple[float, int, Sampled]] = []
+        self._count = 0
+
+    @property
+    def documents(self) -> list[Sampled]:
+        """The sample, in the order of reading."""
+        return [one for _, _, one in sorted(self._heap, key=lambda entry: entry[1])]
+
+    def offer(self, weight: int, one: Sampled) -> None:
+        """Perhaps keep a document, which stands for so many."""
+        key = self._rng.random() ** (1 / weight)
+        self._count += 1
+        if len(self._heap) >= MAX_SAMPLED and key < self._heap[0][0]:
+            return
+        # The means of its batch need not stay in memory with it.
+        one = replace(one, state=None if one.state is None else one.state.copy())
+        push = heapq.heappush if len(self._heap) < MAX_SAMPLED else heapq.heapreplace
+        push(self._heap, (key, self._count, one))
+
+
+def _mean_of_documents(values: Tensor, document: Tensor, which: Tensor, count: int) -> Tensor:
+    """Means of some of n values over their documents: (count,), NaN where there is none."""
+    sums = torch.zeros(count, dtype=torch.float64).index_add_(
+        0, document[which], values[which].double()
+    )
+    return sums / torch.bincount(document[which], minlength=count)
+
+
+def _mean_states(scored: Scored, document: Tensor, count: int) -> Floats | None:
+    """Mean hidden states: (count, D)."""
+    states = getattr(scored.predictions, "states", None)
+    if states is None or not len(states):
+        return None
+    there = document.to(states.device)
+    sums = torch.zeros(count, states.shape[-1], device=states.device)
+    sums.index_add_(0, there, states.float())
+    counts = torch.bincount(there, minlength=count).clamp_(min=1).unsqueeze(-1)
+    (means,) = fetch(sums / counts)
+    return means.numpy()
+
+
+def _with_bar(
+    batches: Iterator[list[SourceDocument]], settings: SetSettings, measured: Measured
+) -> Iterator[list[SourceDocument]]:
+    name = measured.name[-30:]
+    with progress_bar(lambda: None, "tokens", desc=name, shown=settings.progress) as bar:
+        for batch in batches:
+            yield batch
+            bar.update(sum(len(document.ids) for document in batch))

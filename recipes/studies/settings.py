@@ -1,0 +1,304 @@
+"""What a study is: question, world, arms and seeds, read from YAML."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from toedit_collate.config.fields import read_yaml
+from toedit_collate.config.nearest import did_you_mean
+from toedit_collate.errors import UnusableError
+from toedit_collate.inspection.naming import parse_policy
+from toedit_collate.policy import EditPolicy
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings:
+    """How one model is trained.
+
+    Attributes:
+        policy: as `toedit inspect --policy` takes it; None: no edit.
+        prior: "prior", the study's; "self": the first arm's model of the same seed.
+        epochs: passes over the training rows.
+        learning_rate: the highest; after a warm-up (5 % of the steps) a cosine takes it to a tenth.
+        batch_rows: rows in a step.
+        weight_decay: AdamW's.
+        dropout: of embeddings and of what each layer adds.
+        label_smoothing: as in `torch.nn.functional.cross_entropy`.
+        kl_weight: w in (1 - w) cross-entropy + w divergence from the prior, over all
+            of the vocabulary.
+        kl_beta: 0: that divergence is KL(prior || trainee); 1: KL(trainee || prior); between them
+            the generalised Jensen-Shannon divergence, as TRL's `GKDTrainer` has it.
+        on_policy: share of the steps for which the trainee completes the rows itself, and learns
+            from the prior on what it wrote, as TRL's `GKDTrainer` has it (its `lmbda`); with
+            `kl_weight` 1, since nothing else says what is right there.
+        replay: rows of other text for each training row.
+        lora_rank: 0: all weights are trained.
+
+    Raises:
+        ValueError: `on_policy` is not between 0 and 1, or stands beside what it can't be had with.
+    """
+
+    policy: str | None = None
+    prior: str = "prior"
+    epochs: int = 8
+    learning_rate: float = 2e-3
+    batch_rows: int = 8
+    weight_decay: float = 0.1
+    dropout: float = 0.0
+    label_smoothing: float = 0.0
+    kl_weight: float = 0.0
+    kl_beta: float = 0.0
+    on_policy: float = 0.0
+    replay: float = 0.0
+    lora_rank: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.on_policy <= 1:
+            raise ValueError(f"on_policy={self.on_policy} is a share of the steps: from 0 to 1")
+        if self.on_policy and (self.kl_weight != 1 or self.policy or self.replay):
+            raise ValueError(
+                f"on_policy={self.on_policy} needs kl_weight=1 (it is {self.kl_weight:g}), and "
+                "neither policy nor replay: only the prior can say what is right in text that "
+                "the trainee wrote"
+            )
+
+    def edit_policy(self, seed: int) -> EditPolicy | None:
+        """The policy with a run's seed; None: no edit."""
+        return None if self.policy is None else parse_policy(self.policy, seed=seed)
+
+    def told(self) -> dict[str, Any]:
+        """The fields that are not at their defaults: what a run is known by.
+
+        So runs that were kept are still found when a later version has more fields.
+        """
+        return {
+            one.name: getattr(self, one.name)
+            for one in dataclasses.fields(self)
+            if getattr(self, one.name) != one.default
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """Rows of one file: windows of text, or conversations.
+
+    Attributes:
+        file: in the folder of the data.
+        rows: first row, and the one after the last.
+    """
+
+    file: str
+    rows: tuple[int, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preparation(Rows):
+    """What a model is trained on once, before the first run of a study; no epoch is chosen.
+
+    Attributes:
+        epochs, learning_rate, batch_rows: as in `RunSettings`.
+    """
+
+    epochs: int = 1
+    learning_rate: float = 2e-3
+    batch_rows: int = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorldSettings:
+    """What all runs of a study share.
+
+    Attributes:
+        trainee: fields of the prior's configuration that differ in the model that is trained from
+            random weights; None: training starts from the weights that the prior came with.
+        trainee_before: what the trainee is trained on beforehand; all runs start from what it is
+            then. None: nothing.
+        prior_before: what the prior is trained on beforehand, further than it was. None: nothing.
+        row_length: tokens of a row.
+        train, validation, test: rows.
+        others: further text to evaluate on, by name.
+        replay: rows to mix in, for arms with `replay`.
+        answer_after: what stands before the final answer of a test conversation, as "####" in
+            GSM8K; then the share of right ones is measured. None: it is not.
+    """
+
+    trainee: dict[str, Any] | None = None
+    trainee_before: Preparation | None = None
+    prior_before: Preparation | None = None
+    row_length: int = 256
+    train: Rows
+    validation: Rows
+    test: Rows
+    others: dict[str, Rows] = field(default_factory=dict)
+    replay: Rows | None = None
+    answer_after: str | None = None
+
+    def told(self) -> dict[str, Any]:
+        """What a run is known by: all fields, those for preparation where there is one."""
+        content = dataclasses.asdict(self)
+        return {
+            name: value
+            for name, value in content.items()
+            if value is not None or name not in ("trainee_before", "prior_before")
+        }
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way of training: its trials, of which the best on validation is run with all seeds."""
+
+    name: str
+    trials: tuple[RunSettings, ...]
+
+
+@dataclass(frozen=True)
+class Study:
+    """A question, and the runs that answer it.
+
+    Attributes:
+        name: of its file.
+        question: in words.
+        counts_as_yes: what would count as yes, written down before the first run.
+        world: data, prior and trainee.
+        arms: the first is the one that the others are compared with.
+        seeds: of the runs that count.
+        tuning_seed: of the trials, none of `seeds`.
+    """
+
+    name: str
+    question: str
+    counts_as_yes: str
+    world: WorldSettings
+    arms: tuple[Arm, ...]
+    seeds: tuple[int, ...]
+    tuning_seed: int
+
+    def __post_init__(self) -> None:
+        if self.tuning_seed in self.seeds:
+            raise ValueError(
+                f"tuning_seed={self.tuning_seed} is one of seeds={list(self.seeds)}: what was "
+                "tuned on a seed must be measured on others; take another"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CollapseStudy:
+    """Generations of models that train on each other's text.
+
+    Attributes:
+        name, question, counts_as_yes, world, seeds: as in `Study`.
+        run: how each generation is trained.
+        generations: how many models are trained one after the other.
+        policies: of the arms that edit, by name.
+        fractions: shares of written text in the mixtures; empty: no mixtures are made.
+    """
+
+    name: str
+    question: str
+    counts_as_yes: str
+    world: WorldSettings
+    seeds: tuple[int, ...]
+    run: RunSettings
+    generations: int
+    policies: dict[str, str]
+    fractions: tuple[float, ...] = ()
+
+
+def read_study(path: Path, size: str | None = None) -> Study | CollapseStudy:
+    """A study from its YAML file.
+
+    Args:
+        path: of the file.
+        size: one of its `sizes`, the fields of which take the place of the file's; None: as it is.
+
+    Raises:
+        UnusableError: the file can't be read, or a field of it is unknown or wrong; it is named.
+    """
+    content = read_yaml(path, "--study")
+    sizes = content.pop("sizes", None) or {}
+    name = path.stem
+    if size is not None:
+        if size not in sizes:
+            raise UnusableError(
+                f"--size {size}: {path} has {', '.join(sizes) or 'no sizes'}"
+                f"; {did_you_mean(size, list(sizes))}"
+            )
+        content, name = _merge(content, sizes[size]), f"{name}-{size}"
+    try:
+        return _study(name, content)
+    except (TypeError, ValueError, KeyError) as error:
+        raise UnusableError(f"--study {path}: {error}") from None
+
+
+def _merge(content: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """The content with changes; mappings are merged, all else is replaced."""
+    merged = dict(content)
+    for key, value in changes.items():
+        old = merged.get(key)
+        nested = isinstance(old, dict) and isinstance(value, dict)
+        merged[key] = _merge(old or {}, value) if nested else value
+    return merged
+
+
+def _study(name: str, content: dict[str, Any]) -> Study | CollapseStudy:
+    common: dict[str, Any] = {
+        "name": name,
+        "question": str(content.pop("question")),
+        "counts_as_yes": str(content.pop("counts_as_yes")),
+        "world": _world(content.pop("world")),
+        "seeds": tuple(content.pop("seeds")),
+    }
+    base = _made(RunSettings, content.pop("run", {}), "run")
+    if "generations" in content:
+        content = {k: tuple(v) if isinstance(v, list) else v for k, v in content.items()}
+        _check_names(content, CollapseStudy, "the study")
+        return CollapseStudy(**common, run=base, **content)
+    arms = tuple(_arm(base, key, value or {}) for key, value in content.pop("arms").items())
+    _check_names(content, Study, "the study")
+    return Study(**common, arms=arms, **content)
+
+
+def _arm(base: RunSettings, name: str, content: dict[str, Any]) -> Arm:
+    own = dict(content)
+    trials = own.pop("trials", [{}])
+    where = f"arms.{name}"
+    return Arm(
+        name,
+        tuple(
+            _made(RunSettings, {**dataclasses.asdict(base), **own, **one}, where) for one in trials
+        ),
+    )
+
+
+def _world(content: dict[str, Any]) -> WorldSettings:
+    own = dict(content)
+    kinds = dict.fromkeys(("train", "validation", "test", "replay"), Rows)
+    kinds |= dict.fromkeys(("trainee_before", "prior_before"), Preparation)
+    for key, kind in kinds.items():
+        if own.get(key) is not None:
+            own[key] = _rows(own[key], f"world.{key}", kind)
+    others = own.get("others") or {}
+    own["others"] = {key: _rows(one, f"world.others.{key}", Rows) for key, one in others.items()}
+    made: WorldSettings = _made(WorldSettings, own, "world")
+    return made
+
+
+def _rows(content: dict[str, Any], where: str, kind: type[Rows]) -> Rows:
+    made: Rows = _made(kind, content, where)
+    first, last = made.rows
+    return dataclasses.replace(made, rows=(int(first), int(last)))
+
+
+def _made(kind: type, content: dict[str, Any], where: str) -> Any:
+    _check_names(content, kind, where)
+    return kind(**content)
+
+
+def _check_names(content: dict[str, Any], kind: type, where: str) -> None:
+    known = [one.name for one in dataclasses.fields(kind)]
+    for name in content:
+        if name not in known:
+            raise ValueError(f"{where} has no field {name!r}; {did_you_mean(name, known)}")

@@ -1,0 +1,265 @@
+"""One run of a study: a plain PyTorch loop over edited batches, with what is measured after it."""
+
+from __future__ import annotations
+
+import copy
+import random
+import time
+from dataclasses import asdict
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from common.evaluation import Evaluation, evaluate
+from torch import Tensor, nn
+
+from toedit_collate.config.precision import fast_dtype, fast_precision
+from toedit_collate.prior.prior import Prior
+from toedit_collate.training.collator import ToEditCollator
+
+from .completions import complete_rows, exact_match
+from .loss import backward
+from .settings import RunSettings
+from .world import TokenRows, World
+
+_WARM_UP, _LAST_RATE, _CLIP = 0.05, 0.1, 1.0
+
+
+def train(
+    world: World,
+    settings: RunSettings,
+    seed: int,
+    *,
+    prior: Prior | None = None,
+    rows: TokenRows | None = None,
+    validation: TokenRows | None = None,
+) -> tuple[nn.Module, dict[str, Any]]:
+    """Train one model.
+
+    The order of the rows, the weights and the draws of edits follow from the seed. The model is
+    that of the epoch with the lowest loss on `validation`; without such rows, the last one.
+
+    Args:
+        world: data, prior and trainee.
+        settings: how to train.
+        seed: of everything.
+        prior: that edits or gives soft targets; default: the world's.
+        rows: to train on; default: the world's.
+        validation: rows that choose the epoch; None: the last is taken.
+
+    Returns:
+        The model, in eval mode; and `validation` (loss of each epoch), `best_epoch`, `train_loss`
+        of the last epoch, `steps`, `seconds` (of training, evaluation excluded), and
+        `edit`: the edit's counts and seconds.
+    """
+    rows = world.rows(world.settings.train) if rows is None else rows
+    prior = prior or (world.prior if settings.policy or settings.kl_weight else None)
+    model: Any = world.new_trainee(seed, settings.lora_rank)
+    _add_dropout(model, settings.dropout)
+    collator = _collator(world, settings, seed, prior, rows)
+    soft = world.hidden_of(rows) if settings.kl_weight and prior is not None else None
+    chance = random.Random(seed)
+    extra = None if not settings.replay else world.rows(_replay(world))
+    generator = torch.Generator().manual_seed(seed)
+    orders = [
+        _order(len(rows), 0 if extra is None else len(extra), settings, generator)
+        for _ in range(settings.epochs)
+    ]
+    every = rows if extra is None else TokenRows.join([rows, extra])
+    num_steps = sum(len(order) for order in orders)
+    optimizer, schedule = _optimizer(model, settings, num_steps)
+    head = model.get_output_embeddings().weight
+    teacher = None if soft is None or prior is None else _head_of(prior)
+    losses: list[float] = []
+    best: tuple[float, int, dict[str, Tensor]] | None = None
+    seconds, epoch_loss = 0.0, 0.0
+    for epoch, order in enumerate(orders):
+        started = time.perf_counter()
+        model.train()
+        if collator is not None:
+            collator.set_epoch(epoch)
+        total = 0.0
+        for places in order:
+            ids, labels = _batch(collator, every, places, len(rows))
+            states = None if soft is None else soft[places]
+            if settings.on_policy and chance.random() < settings.on_policy:
+                ids, labels, states = _own(world, model, TokenRows(ids, labels, rows.is_padded))
+            ids, labels = ids.to(world.device), labels.to(world.device)
+            with fast_precision(world.device):
+                hidden = _backbone(model)(input_ids=ids, use_cache=False).last_hidden_state
+            total += backward(
+                hidden, head, labels,
+                label_smoothing=settings.label_smoothing,
+                kl_weight=settings.kl_weight,
+                kl_beta=settings.kl_beta,
+                prior_hidden=states,
+                prior_head=teacher,
+                dtype=fast_dtype(world.device),
+            )  # fmt: skip
+            nn.utils.clip_grad_norm_(model.parameters(), _CLIP)
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+        seconds += time.perf_counter() - started
+        epoch_loss = total / len(order)
+        if validation is not None:
+            losses.append(evaluate(model, validation.input_ids, validation.labels).loss)
+            if best is None or losses[-1] < best[0]:
+                best = (losses[-1], epoch + 1, copy.deepcopy(model.state_dict()))
+    if best is not None:
+        model.load_state_dict(best[2])
+    model.eval()
+    found: dict[str, Any] = {
+        "validation": losses,
+        "best_epoch": best[1] if best else settings.epochs,
+        "train_loss": epoch_loss,
+        "steps": num_steps,
+        "seconds": seconds,
+    }
+    if collator is not None:
+        stats = collator.stats
+        found["edit"] = {name: stats[name] for name in ("scored", "selected", "changed", "seconds")}
+    return model, found
+
+
+def measure(world: World, model: nn.Module, *, groups: Tensor | None = None) -> dict[str, Any]:
+    """Evaluate a model on the test rows, the others, and (memorised spans) the training rows.
+
+    With `answer_after`, also how many of the test rows' answers it finds.
+    """
+    test = world.rows(world.settings.test)
+    seen = world.rows(world.settings.train)
+    others = {
+        name: _evaluate(model, world.rows(wanted)).loss
+        for name, wanted in world.settings.others.items()
+    }
+    on_seen = _evaluate(model, seen)
+    after = world.settings.answer_after
+    right = (
+        {} if after is None else {"exact_match": exact_match(model, test, world.tokenizer, after)}
+    )
+    return {
+        "test": asdict(evaluate(model, test.input_ids, test.labels, groups=groups)),
+        **right,
+        "others": others,
+        "memorised": on_seen.memorised,
+        "seen_loss": on_seen.loss,
+    }
+
+
+def _evaluate(model: nn.Module, rows: TokenRows) -> Evaluation:
+    return evaluate(model, rows.input_ids, rows.labels)
+
+
+def _collator(
+    world: World, settings: RunSettings, seed: int, prior: Prior | None, rows: TokenRows
+) -> ToEditCollator | None:
+    policy = settings.edit_policy(seed)
+    if policy is None or prior is None:
+        return None
+    pad = world.tokenizer.pad_token_id
+
+    def collate(places: list[int]) -> dict[str, Tensor]:
+        batch = {"input_ids": rows.input_ids[places], "labels": rows.labels[places]}
+        if rows.is_padded:
+            batch["attention_mask"] = (batch["input_ids"] != pad).long()
+        return batch
+
+    # Of the whole vocabulary as candidates a cache would grow past all bounds.
+    cache = None if policy.sampler == "rejection" else world.cache
+    return ToEditCollator(
+        prior, policy, base_collator=collate, tokenizer=world.tokenizer, cache=cache
+    )
+
+
+def _batch(
+    collator: ToEditCollator | None, every: TokenRows, places: list[int], num_own: int
+) -> tuple[Tensor, Tensor]:
+    """Tokens and labels of a step; rows that are replayed are not edited."""
+    ids, labels = every.input_ids[places], every.labels[places]
+    own = [n for n, place in enumerate(places) if place < num_own]
+    if collator is not None and own:
+        edited = collator([places[n] for n in own])
+        ids, labels = ids.clone(), labels.clone()
+        ids[own], labels[own] = edited["input_ids"].cpu(), edited["labels"].cpu()
+    return ids, labels
+
+
+def _own(world: World, model: nn.Module, rows: TokenRows) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows as the model itself completes them, and what the prior's backbone gives for them."""
+    own = complete_rows(model, rows, world.tokenizer, sample=True)
+    model.train()
+    return own.input_ids, own.labels, world.hidden_of(own)
+
+
+def _order(
+    num_rows: int, num_extra: int, settings: RunSettings, generator: torch.Generator
+) -> list[list[int]]:
+    """The rows of each step of an epoch."""
+    places = torch.randperm(num_rows, generator=generator)
+    if num_extra:
+        some = torch.randint(num_extra, (round(settings.replay * num_rows),), generator=generator)
+        places = torch.cat([places, num_rows + some])
+        places = places[torch.randperm(len(places), generator=generator)]
+    return [part.tolist() for part in places.split(settings.batch_rows)]
+
+
+def _optimizer(model: nn.Module, settings: RunSettings, num_steps: int) -> tuple[Any, Any]:
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    matrices = [p for p in parameters if p.ndim > 1]
+    rest = [p for p in parameters if p.ndim <= 1]
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": matrices, "weight_decay": settings.weight_decay},
+            {"params": rest, "weight_decay": 0.0},
+        ],
+        lr=settings.learning_rate,
+        betas=(0.9, 0.95),
+        fused=True,
+    )
+    warm_up = max(1, round(_WARM_UP * num_steps))
+    schedule = torch.optim.lr_scheduler.SequentialLR(
+        optimizer,
+        [
+            torch.optim.lr_scheduler.LinearLR(optimizer, 1 / warm_up, total_iters=warm_up),
+            torch.optim.lr_scheduler.CosineAnnealingLR(
+                optimizer,
+                max(1, num_steps - warm_up),
+                eta_min=_LAST_RATE * settings.learning_rate,
+            ),
+        ],
+        [warm_up],
+    )
+    return optimizer, schedule
+
+
+def _add_dropout(model: nn.Module, probability: float) -> None:
+    """Dropout behind the embeddings and behind what each layer adds; Llama has none of its own."""
+    if not probability:
+        return
+
+    def drop(module: nn.Module, _: Any, output: Tensor) -> Tensor:
+        return F.dropout(output, probability, module.training)
+
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Embedding) or name.endswith((".o_proj", ".down_proj")):
+            module.register_forward_hook(drop)
+
+
+def _backbone(model: Any) -> nn.Module:
+    inner = model.get_base_model() if hasattr(model, "peft_config") else model
+    backbone: nn.Module = inner.base_model
+    return backbone
+
+
+def _head_of(prior: Prior) -> Tensor:
+    head: Any = prior.model.get_output_embeddings()  # type: ignore[operator]
+    weight: Tensor = head.weight
+    return weight
+
+
+def _replay(world: World) -> Any:
+    wanted = world.settings.replay
+    if wanted is None:
+        raise ValueError("an arm has replay, and the world has no replay rows; add world.replay")
+    return wanted

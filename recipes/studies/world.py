@@ -1,0 +1,225 @@
+"""The world of a study: rows of tokens, the prior, what it decided, and fresh trainees."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, set_seed
+
+from toedit_collate.config.precision import fast_dtype, fast_precision
+from toedit_collate.config.quiet import quiet
+from toedit_collate.data import format_of, ids_and_labels, open_data
+from toedit_collate.data.files import write_json
+from toedit_collate.errors import UnusableError
+from toedit_collate.prior.identity import fingerprint
+from toedit_collate.prior.prior import Prior
+from toedit_collate.stores.cache import DecisionCache
+
+from .settings import Rows, WorldSettings
+
+_ROWS_AT_ONCE = 16
+
+
+@dataclass(frozen=True)
+class TokenRows:
+    """Rows of tokens: `input_ids` and `labels` (-100: no loss), both (N, T) int64.
+
+    Attributes:
+        is_padded: rows end with padding, which has no labels.
+    """
+
+    input_ids: Tensor
+    labels: Tensor
+    is_padded: bool = False
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+    @staticmethod
+    def of_text(input_ids: Tensor) -> TokenRows:
+        """Rows without padding, every token of which has a label."""
+        return TokenRows(input_ids, input_ids)
+
+    @staticmethod
+    def join(parts: list[TokenRows]) -> TokenRows:
+        """The rows of all parts."""
+        return TokenRows(
+            torch.cat([part.input_ids for part in parts]),
+            torch.cat([part.labels for part in parts]),
+            any(part.is_padded for part in parts),
+        )
+
+
+class World:
+    """Data, prior and trainee of a study; loaded once in a process.
+
+    Args:
+        settings: of the study.
+        data: the folder of its files.
+        prior: folder or hub id of the prior, as it came.
+        prepared_prior: folder of what was made of it beforehand; None: it stays as it came.
+        prepared_trainee: folder of what training starts from; None: as `settings` have it.
+
+    Attributes:
+        cache: of the decisions of all priors and policies, so that each is made once.
+        device: where models are trained and priors score: the GPU, if there is one.
+    """
+
+    def __init__(
+        self,
+        settings: WorldSettings,
+        data: Path,
+        prior: str,
+        *,
+        prepared_prior: Path | None = None,
+        prepared_trainee: Path | None = None,
+    ) -> None:
+        self.settings = settings
+        self.data = data
+        self.prior_name = prior
+        self.prepared_prior = prepared_prior
+        self.prepared_trainee = prepared_trainee
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(prior)
+        self.cache = DecisionCache()
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._streams: dict[str, TokenRows] = {}
+
+    @cached_property
+    def prior(self) -> Prior:
+        """The frozen prior, in float32."""
+        return self.load_prior(str(self.prepared_prior or self.prior_name))
+
+    def load_prior(self, name: str) -> Prior:
+        """A prior of this world, in float32."""
+        with quiet():
+            return Prior.from_pretrained(name, dtype=torch.float32, device=self.device)
+
+    def rows(self, wanted: Rows) -> TokenRows:
+        """Some rows of a file.
+
+        Raises:
+            UnusableError: the file has fewer.
+        """
+        every = self._every(wanted.file)
+        first, last = wanted.rows
+        if not 0 <= first < last <= len(every):
+            raise UnusableError(
+                f"{self.data / wanted.file}: rows {first} to {last} are wanted, and it has "
+                f"{len(every)} of {self.settings.row_length} tokens; change `rows` of the study"
+            )
+        return TokenRows(every.input_ids[first:last], every.labels[first:last], every.is_padded)
+
+    def new_trainee(self, seed: int, lora_rank: int = 0) -> nn.Module:
+        """A model to train: prepared, from random weights, or with those the prior came with.
+
+        Args:
+            seed: of the random weights.
+            lora_rank: of an adapter on all linear layers; 0: all weights are trained.
+        """
+        set_seed(seed)
+        with quiet():
+            model = self._start()
+            if lora_rank:
+                from peft import LoraConfig, get_peft_model
+
+                lora = LoraConfig(
+                    r=lora_rank, lora_alpha=2 * lora_rank, target_modules="all-linear"
+                )
+                model = get_peft_model(model, lora)
+        return model.to(self.device)
+
+    def _start(self) -> Any:
+        if self.settings.trainee is None or self.prepared_trainee is not None:
+            name = str(self.prepared_trainee or self.prior_name)
+            return AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
+        config = AutoConfig.from_pretrained(self.prior_name, **self.settings.trainee)
+        return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+
+    def check_output(self, output: Path) -> None:
+        """See that the runs in a folder were made with this prior, these data and this precision.
+
+        Raises:
+            UnusableError: they were not.
+        """
+        wanted = [self.settings.train, self.settings.validation, self.settings.test]
+        wanted += [*self.settings.others.values()]
+        wanted += [] if self.settings.replay is None else [self.settings.replay]
+        length = self.settings.row_length
+        rows = {f"{one.file} in rows of {length} tokens": self._digest(one) for one in wanted}
+        precision = str(fast_dtype(self.device)).removeprefix("torch.")
+        now = {"prior": self.prior.fingerprint, "precision": precision, **rows}
+        if self.prepared_trainee is not None:
+            now["prepared trainee"] = fingerprint(self.new_trainee(0), [])
+        path = output / "made_with.json"
+        there = json.loads(path.read_text()) if path.exists() else {}
+        for name, value in now.items():
+            if there.get(name, value) != value:
+                raise UnusableError(
+                    f"--output {output}: its runs were made with another {name} (it is {value} "
+                    f"now, and was {there[name]}); name another folder, or remove that one"
+                )
+        write_json(path, {**there, **now})
+
+    def hidden_of(self, rows: TokenRows) -> Tensor:
+        """What the prior's backbone gives for rows, (N, T, H) in bfloat16 or float32."""
+        backbone: Any = self.prior.model.base_model
+        parts = []
+        with torch.no_grad(), fast_precision(self.device):
+            for ids in rows.input_ids.to(self.device).split(_ROWS_AT_ONCE):
+                hidden = backbone(input_ids=ids, use_cache=False).last_hidden_state
+                parts.append(hidden.to(fast_dtype(self.device)))
+        return torch.cat(parts)
+
+    def prior_of(self, model: nn.Module) -> Prior:
+        """A copy of a model as a prior with this world's tokenizer."""
+        return Prior(copy.deepcopy(model), self.tokenizer)
+
+    def _every(self, name: str) -> TokenRows:
+        if name not in self._streams:
+            self._streams[name] = self._read(name)
+        return self._streams[name]
+
+    def _digest(self, wanted: Rows) -> str:
+        """Of the tokens themselves: text that is read in another way makes other runs."""
+        rows = self._every(wanted.file)
+        content = torch.stack([rows.input_ids, rows.labels]).numpy().tobytes()
+        return hashlib.sha256(content).hexdigest()[:16]
+
+    def _read(self, name: str) -> TokenRows:
+        path = self.data / name
+        data = open_data(path, option="--data")
+        text: list[int] = []
+        chats: list[tuple[list[int], list[int]]] = []
+        for batch in data.batches():
+            for row, row_name in zip(batch.rows, batch.names, strict=True):
+                is_text = format_of(row) == ("text",)
+                ids, labels = ids_and_labels(
+                    data, row, row_name, self.tokenizer, assistant_only="messages" in row
+                )
+                if is_text:  # ends with its end token already
+                    text += ids
+                elif len(ids) <= self.settings.row_length:
+                    chats.append((ids, labels))
+        return self._padded(chats) if chats else self._windows(text)
+
+    def _windows(self, ids: list[int]) -> TokenRows:
+        length = self.settings.row_length
+        whole = len(ids) // length * length
+        return TokenRows.of_text(torch.tensor(ids[:whole]).view(-1, length))
+
+    def _padded(self, chats: list[Any]) -> TokenRows:
+        length = self.settings.row_length
+        ids = torch.full((len(chats), length), self.tokenizer.pad_token_id)
+        labels = torch.full((len(chats), length), -100)
+        for place, (tokens, wanted) in enumerate(chats):
+            ids[place, : len(tokens)] = torch.tensor(tokens)
+            labels[place, : len(wanted)] = torch.tensor(wanted)
+        return TokenRows(ids, labels, is_padded=True)

@@ -1,0 +1,209 @@
+"""`inspect_edits`: its edits are those of `edit_tokens`, and one pass serves all policies."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import TEXT, likely_ids, make_llama, make_tokenizer
+from tokenizer_pairs import make
+
+from toedit_collate import EditPolicy, Prior, edit_tokens, inspect_edits
+from toedit_collate.inspection.naming import named_policies
+from toedit_collate.inspection.terminal import show
+
+POLICIES = {
+    "above": EditPolicy(threshold=0.3, top_k=5),
+    "hot": EditPolicy(threshold=0.2, sampler="top_p", top_p=0.9, temperature=1.5),
+    "below": EditPolicy(region="below", threshold=0.05, scope="all"),
+    "dropping": EditPolicy(threshold=0.5, drop_below=0.01, exclude_original=True),
+}
+
+
+@pytest.fixture(scope="module")
+def prior():
+    return Prior(make_llama(), make_tokenizer())
+
+
+def rows(count=12):
+    """Documents of various lengths; the first half of each has no label."""
+    ids = likely_ids(make_llama(), count, 40, seed=3)
+    lengths = [5 + 3 * (i % 11) for i in range(count)]
+    return [
+        {
+            "input_ids": one[:length].tolist(),
+            "completion_mask": [i >= length // 2 for i in range(length)],
+        }
+        for one, length in zip(ids, lengths, strict=True)
+    ]
+
+
+def edited_one_by_one(prior, row, policy):
+    ids = torch.tensor([row["input_ids"]])
+    labels = torch.where(torch.tensor([row["completion_mask"]]), ids, -100)
+    return edit_tokens(prior, ids, labels=labels, policy=policy, return_logprob=True)
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_the_edits_are_those_of_edit_tokens(prior, name):
+    data = rows()
+    seen = inspect_edits(prior, data, POLICIES, order="file", batch_tokens=64)
+    assert seen.num_documents == len(data) == len(seen.documents)
+    for row, document in zip(data, seen.documents, strict=True):
+        expected = edited_one_by_one(prior, row, POLICIES[name])
+        edit = document.edits[name]
+        after = [token for token in edit.after if token is not None]
+        assert after == expected.input_ids[0].tolist()
+        assert edit.selected.tolist() == expected.selected[0].tolist()
+        assert edit.scored.tolist() == expected.scored[0].tolist()
+        assert edit.removed == expected.dropped[0].nonzero().flatten().tolist()
+        np.testing.assert_allclose(
+            document.probability, expected.logprob[0].exp().numpy(), rtol=1e-4
+        )
+    assert sum(int(d.edits[name].selected.sum()) for d in seen.documents) > 0
+
+
+def test_one_pass_serves_all_policies(prior, monkeypatch):
+    passes = []
+    predict = Prior.predict
+    monkeypatch.setattr(Prior, "predict", lambda *args: passes.append(1) or predict(*args))
+    inspect_edits(prior, rows(), POLICIES, batch_tokens=10_000)
+    assert len(passes) == 1
+
+
+def test_counts_are_those_of_the_documents(prior):
+    seen = inspect_edits(prior, rows(), POLICIES)
+    for name, tally in seen.tallies.items():
+        edits = [d.edits[name] for d in seen.documents]
+        assert tally.of(None, "selected") == sum(int(e.selected.sum()) for e in edits)
+        assert tally.of(None, "changed") == sum(len(e.changed) for e in edits) > 0
+        assert tally.of(None, "removed") == sum(len(e.removed) for e in edits)
+        forms = ("digits", "punctuation", "whitespace", "word beginnings", "word pieces",
+                 "capitalised words", "template")  # fmt: skip
+        for column in ("tokens", "selected", "changed", "removed", "spared"):
+            assert sum(tally.of(kind, column) for kind in forms) == tally.of(None, column)
+    labelled = sum(sum(row["completion_mask"][1:]) for row in rows())
+    assert seen.tallies["above"].of(None, "tokens") == labelled
+    assert seen.tallies["below"].of(None, "tokens") == sum(len(r["input_ids"]) - 1 for r in rows())
+    assert seen.probabilities.total == int(seen.probabilities.bins.sum()) == labelled
+
+
+def test_candidates_are_the_priors_most_probable_tokens(prior):
+    seen = inspect_edits(prior, rows(4), POLICIES, order="file")
+    checked = 0
+    for document in seen.documents:
+        logits = prior.model(input_ids=torch.tensor([document.ids])).logits[0].double()
+        for place, found in document.candidates.items():
+            p = logits[place - 1].softmax(-1)
+            p[len(prior.tokenizer) :] = 0  # the vocabulary's padding stands for no text
+            best = p.topk(5)
+            assert [token for token, _ in found] == best.indices.tolist()
+            assert [chance for _, chance in found] == pytest.approx(best.values.tolist(), rel=1e-3)
+            checked += 1
+    assert checked > 20
+
+
+def test_a_protection_is_seen(prior):
+    def protect(input_ids, tokenizer):
+        return input_ids % 2 == 0
+
+    policies = {"free": POLICIES["above"], "held": POLICIES["above"].replace(protect=protect)}
+    seen = inspect_edits(prior, rows(), policies)
+    free, held = seen.tallies["free"], seen.tallies["held"]
+    assert held.of(None, "spared") > free.of(None, "spared") == 0
+    assert held.of(None, "selected") + held.of(None, "spared") == free.of(None, "selected")
+    assert f"protection (of special tokens, too) spared {held.of(None, 'spared')}" in "\n".join(
+        seen.recommend()
+    )
+
+
+def test_orders_and_limits(prior):
+    data = rows()
+    by_edits = inspect_edits(prior, data, POLICIES, keep=3)
+    counts = [d.num_edits for d in by_edits.documents]
+    assert len(counts) == 3
+    assert counts == sorted(counts, reverse=True)
+    assert by_edits.num_documents == 12
+    first = inspect_edits(prior, data, limit=5, order="file")
+    assert [d.name for d in first.documents] == [f"row {i} (from 0)" for i in range(5)]
+    chosen = [
+        [d.name for d in inspect_edits(prior, data, limit=4, order="random", seed=s).documents]
+        for s in (1, 1, 2)
+    ]
+    assert chosen[0] == chosen[1] != chosen[2]
+    assert len(chosen[0]) == 4
+
+
+def test_find(prior):
+    texts = [TEXT, "the river 42", "a stone bridge"]
+    seen = inspect_edits(prior, texts, find=r"\d\d")
+    assert {str(d.text) for d in seen.documents} == {f"{TEXT}<|eos|>", "the river 42<|eos|>"}
+    with pytest.raises(ValueError, match=r"no document .* with 'nowhere' in it"):
+        inspect_edits(prior, texts, find="nowhere")
+    with pytest.raises(ValueError, match=r"find must be a regular expression, got '\('"):
+        inspect_edits(prior, texts, find="(")
+
+
+def test_long_documents_are_cut_as_in_training(prior):
+    seen = inspect_edits(prior, [{"input_ids": [7] * 25}], max_length=10, order="file")
+    assert [len(d.ids) for d in seen.documents] == [10, 10, 5]
+    assert seen.documents[1].name == "row 0 (from 0), from token 10"
+
+
+def test_as_text_json_and_page(prior):
+    texts = [{"text": TEXT}, {"text": "</script><b>1 & 2</b>"}]
+    seen = inspect_edits(prior, rows() + texts, ["threshold=0.01 top_k=50"])
+    text = str(seen)
+    assert "threshold=0.01 top_k=50" in text
+    assert "word beginnings" in text
+    assert "\33[" not in text
+    assert "\33[" in show(seen, color=True)
+    record = json.loads(json.dumps(seen.to_dict(), allow_nan=False))
+    changes = [
+        c for d in record["edits"] for c in d["policies"]["threshold=0.01 top_k=50"]["changes"]
+    ]
+    assert len(changes) == seen.tallies["threshold=0.01 top_k=50"].of(None, "changed") > 0
+    page = seen.to_html()
+    assert page.count("</script>") == 2  # those of the page itself
+    assert "Content-Security-Policy" in page
+    assert "srcdoc=" in seen._repr_html_()
+
+
+def test_a_prior_without_a_tokenizer():
+    with pytest.raises(ValueError, match=r"the prior has no tokenizer.*Prior\(model, tokenizer\)"):
+        inspect_edits(Prior(make_llama()), [{"input_ids": [5, 6]}])
+
+
+def test_policies_by_name():
+    assert list(named_policies([EditPolicy(), EditPolicy(top_k=3)])) == ["paper", "top_k=3"]
+
+
+def test_no_policies():
+    with pytest.raises(ValueError, match=r"policies is empty; name one or several"):
+        named_policies([])
+
+
+def test_a_prior_with_another_tokenizer():
+    model = make_llama(vocab_size=len(make("digits")), max_position_embeddings=512)
+    aligned = Prior(model, make("digits")).aligned_to(make("coarse"))
+    text = f"{TEXT} 12 34 56 78"
+    ids = [
+        make("coarse").bos_token_id,
+        *make("coarse")(text, add_special_tokens=False)["input_ids"],
+    ]
+    policy = EditPolicy(threshold=0.02, top_k=20, temperature=2.0)
+    seen = inspect_edits(aligned, [{"input_ids": ids}], {"one": policy})
+    expected = edit_tokens(aligned, torch.tensor([ids]), policy=policy)
+    assert expected.selected.any()
+    (document,) = seen.documents
+    assert document.edits["one"].after == expected.input_ids[0].tolist()
+    assert document.edits["one"].selected.tolist() == expected.selected[0].tolist()
+    assert all(0 <= p <= 1.0001 for found in document.candidates.values() for _, p in found)
+    assert seen.to_html()
+
+
+def test_what_would_steer_the_terminal_is_shown_instead():
+    from toedit_collate.inspection.terminal import _HARMLESS
+
+    shown = "a\x1b[31mb\u202ec\x9bd\n\te".translate(_HARMLESS)
+    assert shown == "a\u241b[31mb\ufffdc\ufffdd\n\te"

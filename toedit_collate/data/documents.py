@@ -1,0 +1,149 @@
+"""The documents in rows of data, as training saw them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ..errors import UnusableError
+from ..stores.journal.keys import keys_of
+from ..stores.journal.replay import Texts
+from ..stores.ragged import Array
+from .rows import Batch, Data, Row
+from .tokens import SAVE, per_token, row_labels, whole_numbers
+
+
+@dataclass(frozen=True)
+class Documents:
+    """N documents of M tokens in R rows; what is padding in a row belongs to none.
+
+    Attributes:
+        ids: of each row, (T,) int64.
+        row: (N,) int64, each document's row.
+        place: (M,) int64, where in its row each token stands.
+        tokens: (M,) int64, of all documents, one after the other.
+        lengths: (N,) int64.
+        keys: (N,) uint64.
+    """
+
+    ids: list[Array]
+    row: Array
+    place: Array
+    tokens: Array
+    lengths: Array
+    keys: Array
+
+    @property
+    def start(self) -> Array:
+        """(N,) int64, which of the M tokens is the first of each document."""
+        return np.cumsum(self.lengths) - self.lengths
+
+    @property
+    def row_of_token(self) -> Array:
+        """(M,) int64."""
+        return np.repeat(self.row, self.lengths)
+
+    def texts(self) -> Texts:
+        """The documents, to be brought forward."""
+        return Texts.of(self.tokens, self.start)
+
+    def cut(self, max_length: int) -> Documents:
+        """The same tokens with documents of at most `max_length`: longer ones become several.
+
+        Each window is scored on its own, as the parts of a document are in training where rows are
+        packed by "wrapped" or "bfd_split".
+        """
+        if (self.lengths <= max_length).all():
+            return self
+        num = -(-self.lengths // max_length)
+        lengths = np.full(num.sum(), max_length)
+        last = np.cumsum(num) - 1
+        lengths[last] = self.lengths - (num - 1) * max_length
+        keys = keys_of(torch.from_numpy(self.tokens), lengths.tolist())
+        return Documents(self.ids, np.repeat(self.row, num), self.place, self.tokens, lengths, keys)
+
+
+def find_documents(data: Data, batch: Batch) -> Documents:
+    """The documents of tokenized rows, by `seq_lengths`, `position_ids` and `attention_mask`.
+
+    Raises:
+        UnusableError: a row's columns do not fit each other.
+    """
+    ids, row, place, borders = [], [], [], []
+    for number, (of, name) in enumerate(zip(batch.rows, batch.names, strict=True)):
+        tokens = whole_numbers(data, of, "input_ids", name)
+        if (tokens < 0).any():
+            raise data.error(f"{name} has the token {tokens.min()} in input_ids; ids are from 0")
+        here, first = _documents_of_row(data, of, len(tokens), name)
+        ids.append(tokens)
+        row.append(np.full(len(here), number))
+        place.append(here)
+        borders.append(first)
+    rows, places = _joined(row), _joined(place)
+    first = np.flatnonzero(_joined(borders))
+    tokens = _joined([t[p] for t, p in zip(ids, place, strict=True)])
+    lengths = np.diff(first, append=len(tokens))
+    keys = keys_of(torch.from_numpy(tokens), lengths.tolist())
+    return Documents(ids, rows[first], places, tokens, lengths, keys)
+
+
+def _documents_of_row(data: Data, row: Row, T: int, name: str) -> tuple[Array, Array]:
+    """Places of the tokens that are no padding, and whether each is the first of its document."""
+    place = np.arange(T)
+    if row.get("seq_lengths") is not None:
+        lengths = whole_numbers(data, row, "seq_lengths", name)
+        if lengths.sum() != T or (lengths < 0).any():
+            raise data.error(
+                f"seq_lengths of {name} sum to {lengths.sum()}, but it has {T} tokens; {SAVE}"
+            )
+        first = np.zeros(T, bool)
+        first[(np.cumsum(lengths) - lengths)[lengths > 0]] = True
+        return place, first
+    if row.get("attention_mask") is not None:
+        mask = per_token(data, row, "attention_mask", T, name)
+        assert mask is not None
+        place = np.flatnonzero(mask)
+    first = np.zeros(len(place), bool)
+    first[:1] = True
+    if row.get("position_ids") is not None:
+        # The rule by which training tells documents: see `tokens.documents.find_documents`.
+        positions = per_token(data, row, "position_ids", T, name)
+        assert positions is not None
+        first[1:] = np.diff(positions[place]) != 1
+    return place, first
+
+
+def labels_of(data: Data, batch: Batch, documents: Documents) -> Array:
+    """The labels of the documents' tokens, -100 where there is none: (M,) int64.
+
+    Raises:
+        UnusableError: labels or masks of a row can't be used; see `row_labels`.
+    """
+    rows = zip(batch.rows, documents.ids, batch.names, strict=True)
+    labels = [row_labels(data, row, ids, name) for row, ids, name in rows]
+    borders = np.searchsorted(documents.row_of_token, np.arange(len(labels) + 1))
+    parts = [
+        of_row[documents.place[borders[number] : borders[number + 1]]]
+        for number, of_row in enumerate(labels)
+    ]
+    return _joined(parts)
+
+
+def _joined(parts: list[Array]) -> Array:
+    return np.concatenate(parts) if parts else np.zeros(0, np.int64)
+
+
+def check_known(num_known: int, data: str, generation: int) -> None:
+    """See that a generation knows documents.
+
+    Raises:
+        UnusableError: it knows none.
+    """
+    if not num_known:
+        raise UnusableError(
+            f"--data {data}: generation {generation} of the journal knows none of its documents; "
+            "they probably were tokenized, truncated or packed otherwise in training, or are "
+            f"others: {SAVE}"
+        )

@@ -1,0 +1,213 @@
+"""Rows of data after an edit: of a generation of a journal, for one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..errors import UnusableError
+from ..stores.journal import Journal
+from ..stores.journal.replay import Texts
+from ..stores.ragged import Array
+from ..tokens.removal import TOKEN_COLUMNS
+from .documents import Documents, find_documents
+from .rows import Batch, Data, Row
+from .tokens import CHAT_COLUMNS, is_chat, tokenize
+
+# What is handled by itself, or never says something of each token.
+_OTHERS = {"input_ids", "labels", "position_ids", "seq_lengths", "text"}
+# Columns that must have a value for each token.
+_PER_TOKEN = ("labels", "attention_mask", "position_ids", *TOKEN_COLUMNS)
+
+
+Edit = Callable[[Batch, Documents], tuple[Texts, Array]]
+
+
+@dataclass
+class Counts:
+    """What was replayed; tokens that were changed and changed back count as neither."""
+
+    rows: int = 0
+    documents: int = 0
+    known: int = 0
+    tokens: int = 0
+    changed: int = 0
+    removed: int = 0
+
+
+class Reviser:
+    """Brings rows to their state after an edit.
+
+    Args:
+        data: where the rows come from, for messages.
+        edit: gives the documents of a batch as they are after it, and which of them (N,) it knows.
+        tokenizer: for rows of text, and for the column `text`; None: there is neither.
+        with_text: whether to write that column.
+        assistant_only: of chats, give `assistant_masks`; see `tokenize`.
+        eos: end text by an end token; see `tokenize`.
+
+    Attributes:
+        counts: what was done so far.
+        stale: columns that were left out, since they hold the text of the source.
+    """
+
+    def __init__(
+        self, data: Data, edit: Edit, tokenizer: Any, *, with_text: bool,
+        assistant_only: bool = False, eos: bool = True,
+    ) -> None:  # fmt: skip
+        self.counts = Counts()
+        self.stale: set[str] = set()
+        self._how = {"assistant_only": assistant_only, "eos": eos}
+        self._data = data
+        self._edit = edit
+        self._tokenizer = tokenizer
+        self._with_text = with_text and tokenizer is not None
+        self._aligned: list[str] | None = None
+
+    @property
+    def with_text(self) -> bool:
+        """Whether rows get the column `text`."""
+        return self._with_text
+
+    def aligned_columns(self, rows: list[Row]) -> list[str]:
+        """Columns, besides those in `_OTHERS`, with a value for each token.
+
+        They are known by the first rows: one list alone might have that length by chance.
+        """
+        if self._aligned is None:
+            found: dict[str, bool] = {}
+            for row in rows:
+                T = len(row["input_ids"])
+                for name, value in row.items():
+                    if value is not None:
+                        fits = isinstance(value, list) and len(value) == T
+                        found[name] = found.get(name, True) and fits
+            found.update(dict.fromkeys(_PER_TOKEN, True))
+            self._aligned = [name for name, fits in found.items() if fits and name not in _OTHERS]
+        return self._aligned
+
+    def revise(self, batch: Batch) -> list[Row]:
+        """The rows after the edit; those of `batch` may be changed.
+
+        Raises:
+            UnusableError: they can't be used, or the edit doesn't fit them.
+        """
+        added = tokenize(self._data, batch, self._tokenizer, **self._how)
+        documents = find_documents(self._data, batch)
+        self.aligned_columns(batch.rows)
+        texts, known = self._edit(batch, documents)
+        self.counts.rows += len(batch.rows)
+        self.counts.documents += len(known)
+        self.counts.known += int(known.sum())
+        self.counts.tokens += len(documents.tokens)
+        self.counts.removed += int(texts.removed.sum())
+        self.counts.changed += int((texts.tokens != documents.tokens)[~texts.removed].sum())
+        row_of_token = documents.row_of_token
+        borders = np.searchsorted(row_of_token, np.arange(len(batch.rows) + 1))
+        revised = []
+        for number, old in enumerate(documents.ids):
+            of_row = slice(borders[number], borders[number + 1])
+            place = documents.place[of_row]
+            new, kept, real = old.copy(), np.ones(len(old), bool), np.zeros(len(old), bool)
+            new[place] = texts.tokens[of_row]
+            kept[place] = ~texts.removed[of_row]
+            real[place] = True
+            row = self._row(batch, number, old, new, kept)
+            self._put_text(row, old, new, kept & real, added[number])
+            self._leave_out_chats(row)
+            revised.append(row)
+        return revised
+
+    def _row(self, batch: Batch, number: int, old: Array, new: Array, kept: Array) -> Row:
+        row, name = dict(batch.rows[number]), batch.names[number]
+        row["input_ids"] = new[kept].tolist()
+        if row.get("labels") is not None:
+            labels = np.asarray(self._aligned_value(row, "labels", len(old), name))
+            row["labels"] = np.where((new != old) & (labels != -100), new, labels)[kept].tolist()
+        if kept.all():
+            return row
+        for column in self.aligned_columns(batch.rows):
+            if row.get(column) is not None:
+                value = self._aligned_value(row, column, len(old), name)
+                row[column] = [v for v, k in zip(value, kept, strict=True) if k]
+        if row.get("position_ids") is not None:
+            row["position_ids"] = _renumbered(np.asarray(row["position_ids"]), kept)
+        if row.get("seq_lengths") is not None:
+            ends = np.cumsum(row["seq_lengths"])
+            num_kept = np.concatenate([[0], np.cumsum(kept)])
+            row["seq_lengths"] = np.diff(num_kept[ends], prepend=0).tolist()
+        return row
+
+    def _aligned_value(self, row: Row, column: str, T: int, name: str) -> list[Any]:
+        value = row[column]
+        if not isinstance(value, list) or len(value) != T:
+            seen = f"{len(value)} values" if isinstance(value, list) else type(value).__name__
+            raise self._data.error(
+                f"{column} of {name} should hold a value for each of its {T} tokens, got {seen}; "
+                "remove or rename the column"
+            )
+        return value
+
+    def _put_text(self, row: Row, old: Array, new: Array, kept: Array, added: Array | None) -> None:
+        if not self._with_text:
+            if row.pop("text", None) is not None:
+                self.stale.add("text")
+            return
+        if added is not None:
+            if kept.all() and (old == new).all():
+                return  # as it was: decoding need not give the very same text
+            kept = kept & ~added
+        row["text"] = self._tokenizer.decode(
+            new[kept].tolist(), skip_special_tokens=False, clean_up_tokenization_spaces=False
+        )
+
+    def _leave_out_chats(self, row: Row) -> None:
+        for column in CHAT_COLUMNS:
+            if isinstance(row.get(column), str) or (row.get(column) and is_chat(row[column])):
+                del row[column]
+                self.stale.add(column)
+
+
+def _renumbered(positions: Array, kept: Array) -> list[int]:
+    """Positions of the tokens that are left, counted on from where each document begins."""
+    first = np.ones(len(positions), bool)
+    first[1:] = np.diff(positions) != 1
+    document = np.cumsum(first) - 1
+    num_before = np.cumsum(~kept)
+    # Removed tokens before it in its own document; a document's first token is never removed.
+    in_document = num_before - num_before[np.flatnonzero(first)][document]
+    return (positions - in_document)[kept].tolist()
+
+
+def replay(
+    data: Data, batch: Batch, documents: Documents, journal: Journal, generation: int
+) -> tuple[Texts, Array]:
+    """All documents after a generation, and which of them (N,) it edited.
+
+    Raises:
+        UnusableError: the old tokens of a change are not there.
+    """
+    texts = documents.texts()
+    try:
+        journal.bring_forward(texts, documents.keys, generation)
+    except ValueError:
+        raise _name_document(data, batch, documents, journal, generation) from None
+    return texts, journal.look_up(documents.keys, generation).known
+
+
+def _name_document(
+    data: Data, batch: Batch, documents: Documents, journal: Journal, generation: int
+) -> UnusableError:
+    """The error of the first document that can't be replayed."""
+    for number, start in enumerate(documents.start):
+        end = start + documents.lengths[number]
+        alone = Texts.of(documents.tokens[start:end], np.zeros(1, np.int64))
+        try:
+            journal.bring_forward(alone, documents.keys[number : number + 1], generation)
+        except ValueError as error:
+            name = batch.names[documents.row[number]]
+            return data.error(f"a document of {name} can't be replayed: {error}")
+    raise AssertionError("documents that can be replayed one by one can't be replayed together")

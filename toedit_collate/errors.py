@@ -1,0 +1,18 @@
+"""Errors that commands and recipes print in one line."""
+
+from __future__ import annotations
+
+
+def first_line(error: BaseException) -> str:
+    r"""The first line of an error's message; its type's name where it has none.
+
+    Example:
+        >>> first_line(ValueError("no such model\n(see the docs)")), first_line(KeyError())
+        ('no such model', 'KeyError')
+    """
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+class UnusableError(Exception):
+    """An argument or a file that can't be used; one line: what, the value seen, the mend."""

@@ -1,0 +1,204 @@
+"""What a token stands for to a reader: a digit, punctuation, the beginning of a word, code, ..."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from ..tokens.protection import special_token_ids, structure_mask, template_sequences
+from .marking import token_pieces
+
+# The first seven exclude each other. A token in code or markup is counted there as well.
+FORMS = (
+    "digits", "punctuation", "whitespace", "word beginnings", "word pieces", "capitalised words",
+    "template",
+)  # fmt: skip
+REGIONS = ("code", "markup")
+KINDS = (*FORMS, *REGIONS)
+MEANING = {
+    "digits": "a number, or a part of one",
+    "punctuation": "marks and symbols without a letter or digit",
+    "whitespace": "blanks, line feeds and indentation alone",
+    "word beginnings": "a word, or its first piece, in lower case",
+    "word pieces": "a later piece of a word",
+    "capitalised words": "a word, or its first piece, that begins with a capital letter",
+    "template": "special tokens and what the chat template writes",
+    "code": "in fenced or indented blocks, or on lines that look like a program's",
+    "markup": "tags, Markdown and reST marks, links and LaTeX commands",
+}
+Bits = npt.NDArray[np.uint16]
+
+_FENCED = re.compile(r"^(`{3,}|~{3,})[^\n]*\n.*?(?:^\1[^\n]*$|\Z)", re.M | re.S)
+_INLINE = re.compile(r"(?<!`)`[^`\n]+`(?!`)|``[^`\n]+``")
+# A statement, a definition, an import, an assignment: the line and the more indented ones below.
+_CODE_LINE = re.compile(
+    r"^(?P<indent>[ \t]*)(?:"
+    r"(?:async )?def \w+\(.*|class \w+.*[:{]|(?:from [\w.]+ )?import [\w.{*].*|@\w[\w.]*(?:\(.*)?|"
+    r"(?:pub |async |static )*(?:fn|func|function|let|const|var|struct|impl|enum)\b.*[({;=].*|"
+    r"(?:if|elif|else|for|while|with|try|except|return|assert|print)\b.*[:)\]};]|"
+    r"[\w.\[\]\"']+ ?[-+*/|&]?= ?\S.*|#include.*|.*[;{}]"
+    r")[ \t\r]*$",
+    re.M,
+)
+_INDENTED = re.compile(r"(?:(?<=\n\n)|\A)(?:(?: {4}|\t)[^\n]*(?:\n|\Z)|[ \t]*\n(?= {4}|\t))+")
+_MARKUP = re.compile(
+    r"</?[A-Za-z][^<>\n]{0,200}>|<!--.*?-->|&[a-z]{2,8};"  # HTML
+    r"|^#{1,6}(?= )|^[-*+](?= )|^>|\*\*|__|^[=\-~^\"`]{4,}$|^\|.*\|$"  # Markdown and reST
+    r"|!?\[(?=[^\]\n]*\]\()|(?<=\])\([^)\s]*\)|https?://\S+"
+    r"|^\.\. [\w-]+::|:[a-z]+:(?=`)|\\[A-Za-z]+|\$\$",
+    re.M,
+)
+
+
+@dataclass(frozen=True)
+class Text:
+    """A document as text.
+
+    Attributes:
+        pieces: what each token adds; joined, they are the text.
+        kinds: (T,) uint16, bit k is set where the token is of `KINDS[k]`.
+    """
+
+    pieces: list[str]
+    kinds: Bits
+
+    def __str__(self) -> str:
+        return "".join(self.pieces)
+
+
+class Reader:
+    """Makes text of token ids, and tells the kinds of tokens.
+
+    Args:
+        tokenizer: with its special tokens and chat template.
+
+    Raises:
+        ValueError: there is no tokenizer.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        if tokenizer is None:
+            raise ValueError(
+                "the prior has no tokenizer, without which tokens are no text; pass one: "
+                "Prior(model, tokenizer)"
+            )
+        self.tokenizer = tokenizer
+        self._special = torch.tensor(sorted(special_token_ids(tokenizer)), dtype=torch.int64)
+        self._runs = template_sequences(tokenizer)
+        self._known: dict[int, str] = {}
+        self._anchor = self._find_anchor()
+
+    def read(self, ids: list[int]) -> Text:
+        """Text and kinds of one document's tokens.
+
+        Example:
+            >>> from transformers import PreTrainedTokenizerFast
+            >>> from tokenizers import Tokenizer, models, pre_tokenizers
+            >>> words = enumerate("? the sea is 42 miles wide".split())
+            >>> raw = Tokenizer(models.WordLevel({word: i for i, word in words}, unk_token="?"))
+            >>> raw.pre_tokenizer = pre_tokenizers.Whitespace()
+            >>> tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw)
+            >>> text = Reader(tokenizer).read(tokenizer("sea is 42").input_ids)
+            >>> text.pieces
+            [' sea', ' is', ' 42']
+            >>> [bool(bit >> KINDS.index("digits") & 1) for bit in text.kinds]
+            [False, False, True]
+        """
+        pieces = self.pieces(ids)
+        tokens = torch.tensor(ids, dtype=torch.int64)
+        template = structure_mask(tokens, torch.zeros_like(tokens), self._special, self._runs)
+        return Text(pieces, find_kinds(pieces, template.numpy()))
+
+    def pieces(self, ids: list[int]) -> list[str]:
+        """What each token adds to the text before it."""
+        pieces = [self.piece(token) for token in ids]
+        # A letter that takes several tokens, or a tokenizer whose pieces depend on their
+        # neighbours: then by the text up to each token, which takes longer.
+        if "\N{REPLACEMENT CHARACTER}" in "".join(pieces):
+            return token_pieces(self.tokenizer, ids)
+        return pieces
+
+    def piece(self, token: int) -> str:
+        """What a token adds to text, as far as it alone tells."""
+        known = self._known.get(token)
+        if known is None:
+            # Decoded alone, a word of SentencePiece loses the blank before it.
+            text = self._decode([*self._anchor, token])
+            known = text[len(self._decode(self._anchor)) :]
+            self._known[token] = known
+        return known
+
+    def _find_anchor(self) -> list[int]:
+        """A token after which others are decoded as within a text."""
+        ids = self.tokenizer("a", add_special_tokens=False)["input_ids"]
+        return list(ids[-1:])
+
+    def _decode(self, ids: list[int]) -> str:
+        return self.tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+
+
+def find_kinds(pieces: list[str], template: npt.NDArray[np.bool_]) -> Bits:
+    r"""The kinds of tokens: (T,) pieces of a text, and which are the template's -> (T,) uint16.
+
+    Example:
+        >>> pieces = ["The", " sum", " is", " 4", "2", ".", "\n"]
+        >>> bits = find_kinds(pieces, np.zeros(7, bool))
+        >>> [[kind for k, kind in enumerate(KINDS) if bit >> k & 1][0] for bit in bits][::3]
+        ['capitalised words', 'digits', 'whitespace']
+    """
+    kinds = np.zeros(len(pieces), np.uint16)
+    before = ""
+    for i, piece in enumerate(pieces):
+        form = "template" if template[i] else _form(piece, before)
+        kinds[i] = 1 << KINDS.index(form)
+        before = piece[-1:] or before
+    # What the template writes ends lines, as far as code and markup are concerned.
+    text = "".join("\n" * len(p) if of else p for p, of in zip(pieces, template, strict=True))
+    ends = np.cumsum([len(piece) for piece in pieces])
+    begins = ends - [len(piece.lstrip(" ")) or len(piece) for piece in pieces]
+    for name, spans in (("code", _code(text)), ("markup", _markup(text))):
+        inside = np.zeros(len(text) + 1, np.int64)
+        for begin, end in spans:
+            inside[begin:end] = 1
+        covered = np.concatenate([[0], np.cumsum(inside)])
+        kinds[(covered[ends] > covered[begins]) & ~template] |= 1 << KINDS.index(name)
+    return kinds
+
+
+def _form(piece: str, before: str) -> str:
+    bare = piece.strip()
+    if not bare:
+        return "whitespace" if piece else "word pieces"
+    if not any(map(str.isalnum, bare)):
+        return "punctuation"
+    if not any(map(str.isalpha, bare)):
+        return "digits"
+    if not piece[0].isspace() and before.isalnum() and bare[0].isalnum():
+        return "word pieces"
+    first = next(letter for letter in bare if letter.isalpha())
+    return "capitalised words" if first.isupper() else "word beginnings"
+
+
+def _code(text: str) -> Iterator[tuple[int, int]]:
+    for pattern in (_FENCED, _INLINE, _INDENTED):
+        for found in pattern.finditer(text):
+            yield found.start(), found.start() + len(found[0].rstrip())
+    for found in _CODE_LINE.finditer(text):
+        begin, end = found.span()
+        indent = len(found["indent"])
+        while end < len(text):  # what is indented under it
+            line = re.compile(r"\n([ \t]*)[^\n]*").match(text, end)
+            if line is None or len(line[1]) <= indent or not line[0].strip():
+                break
+            end = line.end()
+        yield begin, end
+
+
+def _markup(text: str) -> Iterator[tuple[int, int]]:
+    yield from (found.span() for found in _MARKUP.finditer(text))
