@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .editing.edit import edit_tokens
+    from .head.soft_labels import soft_cross_entropy
     from .inspection.inspecting import inspect_edits
     from .policy import EditPolicy
     from .prior.prior import Prior
@@ -33,6 +34,7 @@ __all__ = [
     "inspect_edits",
     "last_checkpoint",
     "self_edit",
+    "soft_cross_entropy",
 ]
 __version__ = "0.1.0"
 
@@ -54,6 +56,7 @@ _HOMES = {
     "inspect_edits": ".inspection.inspecting",
     "last_checkpoint": ".training.checkpoints",
     "self_edit": ".training.generations",
+    "soft_cross_entropy": ".head.soft_labels",
 }
 
 

@@ -1,0 +1,219 @@
+"""Gives the model in training the loss of labels that are made of many draws.
+
+The batch carries `draws` (see `head.soft_labels`), and the model's `forward` gets them as one more
+argument. `use_drawn_labels` replaces `forward` by one that knows them: it returns the loss (for
+`Trainer`) or the log-probabilities (for TRL's `SFTTrainer`, which asks with `fused_lm_head=True`),
+computed from the hidden states without the (B, T, V) logits. Calls without `draws` (evaluation,
+generation) go to the model's own `forward`. So accumulation, DDP, FSDP2, autocast, torch.compile
+and gradient checkpointing stay what the Trainer makes of them.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.utils import ModelOutput
+
+from ..head.projection import Head
+from ..head.soft_labels import KEY, drawn_log_prob, expected_log_prob, num_labels
+from ..prior.families import find_head, find_trunk, unwrap_model
+
+logger = logging.getLogger("toedit_collate")
+
+_MARK = "_toedit_uses_drawn_labels"
+# By how much the head's logits may differ from the model's own, relative to their largest: what
+# bfloat16 rounds. Another formula is off by far more.
+_TOLERANCE = 2.0**-5
+
+
+@dataclass
+class DrawnOutput(ModelOutput):
+    """What the model returns for a batch with drawn labels.
+
+    Attributes:
+        loss: (), nats per label.
+        log_probs: (B, T - 1) float32, the expected log probability of the drawn label; 0 without.
+        entropy: (B, T - 1) float32, of the prediction, in nats.
+        is_top1: (B, T - 1) bool, whether the likeliest id is that of `labels`.
+        label_mask: (B, T - 1) bool, where there is a label.
+        aux_loss: of the router, or None.
+    """
+
+    loss: Tensor | None = None
+    log_probs: Tensor | None = None
+    entropy: Tensor | None = None
+    is_top1: Tensor | None = None
+    label_mask: Tensor | None = None
+    aux_loss: Tensor | None = None
+
+
+def uses_drawn_labels(model: Any) -> bool:
+    """Whether `use_drawn_labels` was called for this model, inside its wrappers."""
+    return hasattr(unwrap_model(model), _MARK)
+
+
+def use_drawn_labels(model: Any) -> None:
+    """Let a model compute its loss from `draws`, where a batch has them.
+
+    Args:
+        model: the model in training, with or without the wrappers of PEFT, DDP, FSDP2 and
+            torch.compile; changed in place. A second call does nothing.
+
+    Raises:
+        TypeError: it is not a causal language model of transformers.
+    """
+    lm = unwrap_model(model)
+    if hasattr(lm, _MARK):
+        return
+    find_trunk(lm)
+    own = lm.forward
+    fusible = _has_plain_head(lm, own)
+    setattr(lm, _MARK, True)
+
+    @functools.wraps(own)
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        draws = kwargs.pop(KEY, None)
+        if draws is None:
+            return own(*args, **kwargs)
+        head = _find_head(lm) if fusible else None
+        if head is None or getattr(lm.config.get_text_config(), "output_router_logits", False):
+            return _by_logits(lm, own, draws, args, kwargs)
+        return _by_states(lm, head, draws, args, kwargs)
+
+    lm.forward = forward
+
+
+def _by_states(
+    lm: Any, head: Head, draws: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> DrawnOutput:
+    labels, count = _take_labels(kwargs)
+    kwargs = {**kwargs, "use_cache": False}
+    hidden = find_trunk(lm)(*args, **kwargs)[0]
+    log_probs, entropy, is_top1, known = drawn_log_prob(head, hidden, draws, labels)
+    loss = -log_probs.sum() / num_labels(known, count)
+    return DrawnOutput(loss, log_probs, entropy, is_top1, known)
+
+
+def _by_logits(
+    lm: Any, own: Callable[..., Any], draws: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> DrawnOutput:
+    """For heads that only their module can compute, and for the loss of a router."""
+    labels, count = _take_labels(kwargs)
+    outputs = own(*args, **{**kwargs, "use_cache": False})
+    logits = outputs.logits
+    log_probs, known = expected_log_prob(logits, draws, labels)
+    loss = -log_probs.sum() / num_labels(known, count)
+    aux = getattr(outputs, "aux_loss", None)
+    if aux is not None:
+        loss = loss + getattr(lm.config.get_text_config(), "router_aux_loss_coef", 0.0) * aux
+    with torch.no_grad():
+        log_p = logits[:, :-1].float().log_softmax(-1)
+        entropy = torch.where(known, -(log_p.exp() * log_p).sum(-1), 0)
+        is_top1 = (log_p.argmax(-1) == labels[:, 1:]) & known
+    return DrawnOutput(loss, log_probs, entropy, is_top1, known, aux)
+
+
+def _take_labels(kwargs: dict[str, Any]) -> tuple[Tensor, Any]:
+    kwargs.pop("fused_lm_head", None)
+    if kwargs.get("shift_labels") is not None:
+        raise ValueError(
+            "the trainer shifts labels itself (context or sequence parallelism), which labels made "
+            "of many draws do not support; use num_draws=1, or turn the parallelism off"
+        )
+    kwargs.pop("shift_labels", None)
+    labels = kwargs.pop("labels", None)
+    if labels is None:
+        raise ValueError(
+            f"the batch has {KEY!r} and no labels; do not remove labels from the collator's batch "
+            "(a compute_loss_func does: leave it out with num_draws > 1)"
+        )
+    return labels, kwargs.pop("num_items_in_batch", None)
+
+
+def _find_head(lm: Any) -> Head | None:
+    """The vocabulary projection as it is now, whole; None where only the model can compute it."""
+    module = lm.get_output_embeddings()
+    weight = getattr(module, "weight", None)
+    # An adapter, quantization, or ZeRO-3, which keeps a part of the weights on each rank.
+    if type(module) is not torch.nn.Linear and not hasattr(weight, "full_tensor"):
+        return None
+    if hasattr(weight, "ds_id"):
+        return None
+    head = find_head(lm)
+    if head.weight is not None or not hasattr(weight, "full_tensor"):
+        return head if head.weight is not None else None
+    # FSDP2: gather the head once for the whole batch; gradients flow back to the shards.
+    bias = getattr(head.module, "bias", None)
+    return Head(
+        weight.full_tensor(), None if bias is None else bias.full_tensor(), head.module,
+        head.vocab_size, head.scale, head.softcap,
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def _has_plain_head(lm: Any, own: Callable[..., Any]) -> bool:
+    """Whether the head's formula gives the model's own logits, on a few tokens."""
+    head = _find_head(lm)
+    if head is None or any(hasattr(p, "full_tensor") for p in lm.parameters()):
+        return False
+    if head.weight is None or head.weight.device.type == "meta":
+        return False
+    modes = {module: module.training for module in lm.modules()}
+    lm.eval()
+    try:
+        device = next(lm.parameters()).device
+        ids = torch.arange(8, device=device)[None] % head.vocab_size
+        logits = own(input_ids=ids, use_cache=False).logits.float()
+        hidden = find_trunk(lm)(input_ids=ids, use_cache=False)[0]
+        ours = head.logits(hidden[0])[None].to(logits.device)
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    same = ours.shape == logits.shape and bool(
+        (ours - logits).abs().max() <= _TOLERANCE * logits.abs().max().clamp(min=1e-6)
+    )
+    if not same:
+        logger.info("%s: the loss of drawn labels is computed from its logits", type(lm).__name__)
+    return same
+
+
+def check_can_use_draws(trainer: Any) -> None:
+    """Refuse a Trainer whose loss can't be that of drawn labels.
+
+    Raises:
+        ValueError: names the option.
+    """
+    args = trainer.args
+    instead = "or use num_draws=1, which needs no loss of its own"
+    if getattr(args, "label_smoothing_factor", 0):
+        raise ValueError(
+            f"label_smoothing_factor={args.label_smoothing_factor} smooths hard labels, and "
+            f"num_draws > 1 makes soft ones; set it to 0, {instead}"
+        )
+    if getattr(args, "loss_type", None) not in (None, "nll"):
+        raise ValueError(
+            f"loss_type={args.loss_type!r} needs one label per token, and num_draws > 1 makes "
+            f"many; use loss_type='nll', {instead}"
+        )
+    if trainer.compute_loss_func is not None:
+        raise ValueError(
+            "compute_loss_func replaces the loss that num_draws > 1 needs; leave it out, " + instead
+        )
+    if getattr(args, "n_gpu", 1) > 1:
+        raise ValueError(
+            f"the trainer spreads a batch over {args.n_gpu} GPUs by DataParallel, which num_draws "
+            f"> 1 does not support; start it with torchrun or accelerate launch, {instead}"
+        )
+    parallel = getattr(trainer.accelerator, "parallelism_config", None)
+    for name in ("cp_enabled", "sp_enabled"):
+        if parallel is not None and getattr(parallel, name, False):
+            raise ValueError(
+                f"parallelism_config.{name}: context and sequence parallelism separate labels from "
+                f"their draws; turn it off, {instead}"
+            )
