@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -139,21 +139,16 @@ def _take_labels(kwargs: dict[str, Any]) -> tuple[Tensor, Any]:
 def _find_head(lm: Any) -> Head | None:
     """The vocabulary projection as it is now, whole; None where only the model can compute it."""
     module = lm.get_output_embeddings()
-    weight = getattr(module, "weight", None)
+    weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
+    gather = getattr(weight, "full_tensor", None)
     # An adapter, quantization, or ZeRO-3, which keeps a part of the weights on each rank.
-    if type(module) is not torch.nn.Linear and not hasattr(weight, "full_tensor"):
-        return None
-    if hasattr(weight, "ds_id"):
+    if hasattr(weight, "ds_id") or (type(module) is not torch.nn.Linear and gather is None):
         return None
     head = find_head(lm)
-    if head.weight is not None or not hasattr(weight, "full_tensor"):
+    if gather is None:
         return head if head.weight is not None else None
     # FSDP2: gather the head once for the whole batch; gradients flow back to the shards.
-    bias = getattr(head.module, "bias", None)
-    return Head(
-        weight.full_tensor(), None if bias is None else bias.full_tensor(), head.module,
-        head.vocab_size, head.scale, head.softcap,
-    )  # fmt: skip
+    return replace(head, weight=gather(), bias=None if bias is None else bias.full_tensor())
 
 
 @torch.no_grad()
