@@ -97,15 +97,16 @@ def philox(counter, key):
     return c
 
 
-def uniform(ids, position, *, seed, epoch, generation):
-    """The draw for one token of a document."""
+def uniform(ids, position, *, seed, epoch, generation, number=0):
+    """The draw for one token of a document; of several, that of a number."""
     key = 0
     for i, token in enumerate(ids):
         high, low, _, _ = philox((token, i, 0, 0), (0, 0))
         key = (key + (high << 32 | low)) & MASK64
     words = (seed & MASK32, seed >> 32, 0 if epoch is None else epoch + 1, generation)
     seeded = philox(words, (key & MASK32, key >> 32))
-    first, second, _, _ = philox((position, 0, seeded[2], seeded[3]), (seeded[0], seeded[1]))
+    four = philox((position, number // 2, seeded[2], seeded[3]), (seeded[0], seeded[1]))
+    first, second = four[2:] if number % 2 else four[:2]
     return (first * 2**21 + (second >> 11)) * 2.0**-53
 
 

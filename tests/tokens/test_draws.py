@@ -30,12 +30,12 @@ def test_philox_gives_the_known_answers(counter, key, expected):
     assert tuple(reference.philox(counter, key)) == expected
 
 
-def draws(documents, *, seed=0, epoch=0, generation=0):
+def draws(documents, *, seed=0, epoch=0, generation=0, num_draws=1):
     tokens = np.concatenate(documents)
     number = np.repeat(np.arange(len(documents)), [len(ids) for ids in documents])
     position = np.concatenate([np.arange(len(ids)) for ids in documents])
     keys = document_keys(tokens, number, position, len(documents))
-    uniforms = token_uniforms(keys, number, position, Draws(seed, epoch, generation))
+    uniforms = token_uniforms(keys, number, position, Draws(seed, epoch, generation), num_draws)
     return np.split(uniforms, np.cumsum([len(ids) for ids in documents])[:-1])
 
 
@@ -52,6 +52,25 @@ def test_matches_the_reference(ids, seed, epoch, generation):
         for i in range(len(ids))
     ]
     assert uniforms.tolist() == expected
+
+
+@given(
+    ids=st.lists(st.integers(0, 200_000), min_size=1, max_size=5),
+    num_draws=st.integers(2, 7),
+    epoch=st.none() | st.integers(0, 1000),
+)
+def test_several_draws_match_the_reference(ids, num_draws, epoch):
+    (uniforms,) = draws([ids], seed=3, epoch=epoch, generation=1, num_draws=num_draws)
+    expected = [
+        [
+            reference.uniform(ids, i, seed=3, epoch=epoch, generation=1, number=number)
+            for number in range(num_draws)
+        ]
+        for i in range(len(ids))
+    ]
+    assert uniforms.tolist() == expected
+    (first,) = draws([ids], seed=3, epoch=epoch, generation=1)
+    assert uniforms[:, 0].tolist() == first.tolist()
 
 
 def test_a_document_has_the_same_draws_beside_any_other():

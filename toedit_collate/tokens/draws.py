@@ -115,18 +115,19 @@ def document_keys(tokens: Array, document: Array, position: Array, num_documents
 
 
 def token_uniforms(
-    keys: Words, document: Array, position: Array, draws: Draws
+    keys: Words, document: Array, position: Array, draws: Draws, num_draws: int = 1
 ) -> npt.NDArray[np.float64]:
-    """One number in [0, 1) for each of n tokens.
+    """Numbers in [0, 1) for each of n tokens.
 
     Args:
         keys: (N,) uint64, the keys of the documents (`document_keys`).
         document: (n,) int64, the number of each token's document, in [0, N).
         position: (n,) int64, the position of each token in its document.
         draws: what else they depend on.
+        num_draws: how many numbers each token gets; the first is the same for any.
 
     Returns:
-        (n,) float64, multiples of 2**-53.
+        (n,) float64, multiples of 2**-53; with several draws, (n, num_draws).
     """
     # The seed is mixed into the key by a round of its own, so that seed and content can't cancel.
     epoch = 0 if draws.epoch is None else draws.epoch + 1
@@ -134,8 +135,14 @@ def token_uniforms(
     for row, value in enumerate((draws.seed, draws.seed >> 32, epoch, draws.generation)):
         mixed[row] = value & _MASK32
     seeded = philox4x32(mixed, np.stack([keys & _LOWER, keys >> _HALF]))[:, document]
-    counter = np.zeros((4, len(position)), dtype=np.uint64)
-    counter[0], counter[2:] = position, seeded[2:]
-    first, second, _, _ = philox4x32(counter, seeded[:2])
-    # float64 holds 53 bits: all of `first`, and the upper 21 of `second`.
-    return ((first << np.uint64(21)) | (second >> np.uint64(11))).astype(np.float64) * 2.0**-53
+    # A call of Philox gives two numbers of 64 bits, so draws 2 j and 2 j + 1 share counter j.
+    calls = (num_draws + 1) // 2
+    counter = np.zeros((4, len(position), calls), dtype=np.uint64)
+    counter[0], counter[2:] = position[:, None], seeded[2:, :, None]
+    counter[1] = np.arange(calls)
+    key = np.repeat(seeded[:2], calls, axis=1)
+    words = philox4x32(counter.reshape(4, -1), key).reshape(2, 2, -1)
+    # float64 holds 53 bits: all of a pair's first word, and the upper 21 of its second.
+    pairs = (words[:, 0] << np.uint64(21)) | (words[:, 1] >> np.uint64(11))
+    numbers = pairs.astype(np.float64).T.reshape(len(position), -1)[:, :num_draws] * 2.0**-53
+    return numbers[:, 0] if num_draws == 1 else numbers

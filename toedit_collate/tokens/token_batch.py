@@ -104,12 +104,12 @@ class TokenBatch:
             home=input_ids.device if home is None else home,
         )
 
-    def uniforms(self, where: Tensor, draws: Draws) -> Tensor:
-        """Draws for n of the M tokens, (n,) int64 `where`: (n,) float64 in [0, 1)."""
+    def uniforms(self, where: Tensor, draws: Draws, num_draws: int = 1) -> Tensor:
+        """Numbers in [0, 1) for n of the M tokens: (n,) float64, or (n, num_draws) for several."""
         chosen, documents = where.numpy(), self.documents
         document = documents.document.numpy()[chosen]
         position = documents.position.numpy()[chosen]
-        return torch.from_numpy(token_uniforms(self._keys(), document, position, draws))
+        return torch.from_numpy(token_uniforms(self._keys(), document, position, draws, num_draws))
 
     @property
     def keys(self) -> Tensor:
