@@ -1,4 +1,4 @@
-"""The figure of `theory.py`: error over generations, and by the total share edited."""
+"""The figure of `theory.py`: error over generations, and against the total share edited."""
 
 from __future__ import annotations
 

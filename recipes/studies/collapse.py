@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from common.evaluation import frequency_deciles
-from paper.data_report.ngrams import NGrams
+from common.ngrams import NGrams
 from torch import Tensor, nn
 
 from toedit_collate.data.files import whole, write_json

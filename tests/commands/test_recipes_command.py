@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import json
 import os
 import subprocess
 import sys
@@ -10,53 +12,74 @@ from pathlib import Path
 import pytest
 
 from toedit_collate.commands.main import main
-from toedit_collate.commands.recipes.places import configs, fields_of_recipes, scripts, studies
+from toedit_collate.commands.recipes import FOLDERS, configs, fields_of_recipes, scripts
 
 ROOT = Path(__file__).parents[2]
+RECIPES = ROOT / "recipes"
+COMMON = {f"common/{path.name}" for path in (RECIPES / "common").glob("*.py")}
+
+
+def names_in(folder):
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_all_are_listed(capsys):
     assert main(["recipes", "list"]) == 0
     words = capsys.readouterr().out.replace(":", "").split()
     assert len(configs()) >= 20
-    assert {path.stem for path in (*scripts(), *configs())} <= set(words)
-    assert {path.stem for path in studies() if path.suffix == ".yaml"} <= set(words)
-
-
-def test_studies_come_with_what_runs_them(tmp_path, capsys):
-    assert main(["recipes", "copy", "studies", str(tmp_path)]) == 0
-    found = {path.name: path for path in (tmp_path / "studies").iterdir()}
-    assert {"run.py", "unseen_prior.yaml"} <= found.keys() == {path.name for path in studies()}
-    script = [sys.executable, str(found["run.py"]), "--help"]
-    told = subprocess.run(script, capture_output=True, text=True, check=True)
-    assert "--study" in told.stdout
-    assert main(["recipes", "copy", "studies", str(tmp_path)]) == 2
-    assert "is there already" in capsys.readouterr().err
+    studies = (RECIPES / "studies").glob("*.yaml")
+    assert {path.stem for path in (*scripts(), *configs(), *studies)} | {*FOLDERS} <= set(words)
 
 
 def test_a_config_comes_with_its_recipe_and_what_starts_it(tmp_path, capsys):
     assert main(["recipes", "copy", "cpt_llama3_8b_bio", str(tmp_path / "new")]) == 0
-    found = {str(p.relative_to(tmp_path / "new")) for p in tmp_path.rglob("*") if p.is_file()}
-    assert found == {"cpt.py", "configs/cpt_llama3_8b_bio.yaml", "configs/accelerate/ddp.yaml"}
+    found = names_in(tmp_path / "new")
+    config = "configs/cpt_llama3_8b_bio.yaml"
+    assert found == {"cpt.py", config, "configs/accelerate/ddp.yaml", *COMMON}
     for name in found:
-        assert (tmp_path / "new" / name).read_bytes() == (ROOT / "recipes" / name).read_bytes()
-    assert (
-        f"python {tmp_path}/new/cpt.py --config {tmp_path}/new/configs/cpt_llama3_8b_bio.yaml"
-        in (capsys.readouterr().out)
-    )
+        assert (tmp_path / "new" / name).read_bytes() == (RECIPES / name).read_bytes()
+    new = tmp_path / "new"
+    assert f"python {new}/cpt.py --config {new}/{config}" in capsys.readouterr().out
 
 
-def test_a_recipe_comes_with_all_of_its_configs(tmp_path):
+def test_recipes_with_all_of_their_configs_share_a_folder(tmp_path):
     assert main(["recipes", "copy", "self_edit", str(tmp_path)]) == 0
     found = {path.stem for path in (tmp_path / "configs").glob("*.yaml")}
     assert found == {path.stem for path in configs() if path.stem.startswith("self_edit")}
+    assert main(["recipes", "copy", "cpt_tiny", str(tmp_path)]) == 0
+    assert {"self_edit.py", "cpt.py"} <= names_in(tmp_path)
+
+
+@pytest.mark.parametrize("name", [*FOLDERS, "cpt", "pretrain"])
+def test_what_a_copy_imports_is_copied_along(name, tmp_path):
+    assert main(["recipes", "copy", name, str(tmp_path)]) == 0
+    own = {path.name for path in RECIPES.iterdir() if path.is_dir()}
+    wanted = set()
+    for path in tmp_path.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and not node.level:
+                wanted |= {node.module} if node.module.partition(".")[0] in own else set()
+    assert "common" in {module.partition(".")[0] for module in wanted}
+    for module in wanted:
+        path = tmp_path / module.replace(".", "/")
+        assert path.with_suffix(".py").is_file() or (path / "__init__.py").is_file(), module
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FOLDERS)
+def test_a_copied_folder_runs_outside_of_the_checkout(name, tmp_path):
+    assert main(["recipes", "copy", name, str(tmp_path)]) == 0
+    for script in (tmp_path / name).glob("*.py"):
+        if "__main__" in script.read_text():
+            help_text = run_in(tmp_path, {}, str(script), "--help")
+            assert "--output" in help_text
 
 
 def test_nothing_is_overwritten(tmp_path, capsys):
     (tmp_path / "cpt.py").write_text("mine")
     assert main(["recipes", "copy", "cpt_tiny", str(tmp_path)]) == 2
     assert "cpt.py: is there already" in capsys.readouterr().err
-    assert [path.name for path in tmp_path.iterdir()] == ["cpt.py"]
+    assert names_in(tmp_path) == {"cpt.py"}
 
 
 def test_the_nearest_name_is_told(tmp_path, capsys):
@@ -68,23 +91,37 @@ def test_fields_are_read_without_running_a_recipe():
     assert {"config_name", "synthetic_fraction", "generations", "start"} <= fields_of_recipes()
 
 
+def run_in(folder, env, *words):
+    done = subprocess.run(
+        [sys.executable, *words], cwd=folder, env={**os.environ, "OMP_NUM_THREADS": "1", **env},
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-4000:]
+    return done.stdout
+
+
 @pytest.mark.slow
-def test_a_wheel_has_them(tmp_path):
-    """Built, unpacked, and asked from another folder."""
-    build = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-q"]
-    done = subprocess.run(
-        [*build, "-w", str(tmp_path), str(ROOT)], capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
+def test_a_recipe_copied_from_a_wheel_trains(tmp_path):
+    """Built from what git tracks, unpacked, and used in a folder outside of the checkout."""
+    tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True)
+    for name in tracked.stdout.decode().split("\0"):
+        if (ROOT / name).is_file():
+            copy = tmp_path / "source" / name
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.write_bytes((ROOT / name).read_bytes())
+    build = ["-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-q", "-w"]
+    run_in(tmp_path, {}, *build, str(tmp_path), str(tmp_path / "source"))
     (wheel,) = tmp_path.glob("*.whl")
-    subprocess.run([sys.executable, "-m", "zipfile", "-e", str(wheel), str(tmp_path / "installed")])
-    env = {**os.environ, "PYTHONPATH": str(tmp_path / "installed")}
-    command = [sys.executable, "-m", "toedit_collate.commands.main", "recipes", "copy", "cpt_tiny"]
-    done = subprocess.run(
-        [*command, str(tmp_path / "copy")], cwd=tmp_path, env=env, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    assert (tmp_path / "copy" / "configs" / "cpt_tiny.yaml").is_file()
-    assert (tmp_path / "installed/toedit_collate/recipes_data/studies/run.py").is_file()
-    packages = {path.name for path in (tmp_path / "installed").iterdir() if path.is_dir()}
-    assert {name for name in packages if not name.endswith(".dist-info")} == {"toedit_collate"}
+    installed = tmp_path / "installed"
+    run_in(tmp_path, {}, "-m", "zipfile", "-e", str(wheel), str(installed))
+    assert {path.name for path in installed.iterdir() if "." not in path.name} == {"toedit_collate"}
+    data = installed / "toedit_collate" / "recipes_data"
+    assert {path.suffix for path in data.rglob("*") if path.is_file()} == {".py", ".yaml", ".json"}
+    env = {"PYTHONPATH": str(installed)}
+    imported = run_in(tmp_path, env, "-c", "import toedit_collate; print(toedit_collate.__file__)")
+    assert imported.startswith(str(installed))
+    command = ["-m", "toedit_collate.commands.main", "recipes", "copy", "sft_lora_tiny", "my"]
+    run_in(tmp_path, env, *command)
+    config = ["--config", "my/configs/sft_lora_tiny.yaml", "--max_steps", "2"]
+    run_in(tmp_path, env, "my/sft_lora.py", *config, "--output_dir", "out")
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text())["edit"]["scored"] > 0

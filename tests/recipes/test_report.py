@@ -6,11 +6,11 @@ import math
 import numpy as np
 import pytest
 import torch
+from common.ngrams import NGrams, bucket_of, collision_index, entropy
 from conftest import TEXT, likely_ids, make_llama, make_tokenizer
 from paper.data_report import SetSettings, measure_set, write_report
 from paper.data_report.compare import coverage, warnings_of
 from paper.data_report.map import embedding_map
-from paper.data_report.ngrams import NGrams, bucket_of, collision_index, entropy
 from paper.data_report.whatif import WhatIf
 from reference import distribution, document_logits
 

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from common.ngrams import NUM_BUCKETS, bucket_of, collision_index
 
 from .compare import coverage
 from .measure import MIN_TOKENS, Measured, Sampled
-from .ngrams import NUM_BUCKETS, bucket_of, collision_index
 
 Array = npt.NDArray[np.float64]
 KEPT_SHARE = 0.5

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from common.figures import LINES, color_of, log_scale, new_figure
+from common.ngrams import NUM_BUCKETS, TOP_BIGRAMS
 
 from toedit_collate.inspection.kinds import Reader
 from toedit_collate.inspection.tally import HISTOGRAM_BINS
 
 from .measure import Measured
-from .ngrams import NUM_BUCKETS, TOP_BIGRAMS
 
 Array = npt.NDArray[np.float64]
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from common.ngrams import NGrams
 from torch import Tensor
 
 from toedit_collate.data.progress import progress_bar
@@ -30,7 +31,6 @@ from toedit_collate.policy import EditPolicy
 from toedit_collate.prior.protocol import EditingPrior
 from toedit_collate.transfer import fetch
 
-from .ngrams import NGrams
 from .whatif import WhatIf, standard_settings
 
 Floats = npt.NDArray[np.float32]

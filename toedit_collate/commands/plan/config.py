@@ -15,7 +15,7 @@ from ...config.parse import check_names
 from ...errors import UnusableError
 from ...policy import PRESETS
 from ...prior.loading import QUANTIZATIONS
-from ..recipes.places import fields_of_recipes
+from ..recipes import fields_of_recipes
 
 _ON, _OFF = ("true", "yes", "1"), ("false", "no", "0")
 
