@@ -226,7 +226,7 @@ def prior_for_samples(collator: Any) -> Any:
 
 def scoring_prior(prior: Any) -> Any:
     """This prior, if it can score a document on its own; see `prior_for_samples`."""
-    model = getattr(getattr(prior, "unaligned", prior), "model", None)
+    model = getattr(getattr(prior, "unaligned", None), "model", None)
     if model is None or is_sharded(model) or is_zero3(model) or has_fsdp1(model):
         return None
     return prior

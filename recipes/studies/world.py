@@ -19,7 +19,7 @@ from toedit_collate.config.quiet import quiet
 from toedit_collate.data import format_of, ids_and_labels, open_data
 from toedit_collate.data.files import write_json
 from toedit_collate.errors import UnusableError
-from toedit_collate.prior.identity import fingerprint
+from toedit_collate.prior.fingerprint import fingerprint
 from toedit_collate.prior.prior import Prior
 from toedit_collate.stores.cache import DecisionCache
 

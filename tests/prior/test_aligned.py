@@ -17,7 +17,7 @@ from trainees import compiles
 from toedit_collate import EditPolicy, Journal, Prior, ToEditCollator, edit_tokens
 from toedit_collate.editing.with_journal import edit_with_journal
 from toedit_collate.prior.aligned import AlignedPrior
-from toedit_collate.prior.protocol import is_prior
+from toedit_collate.prior.base import BasePrior
 from toedit_collate.stores.cache import DecisionCache, Identity
 from toedit_collate.tokens.token_batch import TokenBatch
 
@@ -202,7 +202,7 @@ class TestApi:
         assert prior.aligned_to(make("byte-level")) is prior
         assert prior.aligned_to(pickle.loads(pickle.dumps(make("byte-level")))) is prior
         assert isinstance(aligned, AlignedPrior)
-        assert is_prior(aligned)
+        assert isinstance(aligned, BasePrior)
         assert aligned.aligned_to(make("coarse")) is aligned
         assert aligned.aligned_to(make("byte-level")) is prior
 

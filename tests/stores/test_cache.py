@@ -21,7 +21,7 @@ from journals import in_child
 from safetensors import safe_open
 
 from toedit_collate import EditPolicy, Prior, edit_tokens
-from toedit_collate.prior.protocol import is_prior
+from toedit_collate.prior.base import BasePrior
 from toedit_collate.stores import segments as segments_module
 from toedit_collate.stores.cache import CachedPrior, DecisionCache, Decisions, Identity
 from toedit_collate.stores.cache import folder as folder_module
@@ -657,11 +657,11 @@ class TestCachedPrior:
             "template_sequences", "generation", "is_sharded",
         ):  # fmt: skip
             assert getattr(cached, name) == getattr(filled, name), name
-        assert is_prior(cached)
+        assert isinstance(cached, BasePrior)
         assert not isinstance(cached, Prior)
         assert cached.device == torch.device("cpu")
-        assert cached.run(lambda: 5) == 5
-        cached.stand_by()
+        assert cached.run_gathered(lambda: 5) == 5
+        cached.make_idle_passes()
         cached.compile()
         assert "CachedPrior" in repr(cached)
 

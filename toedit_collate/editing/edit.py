@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..policy import EditPolicy
-from ..prior.protocol import EditingPrior, is_prior
+from ..prior.base import BasePrior
 from ..stores.cache import DecisionCache
 from ..tokens.checks import check_documents
 from ..tokens.draws import Draws
@@ -22,7 +22,7 @@ from .with_cache import edit_with_cache
 
 @torch.no_grad()
 def edit_tokens(
-    prior: EditingPrior,
+    prior: BasePrior,
     input_ids: Tensor,
     *,
     attention_mask: Tensor | None = None,
@@ -86,7 +86,7 @@ def edit_tokens(
 
 @torch.no_grad()
 def edit_batch(
-    prior: EditingPrior,
+    prior: BasePrior,
     policy: EditPolicy,
     batch: TokenBatch,
     *,
@@ -106,12 +106,16 @@ def edit_batch(
     )
     draws = Draws(policy.seed, epoch if policy.redraw == "epoch" else None, generation)
     if cache is not None and not return_logprob:
-        return prior.run(lambda: edit_with_cache(prior, policy, batch, cache, draws, num_sampled))
-    return prior.run(lambda: _edit(prior, policy, batch, draws, return_logprob, num_sampled))
+        return prior.run_gathered(
+            lambda: edit_with_cache(prior, policy, batch, cache, draws, num_sampled)
+        )
+    return prior.run_gathered(
+        lambda: _edit(prior, policy, batch, draws, return_logprob, num_sampled)
+    )
 
 
 def _edit(
-    prior: EditingPrior,
+    prior: BasePrior,
     policy: EditPolicy,
     batch: TokenBatch,
     draws: Draws,
@@ -150,7 +154,7 @@ def _edit(
 
 
 def _check_arguments(prior: Any, policy: Any, cache: Any, **numbers: Any) -> None:
-    if not is_prior(prior):
+    if not isinstance(prior, BasePrior):
         raise TypeError(
             f"prior must be a Prior, got {type(prior).__name__}; write Prior(model, tokenizer)"
         )

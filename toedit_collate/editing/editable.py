@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 
 from ..policy import EditPolicy, Protect
-from ..prior.protocol import EditingPrior
+from ..prior.base import BasePrior
 from ..tokens.protection import rule_mask, structure_mask
 from ..tokens.token_batch import TokenBatch
 
 
-def find_editable(prior: EditingPrior, policy: EditPolicy, batch: TokenBatch) -> Tensor:
+def find_editable(prior: BasePrior, policy: EditPolicy, batch: TokenBatch) -> Tensor:
     """To which tokens of a batch the policy is applied: (M,) bool, on the host."""
     editable = batch.documents.position > 0
     if not policy.decides:

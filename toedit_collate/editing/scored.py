@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..head.logprob import Scores
 from ..policy import EditPolicy
-from ..prior.protocol import Predictions
+from ..prior.base import Predictions
 from ..tokens.checks import check_finite
 
 

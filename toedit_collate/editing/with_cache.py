@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..head.candidates import Candidates, draw_among
 from ..policy import EditPolicy
-from ..prior.protocol import EditingPrior
+from ..prior.base import BasePrior
 from ..stores.cache import DecisionCache, Decisions, Identity
 from ..tokens.content import content_digests
 from ..tokens.draws import Draws
@@ -25,7 +25,7 @@ MAX_DRAWN_ELEMENTS = 2**22
 
 
 def edit_with_cache(
-    prior: EditingPrior,
+    prior: BasePrior,
     policy: EditPolicy,
     batch: TokenBatch,
     cache: DecisionCache,
@@ -67,7 +67,7 @@ def edit_with_cache(
         decisions = Decisions.concatenate([decisions, decided])
         numbers = np.concatenate([numbers, new])
     else:
-        prior.stand_by()
+        prior.make_idle_passes()
     at = documents.start[numbers].repeat_interleave(torch.from_numpy(decisions.counts))
     at = at + torch.from_numpy(decisions.position)
     is_dropped = torch.from_numpy(decisions.num_candidates == 0)
@@ -90,7 +90,7 @@ def edit_with_cache(
 
 
 def _decide(
-    prior: EditingPrior,
+    prior: BasePrior,
     policy: EditPolicy,
     batch: TokenBatch,
     digests: np.ndarray,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..policy import EditPolicy
-from ..prior.protocol import EditingPrior
+from ..prior.base import BasePrior
 from ..stores.cache import DecisionCache
 from ..stores.journal import Journal
 from ..stores.journal.keys import keys_of
@@ -37,7 +37,7 @@ class JournaledEdit:
 
 @torch.no_grad()
 def edit_with_journal(
-    prior: EditingPrior,
+    prior: BasePrior,
     journal: Journal,
     source: TokenBatch,
     *,
@@ -93,7 +93,8 @@ def edit_with_journal(
         before = torch.from_numpy(texts.tokens[_members(source, texts, new)])
         _record(journal, keys[new], lengths[new], batch, before, edited, step)
     else:
-        prior.run(prior.stand_by)  # as edit_batch: ranks must call a sharded prior alike
+        # As in edit_batch: ranks must call a sharded prior equally often.
+        prior.run_gathered(prior.make_idle_passes)
     journal.bring_forward(texts, keys, generation, since=generation - 1)
     removed = torch.from_numpy(texts.removed)
     # A token that was changed and is removed now is removed, as seen from the source.

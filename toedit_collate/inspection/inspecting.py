@@ -14,8 +14,7 @@ import torch
 
 from ..data.progress import progress_bar
 from ..policy import EditPolicy
-from ..prior.aligned import AlignedPrior
-from ..prior.protocol import EditingPrior
+from ..prior.base import BasePrior
 from ..tokens.alignment.ways import WAYS
 from .batches import as_token_batch, in_batches
 from .documents import Source, SourceDocument, name_of, read_documents
@@ -33,7 +32,7 @@ CANDIDATES_FROM = 0.5
 
 
 def inspect_edits(
-    prior: EditingPrior,
+    prior: BasePrior,
     data: Source,
     policies: Mapping[str, EditPolicy] | Sequence[EditPolicy | str] | EditPolicy | str = "paper",
     *,
@@ -121,7 +120,7 @@ def inspect_edits(
         data=name_of(data),
         reader=reader,
     )
-    if isinstance(prior, AlignedPrior):
+    if prior.unaligned is not prior:
         seen.alignment = {name: KindTally(WAYS) for name in chosen}
     for batch in _with_bar(in_batches(documents, batch_tokens), progress):
         scored = score_batch(prior, as_token_batch(batch))
@@ -136,7 +135,7 @@ def inspect_edits(
     return seen
 
 
-def describe(prior: EditingPrior) -> str:
+def describe(prior: BasePrior) -> str:
     """A prior in a few words."""
     config = getattr(getattr(prior, "model", None), "config", None)
     return getattr(config, "_name_or_path", "") or prior.description
@@ -156,7 +155,7 @@ def _split(
     at = torch.from_numpy(wanted[scored.where.numpy()].nonzero()[0])
     ids, chances = (x.tolist() for x in scored.runners_up(at, NUM_CANDIDATES))
     place = scored.where[at].numpy()
-    ways = scored.prior.ways(scored.batch) if isinstance(scored.prior, AlignedPrior) else None
+    ways = scored.prior.ways(scored.batch)
     begin = 0
     for source, length in zip(batch, found.lengths, strict=True):
         part = slice(begin, begin + length)

@@ -12,7 +12,7 @@ from ..editing.editable import find_editable
 from ..head.candidates import Candidates
 from ..head.logprob import Scores
 from ..policy import EditPolicy
-from ..prior.protocol import EditingPrior, Predictions
+from ..prior.base import BasePrior, Predictions
 from ..tokens.checks import check_documents, check_finite
 from ..tokens.draws import Draws
 from ..tokens.token_batch import TokenBatch
@@ -54,7 +54,7 @@ class Scored:
         logprob: (n,) float32 on the host, log P of those in nats.
     """
 
-    prior: EditingPrior
+    prior: BasePrior
     batch: TokenBatch
     where: Tensor
     predictions: Predictions
@@ -152,7 +152,7 @@ class Scored:
 
 
 @torch.no_grad()
-def score_batch(prior: EditingPrior, batch: TokenBatch) -> Scored:
+def score_batch(prior: BasePrior, batch: TokenBatch) -> Scored:
     """Pass a batch through the prior once, with exact log P wherever there is one.
 
     Raises:
@@ -162,10 +162,10 @@ def score_batch(prior: EditingPrior, batch: TokenBatch) -> Scored:
     check_documents(
         batch.documents, batch.tokens, vocab_size=prior.vocab_size, max_length=prior.max_length
     )
-    return prior.run(lambda: _score(prior, batch))
+    return prior.run_gathered(lambda: _score(prior, batch))
 
 
-def _score(prior: EditingPrior, batch: TokenBatch) -> Scored:
+def _score(prior: BasePrior, batch: TokenBatch) -> Scored:
     where = prior.scorable(batch).nonzero().squeeze(-1)
     predictions = prior.predict(batch, where)
     scores = predictions.score(_ALL, exact=True)

@@ -5,10 +5,9 @@ from __future__ import annotations
 import functools
 import hashlib
 import logging
-import os
 import weakref
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 import torch
@@ -27,9 +26,8 @@ from ..tokens.checks import check_same_tokenizer
 from ..tokens.protection import special_token_ids, template_sequences
 from ..tokens.token_batch import TokenBatch
 from ..transfer import send
-
-if TYPE_CHECKING:
-    from .prior import Prior
+from .base import BasePrior
+from .model_prior import ModelPrior
 
 logger = logging.getLogger("toedit_collate")
 T = TypeVar("T")
@@ -39,8 +37,8 @@ LOW_SHARE = 0.5
 _SEEN = 10_000
 
 
-class AlignedPrior:
-    """A prior behind the ids of a trainee with another tokenizer: an `EditingPrior`.
+class AlignedPrior(BasePrior):
+    """A prior for a trainee with another tokenizer.
 
     `Prior.aligned_to` makes one. Both tokenizers cut the same bytes. A token of the trainee that
     begins where one of the prior begins is scored: log P is a lower bound of the log-probability
@@ -69,7 +67,7 @@ class AlignedPrior:
         ValueError: the prior has no tokenizer, or one of the two does not stand for bytes.
     """
 
-    def __init__(self, prior: Prior, tokenizer: Any) -> None:
+    def __init__(self, prior: ModelPrior, tokenizer: Any) -> None:
         if prior.tokenizer is None:
             raise ValueError(
                 "the prior has no tokenizer, so it can't be aligned to another; load it with "
@@ -97,15 +95,9 @@ class AlignedPrior:
     def __repr__(self) -> str:
         return f"AlignedPrior({self._prior}, trainee's vocabulary {self.vocab_size})"
 
-    def __getstate__(self) -> NoReturn:
-        raise TypeError(
-            "a prior holds a model on a device and can't be pickled; send the ToEditCollator to "
-            "worker processes instead, which leaves its prior at home"
-        )
-
     @property
-    def unaligned(self) -> Prior:
-        """The prior behind it, which scores its own tokens."""
+    def unaligned(self) -> ModelPrior:
+        """The prior that it aligns, which scores its own tokens."""
         return self._prior
 
     @property
@@ -117,13 +109,6 @@ class AlignedPrior:
     def vocab_size(self) -> int:
         """Number of the trainee's ids."""
         return len(self.aligner.one.trainee.bytes)
-
-    @property
-    def max_length(self) -> None:
-        """There is no limit in the trainee's tokens.
-
-        Tokens behind the prior's last position are not scored, and counted as not aligned.
-        """
 
     @property
     def pad_id(self) -> int:
@@ -174,7 +159,7 @@ class AlignedPrior:
         self._prepared = dict(documents)
 
     def predict(self, batch: TokenBatch, where: Tensor) -> AlignedPredictions:
-        """Pass a batch through the model; see `EditingPrior`."""
+        """Pass a batch through the model; see `BasePrior`."""
         aligned = self._aligned(batch)
         tokens = batch.tokens[where]
         requests = aligned.requests(where.numpy(), tokens.numpy(), self._groups)
@@ -310,13 +295,13 @@ class AlignedPrior:
             self._warned.add(what)
             logger.warning(message, *values)
 
-    def run(self, function: Callable[[], T]) -> T:
-        """Call a function that uses the prior, in the surroundings that its model needs."""
-        return self._prior.run(function)
+    def run_gathered(self, function: Callable[[], T]) -> T:
+        """Call a function that uses the prior; see `BasePrior`."""
+        return self._prior.run_gathered(function)
 
-    def stand_by(self) -> None:
-        """Predict nothing, but take part in the passes of other ranks."""
-        self._prior.stand_by()
+    def make_idle_passes(self) -> None:
+        """Take part in the passes of other ranks; see `BasePrior`."""
+        self._prior.make_idle_passes()
 
     def compile(self, **options: Any) -> None:
         """Compile the trunk; see `Prior.compile`."""
@@ -330,17 +315,17 @@ class AlignedPrior:
         """
         check_same_tokenizer(tokenizer, self.tokenizer, self.vocab_size)
 
-    def aligned_to(self, tokenizer: Any) -> Any:
-        """This prior, or the one behind it aligned to another tokenizer; see `Prior.aligned_to`."""
+    def aligned_to(self, tokenizer: Any) -> BasePrior:
+        """This prior, or the one that it aligns for another tokenizer; see `Prior.aligned_to`."""
         try:
             self.set_tokenizer(tokenizer)
         except ValueError:
             return self._prior.aligned_to(tokenizer)
         return self
 
-    def fit(self, trainee: nn.Module, autocast_dtype: torch.dtype | None) -> None:
-        """Check that the prior can edit for a trainee; see `Prior.fit`."""
-        self._prior.fit(trainee, autocast_dtype)
+    def prepare_for(self, trainee: nn.Module, autocast_dtype: torch.dtype | None) -> None:
+        """Check that the prior can edit for a trainee; see `BasePrior`."""
+        self._prior.prepare_for(trainee, autocast_dtype)
 
     def check_can_swap(self) -> NoReturn:
         """Refuse new weights.
@@ -354,11 +339,3 @@ class AlignedPrior:
             "prior with the trainee's tokenizer: self_edit(..., later_prior='trainee'), "
             "later_prior: trainee in a recipe, or Prior.from_pretrained(checkpoint)"
         )
-
-    def prepare_swap(self, source: str | os.PathLike[str] | Mapping[str, Tensor]) -> NoReturn:
-        """Refuse new weights, as `check_can_swap`."""
-        self.check_can_swap()
-
-    def complete_swap(self, prepared: object) -> NoReturn:
-        """Refuse new weights, as `check_can_swap`."""
-        self.check_can_swap()

@@ -14,8 +14,8 @@ from ..tokens.documents import Documents, find_documents
 from ..tokens.passes import PASS_COST, Pass, plan_passes
 from ..transfer import send
 from .families import find_trunk
-from .rendezvous import Rendezvous
 from .rope import length_class, rope_as_new
+from .sharding import Rendezvous
 
 logger = logging.getLogger("toedit_collate")
 

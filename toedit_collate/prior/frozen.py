@@ -10,7 +10,7 @@ from torch import nn
 
 from .adapters import Survey, adapters_switched, evaluation_mode, survey, unwrap_layer
 from .families import unwrap_model
-from .trainee import check_base_is_frozen, check_prior_is_frozen, trained_adapters
+from .shared_base import check_base_is_frozen, check_prior_is_frozen, trained_adapters
 
 
 class FrozenModel:

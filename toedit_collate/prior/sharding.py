@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
-from ..distributed import is_distributed
+from ..distributed import all_reduce, is_distributed
 from .families import unwrap_model
 
 T = TypeVar("T")
@@ -147,6 +147,27 @@ def run_inside(model: nn.Module, function: Callable[[], T]) -> T:
         # The optimizer writes to the parts, not to what was gathered of them.
         root.reshard()  # type: ignore[operator]
     return result[0]
+
+
+class Rendezvous:
+    """Brings the ranks together for one batch; does nothing unless weights are sharded."""
+
+    def __init__(self) -> None:
+        self._is_running = False
+
+    def run(self, model: nn.Module, function: Callable[[], T]) -> T:
+        """Call a function that uses parts of a model, gathered first if FSDP2 has sharded it."""
+        if self._is_running:
+            return function()
+        self._is_running = True
+        try:
+            return run_inside(model, function)
+        finally:
+            self._is_running = False
+
+    def idle_passes(self, num_passes: int) -> int:
+        """How many passes other ranks make beyond ours, in which we must take part (collective)."""
+        return int(all_reduce([num_passes], "max")[0]) - num_passes
 
 
 def _is_dtensor(tensor: Tensor) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .facts import deciding_config, differences
+from .model_config import deciding_config, differences
 from .sharding import copy_into, storage_of
 from .weights import Weights
 

@@ -7,7 +7,7 @@ from typing import Any
 from transformers import Trainer
 
 from ..policy import EditPolicy
-from ..prior.protocol import EditingPrior
+from ..prior.base import BasePrior
 from .callback import ToEditCallback
 from .collator import ToEditCollator
 from .trainee import check_trainee, check_trainer, text_tokenizer
@@ -15,7 +15,7 @@ from .training_loader import edit_training_loaders_of
 
 
 def attach(
-    trainer: Trainer, prior: EditingPrior, policy: EditPolicy | None = None, **kwargs: Any
+    trainer: Trainer, prior: BasePrior, policy: EditPolicy | None = None, **kwargs: Any
 ) -> ToEditCollator:
     """Edit the training batches of a Trainer that exists already.
 

@@ -9,7 +9,7 @@ from typing import Any
 from torch.utils.data import get_worker_info
 
 from ..policy import EditPolicy
-from ..prior.protocol import EditingPrior
+from ..prior.base import BasePrior
 from ..stores.cache import DecisionCache
 from ..stores.journal import Journal
 from .batch_layout import read_layout
@@ -84,7 +84,7 @@ class ToEditCollator:
 
     def __init__(
         self,
-        prior: EditingPrior,
+        prior: BasePrior,
         policy: EditPolicy | None = None,
         *,
         base_collator: BaseCollator | None = None,
@@ -106,7 +106,7 @@ class ToEditCollator:
         self._editor: BatchEditor | None = editor
         self.key = editor.key
         self.base_collator: BaseCollator = base_collator or DefaultCollator(editor.tokenizer)
-        self.aligner: Any = getattr(prior, "aligner", None)
+        self.aligner: Any = prior.aligner
         self.trains: bool | None = None
 
     def __call__(self, features: Any) -> ToEditBatch:

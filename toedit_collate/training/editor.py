@@ -14,8 +14,7 @@ from ..distributed import barrier, world_size
 from ..editing.edit import edit_batch
 from ..editing.with_journal import edit_with_journal
 from ..policy import EditPolicy
-from ..prior.aligned import AlignedPrior
-from ..prior.protocol import EditingPrior, is_prior
+from ..prior.base import BasePrior
 from ..stores.cache import DecisionCache, Identity
 from ..stores.journal import Journal
 from ..tokens.checks import check_same_tokenizer
@@ -72,7 +71,7 @@ class BatchEditor:
 
     def __init__(
         self,
-        prior: EditingPrior,
+        prior: BasePrior,
         policy: EditPolicy | None = None,
         *,
         tokenizer: Any = None,
@@ -143,7 +142,8 @@ class BatchEditor:
                 another tokenizer, or has fewer ids than the prior can draw; or a shared prior can't
                 score with a trainee that is spread over ranks so.
         """
-        self.prior.fit(model, torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None)
+        mixed_precision = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
+        self.prior.prepare_for(model, mixed_precision)
         tokenizer = text_tokenizer(processing_class)
         if tokenizer is None:
             tokenizer = find_tokenizer(model, collators)
@@ -199,8 +199,7 @@ class BatchEditor:
         epoch = self._epoch(where, origin)
         self._learn_from_other_ranks(epoch)
         self._num_batches += 1
-        if isinstance(self.prior, AlignedPrior):
-            self.prior.take_prepared(origin.prepared or {})
+        self.prior.take_prepared(origin.prepared or {})
         # Rows that may shrink meet the batch's other tensors where those are, before all move; and
         # a journal reads on the host what was edited.
         stays = self.policy.drop_below is not None or self.journal is not None
@@ -223,8 +222,7 @@ class BatchEditor:
                 )  # fmt: skip
                 final, edited, num_replayed = both.final, both.edited, both.num_replayed
         self.stats.add(edited, source.documents.num_tokens, num_replayed)
-        if isinstance(self.prior, AlignedPrior):
-            self.stats.add_alignment(self.prior.take_counts())
+        self.stats.add_alignment(self.prior.take_counts())
         self._say_if_masked(source)
         final = widened(final, origin.pad_to_multiple_of, self.prior.pad_id)
         if self.on_edit is not None:
@@ -312,7 +310,7 @@ class BatchEditor:
 
 
 def _check_types(prior: Any, policy: Any, journal: Any, cache: Any, on_edit: Any) -> None:
-    if not is_prior(prior):
+    if not isinstance(prior, BasePrior):
         write = "Prior(model, tokenizer)"
         if isinstance(prior, (str, bytes)):
             write = f"Prior.from_pretrained({prior!r})"

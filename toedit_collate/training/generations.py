@@ -16,7 +16,6 @@ from transformers import Trainer
 
 from ..distributed import barrier
 from ..policy import EditPolicy
-from ..prior.aligned import AlignedPrior
 from ..prior.prior import Prior
 from ..stores.journal import Journal
 from .attach import attach
@@ -188,7 +187,7 @@ def self_edit(
         attach(trainer, own, policy, journal=journal, **collator_settings)
         if number == 1:
             # Lower bounds at some of the tokens would not compare with later perplexities.
-            comparable = not isinstance(own, AlignedPrior)
+            comparable = own.unaligned is own
             perplexity = perplexity_of(trainer, own) if comparable else None
             first = GenerationReport(generation=0, perplexity=perplexity)
             reports.append(_finish(first, before, trainer, made_with, save=None))

@@ -13,7 +13,7 @@ from transformers import Trainer
 from ..distributed import all_reduce, rank, world_size
 from ..editing.edit import edit_tokens
 from ..policy import EditPolicy
-from ..prior.protocol import EditingPrior
+from ..prior.base import BasePrior
 from .batch_layout import read_layout
 from .collator import ToEditCollator
 
@@ -21,7 +21,7 @@ _SCORE_ONLY = EditPolicy(region="none")
 
 
 def held_out_perplexity(
-    prior: EditingPrior, batches: Iterable[dict[str, Any]], *, over_ranks: bool = False
+    prior: BasePrior, batches: Iterable[dict[str, Any]], *, over_ranks: bool = False
 ) -> float:
     """Perplexity per token of documents, each on its own, exactly.
 
@@ -56,9 +56,7 @@ def held_out_perplexity(
     return math.exp(nll / count) if count else math.nan
 
 
-def perplexity_of(
-    trainer: Trainer, prior: EditingPrior, dataset: str | None = None
-) -> float | None:
+def perplexity_of(trainer: Trainer, prior: BasePrior, dataset: str | None = None) -> float | None:
     """Held-out perplexity on a Trainer's evaluation data; a collective, each rank has a part.
 
     Args:

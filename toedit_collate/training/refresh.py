@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from ..distributed import all_reduce, barrier, world_size
 from ..prior.adapters import active_adapter
+from ..prior.base import BasePrior
 from ..prior.families import unwrap_model
 from ..prior.prior import Prior
-from ..prior.protocol import EditingPrior
 from ..prior.sharding import global_shape, has_fsdp1, is_sharded, is_zero3
 from .snapshot import LiveWeights, link_folder, own_weights, save_prior, unwrap_wrappers
 
@@ -53,7 +53,7 @@ class Refresher:
         when: "epoch", "save", a number of steps, or None: never.
     """
 
-    def __init__(self, prior: EditingPrior, when: Refresh) -> None:
+    def __init__(self, prior: BasePrior, when: Refresh) -> None:
         # Where a swap is wanted, `check` has seen that the prior has weights.
         self.prior = cast(Prior, prior)
         self.when = when

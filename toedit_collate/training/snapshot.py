@@ -16,7 +16,7 @@ from ..prior.adapters import active_adapter, parameters_used
 from ..prior.families import unwrap_model
 from ..prior.prior import Prior
 from ..prior.sharding import full_tensor, is_sharded
-from ..prior.swap_adapter import adapter_weights
+from ..prior.swap import adapter_weights
 
 
 class LiveWeights(Mapping[str, Tensor]):

@@ -64,8 +64,8 @@ class EditStats:
 
     def add_alignment(self, counts: Mapping[str, int]) -> None:
         """Count the tokens of a batch for a prior with another tokenizer."""
-        for name in ALIGNMENT:
-            self._totals[name] += counts[name]
+        for name, count in counts.items():
+            self._totals[name] += count
 
     @contextmanager
     def timing(self, device: torch.device) -> Iterator[None]:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from ..prior.protocol import EditingPrior
+from ..prior.base import BasePrior
 
 # Preference, reward, reinforcement and distillation trainers, by the names that TRL and those who
 # build on it give them (a subclass may stand anywhere, a copy in another package).
@@ -49,7 +49,7 @@ def check_trainer(trainer: Any) -> None:
         )
 
 
-def check_trainee(model: Any, prior: EditingPrior) -> None:
+def check_trainee(model: Any, prior: BasePrior) -> None:
     """Raise unless a trainee can be trained on what the prior draws.
 
     Args:

@@ -28,7 +28,7 @@ from toedit_collate.inspection.documents import (
 from toedit_collate.inspection.passes import Scored, score_batch
 from toedit_collate.inspection.tally import Probabilities
 from toedit_collate.policy import EditPolicy
-from toedit_collate.prior.protocol import EditingPrior
+from toedit_collate.prior.base import BasePrior
 from toedit_collate.transfer import fetch
 
 from .whatif import WhatIf, standard_settings
@@ -150,7 +150,7 @@ class Measured:
 
 
 def measure_set(
-    prior: EditingPrior, source: Source, settings: SetSettings | None = None, *, name: str = ""
+    prior: BasePrior, source: Source, settings: SetSettings | None = None, *, name: str = ""
 ) -> Measured:
     """Read a set once; memory does not grow with it.
 

@@ -17,7 +17,6 @@ from ...inspection.inspecting import inspect_edits
 from ...inspection.inspection import Inspection
 from ...inspection.naming import named_policies
 from ...inspection.terminal import show
-from ...prior.aligned import AlignedPrior
 
 DEFAULT_POLICIES = ("paper", "reference_code", "threshold=0.5")
 
@@ -51,7 +50,7 @@ def _look(args: argparse.Namespace, options: dict[str, Any]) -> Inspection:
         raise UnusableError(f"--policy: {error}") from None
     data = as_data(args.data, args.split)
     prior = open_prior(args.prior, **options)
-    if args.own_tokens and not isinstance(prior, AlignedPrior):
+    if args.own_tokens and prior.unaligned is prior:
         raise UnusableError(
             "--own-tokens: these are the prior's own tokens; add --prior-aligned TOKENIZER, of "
             "another kind"

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from typing import Any, NoReturn, TypeVar
+from collections.abc import Sequence
+from typing import Any, NoReturn
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...policy import EditPolicy
+from ...prior.base import BasePrior
 from ...tokens.token_batch import TokenBatch
 from .identity import Identity, decision_record, tokenizer_hash
-
-T = TypeVar("T")
 
 _FILL = (
     "run `toedit apply --cache` with the prior, the same tokenized data and the same policy, or "
@@ -21,22 +20,17 @@ _FILL = (
 )
 
 
-class CachedPrior:
+class CachedPrior(BasePrior):
     """Stands in for a prior whose decisions are all in a `DecisionCache`: there is no model.
 
-    An `EditingPrior`, and no `Prior`. `DecisionCache.prior` makes one. A document that is not in
-    the cache is an error.
+    `DecisionCache.prior` makes one. A document that is not in the cache is an error.
 
     Args:
         identity: with what the decisions in the cache were made.
     """
 
-    is_sharded = False
-
     def __init__(self, identity: Identity) -> None:
         self.identity = identity
-        self.generation = 0
-        self.tokenizer: Any = None
         self.special_ids = set(identity.special_ids)
         self.template_sequences = [list(run) for run in identity.template_sequences]
 
@@ -109,10 +103,6 @@ class CachedPrior:
         """What it is, for a model card."""
         return f"the decisions of prior `{self.identity.prior}`, from a cache"
 
-    def scorable(self, batch: TokenBatch) -> Tensor:
-        """Which tokens have a probability, (M,) bool: all but the first of each document."""
-        return batch.documents.position > 0
-
     def predict(self, batch: TokenBatch, where: Tensor) -> NoReturn:
         """Refuse to score tokens.
 
@@ -126,19 +116,6 @@ class CachedPrior:
             f"to score with; {_FILL}"
         )
 
-    def run(self, function: Callable[[], T]) -> T:
-        """Call a function."""
-        return function()
-
-    def stand_by(self) -> None:
-        """Do nothing: no other rank waits."""
-
-    def fit(self, trainee: nn.Module, autocast_dtype: torch.dtype | None) -> None:
-        """Do nothing: there is no model that a trainee could disagree with."""
-
-    def compile(self, **_: Any) -> None:
-        """Do nothing: there is no trunk to compile."""
-
     def check_can_swap(self) -> NoReturn:
         """Refuse new weights.
 
@@ -149,14 +126,6 @@ class CachedPrior:
             "refresh swaps the prior's weights, but a prior from a decision cache can't be "
             "swapped: it has none; load a prior with Prior.from_pretrained, or leave refresh out"
         )
-
-    def prepare_swap(self, source: object) -> NoReturn:
-        """Refuse new weights, as `check_can_swap`."""
-        self.check_can_swap()
-
-    def complete_swap(self, prepared: object) -> NoReturn:
-        """Refuse new weights, as `check_can_swap`."""
-        self.check_can_swap()
 
 
 def find_identity(

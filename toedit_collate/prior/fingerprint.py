@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from .adapters import adapter_layers, parameters_used
-from .facts import deciding_adapter_config, deciding_config
 from .families import unwrap_model
+from .model_config import deciding_adapter_config, deciding_config
 from .sharding import class_name, full_tensor
 
 # Where a weight can't be added up as whole numbers, a fingerprint looks at so many of its values.

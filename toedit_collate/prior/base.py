@@ -1,0 +1,248 @@
+"""BasePrior: what editing asks of a prior, and what all kinds of priors share."""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NoReturn, Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from ..head.candidates import Candidates
+from ..head.logprob import Scores
+from ..policy import EditPolicy
+from ..tokens.token_batch import TokenBatch
+from .swap import PreparedSwap
+
+T = TypeVar("T")
+
+
+class Predictions(Protocol):
+    """What a prior predicts at n tokens of one batch.
+
+    The forward pass behind it is queued on the device and need not be finished.
+    """
+
+    @property
+    def device(self) -> torch.device:
+        """Where scores and draws are computed."""
+        ...
+
+    def score(self, policy: EditPolicy, *, exact: bool = False) -> Scores:
+        """Compute log P of the n observed tokens. The host waits for the device once, here.
+
+        Args:
+            policy: below its lowest cut, log P may be an upper bound.
+            exact: compute log P exactly everywhere.
+        """
+        ...
+
+    def exact_logprob(self, at: Tensor) -> Tensor:
+        """Log P of some observed tokens: (S,) int64 places on the host -> (S,) float32, nats."""
+        ...
+
+    def draw(
+        self, policy: EditPolicy, scores: Scores, selected: Tensor, uniforms: Tensor
+    ) -> Tensor:
+        """Resample the selected tokens; one uniform decides each.
+
+        Args:
+            policy: sampler, temperature, `exclude_original`, `protect_special`.
+            scores: the result of `score`.
+            selected: (n,) bool on `device`.
+            uniforms: (n,) float64 in [0, 1), on the host.
+
+        Returns:
+            (n,) int64 on `device`: the tokens, resampled where they are selected.
+        """
+        ...
+
+    def candidates(self, policy: EditPolicy, at: Tensor) -> Iterator[Candidates]:
+        """The candidates of the tokens at some places, for a cache.
+
+        Args:
+            policy: as for `draw`.
+            at: (m,) int64, on the host, ascending.
+
+        Yields:
+            The candidates of a few tokens at a time; together, of all m.
+        """
+        ...
+
+
+class BasePrior(ABC):
+    """A frozen model that scores a trainee's tokens and draws replacements for them.
+
+    There are three kinds: `Prior` is a model that has the trainee's tokenizer, `AlignedPrior` a
+    model that has another tokenizer, and `CachedPrior` a decision cache without a model. All ids
+    are the trainee's.
+
+    Attributes:
+        generation: number of swaps so far; 0: the weights are the ones it was made with.
+        tokenizer: of the ids; None: not known.
+        special_ids: ids that stand for no text.
+        template_sequences: the runs of ids that the chat template writes.
+        aligner: aligns the documents of a batch in DataLoader workers; None: nothing to align.
+    """
+
+    generation: int = 0
+    tokenizer: Any = None
+    special_ids: set[int]
+    template_sequences: list[list[int]]
+    aligner: Any = None
+
+    def __getstate__(self) -> NoReturn:
+        """Refuse to be pickled.
+
+        Raises:
+            TypeError: always.
+        """
+        raise TypeError(
+            f"{type(self).__name__} holds a model on a device and can't be pickled; send the "
+            "ToEditCollator to worker processes instead, which leaves its prior behind"
+        )
+
+    # What it is.
+
+    @property
+    @abstractmethod
+    def device(self) -> torch.device:
+        """Where documents are scored."""
+
+    @property
+    @abstractmethod
+    def vocab_size(self) -> int:
+        """Number of ids that have a probability: input_ids must lie in [0, vocab_size)."""
+
+    @property
+    def max_length(self) -> int | None:
+        """The longest document that can be scored, in tokens; None: no limit."""
+        return None
+
+    @property
+    @abstractmethod
+    def pad_id(self) -> int:
+        """The id to pad rows with."""
+
+    @property
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """Differs between priors whose scores differ; with sharded weights, a collective."""
+
+    @property
+    @abstractmethod
+    def description(self) -> str:
+        """What it is, in a few words of Markdown, for a model card."""
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether its weights are spread over ranks, so that all ranks must score together."""
+        return False
+
+    @property
+    def unaligned(self) -> BasePrior:
+        """The prior that scores its own tokens: itself, unless it is aligned to a tokenizer."""
+        return self
+
+    # Editing one batch.
+
+    def scorable(self, batch: TokenBatch) -> Tensor:
+        """Which tokens have a probability, (M,) bool on the host: never the first of a document."""
+        return batch.documents.position > 0
+
+    @abstractmethod
+    def predict(self, batch: TokenBatch, where: Tensor) -> Predictions:
+        """Run the model on a batch, to predict some of its tokens.
+
+        Args:
+            batch: on the host; M tokens.
+            where: (n,) int64 on the host, ascending: which of them; all are `scorable`.
+        """
+
+    def run_gathered(self, function: Callable[[], T]) -> T:
+        """Call a function that uses the prior, with weights that are spread over ranks gathered."""
+        return function()
+
+    def make_idle_passes(self) -> None:
+        """Predict nothing, but take part in the forward passes of other ranks."""
+
+    def take_prepared(self, documents: Mapping[bytes, Any]) -> None:
+        """Use documents of the next batch that a worker has aligned; see `aligner`."""
+
+    def take_counts(self) -> dict[str, int]:
+        """Alignment counts since the last call; empty where nothing is aligned."""
+        return {}
+
+    def ways(self, batch: TokenBatch) -> Any:
+        """How alignment scores each of the M tokens of a batch; None where nothing is aligned."""
+        return None
+
+    # Before and between batches.
+
+    @abstractmethod
+    def set_tokenizer(self, tokenizer: Any) -> None:
+        """Use the trainee's tokenizer.
+
+        Raises:
+            ValueError: it does not fit.
+        """
+
+    def aligned_to(self, tokenizer: Any) -> BasePrior:
+        """A prior for a trainee with another tokenizer.
+
+        Raises:
+            ValueError: this kind of prior can't be aligned.
+        """
+        raise ValueError(
+            f"{self!r} can't be aligned to another tokenizer; align the prior that fills the cache"
+        )
+
+    def prepare_for(self, trainee: nn.Module, autocast_dtype: torch.dtype | None) -> None:
+        """Check that the prior can edit for a trainee, and compute in its precision.
+
+        Args:
+            trainee: the model that a Trainer trains.
+            autocast_dtype: of its mixed precision, bf16 or fp16; None: it has none.
+
+        Raises:
+            ValueError: it can't; says why, and what to do.
+        """
+
+    def compile(self, **options: Any) -> None:
+        """Compile the model's trunk, if there is a model; see `Prior.compile`."""
+
+    def check_can_swap(self) -> None:
+        """Raise a ValueError if the weights can never be swapped."""
+
+    def swap(self, source: str | os.PathLike[str] | Mapping[str, Tensor]) -> None:
+        """Take over the weights of a checkpoint, in place: all or nothing.
+
+        Everything is checked first; a checkpoint that is missing, half-written, of another shape
+        or configuration, or not finite leaves the prior as it was. Only safetensors are read. What
+        a configuration decides (rotary positions, scales, windows) is compared where there is one:
+        a state dict has none, so that of another model with the same shapes is accepted.
+
+        Args:
+            source: a folder with `model.safetensors` (or its shards and index) or with
+                `adapter_model.safetensors`; or a state dict of the model or of its adapter.
+
+        Raises:
+            FileNotFoundError: there is no such checkpoint.
+            ValueError: it can't be used; says why.
+        """
+        self.complete_swap(self.prepare_swap(source))
+
+    def prepare_swap(self, source: str | os.PathLike[str] | Mapping[str, Tensor]) -> PreparedSwap:
+        """The first half of `swap`: check new weights, and change nothing.
+
+        Raises:
+            ValueError: they can't be used; says why.
+        """
+        self.check_can_swap()
+        raise NotImplementedError
+
+    def complete_swap(self, prepared: PreparedSwap) -> None:
+        """The second half of `swap`: use what `prepare_swap` has checked."""
+        raise NotImplementedError
