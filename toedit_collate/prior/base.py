@@ -245,4 +245,5 @@ class BasePrior(ABC):
 
     def complete_swap(self, prepared: PreparedSwap) -> None:
         """The second half of `swap`: use what `prepare_swap` has checked."""
+        self.check_can_swap()
         raise NotImplementedError
