@@ -1,6 +1,9 @@
 import dataclasses
+import functools
+import importlib
 import math
 import pickle
+import re
 import warnings
 from typing import Optional
 
@@ -8,7 +11,7 @@ import pytest
 import torch
 
 from toedit_collate import EditPolicy
-from toedit_collate.policy import OPTIONS, PRESETS, Redraw, make_policy
+from toedit_collate.policy import OPTIONS, PRESETS, Redraw
 
 
 @pytest.mark.parametrize(
@@ -32,20 +35,25 @@ from toedit_collate.policy import OPTIONS, PRESETS, Redraw, make_policy
         ({"temperature": math.inf}, ValueError, r"temperature must be a finite number"),
         ({"drop_below": 1.0}, ValueError, r"drop_below.*strictly between 0 and 1"),
         ({"drop_below": 0.995}, ValueError, r"drop_below must be less than threshold"),
-        ({"seed": -1}, ValueError, r"seed must be at least 0, got -1"),
-        ({"seed": 2**64}, ValueError, r"seed must be less than 2\*\*64"),
+        ({"seed": -1}, ValueError, r"seed must lie in \[0, 2\*\*64\), got -1"),
+        ({"seed": 2**64}, ValueError, r"seed must lie in \[0, 2\*\*64\), got 1844"),
         ({"seed": 0.5}, TypeError, r"seed must be a whole number"),
         ({"exclude_original": 1}, TypeError, r"exclude_original must be True or False, got 1"),
         ({"protect_special": None}, TypeError, r"protect_special must be True or False"),
         ({"protected_token_ids": 5}, TypeError, r"protected_token_ids.*write \(5,\)"),
         ({"protected_token_ids": (-1,)}, ValueError, r"protected_token_ids.*-1"),
+        ({"protected_token_ids": (1.0,)}, TypeError, r"protected_token_ids.*1\.0"),
         ({"protect": (1, 2)}, TypeError, r"protect must be rules.*or a function.*\(1, 2\)"),
         ({"protect": "numbrs"}, ValueError, r"no rule 'numbrs'.*did you mean 'numbers'"),
         ({"protect": "numbers,cod"}, ValueError, r"no rule 'cod'.*did you mean 'code'"),
-        ({"protect": "xyzzy"}, ValueError, r"no rule 'xyzzy', in 'xyzzy'; rules are code, latex"),
+        (
+            {"protect": "xyzzy"},
+            ValueError,
+            r"no rule 'xyzzy', in 'xyzzy'; the rules are code,",
+        ),
         ({"protect": ""}, ValueError, r"protect has no rule ''"),
-        ({"protect": "regex:"}, ValueError, r"with no expression; write it behind the colon"),
-        ({"protect": "regex:("}, ValueError, r"'regex:\(', which is no regular expression"),
+        ({"protect": "regex:"}, ValueError, r"without an expression; write it after the colon"),
+        ({"protect": "regex:("}, ValueError, r"'regex:\(', which is not a regular expression"),
         ({"target": "outputs"}, ValueError, r"target.*'both', 'inputs', 'labels'.*'outputs'"),
         ({"target": "labels", "scope": "all"}, ValueError, r"target='labels'.*use scope='loss'"),
         ({"target": "inputs", "drop_below": 0.1}, ValueError, r"drop_below=0.1.*target='both'"),
@@ -134,6 +142,58 @@ def test_is_frozen_plain_data():
     assert hash(policy) == hash(EditPolicy(protected_token_ids=(4, 5)))
 
 
+def spare_three(ids, tokenizer):
+    return ids == 3
+
+
+def spare_four(ids, tokenizer):
+    return ids == 4
+
+
+class Spare:
+    def __call__(self, ids, tokenizer):
+        return ids == 5
+
+    def method(self, ids, tokenizer):
+        return ids == 6
+
+
+class TestRecordOfAFunction:
+    """`record()` names a function in `protect`, and tells functions with other code apart."""
+
+    @staticmethod
+    def described(function):
+        return EditPolicy(protect=function).record()["protect"]
+
+    def test_is_its_name_and_a_hash_of_its_source(self):
+        functions = [
+            spare_three, spare_four, lambda ids, _: ids == 7, Spare(), Spare().method,
+        ]  # fmt: skip
+        descriptions = [self.described(function) for function in functions]
+        assert len(set(descriptions)) == len(functions)
+        for name, description in zip(
+            ["spare_three", "spare_four", ".*<lambda>", "Spare", "Spare.method"],
+            descriptions,
+            strict=True,
+        ):
+            assert re.fullmatch(rf"{name} \(source [0-9a-f]{{16}}\)", description)
+        assert self.described(spare_three) == descriptions[0]
+        assert self.described(functools.partial(spare_three)) == descriptions[0]
+
+    def test_another_body_under_the_same_name(self, tmp_path, monkeypatch):
+        monkeypatch.syspath_prepend(tmp_path)
+        found = []
+        for number in (1, 2):
+            (tmp_path / f"rules_{number}.py").write_text(f"def f(i, t): return i == {number}\n")
+            found.append(self.described(importlib.import_module(f"rules_{number}").f))
+        assert found[0].split(" (")[0] == found[1].split(" (")[0] == "f"
+        assert found[0] != found[1]
+
+    def test_is_the_name_where_there_is_no_source(self):
+        assert self.described(len) == "len"
+        assert self.described(eval("lambda ids, tokenizer: ids == 3")) == "<lambda>"
+
+
 class TestOptions:
     def test_every_field_says_what_it_is_for(self):
         assert [*OPTIONS] == [field.name for field in dataclasses.fields(EditPolicy)]
@@ -163,9 +223,8 @@ class TestOptions:
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_presets_have_one_name_everywhere(name):
+def test_a_preset_is_its_fields(name):
     policy = EditPolicy.preset(name, seed=3)
-    assert policy == make_policy(name, seed=3)
     assert policy == EditPolicy(**PRESETS[name].fields, seed=3)
 
 

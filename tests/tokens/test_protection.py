@@ -1,11 +1,8 @@
-import sys
-
 import pytest
 import torch
 from conftest import likely_ids, make_llama, make_tokenizer
 
 from toedit_collate import EditPolicy, Prior, edit_tokens
-from toedit_collate.tokens import protection
 from toedit_collate.tokens.protection import special_token_ids, structure_mask, template_sequences
 
 ALL = EditPolicy(region="below", threshold=0.99999, exclude_original=True, scope="all")
@@ -137,32 +134,3 @@ class TestUserProtection:
     def test_a_bad_function(self, prior, mask, message):
         with pytest.raises(ValueError, match=message):
             edit_tokens(prior, torch.full((2, 9), 7), policy=ALL.replace(protect=mask))
-
-
-@pytest.mark.parametrize(
-    "template",
-    [
-        "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
-        "{% for m in messages %}{{ m['content'] }}{% endfor %}"
-        "{% for a in range(99999) %}{% set b = range(99999) | map('string') | list %}{% endfor %}",
-    ],
-)
-def test_a_template_that_loops_for_ever_is_refused(monkeypatch, template):
-    monkeypatch.setattr(protection, "_MAX_TEMPLATE_STEPS", 10**6)
-    tokenizer = make_tokenizer()
-    tokenizer.chat_template = template
-    with pytest.raises(ValueError, match=r"chat_template does not come to an end.*mend the templ"):
-        template_sequences(tokenizer)
-
-
-def test_a_tracer_of_the_callers_stays(tokenizer):
-    def tracer(frame, event, argument):
-        return None
-
-    before = sys.gettrace()
-    sys.settrace(tracer)
-    try:
-        template_sequences(tokenizer)
-        assert sys.gettrace() is tracer
-    finally:
-        sys.settrace(before)

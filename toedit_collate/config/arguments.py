@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from ..policy import OPTIONS, PRESETS, EditPolicy, Option, make_policy
+from ..policy import OPTIONS, PRESETS, EditPolicy, Option
 from ..prior.loading import Quantization
 from ..training.refresh import check_refresh
 from .policies import parse_policy
@@ -112,7 +112,7 @@ class EditArguments(PolicyArguments):
         """
         if self.edit_policy == "none":
             return None
-        return make_policy(self.edit_policy, **self.changes())
+        return EditPolicy.preset(self.edit_policy, **self.changes())
 
     def changes(self) -> dict[str, Any]:
         """The fields of `EditPolicy` that were given."""
@@ -287,7 +287,7 @@ def as_arguments(policy: EditPolicy | None, preset: str = "paper") -> dict[str, 
     """
     if policy is None:
         return {"edit_policy": "none"}
-    default = make_policy(preset).record()
+    default = EditPolicy.preset(preset).record()
     changed = {name: value for name, value in policy.record().items() if value != default[name]}
     if callable(policy.protect):  # can't be written down
         del changed["protect"]

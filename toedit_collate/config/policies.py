@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from typing import Any
 
-from ..policy import OPTIONS, PRESETS, EditPolicy, make_policy
+from ..policy import OPTIONS, PRESETS, EditPolicy
 from .fields import read_policy_field
 
 POLICY_HELP = (
@@ -53,7 +53,7 @@ def parse_policy(text: str, **changes: Any) -> EditPolicy:
             f"policy must be one of {', '.join(PRESETS)}, or fields as in threshold=0.5, got "
             f"{preset!r}"
         )
-    return make_policy(preset, **fields)
+    return EditPolicy.preset(preset, **fields)
 
 
 def short_name(policy: EditPolicy) -> str:

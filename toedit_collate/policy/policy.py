@@ -4,25 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
+import inspect
 import math
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from .checks import (
-    as_token_ids,
-    require_choice,
-    require_int,
-    require_number,
-    require_probability,
-)
-from .function import describe_function
 from .options import as_docstring, described, options_of
-from .presets import PRESETS
 from .protect import parse_rules
 
 Region = Literal["above", "below", "all", "none"]
@@ -31,6 +24,33 @@ Scope = Literal["loss", "all"]
 Target = Literal["both", "inputs", "labels"]
 Redraw = Literal["epoch", "never"]
 Protect = Callable[[Tensor, Any], Tensor]
+
+
+@dataclass(frozen=True)
+class Preset:
+    """What a policy with a name does, in one line, and its fields that are not the defaults."""
+
+    help: str
+    fields: dict[str, Any] = field(default_factory=dict)
+
+
+# The script is `toedit_resampling.py` of github.com/Xuekai-Zhu/toedit. Its strategy "up_revise"
+# takes 64 candidates in its example, and 8 by default.
+PRESETS: dict[str, Preset] = {
+    "paper": Preset("the paper's Algorithm 1: P >= 0.99, top-k with k = 8, temperature 1"),
+    "reference_code": Preset(
+        'the authors\' published script ("up_revise"): k = 64, temperature 1.5',
+        {"top_k": 64, "temperature": 1.5},
+    ),
+    "low_drop_up_revise": Preset(
+        "the script's other strategy: temperature 1, and tokens with P < 0.001 are removed",
+        {"top_k": 64, "drop_below": 0.001},
+    ),
+    "filtering": Preset(
+        "only removes tokens with P < 0.001, as the script's third strategy does",
+        {"region": "none", "drop_below": 0.001},
+    ),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,8 +96,8 @@ class EditPolicy:
     )
     top_p: float = described(
         0.99,
-        'mass of the sampler "top_p", in (0, 1]. With P >= 0.99 at temperature 1 it holds the '
-        "token alone and changes nothing: you are told so",
+        'mass of the sampler "top_p", in (0, 1]. At temperature 1 and P >= top_p, the only '
+        "candidate is the token itself, so nothing changes, and a warning says so",
         source="Table 5",
     )
     temperature: float = described(
@@ -122,66 +142,11 @@ class EditPolicy:
         "epoch", 'draw afresh in every epoch; "never": make the same edit every time'
     )
 
-    def record(self) -> dict[str, Any]:
-        """What decides an edit, as JSON has it.
-
-        Of a function that protects, its name and a hash of its code as it was when the record was
-        first asked for: see `toedit_collate.policy.function.describe_function` for what that
-        covers.
-        """
-        record = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        record["protected_token_ids"] = list(self.protected_token_ids)
-        if callable(self.protect):
-            record["protect"] = self._protect_described
-        return record
-
-    @functools.cached_property
-    def _protect_described(self) -> str:
-        return describe_function(self.protect)
-
     def __post_init__(self) -> None:
-        require_choice("region", self.region, get_args(Region))
-        require_choice("sampler", self.sampler, get_args(Sampler))
-        require_choice("scope", self.scope, get_args(Scope))
-        require_choice("redraw", self.redraw, get_args(Redraw))
-        require_choice("target", self.target, get_args(Target))
-        require_probability("threshold", self.threshold)
-        if self.drop_below is not None:
-            require_probability("drop_below", self.drop_below)
-            if self._has_threshold and self.drop_below >= self.threshold:
-                raise ValueError(
-                    f"drop_below must be less than threshold, got drop_below={self.drop_below!r} "
-                    f"and threshold={self.threshold!r}; the authors' script uses 0.001 and 0.99"
-                )
-            if self.target != "both":
-                raise ValueError(
-                    f"target={self.target!r} can't go with drop_below={self.drop_below!r}: a token "
-                    "that is removed is removed from inputs and labels; use target='both'"
-                )
-        if self.target == "labels" and self.scope == "all":
-            raise ValueError(
-                "target='labels' can't go with scope='all': a token without a label has nothing "
-                "to edit; use scope='loss'"
-            )
-        require_int("top_k", self.top_k, minimum=1, mend="it is a number of candidates")
-        require_number("top_p", self.top_p)
-        if not 0 < self.top_p <= 1:
-            raise ValueError(
-                f"top_p must lie in (0, 1], got {self.top_p!r}; it is a probability: "
-                "write 0.9 for 90 %"
-            )
-        require_number("temperature", self.temperature)
-        if not (self.temperature > 0 and math.isfinite(self.temperature)):
-            raise ValueError(
-                f"temperature must be a finite number above 0, got {self.temperature!r}; "
-                "for greedy draws use top_k=1"
-            )
-        require_int("seed", self.seed, minimum=0, mend="pass a whole number in [0, 2**64)")
-        if self.seed >= 2**64:
-            raise ValueError(f"seed must be less than 2**64, got {self.seed!r}")
-        for flag in ("exclude_original", "protect_special"):
-            if not isinstance(getattr(self, flag), bool):
-                raise TypeError(f"{flag} must be True or False, got {getattr(self, flag)!r}")
+        for option in OPTIONS.values():
+            option.check(getattr(self, option.name))
+        self._check_ranges()
+        self._check_combinations()
         if isinstance(self.protect, str):
             object.__setattr__(self, "protect", ",".join(parse_rules(self.protect)))
         elif self.protect is not None and not callable(self.protect):
@@ -190,7 +155,7 @@ class EditPolicy:
                 f"(input_ids, tokenizer) -> bool mask, got {self.protect!r}; to protect ids, use "
                 "protected_token_ids"
             )
-        object.__setattr__(self, "protected_token_ids", as_token_ids(self.protected_token_ids))
+        object.__setattr__(self, "protected_token_ids", _as_ids(self.protected_token_ids))
         if self.changes_nothing:
             warnings.warn(
                 f"this policy can change no token: {self._why_nothing_changes()}",
@@ -198,9 +163,53 @@ class EditPolicy:
                 stacklevel=3,
             )
 
+    def _check_ranges(self) -> None:
+        for name in ("threshold", "drop_below"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < 1:
+                raise ValueError(
+                    f"{name} must lie strictly between 0 and 1, got {value!r}; it is a "
+                    "probability: write 0.99 for 99 %"
+                )
+        if not 0 < self.top_p <= 1:
+            raise ValueError(
+                f"top_p must lie in (0, 1], got {self.top_p!r}; it is a probability: "
+                "write 0.9 for 90 %"
+            )
+        if self.top_k < 1:
+            raise ValueError(
+                f"top_k must be at least 1, got {self.top_k!r}; it is a number of candidates"
+            )
+        if not (self.temperature > 0 and math.isfinite(self.temperature)):
+            raise ValueError(
+                f"temperature must be a finite number above 0, got {self.temperature!r}; "
+                "for greedy draws use top_k=1"
+            )
+        if not 0 <= self.seed < 2**64:
+            raise ValueError(f"seed must lie in [0, 2**64), got {self.seed!r}")
+
+    def _check_combinations(self) -> None:
+        if self.drop_below is not None:
+            if self._has_threshold and self.drop_below >= self.threshold:
+                raise ValueError(
+                    f"drop_below must be less than threshold, got drop_below={self.drop_below!r} "
+                    f"and threshold={self.threshold!r}; the authors' script uses 0.001 and 0.99"
+                )
+            if self.target != "both":
+                raise ValueError(
+                    f"target={self.target!r} can't be combined with drop_below="
+                    f"{self.drop_below!r}, which removes tokens from inputs and labels; use "
+                    "target='both'"
+                )
+        if self.target == "labels" and self.scope == "all":
+            raise ValueError(
+                "target='labels' can't be combined with scope='all': a token without a label has "
+                "nothing to edit; use scope='loss'"
+            )
+
     @classmethod
     def preset(cls, name: str, **changes: Any) -> EditPolicy:
-        """A policy by its name, with single fields changed.
+        """A policy by its name, with some fields changed.
 
         Args:
             name: "paper", "reference_code", "low_drop_up_revise" or "filtering" (`PRESETS`).
@@ -220,12 +229,7 @@ class EditPolicy:
 
     @classmethod
     def paper(cls, **changes: Any) -> EditPolicy:
-        """The paper's setting: P >= 0.99, top-k with k = 8, temperature 1 (Algorithm 1).
-
-        Example:
-            >>> EditPolicy.paper(threshold=0.999).top_k
-            8
-        """
+        """The paper's setting: P >= 0.99, top-k with k = 8, temperature 1 (Algorithm 1)."""
         return cls.preset("paper", **changes)
 
     @classmethod
@@ -236,8 +240,8 @@ class EditPolicy:
     ) -> EditPolicy:
         """The settings of the script that the authors published, `toedit_resampling.py`.
 
-        It differs from the paper: 64 candidates (its example; its default is 8) and, in
-        "up_revise", temperature 1.5, so that it changes some twenty times more tokens.
+        They differ from the paper: 64 candidates (its example; its default is 8) and, in
+        "up_revise", temperature 1.5. So this policy changes some twenty times more tokens.
 
         Args:
             strategy: "up_revise" resamples P > 0.99 at temperature 1.5; "low_drop_up_revise"
@@ -266,6 +270,22 @@ class EditPolicy:
         """A copy with some fields changed."""
         return dataclasses.replace(self, **changes)
 
+    def record(self) -> dict[str, Any]:
+        """All fields, as JSON has them.
+
+        A function in `protect` is described by its name and a hash of its source code. The values
+        that it takes from a closure, from defaults or from globals are not part of that hash.
+        """
+        record = {name: getattr(self, name) for name in OPTIONS}
+        record["protected_token_ids"] = list(self.protected_token_ids)
+        if callable(self.protect):
+            record["protect"] = self._protect_description
+        return record
+
+    @functools.cached_property
+    def _protect_description(self) -> str:
+        return _describe_function(self.protect)
+
     def selects(self, logprob: Tensor) -> Tensor:
         """Which tokens are in the region (Eq. 2).
 
@@ -292,17 +312,14 @@ class EditPolicy:
 
     @property
     def lowest_cut(self) -> float:
-        """The lowest log-probability at which a decision of this policy turns, in nats.
+        """The lowest log-probability at which a decision of this policy changes, in nats.
 
-        Everything under it is decided alike, so the head may stop as soon as an upper bound of
-        log P falls under it. Infinite when the policy decides nothing.
+        All tokens below it get the same decision, so the head may stop as soon as an upper bound
+        of log P falls below it. Infinite if the policy decides nothing.
         """
-        cuts = []
-        if self._has_threshold:
-            cuts.append(math.log(self.threshold))
-        if self.drop_below is not None:
-            cuts.append(math.log(self.drop_below))
-        return min(cuts, default=math.inf)
+        cuts = [self.threshold] if self._has_threshold else []
+        cuts += [] if self.drop_below is None else [self.drop_below]
+        return min(map(math.log, cuts), default=math.inf)
 
     @property
     def _has_threshold(self) -> bool:
@@ -310,21 +327,18 @@ class EditPolicy:
 
     @property
     def decides(self) -> bool:
-        """True where a probability can lead this policy to do anything."""
+        """True if this policy can select or drop a token."""
         return self.region != "none" or self.drop_below is not None
 
     @property
     def changes_nothing(self) -> bool:
-        """True where the draw can only give back the token that was there."""
-        return (
-            self.region == "above"
-            and self.drop_below is None
-            and not self.exclude_original
-            and self._why_nothing_changes() != ""
-        )
+        """True if every draw returns the observed token."""
+        return self._why_nothing_changes() != ""
 
     def _why_nothing_changes(self) -> str:
-        # Cooling (temperature <= 1) only raises the share of the most probable token.
+        if self.region != "above" or self.drop_below is not None or self.exclude_original:
+            return ""
+        # A temperature <= 1 only raises the share of the most probable token.
         if self.sampler == "top_p" and self.temperature <= 1 and self.top_p <= self.threshold:
             return (
                 f"where P >= threshold={self.threshold}, the nucleus of top_p={self.top_p} is "
@@ -338,7 +352,32 @@ class EditPolicy:
         return ""
 
 
+def _as_ids(value: Any) -> tuple[int, ...]:
+    try:
+        ids = tuple(value)
+    except TypeError:
+        raise TypeError(
+            f"protected_token_ids must be a list of token ids, got {value!r}; write (5,) for one id"
+        ) from None
+    for token_id in ids:
+        if isinstance(token_id, bool) or not isinstance(token_id, int):
+            raise TypeError(f"protected_token_ids must be whole numbers, got {token_id!r}")
+        if token_id < 0:
+            raise ValueError(f"protected_token_ids must be at least 0, got {token_id!r}")
+    return ids
+
+
+def _describe_function(function: Any) -> str:
+    """The name of a function, and a hash of its source code where Python can find it."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    code = function if hasattr(function, "__qualname__") else type(function)
+    try:
+        source = inspect.getsource(code)
+    except (OSError, TypeError):  # built in, or typed into an interpreter
+        return code.__qualname__
+    return f"{code.__qualname__} (source {hashlib.sha256(source.encode()).hexdigest()[:16]})"
+
+
 OPTIONS = options_of(EditPolicy)
-make_policy = EditPolicy.preset
-# What is said at the fields is said once: `help(EditPolicy)` has it from there.
 EditPolicy.__doc__ = (EditPolicy.__doc__ or "") + as_docstring(OPTIONS.values())
