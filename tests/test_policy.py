@@ -261,3 +261,30 @@ def test_every_token_is_a_region_without_a_threshold():
     assert policy.lowest_cut == math.inf
     assert policy.decides
     assert EditPolicy(region="all", threshold=0.1, drop_below=0.5).lowest_cut == math.log(0.5)
+
+
+class TestManyDraws:
+    def test_the_preset_redraws_every_label(self):
+        policy = EditPolicy.distill()
+        assert policy == EditPolicy(region="all", target="labels", sampler="full", num_draws=64)
+        assert policy == EditPolicy.preset("distill")
+        assert EditPolicy.distill(1, redraw="never").num_draws == 1
+
+    def test_rejection_is_another_name_for_full(self):
+        assert EditPolicy(sampler="rejection") == EditPolicy(sampler="full")
+        assert EditPolicy(sampler="rejection").record()["sampler"] == "full"
+
+    @pytest.mark.parametrize(
+        ("fields", "match"),
+        [
+            ({"num_draws": 0}, r"num_draws must lie in \[1, 255\], got 0"),
+            ({"num_draws": 256}, "got 256"),
+            ({"target": "both"}, "target='labels', got target='both'"),
+            ({"target": "inputs"}, "got target='inputs'"),
+            ({"sampler": "top_k"}, "sampler='full', got sampler='top_k'"),
+            ({"drop_below": 0.001}, "drop_below"),
+        ],
+    )
+    def test_refusals(self, fields, match):
+        with pytest.raises(ValueError, match=match):
+            EditPolicy(**{**EditPolicy.distill().record(), **fields})

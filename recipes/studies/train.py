@@ -166,7 +166,7 @@ def _collator(
         return batch
 
     # Of the whole vocabulary as candidates a cache would grow past all bounds.
-    cache = None if policy.sampler == "rejection" else world.cache
+    cache = None if policy.sampler == "full" else world.cache
     return ToEditCollator(
         prior, policy, base_collator=collate, tokenizer=world.tokenizer, cache=cache
     )

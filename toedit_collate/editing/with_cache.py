@@ -45,7 +45,7 @@ def edit_with_cache(
     Raises:
         ValueError: as `edit_tokens`; or the prior stands for a cache that lacks a document.
     """
-    if policy.region == "all" and policy.sampler == "rejection":
+    if policy.region == "all" and policy.sampler == "full":
         raise ValueError(
             "a decision cache keeps the candidates of each selected token, and with region='all' "
             "and sampler='rejection' these are the whole vocabulary for every token; use "

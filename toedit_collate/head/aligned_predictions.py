@@ -228,7 +228,7 @@ class AlignedPredictions:
         if policy.exclude_original:
             shares[observed] = 0
             if not bool(shares.any()):
-                full = _with_original(policy, sampler="rejection")
+                full = _with_original(policy, sampler="full")
                 shares = self._mixture(full, begin, chain, observed)
                 shares[observed] = 0
                 shares = torch.zeros_like(shares).index_fill_(0, shares.argmax(), 1.0)

@@ -19,7 +19,7 @@ from ..tokens.token_batch import TokenBatch
 from ..transfer import fetch, send
 
 # Every token of the vocabulary is a candidate of this one, the special ones, too.
-_ALL = EditPolicy(sampler="rejection", protect_special=False)
+_ALL = EditPolicy(sampler="full", protect_special=False)
 
 
 @dataclass(frozen=True)

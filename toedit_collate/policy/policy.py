@@ -19,11 +19,14 @@ from .options import as_docstring, described, options_of
 from .protect import parse_rules
 
 Region = Literal["above", "below", "all", "none"]
-Sampler = Literal["top_k", "top_p", "rejection"]
+Sampler = Literal["top_k", "top_p", "full", "rejection"]
 Scope = Literal["loss", "all"]
 Target = Literal["both", "inputs", "labels"]
 Redraw = Literal["epoch", "never"]
 Protect = Callable[[Tensor, Any], Tensor]
+
+
+MAX_DRAWS = 255  # a decision cache keeps a count in one byte
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,10 @@ PRESETS: dict[str, Preset] = {
     "low_drop_up_revise": Preset(
         "the script's other strategy: temperature 1, and tokens with P < 0.001 are removed",
         {"top_k": 64, "drop_below": 0.001},
+    ),
+    "distill": Preset(
+        "every label becomes 64 draws of the prior, inputs stay: distillation from a larger model",
+        {"region": "all", "target": "labels", "sampler": "full", "num_draws": 64},
     ),
     "filtering": Preset(
         "only removes tokens with P < 0.001, as the script's third strategy does",
@@ -86,8 +93,15 @@ class EditPolicy:
     sampler: Sampler = described(
         "top_k",
         'candidates of a draw, which is renormalised over them: "top_k" most probable tokens; '
-        '"top_p", the fewest that hold that mass; "rejection", the whole vocabulary',
+        '"top_p", the fewest that hold that mass; "full", the whole vocabulary ("rejection" is '
+        "another name for it)",
         source="Table 5",
+    )
+    num_draws: int = described(
+        1,
+        "independent draws for each label; several make a soft label, in which each id has the "
+        'share of the draws that it got. More than 1 needs `target="labels"` and `sampler="full"`',
+        source="Anshumann et al. 2025, arXiv:2503.16870",
     )
     top_k: int = described(
         8,
@@ -145,6 +159,8 @@ class EditPolicy:
     def __post_init__(self) -> None:
         for option in OPTIONS.values():
             option.check(getattr(self, option.name))
+        if self.sampler == "rejection":
+            object.__setattr__(self, "sampler", "full")
         self._check_ranges()
         self._check_combinations()
         if isinstance(self.protect, str):
@@ -180,6 +196,11 @@ class EditPolicy:
             raise ValueError(
                 f"top_k must be at least 1, got {self.top_k!r}; it is a number of candidates"
             )
+        if not 1 <= self.num_draws <= MAX_DRAWS:
+            raise ValueError(
+                f"num_draws must lie in [1, {MAX_DRAWS}], got {self.num_draws!r}; 64 give nearly "
+                "all that the whole distribution gives"
+            )
         if not (self.temperature > 0 and math.isfinite(self.temperature)):
             raise ValueError(
                 f"temperature must be a finite number above 0, got {self.temperature!r}; "
@@ -201,6 +222,17 @@ class EditPolicy:
                     f"{self.drop_below!r}, which removes tokens from inputs and labels; use "
                     "target='both'"
                 )
+        if self.num_draws > 1 and self.target != "labels":
+            raise ValueError(
+                f"num_draws={self.num_draws} makes soft labels, so it needs target='labels', got "
+                f"target={self.target!r}; an input is one token"
+            )
+        if self.num_draws > 1 and self.sampler != "full":
+            raise ValueError(
+                f"num_draws={self.num_draws} draws from the whole vocabulary, so it needs "
+                f"sampler='full', got sampler={self.sampler!r}; soft labels of a few candidates "
+                "are biased, which no number of draws repairs"
+            )
         if self.target == "labels" and self.scope == "all":
             raise ValueError(
                 "target='labels' can't be combined with scope='all': a token without a label has "
@@ -212,7 +244,8 @@ class EditPolicy:
         """A policy by its name, with some fields changed.
 
         Args:
-            name: "paper", "reference_code", "low_drop_up_revise" or "filtering" (`PRESETS`).
+            name: "paper", "reference_code", "distill", "low_drop_up_revise" or "filtering"
+                (`PRESETS`).
             changes: other fields.
 
         Raises:
@@ -265,6 +298,24 @@ class EditPolicy:
                 f"{strategy!r}"
             )
         return cls.preset("reference_code" if strategy == "up_revise" else strategy, **changes)
+
+    @classmethod
+    def distill(cls, num_draws: int = 64, **changes: Any) -> EditPolicy:
+        """Distillation from a larger prior: every label becomes many draws, inputs stay.
+
+        Source: random sampling distillation (Anshumann et al., "Sparse Logit Sampling", ACL 2025,
+        arXiv:2503.16870). In expectation, the gradient is that of KL(prior || trainee).
+
+        Args:
+            num_draws: draws per label, at most 255; 1 is an edit of every label.
+            changes: other fields of `EditPolicy`, as `redraw="never"` for labels that are drawn
+                once and kept in a `DecisionCache`.
+
+        Example:
+            >>> EditPolicy.distill().num_draws
+            64
+        """
+        return cls.preset("distill", num_draws=num_draws, **changes)
 
     def replace(self, **changes: Any) -> EditPolicy:
         """A copy with some fields changed."""

@@ -41,7 +41,7 @@ class Setting:
 
 def standard_settings() -> list[Setting]:
     """The settings of the paper's Tables 5 to 7, and of the authors' script."""
-    samplers: tuple[Sampler, ...] = ("top_k", "top_p", "rejection")
+    samplers: tuple[Sampler, ...] = ("top_k", "top_p", "full")
     with warnings.catch_warnings():  # that top-p 0.99 changes nothing is one of the results
         warnings.simplefilter("ignore")
         return [
