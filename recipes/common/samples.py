@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from toedit_collate.inspection.marking import Passage, mark_markup, token_pieces
-from toedit_collate.inspection.passes import score_batch
+from toedit_collate.inspection.scoring import score_batch
 from toedit_collate.prior.sharding import has_fsdp1, is_sharded, is_zero3
 from toedit_collate.tokens.result import EditResult
 from toedit_collate.tokens.token_batch import TokenBatch
@@ -132,7 +132,7 @@ class _Sample:
         for i, (old, new) in enumerate(zip(self.passage.before, self.passage.after, strict=True)):
             edited[self.start + i] = old != new
         at = edited[scored.where].nonzero().squeeze(-1)
-        ids, values = (found.tolist() for found in scored.runners_up(at, NUM_CANDIDATES))
+        ids, values = (found.tolist() for found in scored.most_probable(at, NUM_CANDIDATES))
         places = (scored.where[at] - self.start).tolist()
         if counts:
             prior.counts.update(counts)

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from toedit_collate.inspection.inspection import Document, Edit, Inspection
+from toedit_collate.inspection.findings import Document, Edit, KindTally, Probabilities
+from toedit_collate.inspection.inspection import Inspection
 from toedit_collate.inspection.kinds import Reader
 from toedit_collate.inspection.marking import Passage
-from toedit_collate.inspection.tally import KindTally, Probabilities
 
 Candidates = dict[int, list[tuple[int, float]]]
 _NAME = "as trained on"
@@ -36,6 +36,7 @@ def as_page(passages: Sequence[tuple[str, Passage, Candidates]], tokenizer: Any)
         prior="that of the run",
         data="samples of the training batches",
         reader=reader,
+        run={},
     )
     return seen.to_html()
 
@@ -58,8 +59,5 @@ def _document(
         edits={_NAME: edit},
         candidates=candidates,
     )
-    changed, removed = none.copy(), none.copy()
-    changed[edit.changed] = True
-    removed[edit.removed] = True
-    tally.add(document.text.kinds, every, selected, changed, removed, none)
+    tally.add(document.text.kinds, every, edit)
     return document

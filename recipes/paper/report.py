@@ -32,9 +32,9 @@ from toedit_collate.config.options import (
 )
 from toedit_collate.config.priors import open_prior
 from toedit_collate.errors import UnusableError
-from toedit_collate.inspection.documents import as_data
 from toedit_collate.inspection.inspecting import describe
 from toedit_collate.inspection.kinds import Reader
+from toedit_collate.inspection.reading import as_data
 
 _NAMED = re.compile(r"(?P<name>[^=/\\]+)=(?P<file>.+)")
 

@@ -21,9 +21,9 @@ from common.evaluation import frequency_deciles
 from common.ngrams import NGrams
 from torch import Tensor, nn
 
+from toedit_collate.config.policies import parse_policy
 from toedit_collate.data.files import whole, write_json
 from toedit_collate.editing.edit import edit_tokens
-from toedit_collate.inspection.naming import parse_policy
 
 from .generate import write_rows
 from .prepare import prepare_world

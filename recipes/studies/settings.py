@@ -9,8 +9,8 @@ from typing import Any
 
 from toedit_collate.config.fields import read_yaml
 from toedit_collate.config.nearest import did_you_mean
+from toedit_collate.config.policies import parse_policy
 from toedit_collate.errors import UnusableError
-from toedit_collate.inspection.naming import parse_policy
 from toedit_collate.policy import EditPolicy
 
 

@@ -119,37 +119,24 @@ def test_inspect(tmp_path, capsys, prior_folder, trainee_folder, data, expected)
     assert of_all["changed"] > 0
 
 
-def test_inspect_beside_its_own_tokens(tmp_path, capsys, prior_folder, trainee_folder):
+def test_inspect_counts_the_ways_of_scoring(tmp_path, capsys, prior_folder, trainee_folder):
     data, figures = tmp_path / "text.jsonl", tmp_path / "figures.json"
-    texts = [*TEXTS.values()]
-    data.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    data.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS.values()))
     policy = "threshold=0.001 exclude_original=true"
     status, printed, error = run(
         capsys, "inspect", "--prior", prior_folder, "--prior-aligned", trainee_folder,
-        "--data", data, "--policy", policy, "--own-tokens", "--json", figures,
+        "--data", data, "--policy", policy, "--json", figures,
     )  # fmt: skip
     assert status == 0, error
     record = json.loads(figures.read_text())
-    (ways,), (own,) = record["alignment"].values(), record["own_tokens"].values()
+    (ways,) = record["alignment"].values()
     of_all = record["policies"][policy]["kinds"]["all"]
     scored = [name for name in WAYS if name not in ("begins inside one", "left alone")]
     for column in ("selected", "changed"):
         assert sum(ways[name][column] for name in scored) == of_all[column] == ways["all"][column]
     assert sum(ways[name]["tokens"] for name in scored) == of_all["tokens"] > 0
     assert ways["begins inside one"]["tokens"] > 0 == ways["begins inside one"]["selected"]
-    # The first token of each is not scored, and an end token stands behind each.
-    assert own["tokens"] == sum(len(make(PRIOR)(text)["input_ids"]) for text in texts)
-    lines = printed.splitlines()
-    assert any(line.startswith("chain of several") for line in lines)
-    assert any(line.startswith("the prior's own tokens") for line in lines)
-
-
-def test_own_tokens_need_another_tokenizer(capsys, prior_folder, data):
-    status, _, error = run(
-        capsys, "inspect", "--prior", prior_folder, "--data", data, "--own-tokens"
-    )
-    assert status == 2
-    assert "--own-tokens: these are the prior's own tokens; add --prior-aligned" in error
+    assert any(line.startswith("chain of several") for line in printed.splitlines())
 
 
 def test_bench(tmp_path, capsys, prior_folder, trainee_folder):

@@ -1,6 +1,7 @@
 """`inspect_edits`: its edits are those of `edit_tokens`, and one pass serves all policies."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -9,8 +10,8 @@ from conftest import TEXT, likely_ids, make_llama, make_tokenizer
 from tokenizer_pairs import make
 
 from toedit_collate import EditPolicy, Prior, edit_tokens, inspect_edits
-from toedit_collate.inspection.naming import named_policies
-from toedit_collate.inspection.terminal import show
+from toedit_collate.inspection.inspecting import named_policies
+from toedit_collate.inspection.terminal import as_text
 
 POLICIES = {
     "above": EditPolicy(threshold=0.3, top_k=5),
@@ -80,7 +81,7 @@ def test_counts_are_those_of_the_documents(prior):
         assert tally.of(None, "removed") == sum(len(e.removed) for e in edits)
         forms = ("digits", "punctuation", "whitespace", "word beginnings", "word pieces",
                  "capitalised words", "template")  # fmt: skip
-        for column in ("tokens", "selected", "changed", "removed", "spared"):
+        for column in ("tokens", "selected", "changed", "removed", "protected"):
             assert sum(tally.of(kind, column) for kind in forms) == tally.of(None, column)
     labelled = sum(sum(row["completion_mask"][1:]) for row in rows())
     assert seen.tallies["above"].of(None, "tokens") == labelled
@@ -110,11 +111,9 @@ def test_a_protection_is_seen(prior):
     policies = {"free": POLICIES["above"], "held": POLICIES["above"].replace(protect=protect)}
     seen = inspect_edits(prior, rows(), policies)
     free, held = seen.tallies["free"], seen.tallies["held"]
-    assert held.of(None, "spared") > free.of(None, "spared") == 0
-    assert held.of(None, "selected") + held.of(None, "spared") == free.of(None, "selected")
-    assert f"protection (of special tokens, too) spared {held.of(None, 'spared')}" in "\n".join(
-        seen.recommend()
-    )
+    assert held.of(None, "protected") > free.of(None, "protected") == 0
+    assert held.of(None, "selected") + held.of(None, "protected") == free.of(None, "selected")
+    assert re.search(rf"^held .* {held.of(None, 'protected')} ", str(seen), re.MULTILINE)
 
 
 def test_orders_and_limits(prior):
@@ -138,7 +137,7 @@ def test_find(prior):
     texts = [TEXT, "the river 42", "a stone bridge"]
     seen = inspect_edits(prior, texts, find=r"\d\d")
     assert {str(d.text) for d in seen.documents} == {f"{TEXT}<|eos|>", "the river 42<|eos|>"}
-    with pytest.raises(ValueError, match=r"no document .* with 'nowhere' in it"):
+    with pytest.raises(ValueError, match=r"no document .* that matches 'nowhere'"):
         inspect_edits(prior, texts, find="nowhere")
     with pytest.raises(ValueError, match=r"find must be a regular expression, got '\('"):
         inspect_edits(prior, texts, find="(")
@@ -157,7 +156,7 @@ def test_as_text_json_and_page(prior):
     assert "threshold=0.01 top_k=50" in text
     assert "word beginnings" in text
     assert "\33[" not in text
-    assert "\33[" in show(seen, color=True)
+    assert "\33[" in as_text(seen, color=True)
     record = json.loads(json.dumps(seen.to_dict(), allow_nan=False))
     changes = [
         c for d in record["edits"] for c in d["policies"]["threshold=0.01 top_k=50"]["changes"]
@@ -179,7 +178,7 @@ def test_policies_by_name():
 
 
 def test_no_policies():
-    with pytest.raises(ValueError, match=r"policies is empty; name one or several"):
+    with pytest.raises(ValueError, match=r"policies is empty; name at least one"):
         named_policies([])
 
 

@@ -20,9 +20,9 @@ from studies.settings import Rows, RunSettings
 from studies.train import train
 
 from toedit_collate import Prior, edit_tokens
+from toedit_collate.config.policies import parse_policy
 from toedit_collate.config.precision import fast_precision
 from toedit_collate.errors import UnusableError
-from toedit_collate.inspection.naming import parse_policy
 
 STUDIES = sorted((Path(__file__).parents[2] / "recipes/studies").glob("*.yaml"))
 

@@ -1,4 +1,4 @@
-"""`inspect_edits`: what several policies would do to some data, in one pass of the prior."""
+"""`inspect_edits`: what several policies would do to data, in one pass of the prior."""
 
 from __future__ import annotations
 
@@ -12,22 +12,21 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from ..config.policies import parse_policy, short_name
 from ..data.progress import progress_bar
-from ..policy import EditPolicy
+from ..policy import PRESETS, EditPolicy
 from ..prior.base import BasePrior
 from ..tokens.alignment.ways import WAYS
-from .batches import as_token_batch, in_batches
-from .documents import Source, SourceDocument, name_of, read_documents
-from .inspection import Document, Edit, Inspection
+from .findings import Document, Edit, KindTally, Probabilities
+from .inspection import Inspection
 from .kinds import Reader
-from .naming import named_policies
-from .passes import Outcome, Scored, score_batch
-from .tally import KindTally, Probabilities
+from .reading import Source, SourceDocument, as_data, as_token_batch, in_batches, read_documents
+from .scoring import Outcome, Scored, score_batch
 
 Order = Literal["edited", "file", "random"]
 NUM_CANDIDATES = 5
-# Where the prior finds a token less probable than this, and no policy selects it, runners-up are
-# not kept: there are too many of them, and they decide nothing.
+# A token that no policy selects, and that the prior finds less probable than this, gets no list of
+# candidates: there are too many such tokens, and the list decides nothing.
 CANDIDATES_FROM = 0.5
 
 
@@ -43,11 +42,12 @@ def inspect_edits(
     seed: int = 0,
     max_length: int | None = None,
     assistant_only: bool = False,
+    eos: bool = True,
     epoch: int = 0,
     batch_tokens: int = 4096,
     progress: bool = False,
 ) -> Inspection:
-    """See what policies would do to data, before training: several of them in one pass.
+    """See what policies would do to data before training: one pass of the prior for all of them.
 
     The edits are those of `edit_tokens`, with the draws of generation 0.
 
@@ -55,26 +55,28 @@ def inspect_edits(
         prior: with its tokenizer.
         data: a file, folder or hub id as `toedit inspect --data` takes it; or rows: dicts with
             `text`, `messages`, `prompt` and `completion`, or `input_ids`; or texts.
-        policies: names of presets, words such as "reference_code top_k=8", policies, or a dict of
+        policies: names of presets, text such as "reference_code top_k=8", policies, or a dict of
             policies by name.
-        limit: look at so many documents; None: at all.
-        keep: keep so many to be shown.
-        order: which: "edited", those with the most edits; "file", the first; "random", any.
-        find: look only at documents with this in their text; a regular expression.
-        seed: of order "random", which then also chooses the documents to look at.
-        max_length: longer documents are cut into windows of so many tokens, as in training; None:
-            what the prior can take.
+        limit: read this many documents; None: all.
+        keep: keep this many documents to show.
+        order: which ones to keep: "edited", those with the most edits; "file", the first;
+            "random", a random choice.
+        find: only documents whose text matches this regular expression.
+        seed: of order "random", which then also chooses the documents to read.
+        max_length: split longer documents into windows of this many tokens, as training does;
+            None: the longest input of the prior.
         assistant_only: in chats, only the assistant's turns have labels.
+        eos: add an end token to text, as SFTTrainer and the recipes do.
         epoch: of the draws.
         batch_tokens: how many tokens to score at once.
-        progress: show a bar.
+        progress: show a progress bar.
 
     Returns:
         Tables, documents and a recommendation; `to_html` makes a page of them.
 
     Raises:
-        ValueError: the prior has no tokenizer; a policy is unknown; there is nothing to look at.
-        UnusableError: the data can't be read.
+        ValueError: the prior has no tokenizer; a policy is unknown; there is no document.
+        UnusableError: the data cannot be read.
 
     Example:
         >>> from toedit_collate import EditPolicy, Prior
@@ -97,10 +99,10 @@ def inspect_edits(
     """
     chosen = named_policies(policies)
     reader = Reader(prior.tokenizer)
-    length = max_length or prior.max_length
+    data = as_data(data)
     documents = read_documents(
-        data, prior.tokenizer, max_length=length, vocab_size=prior.vocab_size,
-        assistant_only=assistant_only,
+        data, prior.tokenizer, max_length=max_length or prior.max_length,
+        vocab_size=prior.vocab_size, assistant_only=assistant_only, eos=eos,
     )  # fmt: skip
     if find is not None:
         documents = _matching(documents, find, reader)
@@ -108,7 +110,6 @@ def inspect_edits(
         documents = iter(_sample(documents, limit or keep, seed))
     elif limit is not None:
         documents = islice(documents, limit)
-    kept = _Kept(keep, order)
     seen = Inspection(
         policies=dict(chosen),
         documents=[],
@@ -117,22 +118,67 @@ def inspect_edits(
         num_documents=0,
         num_tokens=0,
         prior=describe(prior),
-        data=name_of(data),
+        data=data.name,
         reader=reader,
     )
     if prior.unaligned is not prior:
         seen.alignment = {name: KindTally(WAYS) for name in chosen}
-    for batch in _with_bar(in_batches(documents, batch_tokens), progress):
-        scored = score_batch(prior, as_token_batch(batch))
-        outcomes = {name: scored.outcome(policy, epoch=epoch) for name, policy in chosen.items()}
-        for source, document in zip(batch, _split(scored, outcomes, reader, batch), strict=True):
-            _count(seen, document, source, chosen)
-            kept.offer(document, source.number)
+
+    def edited() -> Iterator[tuple[int, Document]]:
+        with progress_bar(lambda: None, "documents", shown=progress) as bar:
+            for batch in in_batches(documents, batch_tokens):
+                scored = score_batch(prior, as_token_batch(batch))
+                outcomes = {name: scored.outcome(one, epoch=epoch) for name, one in chosen.items()}
+                found = _split(scored, outcomes, reader, batch)
+                for source, document in zip(batch, found, strict=True):
+                    _count(seen, document, source, chosen)
+                    yield source.number, document
+                bar.update(len(batch))
+
+    def rank(one: tuple[int, Document]) -> tuple[int, int, int]:
+        number, document = one
+        if order == "edited":
+            return document.num_edits, document.num_selected, -number
+        return 0, 0, -number
+
+    # As a stream: only the documents to show are held.
+    seen.documents = [document for _, document in heapq.nlargest(keep, edited(), key=rank)]
     if not seen.num_documents:
-        sought = "" if find is None else f" with {find!r} in it"
-        raise ValueError(f"there is no document of two tokens or more{sought} in {seen.data}")
-    seen.documents = kept.in_order()
+        wanted = "" if find is None else f" that matches {find!r}"
+        raise ValueError(f"{seen.data} has no document of two tokens or more{wanted}")
     return seen
+
+
+def named_policies(
+    policies: Mapping[str, EditPolicy] | Sequence[EditPolicy | str] | EditPolicy | str,
+    **changes: Any,
+) -> dict[str, EditPolicy]:
+    """Policies by name, in their order.
+
+    Args:
+        policies: see `inspect_edits`.
+        changes: fields to set in all policies that are given as text.
+
+    Raises:
+        ValueError: an unknown preset or field, a value out of its range, or no policy at all.
+        TypeError: a value of the wrong type.
+
+    Example:
+        >>> found = named_policies(["paper", "reference_code top_k=8", "threshold=0.5"])
+        >>> list(found), found["threshold=0.5"].threshold
+        (['paper', 'reference_code top_k=8', 'threshold=0.5'], 0.5)
+    """
+    if isinstance(policies, Mapping):
+        named = dict(policies)
+    else:
+        given = [policies] if isinstance(policies, (str, EditPolicy)) else list(policies)
+        named = {}
+        for one in given:
+            name = " ".join(one.split()) if isinstance(one, str) else short_name(one)
+            named[name] = parse_policy(one, **changes) if isinstance(one, str) else one
+    if not named:
+        raise ValueError(f"policies is empty; name at least one of {', '.join(PRESETS)}")
+    return named
 
 
 def describe(prior: BasePrior) -> str:
@@ -150,10 +196,10 @@ def _split(
     logprob[scored.where.numpy()] = scored.logprob.numpy()
     wanted = logprob >= np.log(CANDIDATES_FROM)
     for outcome in outcomes.values():
-        wanted |= (outcome.selected | outcome.dropped | outcome.spared).numpy()
-    # In `where`, the places have other numbers than among all tokens.
+        wanted |= (outcome.selected | outcome.dropped | outcome.protected).numpy()
+    # `most_probable` counts tokens within `where`, not within the batch.
     at = torch.from_numpy(wanted[scored.where.numpy()].nonzero()[0])
-    ids, chances = (x.tolist() for x in scored.runners_up(at, NUM_CANDIDATES))
+    ids, chances = (x.tolist() for x in scored.most_probable(at, NUM_CANDIDATES))
     place = scored.where[at].numpy()
     ways = scored.prior.ways(scored.batch)
     begin = 0
@@ -182,7 +228,7 @@ def _edit_of(outcome: Outcome, ids: list[int], part: slice) -> Edit:
     return Edit(
         scored=outcome.scored[part].numpy(),
         selected=outcome.selected[part].numpy(),
-        spared=outcome.spared[part].numpy(),
+        protected=outcome.protected[part].numpy(),
         before=ids,
         after=[None if gone else token for gone, token in zip(dropped, tokens, strict=True)],
     )
@@ -197,52 +243,23 @@ def _count(
     seen.num_documents += 1
     seen.num_tokens += len(document.ids)
     has_score = ~np.isnan(document.probability)
-    has_label = has_score & (np.array(source.labels) != -100)
-    seen.probabilities.add(np.log(document.probability[has_label].clip(1e-38)))
+    has_label = np.array(source.labels) != -100
+    scored_label = has_score & has_label
+    seen.probabilities.add(np.log(document.probability[scored_label].clip(1e-38)))
     for name, policy in policies.items():
         edit = document.edits[name]
-        changed, removed = np.zeros_like(has_score), np.zeros_like(has_score)
-        changed[edit.changed] = True
-        removed[edit.removed] = True
-        seen.tallies[name].add(
-            document.text.kinds,
-            has_label if policy.scope == "loss" else has_score,
-            edit.selected, changed, removed, edit.spared,
-        )  # fmt: skip
+        labelled = scored_label if policy.scope == "loss" else has_score
+        seen.tallies[name].add(document.text.kinds, labelled, edit)
         if document.ways is not None:
             counts = document.ways >= 0
             if policy.scope == "loss":
-                counts = counts & (np.array(source.labels) != -100)
-            kinds = np.where(counts, 1 << document.ways.clip(0), 0).astype(np.uint16)
-            seen.alignment[name].add(kinds, counts, edit.selected, changed, removed, edit.spared)
-
-
-class _Kept:
-    """The documents that will be shown; never more than `size`."""
-
-    def __init__(self, size: int, order: Order) -> None:
-        self.size = size
-        self.order = order
-        self._heap: list[tuple[tuple[int, int], int, Document]] = []
-
-    def offer(self, document: Document, number: int) -> None:
-        """Keep a document if it belongs to the first in the order."""
-        rank = (0, 0)
-        if self.order == "edited":
-            rank = (document.num_edits, document.num_selected)
-        entry = (rank, -number, document)  # numbers differ: documents are never compared
-        if len(self._heap) < self.size:
-            heapq.heappush(self._heap, entry)
-        elif self._heap and entry > self._heap[0]:
-            heapq.heapreplace(self._heap, entry)
-
-    def in_order(self) -> list[Document]:
-        """The documents, the first first."""
-        return [document for _, _, document in sorted(self._heap, reverse=True)]
+                counts = counts & has_label
+            ways = np.where(counts, 1 << document.ways.clip(0), 0).astype(np.uint16)
+            seen.alignment[name].add(ways, counts, edit)
 
 
 def _sample(documents: Iterable[SourceDocument], size: int, seed: int) -> list[SourceDocument]:
-    """Some documents, each with the same chance, in the order of the file: a reservoir."""
+    """A reservoir sample, in the order of the file."""
     rng = random.Random(seed)
     chosen: list[SourceDocument] = []
     for count, document in enumerate(documents):
@@ -260,16 +277,9 @@ def _matching(
         pattern = re.compile(find)
     except re.error as error:
         raise ValueError(
-            f"find must be a regular expression, got {find!r} ({error}); put a backslash before "
-            "signs that mean themselves"
+            f"find must be a regular expression, got {find!r} ({error}); put a backslash in front "
+            "of characters that are meant literally"
         ) from None
     for document in documents:
         if pattern.search("".join(map(reader.piece, document.ids))):
             yield document
-
-
-def _with_bar(batches: Iterator[list[SourceDocument]], progress: bool) -> Iterator[Any]:
-    with progress_bar(lambda: None, "documents", shown=progress) as bar:
-        for batch in batches:
-            yield batch
-            bar.update(len(batch))

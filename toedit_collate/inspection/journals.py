@@ -1,4 +1,4 @@
-"""What a run with a journal really edited, per generation, in context."""
+"""What a training run with a journal edited, per generation, in the documents themselves."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from ..stores.journal import Journal
-from .documents import SourceDocument
-from .inspection import Document, Edit, Inspection
+from .findings import Document, Edit, KindTally, Probabilities
+from .inspection import Inspection
 from .kinds import Reader
-from .tally import KindTally, Probabilities
+from .reading import SourceDocument
 
 
 def inspect_journal(
@@ -20,57 +20,50 @@ def inspect_journal(
     documents: Iterable[SourceDocument],
     reader: Reader,
     *,
-    generations: list[int] | None = None,
     keep: int = 200,
     limit: int | None = None,
     data: str = "rows",
 ) -> Inspection:
-    """Show the edits that a journal holds, in the documents that they were made in.
+    """Show the edits of a journal in the documents that they were made in.
 
-    Selected tokens that came out the same, and probabilities, are not in a journal.
+    A journal stores changes. It counts selected tokens, but does not store which ones they were,
+    nor their probabilities.
 
     Args:
         journal: of the run.
         documents: of the source, tokenized as in training.
-        reader: makes text of token ids.
-        generations: which; None: all.
-        keep: show so many documents, those with the most edits.
-        limit: look at so many; None: at all.
+        reader: turns token ids into text.
+        keep: show this many documents, those with the most edits.
+        limit: read this many; None: all.
         data: the source, in words.
 
     Raises:
-        ValueError: the journal has no such generation, knows none of the documents, or its edits
-            belong to others.
+        ValueError: the journal knows none of the documents, or its edits belong to others.
     """
-    chosen = journal.generations if generations is None else generations
-    names = {number: f"generation {number}" for number in chosen}
+    names = {number: f"generation {number}" for number in journal.generations}
     tallies = {name: KindTally() for name in names.values()}
     kept: list[Document] = []
     num_documents = num_tokens = num_known = 0
     for source in islice(documents, limit):
         num_documents += 1
         num_tokens += len(source.ids)
-        known = [number for number in chosen if journal.knows(source.ids, number)]
-        num_known += bool(known)
+        num_known += any(journal.knows(source.ids, number) for number in names)
         document = _document(source, journal, names, reader)
         labelled = np.array(source.labels) != -100
         labelled[:1] = False
         for name, edit in document.edits.items():
-            changed, removed = np.zeros_like(labelled), np.zeros_like(labelled)
-            changed[edit.changed] = True
-            removed[edit.removed] = True
-            tallies[name].add(
-                document.text.kinds, labelled, edit.selected, changed, removed, edit.spared
-            )
+            tallies[name].add(document.text.kinds, labelled, edit)
         if document.num_edits:
             kept.append(document)
             if len(kept) > 4 * keep:
                 kept = _most_edited(kept, keep)
     if not num_known:
         raise ValueError(
-            f"of {data}, the journal knows none of the documents ({num_documents:,}); give what "
-            "was trained on, trainer.train_dataset.save_to_disk(FOLDER), or its tokenizer"
+            f"the journal contains none of the {num_documents:,} documents of {data}; pass the "
+            "data of the training run (trainer.train_dataset.save_to_disk(FOLDER)) and its "
+            "tokenizer"
         )
+    counts = journal.stats()
     return Inspection(
         policies=dict.fromkeys(names.values()),
         documents=_most_edited(kept, keep),
@@ -78,9 +71,10 @@ def inspect_journal(
         probabilities=Probabilities(),
         num_documents=num_documents,
         num_tokens=num_tokens,
-        prior=f"as in the journal {journal.path}",
+        prior=f"see the journal {journal.path}",
         data=data,
         reader=reader,
+        run={name: counts[number] for number, name in names.items()},
     )
 
 
@@ -94,7 +88,7 @@ def _document(
     states: dict[int, Any] = {}
 
     def state(generation: int) -> Any:
-        """(T,) int64, the tokens after a generation where they stood in the source; -1: gone."""
+        """(T,) int64, each token of the source after a generation; -1: removed."""
         if generation not in states:
             tokens, place = journal.revise(source.ids, generation)
             full = np.full(len(source.ids), -1)
@@ -103,13 +97,13 @@ def _document(
         return states[generation]
 
     edits = {}
-    nothing = np.zeros(len(source.ids), bool)
+    unknown = np.zeros(len(source.ids), bool)
     for number, name in names.items():
         before, after = state(number - 1), state(number)
         edits[name] = Edit(
-            scored=nothing,
-            selected=(before != after) & (after >= 0),
-            spared=nothing,
+            scored=unknown,
+            selected=unknown,
+            protected=unknown,
             before=before.tolist(),
             after=[None if token < 0 else token for token in after.tolist()],
         )

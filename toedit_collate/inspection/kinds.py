@@ -1,4 +1,4 @@
-"""What a token stands for to a reader: a digit, punctuation, the beginning of a word, code, ..."""
+"""Kinds of tokens as a reader sees them: digits, punctuation, word beginnings, code, ..."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ import numpy.typing as npt
 import torch
 
 from ..tokens.protection import special_token_ids, structure_mask, template_sequences
-from .marking import token_pieces
 
-# The first seven exclude each other. A token in code or markup is counted there as well.
+# A token has one of these seven forms. A token in code or markup counts there as well.
 FORMS = (
     "digits", "punctuation", "whitespace", "word beginnings", "word pieces", "capitalised words",
     "template",
@@ -22,21 +21,21 @@ FORMS = (
 REGIONS = ("code", "markup")
 KINDS = (*FORMS, *REGIONS)
 MEANING = {
-    "digits": "a number, or a part of one",
-    "punctuation": "marks and symbols without a letter or digit",
-    "whitespace": "blanks, line feeds and indentation alone",
-    "word beginnings": "a word, or its first piece, in lower case",
+    "digits": "a number, or part of a number",
+    "punctuation": "marks and symbols without letters or digits",
+    "whitespace": "only spaces, line breaks or indentation",
+    "word beginnings": "a lower-case word, or its first piece",
     "word pieces": "a later piece of a word",
-    "capitalised words": "a word, or its first piece, that begins with a capital letter",
-    "template": "special tokens and what the chat template writes",
-    "code": "in fenced or indented blocks, or on lines that look like a program's",
-    "markup": "tags, Markdown and reST marks, links and LaTeX commands",
+    "capitalised words": "a word with a capital letter, or its first piece",
+    "template": "special tokens and text that the chat template adds",
+    "code": "fenced or indented blocks, and lines that look like program code",
+    "markup": "tags, Markdown and reST marks, links, LaTeX commands",
 }
 Bits = npt.NDArray[np.uint16]
 
 _FENCED = re.compile(r"^(`{3,}|~{3,})[^\n]*\n.*?(?:^\1[^\n]*$|\Z)", re.M | re.S)
 _INLINE = re.compile(r"(?<!`)`[^`\n]+`(?!`)|``[^`\n]+``")
-# A statement, a definition, an import, an assignment: the line and the more indented ones below.
+# A statement, definition, import or assignment: this line and the more indented lines below it.
 _CODE_LINE = re.compile(
     r"^(?P<indent>[ \t]*)(?:"
     r"(?:async )?def \w+\(.*|class \w+.*[:{]|(?:from [\w.]+ )?import [\w.{*].*|@\w[\w.]*(?:\(.*)?|"
@@ -61,8 +60,8 @@ class Text:
     """A document as text.
 
     Attributes:
-        pieces: what each token adds; joined, they are the text.
-        kinds: (T,) uint16, bit k is set where the token is of `KINDS[k]`.
+        pieces: the text that each token adds; joined, they are the document.
+        kinds: (T,) uint16, bit k is set if the token is of `KINDS[k]`.
     """
 
     pieces: list[str]
@@ -73,7 +72,7 @@ class Text:
 
 
 class Reader:
-    """Makes text of token ids, and tells the kinds of tokens.
+    """Turns token ids into text and finds their kinds.
 
     Args:
         tokenizer: with its special tokens and chat template.
@@ -85,7 +84,7 @@ class Reader:
     def __init__(self, tokenizer: Any) -> None:
         if tokenizer is None:
             raise ValueError(
-                "the prior has no tokenizer, without which tokens are no text; pass one: "
+                "the prior has no tokenizer, which is required to show tokens as text; pass one: "
                 "Prior(model, tokenizer)"
             )
         self.tokenizer = tokenizer
@@ -116,26 +115,25 @@ class Reader:
         return Text(pieces, find_kinds(pieces, template.numpy()))
 
     def pieces(self, ids: list[int]) -> list[str]:
-        """What each token adds to the text before it."""
+        """The text that each token adds."""
         pieces = [self.piece(token) for token in ids]
-        # A letter that takes several tokens, or a tokenizer whose pieces depend on their
-        # neighbours: then by the text up to each token, which takes longer.
+        # A character that spans several tokens: decode the text up to each token, which is slower.
         if "\N{REPLACEMENT CHARACTER}" in "".join(pieces):
             return token_pieces(self.tokenizer, ids)
         return pieces
 
     def piece(self, token: int) -> str:
-        """What a token adds to text, as far as it alone tells."""
+        """The text that a token adds, decoded without its neighbours."""
         known = self._known.get(token)
         if known is None:
-            # Decoded alone, a word of SentencePiece loses the blank before it.
+            # Decoded alone, a SentencePiece word loses the space in front of it.
             text = self._decode([*self._anchor, token])
             known = text[len(self._decode(self._anchor)) :]
             self._known[token] = known
         return known
 
     def _find_anchor(self) -> list[int]:
-        """A token after which others are decoded as within a text."""
+        """A token to decode others after, so that they read as in the middle of a text."""
         ids = self.tokenizer("a", add_special_tokens=False)["input_ids"]
         return list(ids[-1:])
 
@@ -144,7 +142,7 @@ class Reader:
 
 
 def find_kinds(pieces: list[str], template: npt.NDArray[np.bool_]) -> Bits:
-    r"""The kinds of tokens: (T,) pieces of a text, and which are the template's -> (T,) uint16.
+    r"""The kinds of tokens: T pieces of text, and a (T,) mask of the template -> (T,) uint16.
 
     Example:
         >>> pieces = ["The", " sum", " is", " 4", "2", ".", "\n"]
@@ -158,7 +156,7 @@ def find_kinds(pieces: list[str], template: npt.NDArray[np.bool_]) -> Bits:
         form = "template" if template[i] else _form(piece, before)
         kinds[i] = 1 << KINDS.index(form)
         before = piece[-1:] or before
-    # What the template writes ends lines, as far as code and markup are concerned.
+    # For code and markup, text of the template ends a line.
     text = "".join("\n" * len(p) if of else p for p, of in zip(pieces, template, strict=True))
     ends = np.cumsum([len(piece) for piece in pieces])
     begins = ends - [len(piece.lstrip(" ")) or len(piece) for piece in pieces]
@@ -192,7 +190,7 @@ def _code(text: str) -> Iterator[tuple[int, int]]:
     for found in _CODE_LINE.finditer(text):
         begin, end = found.span()
         indent = len(found["indent"])
-        while end < len(text):  # what is indented under it
+        while end < len(text):  # and the indented lines below
             line = re.compile(r"\n([ \t]*)[^\n]*").match(text, end)
             if line is None or len(line[1]) <= indent or not line[0].strip():
                 break
@@ -202,3 +200,20 @@ def _code(text: str) -> Iterator[tuple[int, int]]:
 
 def _markup(text: str) -> Iterator[tuple[int, int]]:
     yield from (found.span() for found in _MARKUP.finditer(text))
+
+
+def token_pieces(tokenizer: Any, ids: list[int]) -> list[str]:
+    """The text that each token adds to the text before it.
+
+    A token that ends inside a character adds nothing; the token that completes it adds all of it.
+    """
+    pieces: list[str] = []
+    shown = ""
+    for end in range(1, len(ids) + 1):
+        text = tokenizer.decode(ids[:end], clean_up_tokenization_spaces=False)
+        if end < len(ids) and text.endswith("\N{REPLACEMENT CHARACTER}"):
+            pieces.append("")
+            continue
+        pieces.append(text[len(shown) :])
+        shown = text
+    return pieces

@@ -1,16 +1,16 @@
-"""An inspection in a terminal: tables by kind of token, and documents with their edits marked."""
+"""An inspection as text for a terminal: tables, documents with marked edits, a recommendation."""
 
 from __future__ import annotations
 
 import math
+import textwrap
 
 from ..tokens.alignment.ways import MEANING
-from .alignment_table import TITLE, alignment_rows, percent
-from .inspection import Document, Edit, Inspection
+from .advice import notes, percent, recommend
+from .findings import Document, Edit, Findings
 from .kinds import KINDS
-from .tally import KindTally
 
-# A row may hold what would steer the terminal, or turn the line around: it is shown instead.
+# A document may contain characters that control the terminal or reverse the line: show stand-ins.
 _HARMLESS = {n: chr(0x2400 + n) for n in range(32) if chr(n) not in "\n\t"} | dict.fromkeys(
     [*range(0x7F, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A)],
     "\N{REPLACEMENT CHARACTER}",
@@ -18,120 +18,166 @@ _HARMLESS = {n: chr(0x2400 + n) for n in range(32) if chr(n) not in "\n\t"} | di
 _RED, _GREEN, _DIM, _BOLD, _LINE, _END = (
     "\33[9;31m", "\33[1;32m", "\33[2m", "\33[1m", "\33[4m", "\33[0m"
 )  # fmt: skip
-# Signs that text hardly ever has, for outputs without colour.
+# Characters that text hardly ever contains, for output without colour.
 _OPEN, _ARROW, _CLOSE = (
     "\N{MATHEMATICAL LEFT WHITE SQUARE BRACKET}",
     " \N{RIGHTWARDS ARROW} ",
-    ("\N{MATHEMATICAL RIGHT WHITE SQUARE BRACKET}"),
+    "\N{MATHEMATICAL RIGHT WHITE SQUARE BRACKET}",
 )
-_AROUND = 24  # tokens of context on either side of an edit
+_AROUND = 24  # tokens of context before and after an edit
+WIDTH = 96  # columns of running text
 
 
-def show(seen: Inspection, *, color: bool, num_documents: int = 3, num_edits: int = 8) -> str:
+def as_text(seen: Findings, *, color: bool, num_documents: int = 2, num_edits: int = 5) -> str:
     """Tables, some documents, and the recommendation.
 
     Args:
         seen: what to show.
-        color: whether the terminal takes it; otherwise edits stand in white square brackets.
-        num_documents: how many of the documents that were kept.
-        num_edits: of each document and policy.
+        color: use colours; without, edits are in white square brackets.
+        num_documents: how many documents to show.
+        num_edits: how many edits to show, of each document and policy.
     """
-    parts = [_heading(seen, color)]
-    parts += [_table(name, tally, color) for name, tally in seen.tallies.items()]
-    if seen.alignment:
-        parts.append(_alignment(seen, color))
-    with_edits = [d for d in seen.documents if d.num_edits or d.num_selected]
-    parts += [
-        _document(seen, document, color, num_edits)
-        for document in (with_edits or seen.documents)[:num_documents]
+    shown = [d for d in seen.documents if d.num_edits] or seen.documents
+    parts = [
+        _heading(seen, color),
+        policy_table(seen),
+        _kind_table(seen),
+        *([alignment_table(seen)] if seen.alignment else []),
+        "\n".join(wrapped(line) for line in notes(seen)),
+        *(
+            _document(seen, document, color, num_edits, first=not number)
+            for number, document in enumerate(shown[:num_documents])
+        ),
     ]
-    parts.append("\n".join(seen.recommend()))
-    return "\n\n".join(parts) + "\n"
+    advice = recommend(seen)
+    if advice is not None:
+        parts.append(boxed("Recommendation", f"{advice.title}\n{advice.reason}", color=color))
+    return "\n\n".join(filter(None, parts)) + "\n"
 
 
-def _heading(seen: Inspection, color: bool) -> str:
-    chances = seen.probabilities
-    documents = f"{seen.num_documents:,} document{'s' * (seen.num_documents != 1)}"
-    facts = f"{documents}, {seen.num_tokens:,} tokens of {seen.data}; prior: {seen.prior}"
-    if not chances.total:
-        return facts
-    bars = " .:-=+*#%@"
-    tall = max(int(chances.bins.max()), 1)
-    ruler = "".join(bars[math.ceil(9 * count / tall)] for count in chances.bins)
-    return (
-        f"{facts}\nof {chances.total:,} tokens with a label: perplexity {chances.perplexity:.1f}; "
-        f"probabilities from 0 to 1: |{ruler}|, "
-        f"{chances.bins[-1] / chances.total:.1%} from 0.95 on\n"
-        f"marks: {_change('old', 'new', 0.993, color)}  "
-        + (_kept("selected, the same came out", color) if color else "changed, with P of the old")
-    )
+def wrapped(text: str, indent: str = "") -> str:
+    """Running text in lines of at most `WIDTH` columns."""
+    return textwrap.fill(text, WIDTH, initial_indent=indent, subsequent_indent=indent)
 
 
-def _table(name: str, tally: KindTally, color: bool) -> str:
-    """One policy; counts, and shares of the tokens of the kind."""
-    title = f"{_BOLD}{name}{_END}" if color else name
-    head = ["kind of token", "tokens", "selected", "", "changed", "", "removed", "spared"]
-    rows = [head]
-    for kind in (*KINDS, None):
-        tokens = tally.of(kind, "tokens")
-        if not tokens and kind is not None:
-            continue
-        rows.append(
-            [
-                kind or "all",
-                f"{tokens:,}",
-                f"{tally.of(kind, 'selected'):,}", percent(tally.share(kind, "selected")),
-                f"{tally.of(kind, 'changed'):,}", percent(tally.share(kind, "changed")),
-                f"{tally.of(kind, 'removed'):,}",
-                f"{tally.of(kind, 'spared'):,}",
-            ]
-        )  # fmt: skip
-    return "\n".join([title, *_in_columns(rows)])
-
-
-def _alignment(seen: Inspection, color: bool) -> str:
-    """How the tokens of the trainee are scored, and what policies make of each of these ways."""
-    said = [f"{way}: {what}" for way, what in MEANING.items()]
-    title = f"{_BOLD}{TITLE}{_END}" if color else TITLE
-    return "\n".join([title, *_in_columns(alignment_rows(seen)), *said])
-
-
-def _in_columns(rows: list[list[str]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(
-            cell.ljust(width) if i == 0 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
-    ]
-
-
-def _document(seen: Inspection, document: Document, color: bool, num_edits: int) -> str:
-    title = f"{document.name}: {len(document.ids)} tokens"
-    lines = [f"{_BOLD}{title}{_END}" if color else title]
-    for name, edit in document.edits.items():
-        places = sorted(edit.changed + edit.removed) or np_places(edit)
-        counts = (
-            f"{int(edit.selected.sum())} selected, {len(edit.changed)} changed"
-            + (f", {len(edit.removed)} removed" if edit.removed else "")
-        )  # fmt: skip
-        lines.append(f"-- {name}: {counts}")
-        if places:
-            lines.append(_passages(seen, document, edit, places[:num_edits], color))
-        lines += [_detail(seen, document, edit, place) for place in edit.changed[:num_edits]]
+def boxed(title: str, text: str, *, color: bool) -> str:
+    """Paragraphs with a title and a line on their left."""
+    bar = "\N{BOX DRAWINGS HEAVY VERTICAL} "
+    lines = [bar + bold(title, color), *(wrapped(one, bar) for one in text.splitlines())]
     return "\n".join(lines)
 
 
-def np_places(edit: Edit) -> list[int]:
-    """Where tokens were selected."""
-    return [int(place) for place in edit.selected.nonzero()[0]]
+def bold(text: str, color: bool) -> str:
+    """Text in bold where colours are used."""
+    return f"{_BOLD}{text}{_END}" if color else text
 
 
-def _passages(
-    seen: Inspection, document: Document, edit: Edit, places: list[int], color: bool
+def in_columns(rows: list[list[str]]) -> str:
+    """A table: the first column is aligned left, the others right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if i == 0 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    )
+
+
+def _heading(seen: Findings, color: bool) -> str:
+    chances = seen.probabilities
+    documents = f"{seen.num_documents:,} document{'s' * (seen.num_documents != 1)}"
+    facts = wrapped(f"{documents}, {seen.num_tokens:,} tokens of {seen.data}; prior: {seen.prior}.")
+    facts = f"{bold(seen.title, color)}\n{facts}"
+    if not chances.total:
+        return facts
+    bars = " .:-=+*#%@"
+    tallest = max(int(chances.bins.max()), 1)
+    ruler = "".join(bars[math.ceil(9 * count / tallest)] for count in chances.bins)
+    return (
+        f"{facts}\n{chances.total:,} tokens have a label; the prior's perplexity on them is "
+        f"{chances.perplexity:.1f}.\nTheir probabilities: 0 |{ruler}| 1; "
+        f"{percent(chances.bins[-1] / chances.total)} are 0.95 or more."
+    )
+
+
+def policy_table(seen: Findings) -> str:
+    """A row for each policy: how many tokens it selects and changes."""
+    # A journal does not store which tokens were selected; `notes` has their number.
+    columns = ["changed", "removed"]
+    if seen.run is None:
+        columns = ["selected", *columns, "protected"]
+    some = [c for c in columns if c in ("selected", "changed") or _any(seen, c)]
+    rows = [["policy", "tokens", *(cell for column in some for cell in (column, ""))]]
+    for name, tally in seen.tallies.items():
+        rows.append([name, f"{tally.of(None, 'tokens'):,}"])
+        for column in some:
+            rows[-1] += [f"{tally.of(None, column):,}", percent(tally.share(None, column))]
+    legend = "selected: the policy resamples the token. changed: the new token is another one."
+    return in_columns(rows) + ("\n" + legend if seen.run is None else "")
+
+
+def _any(seen: Findings, column: str) -> bool:
+    return any(tally.of(None, column) for tally in seen.tallies.values())
+
+
+def _kind_table(seen: Findings) -> str:
+    """A row for each kind of token: the share that each policy changes or removes."""
+    first = next(iter(seen.tallies.values()))
+    rows = [["changed or removed, by kind", "tokens", *seen.tallies]]
+    for kind in KINDS:
+        if tokens := first.of(kind, "tokens"):
+            shares = (t.share(kind, "changed") + t.share(kind, "removed") for t in
+                      seen.tallies.values())  # fmt: skip
+            rows.append([kind, f"{tokens:,}", *map(percent, shares)])
+    return in_columns(rows)
+
+
+def alignment_rows(seen: Findings) -> list[list[str]]:
+    """A table of the ways in which an aligned prior scores tokens, with a head and a sum."""
+    first = next(iter(seen.alignment.values()))
+    columns = [cell for name in seen.alignment for cell in (f"{name}: selected", "changed")]
+    rows = [["", "tokens", "", *columns]]
+    for way in (*first.names, None):
+        tokens = first.of(way, "tokens")
+        rows.append(
+            [way or "all", f"{tokens:,}", percent(tokens / max(1, first.of(None, "tokens")))]
+        )
+        for tally in seen.alignment.values():
+            rows[-1] += [percent(tally.share(way, column)) for column in ("selected", "changed")]
+    return rows
+
+
+def alignment_table(seen: Findings) -> str:
+    """How a prior with another tokenizer scores the tokens of the trainee."""
+    title = "How the prior, which has another tokenizer, scores these tokens"
+    meanings = [f"{way}: {meaning}" for way, meaning in MEANING.items()]
+    return "\n".join([title, in_columns(alignment_rows(seen)), *meanings])
+
+
+def _document(
+    seen: Findings, document: Document, color: bool, num_edits: int, *, first: bool
 ) -> str:
-    """The text around some edits; what lies between is left out."""
+    lines = [bold(f"{document.name}, {len(document.ids)} tokens", color)]
+    if first and not all(map(seen.targets_labels, seen.policies)):
+        kept = f", {_kept('selected and unchanged', color)}" if color else ""
+        lines.append(f"Marks: {_change('old', 'new', 0.993, color)}{kept}; P of the old token.")
+    for name, edit in document.edits.items():
+        counts = [f"{int(edit.selected.sum())} selected"] if seen.run is None else []
+        counts.append(f"{len(edit.changed)} changed")
+        counts += [f"{len(edit.removed)} removed"] if edit.removed else []
+        lines.append(f"-- {name}: {', '.join(counts)}")
+        places = sorted(edit.changed + edit.removed)[:num_edits]
+        if seen.targets_labels(name):
+            lines += label_lines(seen, document, edit, places)
+        elif places:
+            lines.append(passages(seen, document, edit, places, color))
+            lines += [_detail(seen, document, edit, place) for place in places]
+    return "\n".join(lines)
+
+
+def passages(seen: Findings, document: Document, edit: Edit, places: list[int], color: bool) -> str:
+    """The text around some edits, with the edits marked; the text between is left out."""
     shown: list[str] = []
     end = 0
     for place in places:
@@ -144,7 +190,31 @@ def _passages(
     return "".join(shown) + (" ..." if end < len(document.ids) else "")
 
 
-def _token(seen: Inspection, document: Document, edit: Edit, i: int, color: bool) -> str:
+def label_lines(
+    seen: Findings, document: Document, edit: Edit, places: list[int], context: int = 12
+) -> list[str]:
+    """A table of changed labels: the text before each, the text's own token, and the new label."""
+    rows = [["   after the text", "the text has", "the label is", "P of each"]]
+    for i in places:
+        new = edit.after[i]
+        assert new is not None  # `target="labels"` removes nothing
+        before = "".join(document.text.pieces[max(0, i - context) : i]).translate(_HARMLESS)
+        before = " ".join(before.split())[-44:]
+        chances = {edit.before[i]: float(document.probability[i])}
+        chances = dict(document.candidates.get(i, ())) | chances
+        rows.append(
+            [
+                f"   ...{before}",
+                *(repr(seen.reader.piece(token).translate(_HARMLESS)) for token in (edit.before[i],
+                                                                                  new)),
+                f"{_chance(chances[edit.before[i]])}, "
+                + (_chance(chances[new]) if new in chances else "less"),
+            ]
+        )  # fmt: skip
+    return in_columns(rows).splitlines() if len(rows) > 1 else []
+
+
+def _token(seen: Findings, document: Document, edit: Edit, i: int, color: bool) -> str:
     old, new = edit.before[i], edit.after[i]
     if old < 0:
         return ""
@@ -156,20 +226,20 @@ def _token(seen: Inspection, document: Document, edit: Edit, i: int, color: bool
     return _kept(text, color) if edit.selected[i] else text
 
 
-def _detail(seen: Inspection, document: Document, edit: Edit, place: int) -> str:
-    """One edit with the prior's runners-up."""
+def _detail(seen: Findings, document: Document, edit: Edit, place: int) -> str:
+    """One edit, with other tokens that the prior finds probable there."""
     piece = seen.reader.piece
     new = edit.after[place]
-    assert new is not None
+    drawn = "removed" if new is None else repr(piece(new))
     chance = document.probability[place]
-    said = "" if math.isnan(chance) else f", P = {_chance(float(chance))}"
+    probability = "" if math.isnan(chance) else f", P = {_chance(float(chance))}"
     others = [
         f"{piece(token)!r} {_chance(p)}"
         for token, p in document.candidates.get(place, ())
         if token != edit.before[place]
     ]
-    then = f"; runners-up: {', '.join(others)}" if others else ""
-    return f"   token {place}: {piece(edit.before[place])!r} -> {piece(new)!r}{said}{then}"
+    most = f"; most probable others: {', '.join(others)}" if others else ""
+    return f"   token {place}: {piece(edit.before[place])!r} -> {drawn}{probability}{most}"
 
 
 def _chance(p: float) -> str:
@@ -178,16 +248,17 @@ def _chance(p: float) -> str:
 
 def _change(old: str, new: str, chance: float, color: bool) -> str:
     old, new = _visible(old), _visible(new) if new else "nothing"
-    said = "" if math.isnan(chance) else f"P={_chance(chance)}"
+    probability = "" if math.isnan(chance) else f"P={_chance(chance)}"
     if color:
-        return f"{_RED}{old}{_END}{_GREEN}{new}{_END}" + (said and f"{_DIM}({said}){_END}")
-    return f"{_OPEN}{old}{_ARROW}{new}" + (said and f", {said}") + _CLOSE
+        dim = probability and f"{_DIM}({probability}){_END}"
+        return f"{_RED}{old}{_END}{_GREEN}{new}{_END}{dim}"
+    return f"{_OPEN}{old}{_ARROW}{new}{probability and ', ' + probability}{_CLOSE}"
 
 
 def _kept(text: str, color: bool) -> str:
     if not color:
-        return text  # too many to be marked by signs
-    # Per line: an underline would run on over the margin of the next one.
+        return text  # there are too many to mark them with brackets
+    # Line by line: an underline would continue over the margin of the next line.
     return "\n".join(line and f"{_LINE}{line}{_END}" for line in text.split("\n"))
 
 

@@ -11,8 +11,8 @@ import numpy.typing as npt
 from common.figures import LINES, color_of, log_scale, new_figure
 from common.ngrams import NUM_BUCKETS, TOP_BIGRAMS
 
+from toedit_collate.inspection.findings import HISTOGRAM_BINS
 from toedit_collate.inspection.kinds import Reader
-from toedit_collate.inspection.tally import HISTOGRAM_BINS
 
 from .measure import Measured
 

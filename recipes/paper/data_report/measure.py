@@ -17,16 +17,16 @@ from torch import Tensor
 
 from toedit_collate.data.progress import progress_bar
 from toedit_collate.editing.editable import find_editable
-from toedit_collate.inspection.batches import as_token_batch, in_batches
-from toedit_collate.inspection.documents import (
+from toedit_collate.inspection.findings import Probabilities
+from toedit_collate.inspection.reading import (
     Source,
     SourceDocument,
     as_data,
-    name_of,
+    as_token_batch,
+    in_batches,
     read_documents,
 )
-from toedit_collate.inspection.passes import Scored, score_batch
-from toedit_collate.inspection.tally import Probabilities
+from toedit_collate.inspection.scoring import Scored, score_batch
 from toedit_collate.policy import EditPolicy
 from toedit_collate.prior.base import BasePrior
 from toedit_collate.transfer import fetch
@@ -120,7 +120,7 @@ class Measured:
 
     def share_from(self, p: float) -> float:
         """Share of tokens with a label whose P is at or above one of `THRESHOLDS`."""
-        from toedit_collate.inspection.tally import THRESHOLDS
+        from toedit_collate.inspection.findings import THRESHOLDS
 
         return float(self.probabilities.at_least[THRESHOLDS.index(p)]) / max(
             self.probabilities.total, 1
@@ -182,8 +182,8 @@ def measure_set(
         (10, 0.0)
     """
     settings = SetSettings() if settings is None else settings
-    measured = Measured(name or name_of(source), whatif=WhatIf(standard_settings(), settings.seed))
     data = as_data(source)
+    measured = Measured(name or data.name, whatif=WhatIf(standard_settings(), settings.seed))
     documents = read_documents(
         data, prior.tokenizer, max_length=settings.max_length or prior.max_length,
         vocab_size=prior.vocab_size, assistant_only=settings.assistant_only,

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from toedit_collate.head.candidates import find_candidates
 from toedit_collate.head.projection import Head
-from toedit_collate.inspection.passes import Scored
+from toedit_collate.inspection.scoring import Scored
 from toedit_collate.policy import EditPolicy, Sampler
 from toedit_collate.transfer import send
 

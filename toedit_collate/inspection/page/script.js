@@ -1,12 +1,12 @@
 "use strict";
-// Shows what `data.py` packed. Everything is text of documents: it goes into the page by
-// textContent alone, never as HTML.
+// Shows what `as_page` packed. The text of documents goes into the page by textContent only,
+// never as HTML.
 (() => {
   const D = JSON.parse(document.getElementById("data").textContent);
   const $ = (id) => document.getElementById(id);
-  const STEP = 10; // documents that are made at a time
+  const STEP = 10; // documents that are built at a time
   let shown = STEP;
-  let active = null; // the mark that the keyboard stands on
+  let active = null; // the mark that has the keyboard focus
 
   const make = (name, attributes = {}, ...children) => {
     const element = document.createElement(name);
@@ -26,28 +26,25 @@
     let at = 0;
     return gaps.map((gap) => (at += gap));
   };
-  // A blank, a line feed and a tab, so that a reader sees and hears them.
-  const named = (text) => text === "" ? "(part of a letter)" :
+  // Spaces, line feeds and tabs, made visible and audible.
+  const named = (text) => text === "" ? "(part of a character)" :
     text.replace(/\n/g, "⏎").replace(/\t/g, "⇥").replace(/ /g, "␣").replace(/\r/g, "␍");
   const spoken = (text) => text.trim() ? text.trim() :
-    text.includes("\n") ? "line feed" : text.includes("\t") ? "tab" : text ? "blank" : "nothing";
+    text.includes("\n") ? "line feed" : text.includes("\t") ? "tab" : text ? "space" : "nothing";
+  const base = (text) => make("span", { class: "base" }, text);
+  // A label under its token: without the space that most tokens begin with.
+  const short = (text) => text.trim() || named(text);
 
-  // Each document with its marks unpacked once, when it is first needed.
+  // Each document with its marks, unpacked when it is first needed.
   const unpacked = new Map();
   const unpack = (number) => {
     if (unpacked.has(number)) return unpacked.get(number);
     const packed = D.documents[number];
-    const edits = packed.edits.map((edit) => {
-      const scored = [];
-      edit.scored.forEach((length, i) => {
-        for (let k = 0; k < length; k++) scored.push(i % 2 === 0);
-      });
-      return {
-        scored, selected: new Set(places(edit.selected)), spared: new Set(places(edit.spared)),
-        removed: new Set(places(edit.removed)),
-        changed: new Map(edit.changed.map(([at, now, old]) => [at, { now, old }])),
-      };
-    });
+    const edits = packed.edits.map((edit) => ({
+      unscored: new Set(places(edit.unscored)), selected: new Set(places(edit.selected)),
+      protected: new Set(places(edit.protected)), removed: new Set(places(edit.removed)),
+      changed: new Map(edit.changed.map(([at, now, old]) => [at, { now, old }])),
+    }));
     const candidates = new Map(packed.candidates.map(([at, ...rest]) => [at, rest]));
     const made = { ...packed, edits, candidates };
     unpacked.set(number, made);
@@ -62,12 +59,11 @@
       movable: policy.region === "above" || policy.region === "below",
       moved: policy.threshold !== null && slider !== policy.threshold,
       marks: $("marks").value, kind: Number($("kind").value), text: $("find").value,
-      from: Number($("from").value || 0) * D.scale, to: Number($("to").value || 1) * D.scale,
       only: $("only").checked,
     };
   };
 
-  // What a token's mark is: "changed", "removed", "kept", "would", "spared" or "".
+  // The mark of a token: "changed", "removed", "kept", "would", "protected" or "".
   const markOf = (doc, i, s) => {
     const edit = doc.edits[s.which];
     const p = doc.p[i];
@@ -75,56 +71,63 @@
     if (s.moved && s.movable) {
       const cut = s.slider * D.scale;
       const inside = p >= 0 && (s.policy.region === "above" ? p >= cut - 1e-6 : p <= cut + 1e-6);
-      if (inside && edit.scored[i] && !edit.removed.has(i)) {
+      if (inside && !edit.unscored.has(i) && !edit.removed.has(i)) {
         mark = edit.changed.has(i) ? "changed" : edit.selected.has(i) ? "kept" : "would";
       }
     } else if (edit.changed.has(i)) mark = "changed";
     else if (edit.selected.has(i)) mark = "kept";
     if (edit.removed.has(i)) mark = "removed";
-    if (!mark && edit.spared.has(i)) mark = "spared";
+    if (!mark && edit.protected.has(i)) mark = "protected";
     if (!mark) return "";
     if (s.marks === "changed" && mark !== "changed" && mark !== "removed") return "";
     if (s.marks === "kept" && mark !== "kept" && mark !== "would") return "";
-    if (s.marks === "spared" && mark !== "spared") return "";
-    if (s.marks === "all" && mark === "spared") return "";
-    if (s.kind >= 0 && !(D.letters[doc.kinds[i]] >> s.kind & 1)) return "";
-    if (p >= 0 && (p < s.from || p > s.to + 1)) return "";
+    if (s.marks === "protected" && mark !== "protected") return "";
+    if (s.marks === "all" && mark === "protected") return "";
+    // Where every label is redrawn, marks of the unchanged ones would cover the text.
+    if (s.marks === "all" && mark === "kept" && s.policy.labels) return "";
+    if (s.kind >= 0 && !(doc.kinds[i] >> s.kind & 1)) return "";
     return mark;
   };
 
   const SAY = {
-    changed: "changed", removed: "removed", kept: "selected, the same came out",
-    would: "would be selected", spared: "spared by protection",
+    changed: "changed", removed: "removed", kept: "selected but unchanged",
+    would: "would be selected", protected: "protected",
   };
   const describe = (doc, i, mark, s) => {
     const edit = doc.edits[s.which];
     const change = edit.changed.get(i);
     const old = D.texts[change && change.old !== undefined ? change.old : doc.tokens[i]];
     const p = doc.p[i] < 0 ? "" : `, P ${chance(doc.p[i])}`;
-    return mark === "changed" ?
-      `changed: ${spoken(old)} became ${spoken(D.texts[change.now])}${p}` :
-      `${spoken(old)}: ${SAY[mark]}${p}`;
+    if (mark !== "changed") return `${spoken(old)}: ${SAY[mark]}${p}`;
+    return s.policy.labels ? `${spoken(old)}, label ${spoken(D.texts[change.now])}${p}` :
+      `changed: ${spoken(old)} became ${spoken(D.texts[change.now])}${p}`;
   };
-  const kindsOf = (doc, i) => D.kinds.filter((_, k) => D.letters[doc.kinds[i]] >> k & 1)
+  const kindsOf = (doc, i) => D.kinds.filter((_, k) => doc.kinds[i] >> k & 1)
     .map(([name]) => name);
 
-  const token = (doc, number, i, mark, s) => {
+  const token = (doc, i, mark, s) => {
     const text = D.texts[doc.tokens[i]];
     const template = kindsOf(doc, i).includes("template") ? " template" : "";
     if (!mark) {
       return make("span", { "data-i": i, ...(template && { class: "template" }) }, text);
     }
     const blank = text.trim() ? "" : " blank";
-    // Old and new text are spoken by the label; what is inside is for the eye.
+    // The label of the element is spoken; its content is for the eye.
     const outer = make("span", {
       "data-i": i, "data-mark": mark, role: "button", tabindex: "-1", "aria-describedby": "hint",
       "aria-label": describe(doc, i, mark, s),
     });
-    if (mark === "changed") {
+    if (mark === "changed" && s.policy.labels) {
+      const { now } = doc.edits[s.which].changed.get(i);
+      // Spaces and line feeds stay outside of the pair: the line must break where it did.
+      const [, before, core, after] = text.match(/^(\s*)(.*?)(\s*)$/s);
+      const label = make("rt", {}, short(D.texts[now]));
+      outer.append(before, make("ruby", {}, base(core || "·"), label), after);
+    } else if (mark === "changed") {
       const { now, old } = doc.edits[s.which].changed.get(i);
       const before = old === undefined ? text : D.texts[old];
       const after = D.texts[now];
-      // A line feed that is gone must not break the line any more.
+      // A line feed that was replaced must not break the line.
       outer.append(
         make("del", { class: "old" + (before.trim() ? "" : " blank") }, before.replace(/\n/g, "")),
         make("ins", { class: "new" + (after.trim() ? "" : " blank") }, after));
@@ -138,22 +141,23 @@
 
   const article = (number, s) => {
     const doc = unpack(number);
-    const body = make("div", { class: "text", "data-number": number });
-    const tally = { changed: 0, removed: 0, kept: 0, would: 0, spared: 0 };
+    const body = make("div", {
+      class: s.policy.labels ? "text labels" : "text", "data-number": number,
+    });
+    const tally = { changed: 0, removed: 0, kept: 0, would: 0, protected: 0 };
     doc.tokens.forEach((_, i) => {
       const mark = markOf(doc, i, s);
       if (mark) tally[mark]++;
-      body.append(token(doc, number, i, mark, s));
+      body.append(token(doc, i, mark, s));
     });
     const first = body.querySelector("[data-mark]");
-    if (first) first.tabIndex = 0; // one stop for the tab key; arrows move from there
-    const said = Object.entries(tally).filter(([, n]) => n).map(([mark, n]) =>
-      `${count(n)} ${mark === "kept" ? "selected and kept" : mark === "would" ?
-        "would be selected" : mark}`);
-    const title = make("h3", { id: `d${number}` }, doc.name);
+    if (first) first.tabIndex = 0; // one stop for the Tab key; arrow keys move from there
+    const counts = Object.entries(tally).filter(([, n]) => n).map(([mark, n]) =>
+      `${count(n)} ${mark === "changed" && s.policy.labels ? "labels changed" : SAY[mark]}`);
     return make("article", { "aria-labelledby": `d${number}` },
-      make("header", {}, title, make("span", {}, `${count(doc.tokens.length)} tokens`),
-        make("span", {}, said.join(", ") || "no such mark")), body);
+      make("header", {}, make("h3", { id: `d${number}` }, doc.name),
+        make("span", {}, `${count(doc.tokens.length)} tokens`),
+        make("span", {}, counts.join(", ") || "no such edit")), body);
   };
 
   const matches = (number, s) => {
@@ -173,22 +177,96 @@
     const part = found.slice(0, shown);
     $("documents").replaceChildren(...part.map((number) => article(number, s)));
     $("count").textContent =
-      `${count(part.length)} of ${count(found.length)} documents that fit; ` +
-      `${count(D.documents.length)} are in this page, of ${count(D.numDocuments)} that were read.`;
+      `${count(part.length)} of ${count(found.length)} matching documents. The page contains ` +
+      `${count(D.documents.length)} of the ${count(D.numDocuments)} documents that were read.`;
     $("more").hidden = part.length === found.length;
-    $("threshold").disabled = !s.movable;
+    document.querySelectorAll(".threshold").forEach((part) => { part.hidden = !s.movable; });
     const [, atLeast] = D.grid[$("threshold").value];
     const share = s.policy.region === "below" ? 1 - atLeast : atLeast;
     const sign = s.policy.region === "below" ? "≤" : "≥";
-    const said = !s.movable ? "this policy has no threshold to move" :
-      `P ${sign} ${s.slider}: ${percent(share, 1)} of all tokens with a label` +
-      (s.moved ? "" : " (the policy's own)");
-    $("share").textContent = said;
-    $("threshold").setAttribute("aria-valuetext", said);
+    const label = `P ${sign} ${s.slider}: ${percent(share, 1)} of all tokens with a label` +
+      (s.moved ? "" : " (this policy)");
+    $("share").textContent = label;
+    $("threshold").setAttribute("aria-valuetext", label);
+    drawLegend(s);
+    drawKinds(s);
+    drawWays(s);
     drawHistogram(s);
+    document.querySelectorAll("#policies tbody tr").forEach((row, i) =>
+      row.classList.toggle("chosen", i === s.which));
   };
 
-  // ---- what stands above the documents
+  // ---- what stands around the documents
+
+  const drawLegend = (s) => {
+    $("how").textContent = s.policy.labels ? "This policy changes labels only. The model reads " +
+      "the text as it is. Where a second line stands under a token, the model learns that " +
+      "token there instead of the one in the text." : "";
+    $("how").hidden = !s.policy.labels;
+    const gap = " \u2003";
+    const changed = s.policy.labels ?
+      [make("span", { class: "text labels" }, make("ruby", {}, base("text"),
+        make("rt", {}, "label")))] :
+      [make("del", { class: "old" }, "old"), make("ins", { class: "new" }, "new"), " changed"];
+    const items = [...changed, gap];
+    const removed = s.policy.table[s.policy.table.length - 1][3];
+    if (removed) items.push(make("del", { class: "old gone" }, "gone"), " removed", gap);
+    if (!D.isRun && !s.policy.labels) {
+      items.push(make("span", { class: "kept" }, "kept"), " selected but unchanged", gap);
+    }
+    if (s.movable) {
+      items.push(make("span", { class: "would" }, "would"), " would be selected at this threshold",
+        gap);
+    }
+    if (!D.isRun) items.push(make("span", { class: "protected" }, "protected"), " left alone");
+    $("legend").replaceChildren(...items);
+  };
+
+  const measured = (part, whole) => {
+    const cell = make("td", { title: `${count(part)} of ${count(whole)}` }, percent(part, whole));
+    const meter = make("span", { class: "meter" });
+    meter.style.width = `${100 * (whole ? part / whole : 0)}%`;
+    cell.append(meter);
+    return cell;
+  };
+  // A journal does not store which tokens were selected or protected.
+  const columnsOf = (tables) => [1, 2, 3, 4].filter((c) => D.isRun ?
+    c === 2 || (c === 3 && tables.some((table) => table[table.length - 1][c])) :
+    c < 3 || tables.some((table) => table[table.length - 1][c]));
+  const cellsOf = (row, columns) => [make("td", {}, count(row[0])),
+    ...columns.map((c) => measured(row[c], row[0]))];
+
+  const table = (caption, head, rows) => {
+    const body = make("tbody");
+    rows.forEach(([name, cells, title]) => {
+      const row = make("tr", name === "all" ? { class: "all" } : {},
+        make("th", { scope: "row", ...(title && { title }) }, name));
+      cells.forEach((cell) => row.append(cell instanceof Node ? cell : make("td", {}, cell)));
+      body.append(row);
+    });
+    return make("table", {}, make("caption", {}, caption), make("thead", {},
+      make("tr", {}, ...head.map((name) => make("th", { scope: "col" }, name)))), body);
+  };
+
+  const drawKinds = (s) => {
+    const columns = columnsOf([s.policy.table]);
+    const rows = [...D.kinds, ["all", ""]].map(([kind, meaning], k) =>
+      [kind, cellsOf(s.policy.table[k], columns), meaning, s.policy.table[k][0]])
+      .filter(([kind, , , tokens]) => tokens || kind === "all");
+    $("kinds").replaceChildren(table(s.policy.name,
+      ["kind", "tokens", ...columns.map((c) => D.columns[c])], rows));
+  };
+
+  const drawWays = (s) => {
+    if (!s.policy.ways) return;
+    $("alignment").hidden = false;
+    const made = table(s.policy.name, ["way", "tokens", "selected", "changed"],
+      [...D.ways, ["all", ""]].map(([way], k) => [way, cellsOf(s.policy.ways[k], [1, 2])]));
+    made.querySelectorAll("tbody th").forEach((cell, k) => {
+      if (D.ways[k]) cell.append(make("small", {}, D.ways[k][1]));
+    });
+    $("ways").replaceChildren(made);
+  };
 
   const drawHistogram = (s) => {
     const [W, H, base] = [440, 130, 108];
@@ -199,13 +277,12 @@
     svg.setAttribute("viewBox", `0 0 ${W} ${H}`);
     svg.setAttribute("role", "img");
     svg.setAttribute("aria-label", `Histogram of probabilities: ${percent(D.bins[0], total)} ` +
-      `of the tokens lie under 0.05, ${last} at or above 0.95.`);
+      `of the tokens are below 0.05, ${last} are 0.95 or more.`);
     const add = (name, attributes, text) => {
       const element = document.createElementNS("http://www.w3.org/2000/svg", name);
       Object.entries(attributes).forEach(([key, value]) => element.setAttribute(key, value));
       if (text) element.textContent = text;
       svg.append(element);
-      return element;
     };
     const width = W / D.bins.length;
     D.bins.forEach((n, i) => {
@@ -216,7 +293,7 @@
       add("rect", { class: inside ? "bar inside" : "bar", x: i * width + 1, y: base - height,
         width: width - 2, height });
       if (i === 0 || i === D.bins.length - 1 || i === D.bins.length / 2) {
-        // The outer ones are wider than their bars: they begin and end with the axis.
+        // The first and last number are wider than their bars: align them with the axis.
         const [x, anchor] = i === 0 ? [0, "start"] : i === D.bins.length - 1 ? [W, "end"] :
           [i * width + width / 2, "middle"];
         add("text", { x, y: base - height - 4, "text-anchor": anchor }, percent(n, total));
@@ -227,65 +304,23 @@
     $("histogram").replaceChildren(svg);
   };
 
-  const table = (caption, head, rows) => {
-    const body = make("tbody");
-    rows.forEach(([kind, cells]) => {
-      const row = make("tr", kind === "all" ? { class: "all" } : {},
-        make("th", { scope: "row" }, kind));
-      cells.forEach((cell) => row.append(cell instanceof Node ? cell : make("td", {}, cell)));
-      body.append(row);
-    });
-    return make("table", {}, make("caption", {}, caption), make("thead", {},
-      make("tr", {}, ...head.map((name) => make("th", { scope: "col" }, name)))), body);
-  };
-
   const fill = () => {
     $("facts").textContent = `${count(D.numDocuments)} documents, ${count(D.numTokens)} tokens ` +
-      `of ${D.data}; prior: ${D.prior}` +
-      (D.perplexity === null ? "" : `; perplexity ${D.perplexity}`);
-    $("advice").append(...D.advice.map((line) => make("li", {}, line)));
-    const kinds = [...D.kinds.map(([name]) => name), "all"];
-    const measured = (part, whole) => {
-      const share = whole ? part / whole : 0;
-      const meter = make("span", { class: "meter" });
-      meter.style.width = `${Math.min(100, 100 * share)}%`;
-      return make("td", { title: `${count(part)} of ${count(whole)}` }, percent(part, whole), meter);
-    };
-    // A column of zeros says nothing: it is left out.
-    const columns = D.policies.map(({ table: counts }) => D.columns
-      .map((name, c) => [name, c]).filter(([name, c]) => c === 1 || c === 2 ||
-        (c > 2 && counts[counts.length - 1][c])));
-    const head = ["kind", "tokens", ...columns.flat().map(([name]) => name)];
-    const rows = kinds.map((kind, k) => {
-      const whole = D.policies[0].table[k][0];
-      const cells = [make("td", {}, count(whole))];
-      D.policies.forEach(({ table: counts }, i) => columns[i].forEach(([, c], at) => {
-        const cell = c < 3 ? measured(counts[k][c], counts[k][0]) : make("td", {}, count(counts[k][c]));
-        if (at === 0) cell.className = "first";
-        cells.push(cell);
-      }));
-      return [kind, cells, whole];
-    }).filter(([kind, , whole]) => whole || kind === "all");
-    const made = table("Each policy, by kind of token", head, rows);
-    const group = make("tr", { class: "group" }, make("td", { colspan: "2" }));
-    D.policies.forEach(({ name }, i) => group.append(
-      make("th", { scope: "colgroup", colspan: columns[i].length }, name)));
-    made.tHead.prepend(group);
-    $("kinds").append(made);
-    $("kinds").querySelectorAll("tbody th").forEach((cell) => {
-      const known = D.kinds.find(([name]) => name === cell.textContent);
-      if (known) cell.title = known[1];
-    });
-    if (D.alignment) {
-      const [[, tokens, , ...shares], ...ways] = D.alignment;
-      $("alignment").hidden = false;
-      $("ways").append(table("Each way, and what the policies make of it",
-        ["way", tokens, "share", ...shares], ways.map(([way, ...cells]) => [way, cells])));
-      $("ways").querySelectorAll("tbody th").forEach((cell) => {
-        const meaning = D.ways[cell.textContent];
-        if (meaning) cell.append(make("small", {}, meaning));
-      });
+      `of ${D.data}. Prior: ${D.prior}` +
+      (D.perplexity === null ? "" : `, with a perplexity of ${D.perplexity}`) + ".";
+    if (D.advice) {
+      $("advice").hidden = false;
+      $("advice-what").textContent = D.advice[0];
+      $("advice-why").textContent = D.advice[1];
     }
+    const tables = D.policies.map(({ table: counts }) => counts);
+    const columns = columnsOf(tables);
+    $("policies").append(table(D.isRun ? "Tokens that training changed" :
+      "Selected: the policy resamples the token. Changed: the new token is another one.",
+      ["policy", "tokens", ...columns.map((c) => D.columns[c])],
+      D.policies.map(({ name, table: counts }) =>
+        [name, cellsOf(counts[counts.length - 1], columns)])));
+    $("notes").append(...D.notes.map((line) => make("li", {}, line)));
     if (D.labelled) {
       $("bins").append(table("Tokens by the probability that the prior gives them",
         ["P", "tokens", "share"], D.bins.map((n, i) => [
@@ -293,19 +328,21 @@
           [count(n), percent(n, D.labelled)]])));
     } else $("chances").hidden = true;
     D.policies.forEach(({ name }, i) => $("policy").append(make("option", { value: i }, name)));
+    $("policy").value = D.opensOn;
     $("kind").append(make("option", { value: -1 }, "any"),
       ...D.kinds.map(([name], k) => make("option", { value: k }, name)));
     $("threshold").max = D.grid.length - 1;
+    if (D.isRun) { // no probabilities, and no selected tokens
+      $("marks").closest("label").hidden = true;
+      $("hint").hidden = true;
+    }
   };
 
-  const toPolicy = () => { // the slider to the policy's own threshold, or the nearest
+  const toPolicy = () => { // moves the slider to the policy's own threshold
     const own = D.policies[$("policy").value].threshold;
-    let best = 0;
-    D.grid.forEach(([t], i) => {
-      if (own !== null && Math.abs(t - own) < Math.abs(D.grid[best][0] - own)) best = i;
-    });
-    if (own !== null && D.grid[best][0] !== own) {
-      best = D.grid.findIndex(([t]) => t > own);
+    let best = D.grid.findIndex(([t]) => t >= own);
+    if (own === null) best = 0;
+    else if (best < 0 || D.grid[best][0] !== own) { // add it, with a share in between
       if (best < 0) best = D.grid.length;
       const near = D.grid[Math.max(0, best - 1)][1];
       const far = D.grid[Math.min(D.grid.length - 1, best)][1];
@@ -320,16 +357,16 @@
   const tip = $("tip");
   const hideTip = () => { tip.hidden = true; };
   const showTip = (element, aloud) => {
-    const body = element.closest(".text");
-    const doc = unpack(Number(body.dataset.number));
+    const doc = unpack(Number(element.closest(".text").dataset.number));
     const i = Number(element.dataset.i);
     const s = state();
     const mark = element.dataset.mark;
     const change = doc.edits[s.which].changed.get(i);
     const lines = [make("p", {}, make("code", {}, named(D.texts[doc.tokens[i]])),
-      doc.p[i] < 0 ? " has no probability (first token, or not scored)" : ` P = ${chance(doc.p[i])}`)];
+      doc.p[i] < 0 ? "" : ` P = ${chance(doc.p[i])}`)];
     if (change && mark === "changed") {
-      lines.push(make("p", {}, "became ", make("code", {}, named(D.texts[change.now]))));
+      lines.push(make("p", {}, s.policy.labels ? "the label is " : "became ",
+        make("code", {}, named(D.texts[change.now]))));
     } else if (mark) lines.push(make("p", {}, SAY[mark]));
     lines.push(make("p", { class: "note" }, kindsOf(doc, i).join(", ")));
     const found = doc.candidates.get(i);
@@ -344,8 +381,6 @@
       }
       lines.push(make("table", {}, make("caption", {}, "The prior's most probable tokens here"),
         rows));
-    } else if (doc.p[i] >= 0) {
-      lines.push(make("p", { class: "note" }, "Runners-up are kept for likely and selected tokens."));
     }
     tip.replaceChildren(...lines);
     tip.hidden = false;
@@ -368,7 +403,7 @@
     if (element) showTip(element, false);
   });
   documents.addEventListener("mouseleave", hideTip);
-  documents.addEventListener("click", (event) => { // a finger
+  documents.addEventListener("click", (event) => { // a touch
     const element = tokenAt(event);
     if (element) showTip(element, true);
   });
@@ -398,7 +433,7 @@
   toPolicy();
   render();
   $("policy").addEventListener("change", () => { toPolicy(); shown = STEP; render(); });
-  ["marks", "kind", "from", "to", "find", "only"].forEach((id) =>
+  ["marks", "kind", "find", "only"].forEach((id) =>
     $(id).addEventListener("input", () => { shown = STEP; render(); }));
   $("threshold").addEventListener("input", render);
   $("reset").addEventListener("click", () => { toPolicy(); render(); });

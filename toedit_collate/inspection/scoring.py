@@ -1,4 +1,4 @@
-"""One pass of the prior over a batch, and what any number of policies make of it."""
+"""One pass of the prior over a batch, and the edits that any number of policies make of it."""
 
 from __future__ import annotations
 
@@ -18,40 +18,40 @@ from ..tokens.draws import Draws
 from ..tokens.token_batch import TokenBatch
 from ..transfer import fetch, send
 
-# Every token of the vocabulary is a candidate of this one, the special ones, too.
+# With this policy every id of the vocabulary is a candidate, special tokens included.
 _ALL = EditPolicy(sampler="full", protect_special=False)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a policy makes of the M tokens of a batch; all on the host.
+    """The edit of the M tokens of a batch by one policy; all tensors are on the CPU.
 
     Attributes:
-        scored: (M,) bool, tokens to which the policy is applied.
-        selected: (M,) bool, in its region, so resampled.
+        scored: (M,) bool, tokens to which the policy applies.
+        selected: (M,) bool, in its region and resampled.
         dropped: (M,) bool, removed by `drop_below`.
         tokens: (M,) int64, after the edit.
-        spared: (M,) bool, in the region and with a label, but protected.
+        protected: (M,) bool, in the region and with a label, but left alone by a protection.
     """
 
     scored: Tensor
     selected: Tensor
     dropped: Tensor
     tokens: Tensor
-    spared: Tensor
+    protected: Tensor
 
 
 @dataclass(frozen=True)
 class Scored:
-    """A batch that the prior has passed through once.
+    """A batch after one pass of the prior.
 
     Attributes:
-        prior: that did.
-        batch: M tokens, on the host.
-        where: (n,) int64, which of them have a probability.
-        predictions: of the prior at those.
-        scores: of those, on the prior's device.
-        logprob: (n,) float32 on the host, log P of those in nats.
+        prior: that scored it.
+        batch: M tokens, on the CPU.
+        where: (n,) int64, indices of the tokens that have a probability.
+        predictions: of the prior at these tokens.
+        scores: of these tokens, on the prior's device.
+        logprob: (n,) float32 on the CPU, log P of these tokens in nats.
     """
 
     prior: BasePrior
@@ -62,7 +62,7 @@ class Scored:
     logprob: Tensor
 
     def outcome(self, policy: EditPolicy, *, epoch: int = 0, generation: int = 0) -> Outcome:
-        """The edit that `edit_tokens` makes of this batch, token for token."""
+        """The same edit, token for token, as `edit_tokens` makes of this batch."""
         batch, where = self.batch, self.where
         scored = find_editable(self.prior, policy, batch) & self.prior.scorable(batch)
         in_region, to_drop = policy.selects(self.logprob), policy.drops(self.logprob)
@@ -82,25 +82,25 @@ class Scored:
             selected=self._spread(selected),
             dropped=self._spread(dropped),
             tokens=tokens,
-            spared=self._spread((in_region | to_drop) & ~scored[where]) & self.labelled(policy),
+            protected=self._spread((in_region | to_drop) & ~scored[where]) & self.labelled(policy),
         )
 
     def labelled(self, policy: EditPolicy) -> Tensor:
-        """Which tokens are in a policy's scope, protected or not: (M,) bool."""
+        """(M,) bool, tokens in the policy's scope, protected or not."""
         scope = self.prior.scorable(self.batch)
         if policy.scope == "loss" and self.batch.labels is not None:
             scope = scope & (self.batch.labels.reshape(-1)[self.batch.documents.index] != -100)
         return scope
 
     def distributions(self, at: Tensor) -> Iterator[Tensor]:
-        """Log P of the whole vocabulary at m of the n places, a few at a time.
+        """Log P of the whole vocabulary at m of the n tokens, a few at a time.
 
         Args:
-            at: (m,) int64, on the host: which of the n, ascending.
+            at: (m,) int64 on the CPU, ascending indices into the n tokens.
 
         Yields:
-            For the next rows of them, (rows, V) float32, nats, by the softmax over all ids; -inf
-            for padding of the vocabulary.
+            For the next rows of them, (rows, V) float32, nats, the softmax over all ids; -inf for
+            padding of the vocabulary.
         """
         done = 0
         for found in self.predictions.candidates(_ALL, at):
@@ -109,31 +109,31 @@ class Scored:
             logits = self._by_id(found)
             observed = send(self.batch.tokens[self.where[rows]], logits.device)
             own = logits.gather(-1, observed.unsqueeze(-1))
-            # The observed token's log P is known: that of the others follows by the difference.
+            # The log P of the observed token is known; those of the others follow from it.
             known = send(self.logprob[rows], logits.device).unsqueeze(-1)
             level = torch.where(own.isfinite(), known - own, -logits.logsumexp(-1, keepdim=True))
             yield logits + level
 
     def _by_id(self, found: Candidates) -> Tensor:
-        """Logits of candidates in the order of the ids: (rows, c) -> (rows, V)."""
+        """Logits of candidates, ordered by id: (rows, c) -> (rows, V)."""
         V = self.prior.vocab_size
         every = torch.arange(V, device=found.ids.device)
         if found.ids.shape[-1] == V and bool((found.ids == every).all()):
             return found.logits
-        # A prior with another tokenizer lists what it can say, some ids in several ways.
+        # An aligned prior lists some ids several times, and others never.
         top = found.logits.amax(-1, keepdim=True)
         weights = torch.zeros(len(found.ids), V, device=found.ids.device)
         return weights.scatter_add_(-1, found.ids, (found.logits - top).exp()).log() + top
 
-    def runners_up(self, at: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        """The most probable tokens at m of the n places, the observed one perhaps among them.
+    def most_probable(self, at: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """The most probable tokens at m of the n tokens.
 
         Args:
-            at: (m,) int64, on the host: which of the n, ascending.
-            count: how many.
+            at: (m,) int64 on the CPU, ascending indices into the n tokens.
+            count: how many to return.
 
         Returns:
-            (m, count) int64 ids and (m, count) float32 probabilities, on the host.
+            (m, count) int64 ids and (m, count) float32 probabilities, on the CPU.
         """
         count = min(count, self.prior.vocab_size)
         ids, chances = [torch.zeros(0, count, dtype=torch.int64)], [torch.zeros(0, count)]
@@ -153,7 +153,7 @@ class Scored:
 
 @torch.no_grad()
 def score_batch(prior: BasePrior, batch: TokenBatch) -> Scored:
-    """Pass a batch through the prior once, with exact log P wherever there is one.
+    """Run the prior over a batch once, with exact log P of every token that has one.
 
     Raises:
         ValueError: a token is not in the vocabulary, a document is longer than the prior's

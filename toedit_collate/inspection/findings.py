@@ -1,0 +1,201 @@
+"""What policies do to data, or what training did: plain data for the renderers to show."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from ..policy import EditPolicy
+from .kinds import KINDS, Reader, Text
+
+Counts = npt.NDArray[np.int64]
+Bool = npt.NDArray[np.bool_]
+COLUMNS = ("tokens", "selected", "changed", "removed", "protected")
+# Thresholds that a reader may try: dense where most probabilities are, near 0 and near 1.
+THRESHOLDS = (
+    0.001, 0.003, 0.01, 0.03, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6,
+    0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.925, 0.95, 0.97, 0.98, 0.99, 0.995, 0.998, 0.999, 0.9995,
+    0.9999,
+)  # fmt: skip
+HISTOGRAM_BINS = 20
+
+
+@dataclass(frozen=True)
+class Edit:
+    """What one policy, or one generation, did to a document of T tokens.
+
+    Attributes:
+        scored: (T,) bool, tokens to which the policy applies.
+        selected: (T,) bool, tokens that were resampled. A journal does not store them.
+        protected: (T,) bool, tokens in the policy's region that a protection rule left alone.
+        before: T token ids, of the source or of the generation before; -1: removed earlier.
+        after: T token ids; None: removed. With `target="labels"`, these are the new labels, and
+            the inputs stay `before`.
+    """
+
+    scored: Bool
+    selected: Bool
+    protected: Bool
+    before: list[int]
+    after: list[int | None]
+
+    @property
+    def changed(self) -> list[int]:
+        """Indices of tokens that became another token."""
+        pairs = enumerate(zip(self.before, self.after, strict=True))
+        return [i for i, (old, new) in pairs if new is not None and new != old]
+
+    @property
+    def removed(self) -> list[int]:
+        """Indices of tokens that were removed."""
+        pairs = enumerate(zip(self.before, self.after, strict=True))
+        return [i for i, (old, new) in pairs if new is None and old >= 0]
+
+
+@dataclass(frozen=True)
+class Document:
+    """A document of T tokens with its edits.
+
+    Attributes:
+        name: of its row.
+        ids: T token ids of the source.
+        text: the same tokens as text, with their kinds.
+        probability: (T,) float32, P of each token; NaN where the prior gives none.
+        edits: by the name of the policy or generation.
+        candidates: index of a token -> (token id, P) of the most probable tokens there.
+        ways: (T,) int64, index into `WAYS`: how an aligned prior scores each token; -1: not
+            counted. None: the prior has the same tokenizer.
+    """
+
+    name: str
+    ids: list[int]
+    text: Text
+    probability: npt.NDArray[np.float32]
+    edits: dict[str, Edit]
+    candidates: dict[int, list[tuple[int, float]]]
+    ways: npt.NDArray[np.int64] | None = None
+
+    @property
+    def num_edits(self) -> int:
+        """Changed and removed tokens, of all policies together."""
+        return sum(len(edit.changed) + len(edit.removed) for edit in self.edits.values())
+
+    @property
+    def num_selected(self) -> int:
+        """Selected tokens, of all policies together."""
+        return sum(int(edit.selected.sum()) for edit in self.edits.values())
+
+
+@dataclass
+class KindTally:
+    """What one policy did, by kind of token.
+
+    Attributes:
+        names: K kinds.
+        counts: (K + 1, 5), the columns of `COLUMNS` for each kind; the last row counts all tokens.
+            `tokens` has those with a label, `protected` those in the region that were left alone.
+    """
+
+    names: tuple[str, ...] = KINDS
+    counts: Counts = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.counts = np.zeros((len(self.names) + 1, len(COLUMNS)), np.int64)
+
+    def add(self, kinds: npt.NDArray[np.uint16], labelled: Bool, edit: Edit) -> None:
+        """Count one document of T tokens; bit k of its (T,) `kinds` stands for kind k."""
+        changed, removed = np.zeros_like(labelled), np.zeros_like(labelled)
+        changed[edit.changed] = True
+        removed[edit.removed] = True
+        masks = np.stack([labelled, edit.selected, changed, removed, edit.protected])
+        for k in range(len(self.names)):
+            self.counts[k] += masks[:, (kinds >> k & 1).astype(bool)].sum(-1)
+        self.counts[-1] += masks.sum(-1)
+
+    def of(self, kind: str | None, column: str) -> int:
+        """A count; `kind` None: of all tokens."""
+        row = len(self.names) if kind is None else self.names.index(kind)
+        return int(self.counts[row, COLUMNS.index(column)])
+
+    def share(self, kind: str | None, column: str) -> float:
+        """The same as a share of the tokens of that kind; NaN if it has none."""
+        tokens = self.of(kind, "tokens")
+        return self.of(kind, column) / tokens if tokens else float("nan")
+
+
+@dataclass
+class Probabilities:
+    """The probabilities that the prior gives to the tokens with a label.
+
+    Attributes:
+        bins: (20,) counts of P in [0, 0.05), ..., [0.95, 1].
+        at_least: for each of `THRESHOLDS`, how many tokens have P at or above it.
+        total: tokens.
+        sum_logprob: sum of log P, nats.
+    """
+
+    bins: Counts = field(default_factory=lambda: np.zeros(HISTOGRAM_BINS, np.int64))
+    at_least: Counts = field(default_factory=lambda: np.zeros(len(THRESHOLDS), np.int64))
+    total: int = 0
+    sum_logprob: float = 0.0
+
+    def add(self, logprob: npt.NDArray[np.float32], weight: int = 1) -> None:
+        """Count m tokens, each `weight` times; `logprob` is (m,), nats, without NaN."""
+        # In float32, like a policy, so that both agree at the threshold.
+        cuts = np.log(np.array(THRESHOLDS)).astype(np.float32)
+        self.at_least += weight * (logprob[None, :] >= cuts[:, None]).sum(-1)
+        edges = np.linspace(0, 1, HISTOGRAM_BINS + 1)
+        chances = np.exp(logprob.astype(np.float64)).clip(0, 1)
+        self.bins += weight * np.histogram(chances, edges)[0]
+        self.total += weight * len(logprob)
+        self.sum_logprob += weight * float(logprob.astype(np.float64).sum())
+
+    @property
+    def perplexity(self) -> float:
+        """Of all these tokens; NaN if there are none."""
+        return float(np.exp(-self.sum_logprob / self.total)) if self.total else float("nan")
+
+
+@dataclass
+class Findings:
+    """What policies do to data, or what training did.
+
+    Attributes:
+        policies: by name; None for a generation of a journal.
+        documents: those that are shown, in their order.
+        tallies: by the name of the policy.
+        probabilities: of all tokens with a label.
+        num_documents: how many were read.
+        num_tokens: of them.
+        prior: what scored, in words.
+        data: what was read, in words.
+        reader: turns token ids into text.
+        alignment: like `tallies`, by the way in which an aligned prior scores a token; empty if
+            the prior has the same tokenizer.
+        run: what training counted, by generation, as `Journal.stats` has it; None: these edits
+            were not made by a training run.
+    """
+
+    policies: dict[str, EditPolicy | None]
+    documents: list[Document]
+    tallies: dict[str, KindTally]
+    probabilities: Probabilities
+    num_documents: int
+    num_tokens: int
+    prior: str
+    data: str
+    reader: Reader = field(repr=False)
+    alignment: dict[str, KindTally] = field(default_factory=dict)
+    run: dict[str, dict[str, float]] | None = None
+
+    @property
+    def title(self) -> str:
+        """The heading of a page about it."""
+        return "What an edit would do" if self.run is None else "What training edited"
+
+    def targets_labels(self, name: str) -> bool:
+        """Whether this policy redraws labels and leaves the inputs as they are."""
+        policy = self.policies[name]
+        return policy is not None and policy.target == "labels"

@@ -1,0 +1,143 @@
+"""Reads documents from files or rows, and groups them into batches of similar length."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence, Sized
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..data import Batch, Data, examples, open_data
+from ..tokens.token_batch import TokenBatch
+
+Source = str | Path | Data | Iterable[dict[str, Any] | str]
+_ROWS_AT_ONCE = 64
+# Documents are sorted by length inside a window of this many batches.
+_BATCHES_PER_WINDOW = 8
+
+
+@dataclass(frozen=True)
+class SourceDocument:
+    """A document of T tokens, or one window of a long document.
+
+    Attributes:
+        number: its place in the file, from 0.
+        name: of its row, for messages: "line 3".
+        ids: T token ids.
+        labels: T labels; -100 if a token has none.
+        start: of the window in its document, in tokens.
+    """
+
+    number: int
+    name: str
+    ids: list[int]
+    labels: list[int]
+    start: int
+
+
+class _Rows(Data):
+    """Rows in memory, or from any iterable."""
+
+    def __init__(self, rows: Iterable[dict[str, Any] | str]) -> None:
+        super().__init__("rows", "")
+        self._rows = rows
+
+    def count_rows(self) -> int | None:
+        return len(self._rows) if isinstance(self._rows, Sized) else None
+
+    def batches(self) -> Iterator[Batch]:
+        rows = iter(self._rows)
+        number = 0
+        while some := list(islice(rows, _ROWS_AT_ONCE)):
+            as_dicts = [{"text": row} if isinstance(row, str) else dict(row) for row in some]
+            yield Batch(as_dicts, [f"row {number + i} (from 0)" for i in range(len(some))])
+            number += len(some)
+
+
+def as_data(source: Source, split: str | None = None) -> Data:
+    """Open what a user named, or rows that a notebook holds.
+
+    Raises:
+        UnusableError: there is no such file.
+    """
+    if isinstance(source, Data):
+        return source
+    if isinstance(source, (str, Path)):
+        return open_data(source, split)
+    return _Rows(source)
+
+
+def read_documents(
+    source: Source, tokenizer: Any, *, max_length: int | None, vocab_size: int | None = None,
+    assistant_only: bool = False, eos: bool = True,
+) -> Iterator[SourceDocument]:  # fmt: skip
+    """Read documents one by one, tokenized as in training; memory stays bounded.
+
+    Args:
+        source: see `inspect_edits`.
+        tokenizer: for text and chats.
+        max_length: split longer documents into windows of this many tokens; None: do not split.
+        vocab_size: of the prior; None: do not check ids.
+        assistant_only: in chats, only the assistant's turns have labels.
+        eos: add an end token to text, as SFTTrainer and the recipes do.
+
+    Raises:
+        UnusableError: a row cannot be used; names it.
+    """
+    found = examples(
+        as_data(source), tokenizer, max_length=max_length, vocab_size=vocab_size,
+        assistant_only=assistant_only, eos=eos,
+    )  # fmt: skip
+    for number, one in enumerate(found):
+        name = one.name if not one.start else f"{one.name}, from token {one.start}"
+        yield SourceDocument(number, name, one.ids, one.labels, one.start)
+
+
+def in_batches(
+    documents: Iterable[SourceDocument], batch_tokens: int
+) -> Iterator[list[SourceDocument]]:
+    """Group documents of similar length; skips documents of one token, which have no score.
+
+    Args:
+        documents: read one by one; at most a few batches are held.
+        batch_tokens: the most tokens of a batch, with padding; a longer document comes alone.
+    """
+    window: list[SourceDocument] = []
+    num_tokens = 0
+    for document in documents:
+        if len(document.ids) < 2:
+            continue
+        window.append(document)
+        num_tokens += len(document.ids)
+        if num_tokens >= _BATCHES_PER_WINDOW * batch_tokens:
+            yield from _by_length(window, batch_tokens)
+            window, num_tokens = [], 0
+    yield from _by_length(window, batch_tokens)
+
+
+def _by_length(
+    documents: list[SourceDocument], batch_tokens: int
+) -> Iterator[list[SourceDocument]]:
+    documents.sort(key=lambda document: -len(document.ids))  # stable: equal lengths keep order
+    done = 0
+    while done < len(documents):
+        count = max(1, batch_tokens // len(documents[done].ids))
+        yield documents[done : done + count]
+        done += count
+
+
+def as_token_batch(documents: Sequence[SourceDocument]) -> TokenBatch:
+    """One document per row, padded on the right."""
+    T = max(len(document.ids) for document in documents)
+    input_ids = torch.zeros(len(documents), T, dtype=torch.int64)
+    labels = torch.full_like(input_ids, -100)
+    mask = torch.zeros_like(input_ids)
+    for row, document in enumerate(documents):
+        length = len(document.ids)
+        input_ids[row, :length] = torch.tensor(document.ids)
+        labels[row, :length] = torch.tensor(document.labels)
+        mask[row, :length] = 1
+    return TokenBatch.of(input_ids, mask, None, labels)
