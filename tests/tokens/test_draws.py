@@ -73,6 +73,11 @@ def test_several_draws_match_the_reference(ids, num_draws, epoch):
     assert uniforms[:, 0].tolist() == first.tolist()
 
 
+def test_no_tokens_get_no_draws():
+    assert draws([[]])[0].shape == (0,)
+    assert draws([[]], num_draws=3)[0].shape == (0, 3)
+
+
 def test_a_document_has_the_same_draws_beside_any_other():
     document, other = [5, 6, 7, 8], [9, 5]
     (alone,) = draws([document])

@@ -144,5 +144,5 @@ def token_uniforms(
     words = philox4x32(counter.reshape(4, -1), key).reshape(2, 2, -1)
     # float64 holds 53 bits: all of a pair's first word, and the upper 21 of its second.
     pairs = (words[:, 0] << np.uint64(21)) | (words[:, 1] >> np.uint64(11))
-    numbers = pairs.astype(np.float64).T.reshape(len(position), -1)[:, :num_draws] * 2.0**-53
+    numbers = pairs.astype(np.float64).T.reshape(len(position), 2 * calls)[:, :num_draws] * 2.0**-53
     return numbers[:, 0] if num_draws == 1 else numbers
