@@ -28,6 +28,7 @@ from toedit_collate.config.options import (
     add_reading,
     add_seed,
     positive,
+    preparation_of,
     prior_options,
 )
 from toedit_collate.config.priors import open_prior
@@ -76,7 +77,7 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="N",
         help="look at so many documents of each; default: all",
     )
-    add_reading(parser, max_length="what the prior can take", batch_tokens=16_384, eos=False)
+    add_reading(parser, max_length="what the prior can take", batch_tokens=16_384)
     add_seed(parser, "samples")
     return parser
 
@@ -92,8 +93,8 @@ def run_report(args: argparse.Namespace, options: dict[str, Any]) -> int:
     opened = {name: as_data(source) for name, source in named.items()}  # before the prior loads
     prior = open_prior(args.prior, **options)
     settings = SetSettings(
-        limit=args.limit, max_length=args.max_length, assistant_only=args.assistant_only_loss,
-        batch_tokens=args.batch_tokens, seed=args.seed, progress=True,
+        limit=args.limit, preparation=preparation_of(args), batch_tokens=args.batch_tokens,
+        seed=args.seed, progress=True,
     )  # fmt: skip
     sets = []
     for name, data in opened.items():

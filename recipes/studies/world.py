@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, set_se
 
 from toedit_collate.config.precision import fast_dtype, fast_precision
 from toedit_collate.config.quiet import quiet
-from toedit_collate.data import format_of, ids_and_labels, open_data
+from toedit_collate.data import Preparation, format_of, ids_and_labels, open_data
 from toedit_collate.data.files import write_json
 from toedit_collate.errors import UnusableError
 from toedit_collate.prior.fingerprint import fingerprint
@@ -202,7 +202,11 @@ class World:
             for row, row_name in zip(batch.rows, batch.names, strict=True):
                 is_text = format_of(row) == ("text",)
                 ids, labels = ids_and_labels(
-                    data, row, row_name, self.tokenizer, assistant_only="messages" in row
+                    data,
+                    row,
+                    row_name,
+                    self.tokenizer,
+                    Preparation(assistant_only_loss="messages" in row),
                 )
                 if is_text:  # ends with its end token already
                     text += ids

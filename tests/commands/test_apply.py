@@ -193,16 +193,20 @@ class TestTraining:
         assistant = [1] * (T - 3) + [0] * 3
         cases = {
             "both": ({"completion_mask": completion, "assistant_masks": assistant}, [2, T - 3]),
-            "one": ({"completion_mask": completion}, [2, T]),
+            "one": ({"assistant_masks": [*assistant[::-1]]}, [3, T]),
+            "completion": ({"completion_mask": completion}, [2, T]),
+            "not asked for": ({"completion_mask": completion}, [0, T]),
             "none": ({}, [0, T]),
             "labels": ({"labels": [-100] * T, "completion_mask": completion}, [0, 0]),
         }
         for name, (masks, (begin, end)) in cases.items():
             cache = DecisionCache(tmp_path / name)
             data = write(tmp_path / f"{name}.jsonl", [{"input_ids": text, **masks}])
+            asked = ["--completion-only-loss"] if name in ("both", "completion") else []
             printed = applied(
-                capsys, "--prior", prior_folder, "--data", data, "--cache", cache.path, *AS_OPTIONS
-            )
+                capsys, "--prior", prior_folder, "--data", data, "--cache", cache.path,
+                *AS_OPTIONS, *asked,
+            )  # fmt: skip
             assert f"{max(end - max(begin, 1), 0)} scored" in printed
             if name != "labels":
                 labels = [t if begin <= n < end else -100 for n, t in enumerate(text)]
@@ -473,7 +477,7 @@ class TestRefused:
             ({"input_ids": [9, 320]}, r"line 2 has the token 320.*\[0, 320\)"),
             ({"input_ids": [9, 8], "labels": [9]}, r"labels of line 2 .*each of its 2 tokens"),
             ({"input_ids": [9, 8], "labels": [8, -100]}, r"labels of line 2.*label 8 at token 9"),
-            ({"input_ids": [9, 8], "completion_mask": [0.5, 1]}, r"completion_mask of line 2"),
+            ({"input_ids": [9, 8], "assistant_masks": [0.5, 1]}, r"assistant_masks of line 2"),
             ({"messages": []}, r"messages of line 2 is neither text nor a list of messages"),
             (
                 {"body": "a"},
@@ -588,7 +592,8 @@ class TestWhatElseItTakes:
             i for i, (a, b) in enumerate(zip(source, row["input_ids"], strict=True)) if a != b
         ]
         assert changed
-        assert all(row["completion_mask"][i] for i in changed)
+        assert all(row["labels"][i] == row["input_ids"][i] for i in changed)
+        assert row["labels"].count(-100) > 4
         assert "prompt" not in row
 
     @pytest.mark.parametrize("num_rows", [5, 130])

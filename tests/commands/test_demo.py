@@ -24,10 +24,8 @@ from toedit_collate.commands.demo.show import find_passage
 from toedit_collate.commands.demo.tune import tune
 from toedit_collate.commands.main import main
 from toedit_collate.config.options import wants_color
-from toedit_collate.data.demo_model.corpus import read_corpus
-from toedit_collate.data.demo_model.muon import orthogonalize
-from toedit_collate.data.demo_model.pretrain import make_tokenizer
-from toedit_collate.data.demo_model.topics import enough_examples, plain_text, python_topics
+from toedit_collate.data.demo_model import make_tokenizer, orthogonalize, read_corpus
+from toedit_collate.data.demo_text import enough_examples, plain_text, python_topics
 from toedit_collate.errors import UnusableError
 from toedit_collate.inspection.marking import Passage, legend, mark_edits
 
@@ -378,7 +376,7 @@ def _write(path: Path, rows: str | bytes | list) -> Path:
 @pytest.mark.parametrize(
     ("name", "rows", "message"),
     [
-        ("x.doc", "a", r"ends in '\.doc'; give \.jsonl, \.parquet, \.csv, \.txt"),
+        ("x.doc", "a", r"ends in '\.doc'; give files of one kind of \.jsonl"),
         ("x.csv", "a,b\n1,2\n", r"line 2 has \['a', 'b'\]; .*rename"),
         ("x.jsonl", [{"body": "a"}], r"line 1 has \['body'\]; .*rename the columns"),
         ("x.jsonl", [{"prompt": "a"}], r"line 1 has \['prompt'\]"),
@@ -391,7 +389,7 @@ def _write(path: Path, rows: str | bytes | list) -> Path:
         ("x.jsonl", [{"text": ""}], r"0 documents; .*at least 2"),
         ("x.txt", "one document", r"1 documents; .*at least 2"),
         ("x.txt", b"\xff\xfe\n\n\xff", r"can't be read .*UTF-8"),
-        ("x.parquet", "not parquet", r"not a parquet file"),
+        ("x.parquet", "not parquet", r"can't be read as parquet"),
     ],
 )
 def test_data_that_cannot_be_used(tmp_path, name, rows, message):

@@ -24,8 +24,8 @@ from transformers import DataCollatorForSeq2Seq
 from toedit_collate import EditPolicy, Journal, attach
 from toedit_collate.commands.journal import export as export_module
 from toedit_collate.commands.main import main
-from toedit_collate.data import open_data
-from toedit_collate.data.rows import BATCH_SIZE
+from toedit_collate.data import Preparation, open_data
+from toedit_collate.data.reading import BATCH_SIZE
 from toedit_collate.stores.journal.files import file_of, list_files
 from toedit_collate.stores.journal.frames import Frame, read_frame, write_frame
 
@@ -388,7 +388,7 @@ def test_a_split_of_several(journal, tmp_path, capsys):
         capsys, "export", journal, "--data", tmp_path / "data", "--output", tmp_path / "out"
     )
     assert status == 2
-    assert "it holds several splits; add --split with one of a, b" in error
+    assert "no split 'train' (" in error
     rows, _ = export(capsys, journal, tmp_path / "data", tmp_path / "out", "--split", "a")
     assert [row["input_ids"] for row in rows] == [FIRST_AFTER_2] * 2
 
@@ -426,7 +426,8 @@ def test_an_export_that_is_interrupted_leaves_nothing(journal, tmp_path, capsys,
 @pytest.mark.parametrize(
     ("name", "told"),
     [
-        ("out", "write to a .jsonl file"),  # the types of the columns are looked for first
+        ("out", f"input_ids of line {BATCH_SIZE + 1} must be a list of whole numbers"),
+        ("out.parquet", f"input_ids of line {BATCH_SIZE + 1} must be a list of whole numbers"),
         ("out.jsonl", f"input_ids of line {BATCH_SIZE + 1} must be a list of whole numbers"),
     ],
 )
@@ -474,7 +475,11 @@ def test_the_bar_is_for_terminals(journal, tmp_path, capsys, monkeypatch):
         ([{"messages": CHAT}], [], r"line 1 has messages and no input_ids; add --tokenizer"),
         ([{"text": "a"}], [], r"line 1 has text and no input_ids; add --tokenizer.*save_to_disk"),
         ([{"input_ids": FIRST}], ["--tokenizer", "./no"], r"--tokenizer \./no: can't be loaded"),
-        ([{"input_ids": FIRST}], ["--split", "a"], r"--split a: the file .* leave --split out"),
+        (
+            [{"input_ids": FIRST}],
+            ["--split", "a"],
+            r"--split a: a file has no splits",
+        ),
         ([{"input_ids": [1.5]}], [], r"input_ids of line 1 must be .* got \[1\.5\]"),
         ([{"input_ids": [-5]}], [], r"line 1 has the token -5 in input_ids"),
         ([{"input_ids": FIRST, "labels": [1]}], [], r"labels of line 1 .* 12 tokens, got 1 values"),
@@ -497,11 +502,11 @@ def test_what_an_export_says_of_mistakes(journal, tmp_path, capsys, rows, option
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("data.doc", "a", r"ends in '\.doc'; give \.jsonl, \.parquet, \.csv, \.txt, or a folder"),
+        ("data.doc", "a", r"ends in '\.doc'; give files of one kind of \.jsonl, .* or a folder"),
         ("data.txt", "a", r"document 1 has text and no input_ids; add --tokenizer"),
         ("data.jsonl", '{"input_ids": [1]}\n{"inp', r"line 2 is not JSON .*one JSON object a li"),
-        ("data.parquet", "no", r"not a parquet file"),
-        ("folder", None, r"can't be loaded as a dataset .*save_to_disk"),
+        ("data.parquet", "no", r"can't be read as parquet"),
+        ("folder", None, r"the folder holds no data files; check the path"),
         ("none.jsonl", "", r"there is no such file or folder"),
     ],
 )
@@ -522,7 +527,7 @@ def test_outputs_of_other_formats(journal, tmp_path, capsys):
     data = write(tmp_path / "data.jsonl", [{"input_ids": FIRST}])
     status, _, error = toedit(capsys, "export", journal, "--data", data, "--output", "out.csv")
     assert status == 2
-    assert re.search(r"ends in '\.csv'; write \.jsonl, or the name of a folder", error)
+    assert re.search(r"ends in '\.csv'; write \.jsonl or \.parquet", error)
 
 
 @pytest.mark.parametrize("action", ["show", "verify"])
@@ -814,7 +819,7 @@ def test_a_full_disk_leaves_no_half_file(journal, tmp_path, capsys, monkeypatch)
     def fail(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(export_module, "write_lines", fail)
+    monkeypatch.setattr(export_module, "write_rows", fail)
     status, _, error = toedit(
         capsys, "export", journal, "--data", data, "--output", tmp_path / "out.jsonl"
     )
@@ -827,15 +832,15 @@ def test_an_interrupt_leaves_no_half_file(journal, tmp_path, monkeypatch):
     data = write(tmp_path / "data.jsonl", [{"input_ids": FIRST}])
     before = sorted(tmp_path.iterdir())
 
-    def interrupted(_data, _rows, target):
+    def interrupted(_data, _reviser, _rows, target, *_):
         target.write_text("half a li")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(export_module, "write_lines", interrupted)
+    monkeypatch.setattr(export_module, "write_rows", interrupted)
     with pytest.raises(KeyboardInterrupt):
         export_module.export(
             journal, str(data), tmp_path / "out.jsonl", generation=None, tokenizer=None,
-            with_text=False, split=None,
+            with_text=False, split=None, prep=Preparation(),
         )  # fmt: skip
     assert sorted(tmp_path.iterdir()) == before
 

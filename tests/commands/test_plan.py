@@ -29,7 +29,7 @@ from toedit_collate.commands.plan.parameters import count_parameters
 from toedit_collate.commands.plan.sharding import read_sharding
 from toedit_collate.commands.plan.table import header_lines
 from toedit_collate.commands.plan.times import forward_flops
-from toedit_collate.data.demo_model.pretrain import _make_model
+from toedit_collate.data.demo_model import _make_model
 from toedit_collate.errors import UnusableError
 
 RECIPES = pathlib.Path(__file__).parents[2] / "recipes" / "configs"

@@ -8,7 +8,7 @@ import pytest
 from transformers import AutoConfig, AutoTokenizer
 
 from toedit_collate import Prior
-from toedit_collate.data.demo_model import kept
+from toedit_collate.data import demo_model as kept
 from toedit_collate.errors import UnusableError
 
 

@@ -33,7 +33,7 @@ def rows(count=12):
     return [
         {
             "input_ids": one[:length].tolist(),
-            "completion_mask": [i >= length // 2 for i in range(length)],
+            "assistant_masks": [i >= length // 2 for i in range(length)],
         }
         for one, length in zip(ids, lengths, strict=True)
     ]
@@ -41,7 +41,7 @@ def rows(count=12):
 
 def edited_one_by_one(prior, row, policy):
     ids = torch.tensor([row["input_ids"]])
-    labels = torch.where(torch.tensor([row["completion_mask"]]), ids, -100)
+    labels = torch.where(torch.tensor([row["assistant_masks"]]), ids, -100)
     return edit_tokens(prior, ids, labels=labels, policy=policy, return_logprob=True)
 
 
@@ -83,7 +83,7 @@ def test_counts_are_those_of_the_documents(prior):
                  "capitalised words", "template")  # fmt: skip
         for column in ("tokens", "selected", "changed", "removed", "protected"):
             assert sum(tally.of(kind, column) for kind in forms) == tally.of(None, column)
-    labelled = sum(sum(row["completion_mask"][1:]) for row in rows())
+    labelled = sum(sum(row["assistant_masks"][1:]) for row in rows())
     assert seen.tallies["above"].of(None, "tokens") == labelled
     assert seen.tallies["below"].of(None, "tokens") == sum(len(r["input_ids"]) - 1 for r in rows())
     assert seen.probabilities.total == int(seen.probabilities.bins.sum()) == labelled

@@ -14,6 +14,7 @@ from ..config.options import (
     add_reading,
     add_seed,
     positive,
+    preparation_of,
     prior_options,
     wants_color,
     whole,
@@ -97,7 +98,7 @@ def _add_documents(parser: Any) -> None:
         metavar="N",
         help="documents to write to --html and --json; default: %(default)s",
     )
-    add_reading(group, max_length="the longest input of the prior", batch_tokens=4096)
+    add_reading(parser, max_length="the longest input of the prior", batch_tokens=4096)
     add_color(group)
 
 
@@ -137,9 +138,8 @@ def _inspect(args: argparse.Namespace) -> Inspection:
     try:
         return inspect_edits(
             prior, data, policies, limit=args.limit or None, keep=max(args.keep, args.show),
-            order=args.order, find=args.find, seed=args.seed, max_length=args.max_length,
-            assistant_only=args.assistant_only_loss, eos=args.eos, batch_tokens=args.batch_tokens,
-            progress=True,
+            order=args.order, find=args.find, seed=args.seed, preparation=preparation_of(args),
+            batch_tokens=args.batch_tokens, progress=True,
         )  # fmt: skip
     except ValueError as error:  # no such text, or the prior cannot score it
         raise UnusableError(f"--data {args.data}: {error}") from None
@@ -181,10 +181,8 @@ def _inspect_journal(args: argparse.Namespace) -> Inspection:
             f"--prior {args.prior}: cannot load its tokenizer ({first_line(error)}); name a folder "
             "with a tokenizer, or a model of the hub"
         ) from None
-    documents = read_documents(
-        as_data(args.data, args.split), tokenizer, max_length=args.max_length,
-        assistant_only=args.assistant_only_loss, eos=args.eos,
-    )  # fmt: skip
+    prep = preparation_of(args)
+    documents = read_documents(as_data(args.data, args.split), prep.set_up(tokenizer), prep)
     try:
         return inspect_journal(
             Journal(args.journal), documents, Reader(tokenizer), keep=max(args.keep, args.show),

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
-from ..data.demo_model.source import DEMO
+from ..data.demo_text import DEMO
 from ..data.files import write_text
 from ..distributed import world_size
 from ..policy import EditPolicy

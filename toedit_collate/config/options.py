@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import UnusableError
 from ..policy import OPTIONS, EditPolicy, Option
 from ..prior.loading import QUANTIZATIONS
 from .policies import POLICY_HELP, parse_policy
 
+if TYPE_CHECKING:
+    from ..data.tokens import Preparation
+
 DATA_HELP = (
     ".jsonl, .parquet, .csv (first line: column names), .txt (documents between blank lines), "
-    "several by *, a folder of save_to_disk, or a hub dataset (id, id:config or id:config:split); "
-    "with the column input_ids, text, messages, or prompt and completion"
+    "compressed or not, several by *, a folder, or a hub dataset (id, id:config or "
+    "id:config:split); with the column input_ids, text, messages, or prompt and completion"
 )
 _DEFAULT = "; default: %(default)s"
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -91,43 +95,51 @@ def add_data(parser: Any, *, required: bool = False, more: str = "") -> None:
     )
 
 
-def add_reading(
-    parser: Any, *, max_length: str | None = None, batch_tokens: int | None = None,
-    assistant_only: bool = True, eos: bool = True,
-) -> None:  # fmt: skip
-    """Add how the rows of `--data` become documents to an argparse parser.
+def add_reading(parser: Any, *, max_length: str, batch_tokens: int | None = None) -> None:
+    """Add how the rows of `--data` become documents to an argparse parser: fields of `SFTConfig`.
 
     Args:
         parser: of argparse.
-        max_length: what follows the help of `--max-length`; None: there is no such option.
+        max_length: what follows the help of `--max-length`.
         batch_tokens: default of `--batch-tokens`; None: there is no such option.
-        assistant_only: add `--assistant-only-loss`.
-        eos: add `--no-eos`.
     """
-    if max_length is not None:
-        parser.add_argument(
-            "--max-length",
-            type=positive,
-            metavar="N",
-            help="cut longer documents into windows of N tokens, each scored on its own, as "
-            "training does that packs by bfd_split; the first is what truncation leaves; default: "
-            f"{max_length}",
-        )
-    if assistant_only:
-        parser.add_argument(
-            "--assistant-only-loss",
-            action="store_true",
-            help="in chats, only the assistant's turns have labels (and are edited), as with "
-            "SFTConfig(assistant_only_loss=True)",
-        )
-    if eos:
-        parser.add_argument(
-            "--no-eos",
-            dest="eos",
-            action="store_false",
-            help="put no end token behind text, which SFTTrainer and the recipes do; for training "
-            "that doesn't",
-        )
+    group = parser.add_argument_group(
+        "tokens", "give what SFTConfig has in training, so that rows become the same tokens"
+    )
+    group.add_argument(
+        "--max-length",
+        type=positive,
+        metavar="N",
+        help="cut longer documents into windows of N tokens, each scored on its own, as "
+        "packing_strategy bfd_split does; the first window is what keep_start and bfd keep; "
+        f"default: {max_length}",
+    )
+    group.add_argument(
+        "--truncation-mode",
+        choices=("keep_start", "keep_end"),
+        help="truncate longer documents to --max-length tokens; default: cut them into windows",
+    )
+    group.add_argument(
+        "--completion-only-loss",
+        action=argparse.BooleanOptionalAction,
+        help="whether prompts have no labels; default: they have none",
+    )
+    group.add_argument(
+        "--assistant-only-loss",
+        action="store_true",
+        help="in chats, only the assistant's turns have labels (and are edited)",
+    )
+    group.add_argument(
+        "--dataset-text-field", default="text", metavar="NAME", help="column of text"
+    )
+    group.add_argument("--eos-token", metavar="TOKEN", help="default: the tokenizer's")
+    group.add_argument("--chat-template-path", metavar="FILE", help="a .jinja file")
+    group.add_argument(
+        "--no-eos",
+        dest="add_eos",
+        action="store_false",
+        help="put no end token after text; for trainers other than SFTTrainer",
+    )
     if batch_tokens is not None:
         parser.add_argument(
             "--batch-tokens",
@@ -136,6 +148,19 @@ def add_reading(
             metavar="N",
             help="how many to score at once, padding included; default: %(default)s",
         )
+
+
+def preparation_of(args: argparse.Namespace) -> Preparation:
+    """What `add_reading` read.
+
+    Raises:
+        UnusableError: options do not fit each other.
+    """
+    from ..data.tokens import Preparation  # late: `toedit --help` needs no torch
+
+    return Preparation(
+        **{one.name: getattr(args, one.name) for one in dataclasses.fields(Preparation)}
+    )
 
 
 def add_prior(

@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..data.demo_model.kept import demo_config, demo_model
-from ..data.demo_model.source import DEMO_MODELS
+from ..data.demo_model import demo_config, demo_model
+from ..data.demo_text import DEMO_MODELS
 from ..errors import UnusableError, first_line
 from .arguments import EditArguments, RunArguments
 from .fields import read_fields, read_yaml

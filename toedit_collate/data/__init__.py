@@ -8,12 +8,9 @@ Documents: those of a batch of rows as training saw them, by `seq_lengths`, `pos
 token follow the tokens.
 """
 
-from .documents import Documents, find_documents, labels_of
-from .examples import Example, examples
-from .loading import load_rows, parse_source
-from .rows import Batch, Data, Row
-from .sources import open_data
-from .tokens import COLUMNS, encode, format_of, ids_and_labels, tokenize
+from .documents import Documents, Example, examples, find_documents, labels_of
+from .reading import Batch, Data, Row, load_rows, open_data, parse_source
+from .tokens import COLUMNS, Preparation, encode, format_of, ids_and_labels, tokenize
 
 __all__ = [
     "COLUMNS",
@@ -21,6 +18,7 @@ __all__ = [
     "Data",
     "Documents",
     "Example",
+    "Preparation",
     "Row",
     "encode",
     "examples",

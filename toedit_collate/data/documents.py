@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,8 +13,8 @@ from ..errors import UnusableError
 from ..stores.journal.keys import keys_of
 from ..stores.journal.replay import Texts
 from ..stores.ragged import Array
-from .rows import Batch, Data, Row
-from .tokens import SAVE, per_token, row_labels, whole_numbers
+from .reading import Batch, Data, Row
+from .tokens import SAVE, SFT_DEFAULTS, Preparation, per_token, row_labels, tokenize, whole_numbers
 
 
 @dataclass(frozen=True)
@@ -49,13 +51,13 @@ class Documents:
         """The documents, to be brought forward."""
         return Texts.of(self.tokens, self.start)
 
-    def cut(self, max_length: int) -> Documents:
+    def cut(self, max_length: int | None) -> Documents:
         """The same tokens with documents of at most `max_length`: longer ones become several.
 
         Each window is scored on its own, as the parts of a document are in training where rows are
         packed by "wrapped" or "bfd_split".
         """
-        if (self.lengths <= max_length).all():
+        if max_length is None or (self.lengths <= max_length).all():
             return self
         num = -(-self.lengths // max_length)
         lengths = np.full(num.sum(), max_length)
@@ -115,14 +117,16 @@ def _documents_of_row(data: Data, row: Row, T: int, name: str) -> tuple[Array, A
     return place, first
 
 
-def labels_of(data: Data, batch: Batch, documents: Documents) -> Array:
+def labels_of(
+    data: Data, batch: Batch, documents: Documents, prep: Preparation = SFT_DEFAULTS
+) -> Array:
     """The labels of the documents' tokens, -100 where there is none: (M,) int64.
 
     Raises:
         UnusableError: labels or masks of a row can't be used; see `row_labels`.
     """
     rows = zip(batch.rows, documents.ids, batch.names, strict=True)
-    labels = [row_labels(data, row, ids, name) for row, ids, name in rows]
+    labels = [row_labels(data, row, ids, name, prep) for row, ids, name in rows]
     borders = np.searchsorted(documents.row_of_token, np.arange(len(labels) + 1))
     parts = [
         of_row[documents.place[borders[number] : borders[number + 1]]]
@@ -146,4 +150,84 @@ def check_known(num_known: int, data: str, generation: int) -> None:
             f"--data {data}: generation {generation} of the journal knows none of its documents; "
             "they probably were tokenized, truncated or packed otherwise in training, or are "
             f"others: {SAVE}"
+        )
+
+
+@dataclass(frozen=True)
+class Example:
+    """One document, or one window of a long one.
+
+    Attributes:
+        name: of its row, for messages: "line 3".
+        ids: (T,), its tokens.
+        labels: (T,), the same, or -100 where a token has no label.
+        start: of the window in its document, in tokens.
+        row: as it was read.
+    """
+
+    name: str
+    ids: list[int]
+    labels: list[int]
+    start: int
+    row: Row
+
+
+def examples(
+    data: Data, tokenizer: Any, prep: Preparation = SFT_DEFAULTS, *, vocab_size: int | None = None
+) -> Iterator[Example]:
+    """Read all documents of a data file as training would see them; memory stays bounded.
+
+    Args:
+        data: see `open_data`. Packed rows give each of their documents.
+        tokenizer: for text and chats; None: rows must have `input_ids`.
+        prep: how rows become tokens, and longer documents windows.
+        vocab_size: of the prior; None: ids are not checked.
+
+    Raises:
+        UnusableError: a row can't be used; names it, and the fix.
+
+    Example:
+        >>> from pathlib import Path
+        >>> import tempfile
+        >>> file = Path(tempfile.mkdtemp()) / "a.jsonl"
+        >>> _ = file.write_text('{"input_ids": [5, 6, 7, 8, 9]}')
+        >>> from toedit_collate.data import Preparation, open_data
+        >>> [example.ids for example in examples(open_data(file), None, Preparation(max_length=3))]
+        [[5, 6, 7], [8, 9]]
+    """
+    for batch in data.batches():
+        own = Batch([dict(row) for row in batch.rows], batch.names)
+        tokenize(data, own, tokenizer, prep)
+        documents = find_documents(data, own)
+        if vocab_size is not None:
+            check_ids(data, own, documents, vocab_size)
+        labels = labels_of(data, own, documents, prep)
+        start = documents.start
+        windows = documents.cut(prep.window)
+        ends = np.cumsum(windows.lengths)
+        of = np.searchsorted(start, windows.start, side="right") - 1
+        for number, end in enumerate(ends):
+            begin = windows.start[number]
+            yield Example(
+                name=batch.names[windows.row[number]],
+                ids=windows.tokens[begin:end].tolist(),
+                labels=labels[begin:end].tolist(),
+                start=int(begin - start[of[number]]),
+                row=batch.rows[windows.row[number]],
+            )
+
+
+def check_ids(data: Data, batch: Batch, documents: Documents, vocab_size: int) -> None:
+    """See that all tokens are in a prior's vocabulary.
+
+    Raises:
+        UnusableError: one is not; names its row.
+    """
+    outside = documents.tokens >= vocab_size
+    if outside.any():
+        at = int(np.flatnonzero(outside)[0])
+        raise data.error(
+            f"{batch.names[documents.row_of_token[at]]} has the token {documents.tokens[at]}, "
+            f"which is not in the prior's vocabulary, [0, {vocab_size}); the data must be "
+            "tokenized by the prior's tokenizer"
         )

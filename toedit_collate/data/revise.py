@@ -12,15 +12,12 @@ from ..errors import UnusableError
 from ..stores.journal import Journal
 from ..stores.journal.replay import Texts
 from ..stores.ragged import Array
-from ..tokens.removal import TOKEN_COLUMNS
 from .documents import Documents, find_documents
-from .rows import Batch, Data, Row
-from .tokens import CHAT_COLUMNS, is_chat, tokenize
+from .reading import Batch, Data, Row
+from .tokens import CHAT_COLUMNS, PER_TOKEN, SFT_DEFAULTS, Preparation, is_chat, tokenize
 
 # What is handled by itself, or never says something of each token.
-_OTHERS = {"input_ids", "labels", "position_ids", "seq_lengths", "text"}
-# Columns that must have a value for each token.
-_PER_TOKEN = ("labels", "attention_mask", "position_ids", *TOKEN_COLUMNS)
+_OTHERS = {"input_ids", "labels", "position_ids", "seq_lengths"}
 
 
 Edit = Callable[[Batch, Documents], tuple[Texts, Array]]
@@ -46,8 +43,7 @@ class Reviser:
         edit: gives the documents of a batch as they are after it, and which of them (N,) it knows.
         tokenizer: for rows of text, and for the column `text`; None: there is neither.
         with_text: whether to write that column.
-        assistant_only: of chats, give `assistant_masks`; see `tokenize`.
-        eos: end text by an end token; see `tokenize`.
+        prep: how rows become tokens.
 
     Attributes:
         counts: what was done so far.
@@ -55,12 +51,12 @@ class Reviser:
     """
 
     def __init__(
-        self, data: Data, edit: Edit, tokenizer: Any, *, with_text: bool,
-        assistant_only: bool = False, eos: bool = True,
+        self, data: Data, edit: Edit, tokenizer: Any, prep: Preparation = SFT_DEFAULTS, *,
+        with_text: bool,
     ) -> None:  # fmt: skip
         self.counts = Counts()
         self.stale: set[str] = set()
-        self._how = {"assistant_only": assistant_only, "eos": eos}
+        self._prep = prep
         self._data = data
         self._edit = edit
         self._tokenizer = tokenizer
@@ -85,7 +81,7 @@ class Reviser:
                     if value is not None:
                         fits = isinstance(value, list) and len(value) == T
                         found[name] = found.get(name, True) and fits
-            found.update(dict.fromkeys(_PER_TOKEN, True))
+            found.update(dict.fromkeys(PER_TOKEN, True))
             self._aligned = [name for name, fits in found.items() if fits and name not in _OTHERS]
         return self._aligned
 
@@ -95,8 +91,8 @@ class Reviser:
         Raises:
             UnusableError: they can't be used, or the edit doesn't fit them.
         """
-        added = tokenize(self._data, batch, self._tokenizer, **self._how)
-        documents = find_documents(self._data, batch)
+        added = tokenize(self._data, batch, self._tokenizer, self._prep)
+        documents = find_documents(self._data, batch).cut(self._prep.window)
         self.aligned_columns(batch.rows)
         texts, known = self._edit(batch, documents)
         self.counts.rows += len(batch.rows)
@@ -152,15 +148,17 @@ class Reviser:
         return value
 
     def _put_text(self, row: Row, old: Array, new: Array, kept: Array, added: Array | None) -> None:
+        column = self._prep.dataset_text_field
         if not self._with_text:
-            if row.pop("text", None) is not None:
-                self.stale.add("text")
+            if row.pop(column, None) is not None:
+                self.stale.add(column)
             return
         if added is not None:
-            if kept.all() and (old == new).all():
+            was_cut = bool(self._prep.truncation_mode) and len(old) == self._prep.max_length
+            if kept.all() and (old == new).all() and not was_cut:
                 return  # as it was: decoding need not give the very same text
             kept = kept & ~added
-        row["text"] = self._tokenizer.decode(
+        row[column] = self._tokenizer.decode(
             new[kept].tolist(), skip_special_tokens=False, clean_up_tokenization_spaces=False
         )
 

@@ -1,4 +1,4 @@
-"""Writing rows to a new file of JSON lines, or a new folder of `save_to_disk`: all or nothing."""
+"""Writing rows to a new file, or a new folder of `save_to_disk`: all or nothing."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import datetime
 import json
 import uuid
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from ..errors import UnusableError
+from ..errors import UnusableError, first_line
+from .reading import Data, Row, infer_features
 from .revise import Reviser
-from .rows import Data, Row, need_datasets
-from .tokens import CHAT_COLUMNS, is_chat
+from .tokens import PER_TOKEN
 
 
 def check_output(output: Path) -> None:
@@ -23,67 +24,107 @@ def check_output(output: Path) -> None:
     """
     if output.exists() or output.is_symlink():
         raise UnusableError(f"--output {output}: is there already; remove it, or name another")
-    if output.suffix in (".parquet", ".json", ".csv", ".tsv", ".txt", ".arrow", ".gz", ".zst"):
+    ending = output.suffix.lower()
+    if ending in (
+        ".json",
+        ".ndjson",
+        ".csv",
+        ".tsv",
+        ".txt",
+        ".arrow",
+        ".gz",
+        ".bz2",
+        ".xz",
+        ".zst",
+    ):
         raise UnusableError(
-            f"--output {output}: a name that ends in {output.suffix!r}; write .jsonl, or the name "
-            "of a folder for datasets.load_from_disk"
+            f"--output {output}: a name that ends in {output.suffix!r}; write .jsonl or .parquet, "
+            "or the name of a folder for datasets.load_from_disk"
         )
 
 
-def write_lines(data: Data, rows: Iterator[Row], target: Path) -> None:
-    """Write a row to a line.
+def write_rows(
+    data: Data, reviser: Reviser, rows: Iterator[Row], target: Path, ending: str, bar: Any
+) -> None:
+    """Write rows in the format that a name's ending says.
+
+    Args:
+        data: where the rows come from.
+        reviser: that made them.
+        rows: in order.
+        target: to write to.
+        ending: ".jsonl", ".parquet", or another for a folder of `save_to_disk`.
+        bar: a progress bar.
 
     Raises:
-        UnusableError: JSON can't hold a value.
+        UnusableError: a row does not fit into such a file.
     """
+    if ending.lower() == ".jsonl":
+        _write_lines(data, rows, target)
+    else:
+        _write_dataset(data, reviser, rows, target, ending.lower() == ".parquet", bar)
+
+
+def _write_lines(data: Data, rows: Iterator[Row], target: Path) -> None:
+    """A row on each line; `Dataset.to_json` rounds numbers to ten digits."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, datetime.date | datetime.time):
             return value.isoformat()
         raise data.error(
-            f"a column holds {type(value).__name__}, for which JSON has no word; write to a folder"
+            f"a column holds {type(value).__name__}, which JSON can't hold; write to a folder"
         )
 
     with target.open("w", encoding="utf-8") as file:
         for row in rows:
-            line = json.dumps(row, ensure_ascii=False, default=plain)
-            try:
-                file.write(f"{line}\n")
-            except UnicodeEncodeError:  # half of a surrogate pair
-                file.write(f"{json.dumps(row, default=plain)}\n")
+            file.write(json.dumps(row, ensure_ascii=False, default=plain) + "\n")
 
 
-def write_dataset(
-    data: Data, reviser: Reviser, rows: Iterator[Row], target: Path, bar: Any
+def _write_dataset(
+    data: Data, reviser: Reviser, rows: Iterator[Row], target: Path, is_parquet: bool, bar: Any
 ) -> None:
-    """Write a folder for `datasets.load_from_disk`.
+    import datasets
 
-    Raises:
-        UnusableError: a row does not fit the types of its columns.
-    """
-    datasets = need_datasets()
-    features = _features(datasets, data, reviser)
-    cache = target.parent / "cache"
+    first = next(rows, None)
+    features = data.features()
+    if first is not None:
+        _adapt(features, first, reviser)
     had_bars = not datasets.are_progress_bars_disabled()
     datasets.disable_progress_bars()
-    source = _Source(rows)
+    source = _Source(rows if first is None else chain([first], rows))
     try:
-        dataset = datasets.Dataset.from_generator(source, features=features, cache_dir=str(cache))
-        bar.set_postfix_str("copying to its folder")
-        dataset.save_to_disk(str(target))
+        dataset = datasets.Dataset.from_generator(
+            source, features=features, cache_dir=str(target.parent / "cache")
+        )
+        bar.set_postfix_str("copying to its place")
+        dataset.to_parquet(str(target)) if is_parquet else dataset.save_to_disk(str(target))
     except Exception as error:
         # datasets raises an error of its own from ours.
         if source.error is not None:
             raise source.error from None
         if isinstance(error, OSError):
             raise
-        reason = error.__cause__ or error
         raise data.error(
-            f"a column does not fit its type, {features} ({reason}); write to a .jsonl file"
+            f"a column does not fit its type, {features} ({first_line(error.__cause__ or error)}); "
+            "write to a .jsonl file"
         ) from None
     finally:
         if had_bars:
             datasets.enable_progress_bars()
+
+
+def _adapt(features: Any, first: Row, reviser: Reviser) -> None:
+    """Types of the columns that are written: some are new, some are left out, some lose tokens."""
+    import datasets
+
+    for name in reviser.stale:
+        features.pop(name, None)
+    for name, feature in infer_features([first]).items():
+        is_ids = name in PER_TOKEN and name not in features
+        features.setdefault(name, datasets.List(datasets.Value("int64")) if is_ids else feature)
+    for name in {*PER_TOKEN, *reviser.aligned_columns([first])} & set(features):
+        if isinstance(features[name], datasets.List):
+            features[name] = datasets.List(features[name].feature)  # of any length
 
 
 class _Source:
@@ -102,23 +143,3 @@ class _Source:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return str, (uuid.uuid4().hex,)
-
-
-def _features(datasets: Any, data: Data, reviser: Reviser) -> Any:
-    """The types of the columns that are written, which may have lost tokens, and have text."""
-    features = data.features()
-    first = next(data.batches(), None)
-    if first is not None:
-        features.setdefault("input_ids", datasets.List(datasets.Value("int64")))
-        rows = [row for row in first.rows if row.get("input_ids") is not None]
-        for name in {"input_ids", "labels", "position_ids", *reviser.aligned_columns(rows)}:
-            if isinstance(features.get(name), datasets.List):
-                features[name] = datasets.List(features[name].feature)  # of any length
-    features.pop("text", None)
-    for column in CHAT_COLUMNS:
-        values = [] if first is None else [row.get(column) for row in first.rows]
-        if any(isinstance(value, str) or (value and is_chat(value)) for value in values):
-            features.pop(column, None)
-    if reviser.with_text:
-        features["text"] = datasets.Value("string")
-    return features

@@ -6,6 +6,7 @@ import heapq
 import random
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 from typing import Any, Literal
 
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 
 from ..config.policies import parse_policy, short_name
+from ..data import Preparation
 from ..data.progress import progress_bar
 from ..policy import PRESETS, EditPolicy
 from ..prior.base import BasePrior
@@ -42,7 +44,7 @@ def inspect_edits(
     seed: int = 0,
     max_length: int | None = None,
     assistant_only: bool = False,
-    eos: bool = True,
+    preparation: Preparation | None = None,
     epoch: int = 0,
     batch_tokens: int = 4096,
     progress: bool = False,
@@ -66,7 +68,7 @@ def inspect_edits(
         max_length: split longer documents into windows of this many tokens, as training does;
             None: the longest input of the prior.
         assistant_only: in chats, only the assistant's turns have labels.
-        eos: add an end token to text, as SFTTrainer and the recipes do.
+        preparation: how rows become tokens, in place of `max_length` and `assistant_only`.
         epoch: of the draws.
         batch_tokens: how many tokens to score at once.
         progress: show a progress bar.
@@ -100,10 +102,11 @@ def inspect_edits(
     chosen = named_policies(policies)
     reader = Reader(prior.tokenizer)
     data = as_data(data)
-    documents = read_documents(
-        data, prior.tokenizer, max_length=max_length or prior.max_length,
-        vocab_size=prior.vocab_size, assistant_only=assistant_only, eos=eos,
-    )  # fmt: skip
+    prep = preparation or Preparation(max_length=max_length, assistant_only_loss=assistant_only)
+    if prep.max_length is None:
+        prep = replace(prep, max_length=prior.max_length)
+    tokenizer = prep.set_up(prior.tokenizer)
+    documents = read_documents(data, tokenizer, prep, vocab_size=prior.vocab_size)
     if find is not None:
         documents = _matching(documents, find, reader)
     if order == "random":

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..data import Batch, Data, examples, open_data
+from ..data import Data, Preparation, examples, open_data
 from ..tokens.token_batch import TokenBatch
 
 Source = str | Path | Data | Iterable[dict[str, Any] | str]
-_ROWS_AT_ONCE = 64
 # Documents are sorted by length inside a window of this many batches.
 _BATCHES_PER_WINDOW = 8
 
@@ -38,23 +36,10 @@ class SourceDocument:
     start: int
 
 
-class _Rows(Data):
-    """Rows in memory, or from any iterable."""
-
-    def __init__(self, rows: Iterable[dict[str, Any] | str]) -> None:
-        super().__init__("rows", "")
-        self._rows = rows
-
-    def count_rows(self) -> int | None:
-        return len(self._rows) if isinstance(self._rows, Sized) else None
-
-    def batches(self) -> Iterator[Batch]:
-        rows = iter(self._rows)
-        number = 0
-        while some := list(islice(rows, _ROWS_AT_ONCE)):
-            as_dicts = [{"text": row} if isinstance(row, str) else dict(row) for row in some]
-            yield Batch(as_dicts, [f"row {number + i} (from 0)" for i in range(len(some))])
-            number += len(some)
+def _named(rows: Iterable[dict[str, Any] | str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Rows in memory, or from any iterable, with their names for messages."""
+    for number, row in enumerate(rows):
+        yield f"row {number} (from 0)", dict(row) if isinstance(row, Mapping) else {"text": row}
 
 
 def as_data(source: Source, split: str | None = None) -> Data:
@@ -67,30 +52,25 @@ def as_data(source: Source, split: str | None = None) -> Data:
         return source
     if isinstance(source, (str, Path)):
         return open_data(source, split)
-    return _Rows(source)
+    num_rows = len(source) if isinstance(source, Sized) else None
+    return Data("rows", "", lambda: _named(source), num_rows=num_rows)
 
 
 def read_documents(
-    source: Source, tokenizer: Any, *, max_length: int | None, vocab_size: int | None = None,
-    assistant_only: bool = False, eos: bool = True,
-) -> Iterator[SourceDocument]:  # fmt: skip
+    source: Source, tokenizer: Any, prep: Preparation, *, vocab_size: int | None = None
+) -> Iterator[SourceDocument]:
     """Read documents one by one, tokenized as in training; memory stays bounded.
 
     Args:
         source: see `inspect_edits`.
         tokenizer: for text and chats.
-        max_length: split longer documents into windows of this many tokens; None: do not split.
+        prep: how rows become tokens, and longer documents windows.
         vocab_size: of the prior; None: do not check ids.
-        assistant_only: in chats, only the assistant's turns have labels.
-        eos: add an end token to text, as SFTTrainer and the recipes do.
 
     Raises:
         UnusableError: a row cannot be used; names it.
     """
-    found = examples(
-        as_data(source), tokenizer, max_length=max_length, vocab_size=vocab_size,
-        assistant_only=assistant_only, eos=eos,
-    )  # fmt: skip
+    found = examples(as_data(source), tokenizer, prep, vocab_size=vocab_size)
     for number, one in enumerate(found):
         name = one.name if not one.start else f"{one.name}, from token {one.start}"
         yield SourceDocument(number, name, one.ids, one.labels, one.start)

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any
 
+from ..data.reading import check_text
 from ..policy import EditPolicy
 from .texts import TextEditor
 
@@ -66,11 +67,16 @@ class ToEdit(PipelineStep):  # type: ignore[misc, valid-type]
 
         Yields:
             The same documents, edited, in their order.
+
+        Raises:
+            ValueError: a document holds no text (null, bytes, a number).
         """
         # Here, not before: the step itself is sent to other processes and machines.
         editor = TextEditor(self.prior, self.policy, **self.options)
         documents = iter(data)
         while batch := list(islice(documents, self.batch_documents)):
+            for document in batch:
+                check_text(document.text, f"text of document {document.id!r}")
             with self.track_time("batch"):
                 edited = editor.edit([document.text for document in batch])
             for document, one in zip(batch, edited, strict=True):

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from ..data.reading import check_text
 from ..policy import EditPolicy
 from .texts import TextEditor
 
@@ -62,16 +63,19 @@ class ToEditBatches:
         """Edit one batch of Ray Data: a dict of arrays.
 
         Raises:
-            ValueError: it has no such column.
+            ValueError: it has no such column, or a value in it is no text (null, bytes, a number).
         """
         if self._column not in batch:
             raise ValueError(
                 f"column {self._column!r} is not among {sorted(batch)}; pass column=NAME"
             )
-        edited = self._editor.edit([str(text) for text in batch[self._column]])
+        texts = list(batch[self._column])
+        for number, text in enumerate(texts):
+            check_text(text, f"{self._column} of row {number} (from 0) of a batch")
+        edited = self._editor.edit(texts)
         counts = {
             name: np.array([one.counts[name] for one in edited], np.int64)
             for name in ("scored", "selected", "changed", "dropped")
         }
-        texts = np.array([one.text for one in edited], dtype=object)
-        return {**batch, self._column: texts, **counts}
+        new = np.array([one.text for one in edited], dtype=object)
+        return {**batch, self._column: new, **counts}

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ..config.policies import parse_policy
 from ..data import encode
+from ..data.reading import check_text
 from ..editing.edit import edit_tokens
 from ..policy import EditPolicy
 from ..prior.prior import Prior
@@ -100,26 +100,31 @@ class TextEditor:
         """Edit texts; the answers come in their order.
 
         Raises:
-            ValueError: the prior can't score a text.
+            ValueError: a value is no text (null, bytes, a number), or the prior can't score it;
+                names it by its place among `texts`.
         """
-        if not texts:
+        for number, text in enumerate(texts):
+            check_text(text, f"text {number} (from 0)")
+        if not len(texts):
             return []
-        all_ids, added = encode(self.prior.tokenizer, texts)
-        windows = [
-            (number, start)
+        all_ids, added = encode(self.prior.tokenizer, list(texts))
+        pieces = {
+            (number, start): ids[start : start + self._max_length]
             for number, ids in enumerate(all_ids)
             for start in range(0, len(ids), self._max_length)
-        ]
-        pieces = {w: all_ids[w[0]][w[1] : w[1] + self._max_length] for w in windows}
-        edited: dict[tuple[int, int], tuple[list[int], list[int], Tensor]] = {}
-        order = sorted(windows, key=lambda w: -len(pieces[w]))  # what does not fit fails at once
-        while order:
-            num = max(1, self._batch_tokens // len(pieces[order[0]]))
-            edited.update(self._edit_batch({w: pieces[w] for w in order[:num]}))
-            order = order[num:]
+        }
+        edited: list[list[tuple[int, Any]]] = [[] for _ in texts]
+        order = sorted(pieces, key=lambda w: -len(pieces[w]))  # what does not fit fails at once
+        done = 0
+        while done < len(order):
+            num = max(1, self._batch_tokens // len(pieces[order[done]]))
+            some = order[done : done + num]
+            for (number, start), one in self._edit_batch({w: pieces[w] for w in some}).items():
+                edited[number].append((start, one))
+            done += num
         return [
-            self._join(text, ids, special, [edited[w] for w in windows if w[0] == number])
-            for number, (text, ids, special) in enumerate(zip(texts, all_ids, added, strict=True))
+            self._join(text, ids, special, sorted(windows, key=lambda w: w[0]))
+            for text, ids, special, windows in zip(texts, all_ids, added, edited, strict=True)
         ]
 
     def flush(self) -> None:
@@ -153,13 +158,14 @@ class TextEditor:
             found[window] = (ids, source[row][kept].tolist(), counts[row].cpu())
         return found
 
-    def _join(self, text: str, ids: list[int], special: Array, windows: list[Any]) -> EditedText:
+    def _join(
+        self, text: str, ids: list[int], special: Array, windows: list[tuple[int, Any]]
+    ) -> EditedText:
         tokenizer: Any = self.prior.tokenizer
         new: list[int] = []
         plain: list[int] = []
         total = torch.zeros(4, dtype=torch.int64)
-        for number, (window_ids, source, counts) in enumerate(windows):
-            start = number * self._max_length
+        for start, (window_ids, source, counts) in windows:
             new += window_ids
             plain += [i for i, s in zip(window_ids, source, strict=True) if not special[start + s]]
             total += counts

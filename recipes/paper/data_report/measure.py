@@ -15,7 +15,9 @@ import torch
 from common.ngrams import NGrams
 from torch import Tensor
 
+from toedit_collate.data import Preparation
 from toedit_collate.data.progress import progress_bar
+from toedit_collate.data.tokens import SFT_DEFAULTS
 from toedit_collate.editing.editable import find_editable
 from toedit_collate.inspection.findings import Probabilities
 from toedit_collate.inspection.reading import (
@@ -52,17 +54,15 @@ class SetSettings:
 
     Attributes:
         limit: look at so many documents; None: at all.
-        max_length: longer documents are cut into windows of so many tokens; None: what the prior
-            can take.
-        assistant_only: in chats, only the assistant's turns have labels.
+        preparation: how rows become tokens; without `max_length`, longer documents are cut into
+            windows of what the prior can take.
         batch_tokens: how many tokens to score at once.
         seed: of all samples.
         progress: show a bar.
     """
 
     limit: int | None = None
-    max_length: int | None = None
-    assistant_only: bool = False
+    preparation: Preparation = SFT_DEFAULTS
     batch_tokens: int = 16_384
     seed: int = 0
     progress: bool = False
@@ -184,10 +184,10 @@ def measure_set(
     settings = SetSettings() if settings is None else settings
     data = as_data(source)
     measured = Measured(name or data.name, whatif=WhatIf(standard_settings(), settings.seed))
-    documents = read_documents(
-        data, prior.tokenizer, max_length=settings.max_length or prior.max_length,
-        vocab_size=prior.vocab_size, assistant_only=settings.assistant_only,
-    )  # fmt: skip
+    prep = settings.preparation
+    if prep.max_length is None:
+        prep = replace(prep, max_length=prior.max_length)
+    documents = read_documents(data, prior.tokenizer, prep, vocab_size=prior.vocab_size)
     special = np.array(sorted(prior.special_ids), np.int64)
     sample = _Reservoir(random.Random(settings.seed))
     for batch in _with_bar(

@@ -52,9 +52,10 @@ def apply(settings: Settings) -> int:
             )
         check_output(settings.output)
     data = open_data(settings.data, settings.split)
-    check_first(data)
+    check_first(data, settings.preparation)
     cache = None if settings.cache is None else _open_cache(settings.cache)
     prior = open_prior(settings.prior, **settings.prior_options)
+    settings.preparation.set_up(prior.tokenizer)
     if cache is not None:
         _read_cache(cache, prior, settings.policy)
     editor = Editor(prior, settings.policy, cache, settings.batch_tokens)
@@ -91,11 +92,8 @@ def _go_through(data: Data, prior: Prior, editor: Editor, settings: Settings, ba
         _check_any(data, editor.counts, settings)
         return
     with whole(settings.output, "--output", replace=False) as target:
-        lines = settings.output.suffix == ".jsonl"
-        output = Output(
-            data, prior.tokenizer, assistant_only=settings.assistant_only, eos=settings.eos
-        )
-        output.write(edited, target, lines=lines, bar=bar)
+        output = Output(data, prior.tokenizer, settings.preparation)
+        output.write(edited, target, ending=settings.output.suffix, bar=bar)
         _check_any(data, editor.counts, settings)
 
 
@@ -109,9 +107,12 @@ def _edited(
 ) -> Iterator[EditedRows]:
     begin = time.monotonic()
     parts = windows(
-        data, prior, batch_tokens=settings.batch_tokens, shard=settings.shard,
-        max_length=settings.max_length, assistant_only=settings.assistant_only, eos=settings.eos,
-    )  # fmt: skip
+        data,
+        prior,
+        settings.preparation,
+        batch_tokens=settings.batch_tokens,
+        shard=settings.shard,
+    )
     for window in parts:
         has_cache = settings.cache is not None
         progress = _Progress(bar, window, editor.counts, begin, has_cache=has_cache)

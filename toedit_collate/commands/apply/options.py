@@ -7,7 +7,15 @@ import os
 from pathlib import Path
 from typing import Any
 
-from ...config.options import add_data, add_policy, add_prior, add_reading, policy_of, prior_options
+from ...config.options import (
+    add_data,
+    add_policy,
+    add_prior,
+    add_reading,
+    policy_of,
+    preparation_of,
+    prior_options,
+)
 
 _BEST = (
     ". Best is what will be trained on, saved by trainer.train_dataset.save_to_disk(FOLDER): it "
@@ -35,7 +43,8 @@ def add_apply(commands: Any) -> None:
         "--output",
         type=Path,
         metavar="OUT",
-        help="a new .jsonl file; or, with any other name, a new folder for datasets.load_from_disk",
+        help="a new .jsonl or .parquet file; or, with any other name, a new folder for "
+        "datasets.load_from_disk",
     )
     add_reading(parser, max_length="whole documents", batch_tokens=16_384)
     parser.add_argument(
@@ -74,9 +83,7 @@ def _run(args: argparse.Namespace) -> int:
             cache=args.cache,
             output=output,
             batch_tokens=args.batch_tokens,
-            max_length=args.max_length,
-            assistant_only=args.assistant_only_loss,
-            eos=args.eos,
+            preparation=preparation_of(args),
             shard=shard or (0, 1),
             shows_progress=ours is None or ours.local == 0,  # one bar on a terminal
             policy=policy_of(args),

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from ...data import Batch, Data, Documents, Row
+from ...data import Batch, Data, Documents, Preparation, Row
 from ...data.revise import Reviser
-from ...data.writing import write_dataset, write_lines
+from ...data.writing import write_rows
 from ...stores.journal.replay import Texts
 from ...stores.ragged import Array
 from .edit import EditedRows
@@ -24,35 +24,27 @@ class Output:
     Args:
         data: where the rows come from.
         tokenizer: of the prior.
-        assistant_only: of chats, only the assistant's turns have labels.
-        eos: end text by an end token.
+        prep: how rows become tokens.
     """
 
-    def __init__(
-        self, data: Data, tokenizer: Any, *, assistant_only: bool = False, eos: bool = True
-    ) -> None:
+    def __init__(self, data: Data, tokenizer: Any, prep: Preparation) -> None:
         self._data = data
-        self._reviser = Reviser(
-            data, self._edit, tokenizer, with_text=True, assistant_only=assistant_only, eos=eos
-        )
+        self._reviser = Reviser(data, self._edit, tokenizer, prep, with_text=True)
 
-    def write(self, edited: Iterator[EditedRows], target: Path, *, lines: bool, bar: Any) -> None:
+    def write(self, edited: Iterator[EditedRows], target: Path, *, ending: str, bar: Any) -> None:
         """Write a dataset.
 
         Args:
             edited: the rows, in order.
             target: a new file or folder.
-            lines: whether it is a file of JSON lines, or a folder of `save_to_disk`.
+            ending: of its name: .jsonl, .parquet, or none for a folder of `save_to_disk`.
             bar: a progress bar.
 
         Raises:
             UnusableError: the rows do not fit into such a file.
         """
         rows = self._rows(edited)
-        if lines:
-            write_lines(self._data, rows, target)
-        else:
-            write_dataset(self._data, self._reviser, rows, target, bar)
+        write_rows(self._data, self._reviser, rows, target, ending, bar)
 
     def _rows(self, edited: Iterator[EditedRows]) -> Iterator[Row]:
         for one in edited:

@@ -33,12 +33,12 @@ def print_report(
     if cache is not None:
         _print_cache(settings, counts, cache)
     if counts.rows_from_text:
-        end = "with" if settings.eos else "without"
+        end = "with" if settings.preparation.add_eos else "without"
         print(
             f"Note: {counts.rows_from_text:,} of the rows held text or chats, tokenized as "
-            f"SFTTrainer does, {end} an end token behind text. Where it cuts documents, give its "
-            "max_length as --max-length; where it packs by wrapped, save "
-            "trainer.train_dataset.save_to_disk(FOLDER), and give --data FOLDER."
+            f"SFTTrainer does, {end} an end token after text. If training sets other fields of "
+            "SFTConfig, give them here, too (--max-length, --truncation-mode, ...). If it packs by "
+            "wrapped: trainer.train_dataset.save_to_disk(FOLDER), and --data FOLDER."
         )
 
 

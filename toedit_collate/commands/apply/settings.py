@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ...data.tokens import Preparation
 from ...policy import EditPolicy
 
 
@@ -20,9 +21,7 @@ class Settings:
     cache: Path | None
     output: Path | None
     batch_tokens: int
-    max_length: int | None
-    assistant_only: bool
-    eos: bool
+    preparation: Preparation
     shard: tuple[int, int]
     shows_progress: bool
     policy: EditPolicy

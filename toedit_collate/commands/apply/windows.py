@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...data import Batch, Data, Documents, find_documents, labels_of, tokenize
-from ...data.examples import check_ids
+from ...data import Batch, Data, Documents, Preparation, find_documents, labels_of, tokenize
+from ...data.documents import check_ids
 from ...prior.prior import Prior
 from ...stores.ragged import Array, ranges
 
@@ -71,19 +71,16 @@ class Window:
 
 
 def windows(
-    data: Data, prior: Prior, *, batch_tokens: int, shard: tuple[int, int],
-    max_length: int | None = None, assistant_only: bool = False, eos: bool = True,
-) -> Iterator[Window]:  # fmt: skip
+    data: Data, prior: Prior, prep: Preparation, *, batch_tokens: int, shard: tuple[int, int]
+) -> Iterator[Window]:
     """Read the data, some rows at a time.
 
     Args:
         data: rows with tokens, text or chats.
         prior: its tokenizer makes tokens of text; it must be able to score the documents.
+        prep: how rows become tokens, and longer documents windows.
         batch_tokens: how many are scored at once.
         shard: I and N, to read the I-th of N parts.
-        max_length: documents that are longer are cut into windows of so many tokens.
-        assistant_only: in chats, only the assistant's turns have labels.
-        eos: end text by an end token.
 
     Raises:
         UnusableError: a row can't be used.
@@ -101,11 +98,10 @@ def windows(
         # The rows as they were read are kept: which column was there matters when they are written.
         tokenized = Batch([dict(row) for row in batch.rows], batch.names)
         num_from_text = sum(row.get("input_ids") is None for row in batch.rows)
-        tokenize(data, tokenized, prior.tokenizer, assistant_only=assistant_only, eos=eos)
+        tokenize(data, tokenized, prior.tokenizer, prep)
         documents = find_documents(data, tokenized)
-        has_loss = labels_of(data, tokenized, documents) != -100
-        if max_length is not None:
-            documents = documents.cut(max_length)
+        has_loss = labels_of(data, tokenized, documents, prep) != -100
+        documents = documents.cut(prep.window)
         _check_scorable(data, tokenized, documents, prior)
         gathered.append((batch, documents, has_loss, num_from_text))
         num_tokens += len(documents.tokens)

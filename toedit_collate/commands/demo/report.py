@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ...data.demo_model.topics import Corpus
+from ...data.demo_text import Corpus
 from ...inspection.marking import legend, mark_edits
 from ...policy import EditPolicy
 from ...prior.prior import Prior

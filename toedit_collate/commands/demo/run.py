@@ -8,9 +8,8 @@ from typing import Any, cast
 
 from ...config.options import read_policy
 from ...config.priors import open_prior
-from ...data.demo_model.corpus import read_corpus
-from ...data.demo_model.pretrain import make_prior, perplexity
-from ...data.demo_model.topics import Corpus, enough_examples, plain_text, python_topics
+from ...data.demo_model import make_prior, perplexity, read_corpus
+from ...data.demo_text import Corpus, enough_examples, plain_text, python_topics
 from ...errors import UnusableError
 from ...prior.prior import Prior
 from ..measuring.threads import fastest_threads

@@ -12,7 +12,7 @@ from typing import Any, cast
 
 from transformers import PrinterCallback, TrainerCallback
 
-from ...data.demo_model.topics import Corpus
+from ...data.demo_text import Corpus
 from ...data.progress import progress_bar
 from ...policy import EditPolicy
 from ...prior.prior import Prior

@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ...data import Data, Row, open_data
+from ...data import Data, Preparation, Row, open_data
 from ...data.documents import check_known
 from ...data.files import whole
 from ...data.progress import progress_bar
 from ...data.revise import Counts, Reviser, replay
-from ...data.writing import check_output, write_dataset, write_lines
+from ...data.writing import check_output, write_rows
 from .opening import check_generation, open_journal, open_tokenizer
 
 
@@ -24,7 +24,7 @@ def export(
     tokenizer: str | None,
     with_text: bool,
     split: str | None,
-    eos: bool = True,
+    prep: Preparation,
 ) -> None:
     """Write the data, and print what it is.
 
@@ -40,19 +40,16 @@ def export(
     reviser = Reviser(
         data,
         lambda batch, documents: replay(data, batch, documents, journal, generation),
-        open_tokenizer(tokenizer),
+        prep.set_up(open_tokenizer(tokenizer)),
+        prep,
         with_text=with_text,
-        eos=eos,
     )
     with (
         whole(output, "--output", replace=False) as target,
         progress_bar(data.count_rows, "rows") as bar,
     ):
         rows = _revised(data, reviser, bar)
-        if output.suffix == ".jsonl":
-            write_lines(data, rows, target)
-        else:
-            write_dataset(data, reviser, rows, target, bar)
+        write_rows(data, reviser, rows, target, output.suffix, bar)
         if not reviser.counts.rows:
             raise data.error("it holds no rows; check the path")
         if generation:

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from ...config.options import DATA_HELP, add_reading, whole
+from ...config.options import DATA_HELP, add_reading, preparation_of, whole
 
 _DATA = (
     f"the source data: {DATA_HELP}. Best is what was trained on, saved by "
@@ -61,7 +61,7 @@ def _add_verify(actions: Any) -> None:
     )
     parser.add_argument("--data", nargs="+", default=[], metavar="FILE", help=_DATA)
     _add_tokenizer(parser, "for data with the column text instead of input_ids")
-    add_reading(parser, assistant_only=False)
+    add_reading(parser, max_length="whole documents")
     _add_split(parser)
     parser.set_defaults(run=_verify)
 
@@ -80,14 +80,15 @@ def _add_export(actions: Any) -> None:
         type=Path,
         required=True,
         metavar="OUT",
-        help="a new .jsonl file; or, with any other name, a new folder for datasets.load_from_disk",
+        help="a new .jsonl or .parquet file; or, with any other name, a new folder for "
+        "datasets.load_from_disk",
     )
     _add_generation(parser, "default: the last; 0 is the source")
     _add_tokenizer(
         parser, "adds the column text, decoded from the tokens; and for data without input_ids"
     )
     parser.add_argument("--no-text", action="store_true", help="write no column text")
-    add_reading(parser, assistant_only=False)
+    add_reading(parser, max_length="whole documents")
     _add_split(parser)
     parser.set_defaults(run=_export)
 
@@ -150,7 +151,9 @@ def _verify(args: argparse.Namespace) -> int:
     from .verify import verify
 
     use_one_thread()
-    return 0 if verify(args.path, args.data, args.tokenizer, args.split, eos=args.eos) else 1
+    return (
+        0 if verify(args.path, args.data, args.tokenizer, args.split, preparation_of(args)) else 1
+    )
 
 
 def _export(args: argparse.Namespace) -> int:
@@ -166,7 +169,7 @@ def _export(args: argparse.Namespace) -> int:
         tokenizer=args.tokenizer,
         with_text=not args.no_text,
         split=args.split,
-        eos=args.eos,
+        prep=preparation_of(args),
     )
     return 0
 

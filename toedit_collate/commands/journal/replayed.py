@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ...data import find_documents, open_data, tokenize
+from ...data import Preparation, find_documents, open_data, tokenize
 from ...data.documents import check_known
 from ...data.revise import replay
 from ...errors import UnusableError
@@ -12,7 +12,7 @@ from ...stores.journal import Journal
 
 
 def replay_data(
-    journal: Journal, path: str, tokenizer: Any, split: str | None, *, eos: bool = True
+    journal: Journal, path: str, tokenizer: Any, split: str | None, prep: Preparation
 ) -> list[str]:
     """Replay a data file, print a line about it, and return the documents that could not be.
 
@@ -25,8 +25,8 @@ def replay_data(
     num_documents = 0
     problem = ""
     for batch in data.batches():
-        tokenize(data, batch, tokenizer, eos=eos)
-        documents = find_documents(data, batch)
+        tokenize(data, batch, tokenizer, prep)
+        documents = find_documents(data, batch).cut(prep.window)
         num_documents += len(documents.keys)
         for generation in generations:
             known[generation] += int(journal.look_up(documents.keys, generation).known.sum())

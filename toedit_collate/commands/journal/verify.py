@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ...data import Preparation
 from ...stores.journal.files import SegmentFile, last_step, list_files, scan_files, wrong_info
 from ...stores.journal.frames import DamagedJournalError, Frame, read_frame
 from ...stores.ragged import Array
@@ -36,7 +37,11 @@ class Findings:
 
 
 def verify(
-    path: Path, data: list[str], tokenizer: str | None, split: str | None, *, eos: bool = True
+    path: Path,
+    data: list[str],
+    tokenizer: str | None,
+    split: str | None,
+    prep: Preparation,
 ) -> bool:
     """Print a line for each file, what is wrong, and a verdict.
 
@@ -68,7 +73,7 @@ def verify(
     elif data:
         journal = open_journal(path)
         for one in data:
-            findings.problems += replay_data(journal, one, as_tokens, split, eos=eos)
+            findings.problems += replay_data(journal, one, as_tokens, split, prep)
     return _verdict(path, findings.problems)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...data import Data, examples
+from ...data import Data, Preparation, examples
 from ...prior.prior import Prior
 
 Batch = dict[str, Any]
@@ -27,7 +27,7 @@ def text_batches(prior: Prior, data: Data, *, num: int, B: int, T: int, seed: in
     Raises:
         UnusableError: the file can't be read, or holds too little.
     """
-    found = examples(data, prior.tokenizer, max_length=T, vocab_size=prior.vocab_size)
+    found = examples(data, prior.tokenizer, Preparation(max_length=T), vocab_size=prior.vocab_size)
     # Of a long document the last, shorter window is left out: batches of those are full.
     whole = (one for one in found if len(one.ids) > 1 and (not one.start or len(one.ids) == T))
     pieces = [(one.ids, one.labels) for one in islice(whole, _SPARE * num * B)]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ...data.demo_model.pretrain import SHAPE
-from ...data.demo_model.source import DEMO_MODELS
+from ...data.demo_model import SHAPE
+from ...data.demo_text import DEMO_MODELS
 from ...errors import UnusableError, first_line
 from ..measuring.shapes import SHAPES
 

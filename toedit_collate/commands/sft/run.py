@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
+from unittest.mock import patch
 
 from ...config.arguments import EditArguments, name_of
 from ...config.card import add_to_card
 from ...config.models import attach_settings, load_prior
 from ...config.parse import parse
+from ...data.reading import is_local, load_rows, parse_source
 from ...errors import UnusableError
 from ...training.attach import attach
 
@@ -34,7 +36,7 @@ def run_sft(args: Sequence[str]) -> None:
     types = script.make_parser().dataclass_types
     *of_trl, edit = parse(*types, EditArguments, args=args, prog="toedit sft")
     _check(edit, of_trl)
-    with _trainer_of_script(script, edit) as made:
+    with _trainer_of_script(script, edit) as made, _local_files(script):
         script.main(*of_trl)
     if not made and edit.policy() is not None:
         raise UnusableError(
@@ -51,6 +53,41 @@ def _check(edit: EditArguments, of_trl: list[Any]) -> None:
             "prior is 'shared', the frozen base of a LoRA trainee, and this run trains all "
             "weights; name a prior by its folder or hub id (prior: NAME), or set use_peft: true"
         )
+
+
+class _Splits:
+    """What `datasets.load_dataset` returns without a split: the splits of a local source."""
+
+    def __init__(self, name: str, config: str | None, streaming: bool) -> None:
+        self._name, own_config, self._own_split = parse_source(name, "dataset_name")
+        self._config, self._streaming = config or own_config, streaming
+
+    def __getitem__(self, split: str) -> Any:
+        split = self._own_split if split == "train" else split
+        return load_rows(
+            self._name, self._config, split, streaming=self._streaming, option="dataset_name"
+        )
+
+
+@contextmanager
+def _local_files(script: Any) -> Iterator[None]:
+    """In here, TRL's script reads local files as recipes do; `load_dataset` knows folders only."""
+    import datasets
+
+    original = datasets.load_dataset
+
+    def load_dataset(path: str, name: str | None = None, **options: Any) -> Any:
+        if not is_local(path) or options.get("data_files") or options.get("data_dir"):
+            return original(path, name, **options)
+        splits = _Splits(path, name, bool(options.get("streaming")))
+        split = options.get("split")
+        return splits if split is None else splits[split]
+
+    places: list[Any] = [datasets, *([script] if hasattr(script, "load_dataset") else [])]
+    with ExitStack() as stack:
+        for place in places:
+            stack.enter_context(patch.object(place, "load_dataset", load_dataset))
+        yield
 
 
 @contextmanager

@@ -1,4 +1,7 @@
-"""The text of the demo: Python's own help topics, some of them held out."""
+"""The text of the demo: Python's own help topics, some of them held out.
+
+As a dataset it is called `toedit-demo`: it is made on the spot, without a network.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +12,15 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-Example = dict[str, Any]
+from ..errors import UnusableError
+
+DemoExample = dict[str, Any]
 """{"text": str}, {"messages": [...]} or {"prompt": ..., "completion": ...}, as TRL has them."""
 
+DEMO = "toedit-demo"
+# The models that are made on the spot, and how many tokens each one's tokenizer has.
+DEMO_MODELS = {DEMO: 1024, f"{DEMO}-512": 512}
+_CONFIGS = ("docs", "chat")
 HELD_OUT_SHARE = 1 / 8
 _PASSAGE_CHARACTERS = 700
 
@@ -21,8 +30,8 @@ class Corpus:
     """Examples to train on and others, of other documents, to measure on."""
 
     name: str
-    train: list[Example]
-    held_out: list[Example]
+    train: list[DemoExample]
+    held_out: list[DemoExample]
 
     @property
     def is_conversational(self) -> bool:
@@ -59,7 +68,7 @@ def enough_examples(corpus: Corpus, most: int, seed: int) -> Corpus:
     return Corpus(corpus.name, random.Random(seed).sample(corpus.train, most), corpus.held_out)
 
 
-def plain_text(example: Example) -> str:
+def plain_text(example: DemoExample) -> str:
     """The text of an example, for a prior to be trained on."""
     parts = []
     for value in example.values():
@@ -103,3 +112,36 @@ def hold_out(items: list[Any], key: Any) -> tuple[list[Any], list[Any]]:
     held_out = set(sorted(range(len(items)), key=lambda i: place(items[i]))[:num_held_out])
     train = [item for i, item in enumerate(items) if i not in held_out]
     return train, [items[i] for i in sorted(held_out)]
+
+
+def demo_rows(config: str | None, split: str) -> list[dict[str, Any]]:
+    """Passages of Python's own help topics, as text or as questions and answers.
+
+    Args:
+        config: "docs", rows with `text`; or "chat", with `prompt` and `completion`.
+        split: "train", or "test": passages of other topics.
+
+    Raises:
+        UnusableError: there is no such configuration or split.
+    """
+    config = config or "docs"
+    if config not in _CONFIGS or split not in ("train", "test"):
+        raise UnusableError(
+            f"{DEMO} has the configurations {', '.join(_CONFIGS)} and the splits train, test; got "
+            f"{config}:{split}"
+        )
+    corpus = python_topics()
+    rows = corpus.train if split == "train" else corpus.held_out
+    return rows if config == "docs" else [_as_chat(row["text"]) for row in rows]
+
+
+def _as_chat(text: str) -> dict[str, Any]:
+    """The first sentence as a question about what follows."""
+    first, stop, rest = text.partition(". ")
+    # A completion that begins with a space would merge with the end of the prompt.
+    answer = rest.strip() or first.strip()
+    question = f"Python's help says: {first}{stop.strip()} What comes next?"
+    return {
+        "prompt": [{"role": "user", "content": question}],
+        "completion": [{"role": "assistant", "content": answer}],
+    }
