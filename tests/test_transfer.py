@@ -37,8 +37,6 @@ class Far(torch.Tensor):
 @pytest.fixture
 def waits(monkeypatch):
     """Sends become far, fetches near; a list of how many far tensors each fetch brought."""
-    from toedit_collate.tokens import token_batch
-
     waits = []
 
     def fetch(*tensors):
@@ -58,9 +56,6 @@ def waits(monkeypatch):
         ):  # fmt: skip
             if hasattr(module, name):
                 monkeypatch.setattr(module, name, fake)
-    monkeypatch.setattr(
-        token_batch.TokenBatch, "_at_home", lambda self, given, on_host: send(on_host, None)
-    )
     return waits
 
 

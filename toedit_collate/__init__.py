@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     from .stores.journal import Journal
     from .tokens.result import EditResult
     from .training.attach import attach
+    from .training.batch import ToEditBatch
     from .training.callback import ToEditCallback
     from .training.checkpoints import last_checkpoint
     from .training.collator import ToEditCollator
     from .training.generations import format_reports, self_edit
-    from .training.lazy_batch import ToEditBatch
 
 __all__ = [
     "DecisionCache",
@@ -47,7 +47,7 @@ _HOMES = {
     "EditResult": ".tokens.result",
     "Journal": ".stores.journal",
     "Prior": ".prior.prior",
-    "ToEditBatch": ".training.lazy_batch",
+    "ToEditBatch": ".training.batch",
     "ToEditCallback": ".training.callback",
     "ToEditCollator": ".training.collator",
     "attach": ".training.attach",

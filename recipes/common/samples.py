@@ -14,7 +14,6 @@ from toedit_collate.inspection.scoring import score_batch
 from toedit_collate.prior.sharding import has_fsdp1, is_sharded, is_zero3
 from toedit_collate.tokens.result import EditResult
 from toedit_collate.tokens.token_batch import TokenBatch
-from toedit_collate.training.batch_layout import read_layout
 from toedit_collate.training.trainee import text_tokenizer
 from toedit_collate.transfer import fetch
 
@@ -171,8 +170,7 @@ def _documents(batch: dict[str, Any], result: EditResult) -> list[tuple[Passage,
     Beside the passage, the tokens of the whole document, and where in it the passage begins.
     """
     labels = fetch(batch["labels"])[0] if "labels" in batch else None
-    layout = read_layout(batch)
-    positions, mask = layout.position_ids, layout.attention_mask
+    documents = TokenBatch.collated(batch).documents
     given = [batch["input_ids"], result.tokens, result.selected, result.dropped]
     ids, new, selected, dropped = fetch(*given)
     after = ids.clone()
@@ -185,19 +183,12 @@ def _documents(batch: dict[str, Any], result: EditResult) -> list[tuple[Passage,
             after[row, source[row][real]] = new[row][real]
     after = torch.where(dropped, -1, after)
     passages = []
-    for row in range(len(ids)):
-        real = torch.ones_like(ids[row], dtype=torch.bool)
-        if mask is not None:
-            real = fetch(mask)[0][row].bool()
-        where = real.nonzero().squeeze(-1)
-        begins = [0]
-        if positions is not None:
-            own = fetch(positions)[0].expand_as(ids)[row, where]
-            begins += ((own[1:] != own[:-1] + 1).nonzero().squeeze(-1) + 1).tolist()
-        for begin, end in zip(begins, [*begins[1:], len(where)], strict=True):
-            place = where[begin:end]
-            has_loss = None if labels is None else (labels[row][place] != -100).tolist()
-            passages.append(_passage(ids[row], after[row], selected[row], place, has_loss))
+    width = ids.shape[1]
+    for start, length in zip(documents.start.tolist(), documents.lengths, strict=True):
+        cells = documents.index[start : start + length]
+        row, place = int(cells[0]) // width, cells % width
+        has_loss = None if labels is None else (labels[row][place] != -100).tolist()
+        passages.append(_passage(ids[row], after[row], selected[row], place, has_loss))
     return passages
 
 

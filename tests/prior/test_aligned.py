@@ -313,7 +313,7 @@ class TestDocuments:
         ids = torch.tensor([ids_of("coarse", likely("digits"))])
         batch = TokenBatch.of(ids, None, None, None)
         there = pickle.loads(pickle.dumps(aligned.aligner))
-        prepared = there.prepare(batch.tokens.numpy(), batch.documents)
+        prepared = there.prepare(batch)
         expected = edit_tokens(aligned, ids, policy=EditPolicy(threshold=0.1))
         aligned.take_prepared(pickle.loads(pickle.dumps(prepared)))
         monkeypatch.setattr(aligned.aligner.one, "align", None)

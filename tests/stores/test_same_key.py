@@ -46,7 +46,7 @@ def batch_of(rows):
 
 
 def words_of(tokens, position):
-    return np.asarray(token_words(np.asarray(tokens), np.asarray(position))[0]).view(np.uint64)
+    return np.asarray(token_words(np.asarray(tokens), np.asarray(position))).view(np.uint64)
 
 
 def paired(one, other, bits):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from trainees import AGGRESSIVE, documents, make_prior
 
 from toedit_collate import EditPolicy, ToEditCollator, edit_tokens
-from toedit_collate.training.batch_layout import read_layout
+from toedit_collate.tokens.token_batch import TokenBatch
 
 TEXTS = documents(5)
 PRIOR = make_prior()
@@ -182,14 +182,10 @@ def test_all_masks_tell_the_same(lengths, before, after):
         + [0] * after
     ).unsqueeze(0)  # fmt: skip
     ids = torch.zeros_like(row)
-    ours = read_layout({"input_ids": ids, "attention_mask": may_look(row).unsqueeze(1)})
-    real = (row > 0).nonzero()[:, 1]
-    assert ours.attention_mask.tolist() == (row > 0).long().tolist()
-    expected = [i for length in lengths for i in range(length)]
-    assert ours.position_ids[0, real].tolist() == expected
-    theirs = read_layout({"input_ids": ids, "attention_mask": row})
-    assert theirs.attention_mask.tolist() == ours.attention_mask.tolist()
-    assert theirs.position_ids[0, real].tolist() == expected
+    for mask in (row, may_look(row).unsqueeze(1)):
+        documents = TokenBatch.collated({"input_ids": ids, "attention_mask": mask}).documents
+        assert documents.lengths == lengths
+        assert documents.index.tolist() == (row > 0).nonzero()[:, 1].tolist()
 
 
 class TestLabelsFromMasks:
@@ -207,12 +203,12 @@ class TestLabelsFromMasks:
 
     def test_both_masks(self):
         given = {"input_ids": packed()["input_ids"], "completion_mask": self.MASK}
-        layout = read_layout({**given, "assistant_masks": torch.zeros_like(self.MASK)})
-        assert (layout.labels == -100).all()
+        batch = TokenBatch.collated({**given, "assistant_masks": torch.zeros_like(self.MASK)})
+        assert (batch.labels == -100).all()
 
     def test_labels_win(self):
         given = {**packed(), "completion_mask": torch.zeros_like(self.MASK)}
-        assert read_layout(given).labels is given["labels"]
+        assert TokenBatch.collated(given).labels is given["labels"]
 
     def test_a_loss_mask_alone_is_refused(self):
         given = {"input_ids": packed()["input_ids"], "loss_mask": self.MASK}

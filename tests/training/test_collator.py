@@ -19,7 +19,7 @@ from transformers.trainer_utils import RemoveColumnsCollator
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling as TRLCollator
 
 from toedit_collate import EditPolicy, Prior, ToEditBatch, ToEditCollator, edit_tokens
-from toedit_collate.training.default_collator import DefaultCollator
+from toedit_collate.training.collator import DefaultCollator
 
 TEXTS = documents(5)
 DROPPING = EditPolicy(threshold=0.6, exclude_original=True, drop_below=1e-4)

@@ -10,13 +10,12 @@ from torch import Tensor
 from ..policy import EditPolicy
 from ..prior.base import BasePrior
 from ..stores.cache import DecisionCache
-from ..tokens.checks import check_documents
+from ..tokens.checks import check_documents, check_finite
 from ..tokens.draws import Draws
 from ..tokens.result import EditResult
-from ..tokens.token_batch import TokenBatch
+from ..tokens.token_batch import TokenBatch, evenly_spread
 from ..transfer import send
 from .editable import find_editable
-from .scored import score
 from .with_cache import edit_with_cache
 
 
@@ -110,11 +109,11 @@ def edit_batch(
             lambda: edit_with_cache(prior, policy, batch, cache, draws, num_sampled)
         )
     return prior.run_gathered(
-        lambda: _edit(prior, policy, batch, draws, return_logprob, num_sampled)
+        lambda: _algorithm_1(prior, policy, batch, draws, return_logprob, num_sampled)
     )
 
 
-def _edit(
+def _algorithm_1(
     prior: BasePrior,
     policy: EditPolicy,
     batch: TokenBatch,
@@ -122,27 +121,27 @@ def _edit(
     return_logprob: bool,
     num_sampled: int,
 ) -> EditResult:
-    """Algorithm 1."""
-    editable = find_editable(prior, policy, batch) & prior.scorable(batch)
-    wanted = prior.scorable(batch) if return_logprob else editable
-    where = wanted.nonzero().squeeze(-1)
-    predictions = prior.predict(batch, where)
-    # While the device computes them, the host draws.
-    uniforms = batch.uniforms(where, draws)
-    scores, sample = score(
-        predictions, policy, editable[where], exact=return_logprob, num_sampled=num_sampled
-    )
+    """x'_i = x_i where P(x_i | x_<i) < p; x'_i ~ P(. | x_<i) where it is >= p (Eq. 2)."""
+    scorable = prior.scorable(batch)
+    editable = find_editable(prior, policy, batch) & scorable
+    where = (scorable if return_logprob else editable).nonzero().squeeze(-1)
 
-    # x'_i = x_i where P(x_i | x_<i) < p; x'_i ~ P(. | x_<i) where it is >= p (Eq. 2).
+    predictions = prior.predict(batch, where)
+    uniforms = batch.uniforms(where, draws)  # on the host, while the device predicts
+    sample = predictions.exact_logprob(evenly_spread(editable[where], num_sampled))
+    scores = predictions.score(policy, exact=return_logprob)
+    check_finite(scores.is_finite)
+
     may_be_edited = send(editable[where], predictions.device)
     selected = policy.selects(scores.logprob) & may_be_edited
     dropped = None
     if policy.drop_below is not None:
         dropped = policy.drops(scores.logprob) & may_be_edited
         selected &= ~dropped
+    new_tokens = predictions.draw(policy, scores, selected, uniforms)
     return batch.result(
         where=where,
-        new_tokens=predictions.draw(policy, scores, selected, uniforms),
+        new_tokens=new_tokens,
         selected=selected,
         dropped=dropped,
         scored=editable,

@@ -12,13 +12,13 @@ from ..head.candidates import Candidates, draw_among
 from ..policy import EditPolicy
 from ..prior.base import BasePrior
 from ..stores.cache import DecisionCache, Decisions, Identity
+from ..tokens.checks import check_finite
 from ..tokens.content import content_digests
 from ..tokens.draws import Draws
 from ..tokens.result import EditResult
-from ..tokens.token_batch import TokenBatch
+from ..tokens.token_batch import TokenBatch, evenly_spread
 from ..transfer import fetch
 from .editable import find_editable
-from .scored import score
 
 # Candidates of so many tokens and ids are drawn from at once.
 MAX_DRAWN_ELEMENTS = 2**22
@@ -104,9 +104,10 @@ def _decide(
     """
     where = (wanted & prior.scorable(batch)).nonzero().squeeze(-1)
     predictions = prior.predict(batch, where)
-    scores, sample = score(
-        predictions, policy, torch.ones_like(where, dtype=torch.bool), num_sampled=num_sampled
-    )
+    everywhere = torch.ones_like(where, dtype=torch.bool)
+    sample = predictions.exact_logprob(evenly_spread(everywhere, num_sampled))
+    scores = predictions.score(policy)
+    check_finite(scores.is_finite)
     dropped = policy.drops(scores.logprob)
     is_selected, is_dropped = fetch(policy.selects(scores.logprob) & ~dropped, dropped)
     selected = is_selected.nonzero().squeeze(-1)

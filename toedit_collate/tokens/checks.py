@@ -1,4 +1,4 @@
-"""What is refused, and what is said then."""
+"""Input validation and its error messages."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def check_shapes(
         elif tensor.shape != input_ids.shape:
             raise ValueError(
                 f"{name} must have the shape of input_ids, {tuple(input_ids.shape)}, got "
-                f"{tuple(tensor.shape)}" + _MENDS[name]
+                f"{tuple(tensor.shape)}" + _FIXES[name]
             )
     if labels is not None and labels.is_floating_point():
         raise TypeError(f"labels must hold token ids or -100, got {labels.dtype}")
@@ -84,7 +84,23 @@ def check_mask(attention_mask: Tensor | None) -> None:
         )
 
 
-_MENDS = {
+def check_rising(mask: Tensor) -> None:
+    """Raise where a collator's (B, T) mask numbers documents by numbers that fall along a row.
+
+    Those of a caller of `edit_tokens` may: a document begins wherever the number changes. Numbers
+    of a collator that fall again (1, 2, 1) may mean something that we don't know.
+    """
+    if mask.dtype == torch.bool or not bool((mask > 1).any()):
+        return
+    before = torch.where(mask != 0, mask, 0).cummax(-1).values
+    if bool((mask < 0).any()) or bool(((mask != 0) & (mask < before)).any()):
+        raise ValueError(
+            "attention_mask numbers documents, but not by numbers that rise along a row (1, 1, 2, "
+            "2, 2, 0); number them so, or mark them by position_ids that restart at 0"
+        )
+
+
+_FIXES = {
     "attention_mask": "; give (B, T), or a mask of pairs of tokens, (B, 1, T, T)",
     "position_ids": "; position_ids of several dimensions (vision models) are not supported",
     "labels": "; labels must stand at the tokens that they label, not shifted",

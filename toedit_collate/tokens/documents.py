@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+# Keys by which collators mark documents: their borders in the flattened batch, their lengths one
+# after the other (Unsloth), and the number of each token's document.
+BORDERS = ("cu_seq_lens_q", "cu_seq_lens", "cu_seqlens_q", "cu_seqlens")
+LENGTHS = "packed_seq_lengths"
+NUMBERS = ("seq_idx", "document_ids", "doc_ids", "sequence_ids", "segment_ids")
 
 
 @dataclass(frozen=True)
@@ -41,22 +49,26 @@ class Documents:
 
 
 def find_documents(
-    input_ids: Tensor, attention_mask: Tensor | None, position_ids: Tensor | None
+    input_ids: Tensor,
+    attention_mask: Tensor | None,
+    position_ids: Tensor | None,
+    document_ids: Tensor | None = None,
 ) -> Documents:
-    """Find the documents of a batch.
+    """Find the documents of a batch on the host.
 
     A document ends with its row, where `position_ids` do not go up by one (the rule that
-    transformers uses for packed rows), and where the numbers in `attention_mask` change. Padding
-    belongs to no document.
+    transformers uses for packed rows), and where the numbers in `attention_mask` or `document_ids`
+    change. Padding belongs to no document.
 
     Args:
         input_ids: (B, T) int64.
         attention_mask: (B, T), 0 at padding, and elsewhere 1 or the number of the document; None:
             there is no padding.
         position_ids: (B, T) int64, restarting at each document; None: a document is a row.
+        document_ids: (B, T) int64, the number of each token's document; None: as the others say.
 
     Raises:
-        ValueError: padding stands inside a document.
+        ValueError: there is padding inside a document.
 
     Example:
         >>> ids = torch.tensor([[7, 8, 9, 5, 6]])
@@ -74,15 +86,16 @@ def find_documents(
     first = np.ones(len(index), dtype=bool)
     np.not_equal(row[1:], row[:-1], out=first[1:])
     apart = np.diff(index) > 1
-    if attention_mask is not None:
-        number = attention_mask.numpy().reshape(-1)[index]
-        first[1:] |= number[1:] != number[:-1]
+    for numbers in (attention_mask, document_ids):
+        if numbers is not None:
+            number = numbers.numpy().reshape(-1)[index]
+            first[1:] |= number[1:] != number[:-1]
     inside = ~first[1:]
     if position_ids is not None:
         given = position_ids.numpy().reshape(-1)[index]
         continues = given[1:] == given[:-1] + 1
         first[1:] |= ~continues
-        # Behind padding a document may begin; or the last one goes on as if there were none.
+        # A document may begin after padding; or the last one goes on as if there were none.
         inside &= given[1:] > given[:-1] + 1
     if (apart & inside).any():
         _refuse_hole(int(index[1:][apart & inside][0]), T)
@@ -107,6 +120,92 @@ def _refuse_hole(cell: int, T: int) -> None:
         "rows, or mark where the next document begins, by position_ids that restart at 0 or by "
         "numbers in attention_mask (1, 1, 0, 2, 2)"
     )
+
+
+def document_ids_of(batch: Mapping[str, Any]) -> Tensor | None:
+    """Number the documents of a collated batch by its keys other than mask and positions.
+
+    If several keys mark documents, a document begins wherever one of them says so.
+
+    Args:
+        batch: with `input_ids` (B, T), and perhaps with cumulative lengths (`cu_seq_lens_q`, (N +
+            1,), the borders of documents in the flattened batch), lengths (`packed_seq_lengths`,
+            (N,), row by row, without padding) or numbers (`seq_idx`, (B, T)); or with another of
+            the names in use for these.
+
+    Returns:
+        (B, T) int64 on the CPU, a number that rises by one where a document begins; None: no key
+        marks documents.
+
+    Raises:
+        ValueError: borders or lengths are not those of the batch.
+
+    Example:
+        >>> batch = {"input_ids": torch.tensor([[7, 8, 9, 5, 6]])}
+        >>> document_ids_of({**batch, "cu_seqlens": torch.tensor([0, 3, 5])}).tolist()
+        [[1, 1, 1, 2, 2]]
+    """
+    ids = batch["input_ids"]
+    begins = [
+        _begins_of_borders(name, batch[name], ids.numel())
+        for name in BORDERS
+        if isinstance(batch.get(name), Tensor)
+    ]
+    for name in NUMBERS:
+        if isinstance(batch.get(name), Tensor) and batch[name].shape == ids.shape:
+            numbers = whole_numbers(name, batch[name]).reshape(-1)
+            begins.append(numbers.diff(prepend=numbers[:1]) != 0)
+    if batch.get(LENGTHS) is not None:
+        begins.append(_begins_of_lengths(batch[LENGTHS], ids.shape, batch.get("attention_mask")))
+    if not begins:
+        return None
+    return torch.stack(begins).any(0).cumsum(0).view(ids.shape)
+
+
+def whole_numbers(name: str, values: Any) -> Tensor:
+    """Numbers of a batch as int64 on the CPU.
+
+    Raises:
+        ValueError: they are not whole numbers (bfloat16 holds no odd number above 256, say).
+    """
+    numbers = torch.as_tensor(values)
+    if numbers.is_floating_point() or numbers.is_complex():
+        raise ValueError(f"{name} must hold whole numbers, got {numbers.dtype}; use int64")
+    return numbers.to("cpu", torch.int64)
+
+
+def _begins_of_borders(name: str, values: Tensor, num_cells: int) -> Tensor:
+    """(B * T,) bool, True where a document begins, by borders in the flattened batch."""
+    borders = whole_numbers(name, values).reshape(-1)
+    lengths = borders.diff()
+    if not len(borders) or borders[0] != 0 or (lengths < 0).any() or borders[-1] != num_cells:
+        raise ValueError(
+            f"{name} must rise from 0 to {num_cells}, the tokens of the batch, got "
+            f"{borders.tolist()}; give position_ids that restart at 0"
+        )
+    begins = torch.zeros(num_cells, dtype=torch.bool)
+    begins[borders[:-1][lengths > 0]] = True
+    return begins
+
+
+def _begins_of_lengths(values: Any, shape: torch.Size, mask: Any) -> Tensor:
+    """(B * T,) bool, True where a document begins, by lengths of documents without padding."""
+    lengths = whole_numbers(LENGTHS, values).reshape(-1)
+    real = torch.ones(shape, dtype=torch.bool)
+    if isinstance(mask, Tensor) and mask.shape == shape:
+        real = mask.cpu() != 0
+    places = real.reshape(-1).nonzero().squeeze(-1)
+    end = lengths.cumsum(0)
+    if (lengths < 0).any() or (len(end) and int(end[-1]) > len(places)):
+        raise ValueError(
+            f"{LENGTHS} must sum to no more than the {len(places)} tokens of the batch, got "
+            f"{lengths.tolist()}; give position_ids that restart at 0"
+        )
+    # One more begins after the last: padding that no mask marks.
+    begin = torch.cat([end - lengths, end[-1:]])
+    begins = torch.zeros(real.numel(), dtype=torch.bool)
+    begins[places[begin[begin < len(places)]]] = True
+    return begins
 
 
 def mask_of_pairs(attention_mask: Tensor, B: int) -> Tensor:

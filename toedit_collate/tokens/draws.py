@@ -65,41 +65,27 @@ def philox4x32(counter: Words, key: Words) -> Words:
     return np.stack([even[0], odd[0], even[1], odd[1]])
 
 
-def token_words(tokens: Array, position: Array) -> tuple[Words, Words]:
-    """Two independent words of 64 bits for each token and its place in its document.
+def token_words(tokens: Array, position: Array) -> Words:
+    """A word of 64 bits for each token and its place in its document.
 
     Args:
         tokens: (M,) int64, in [0, 2**32).
         position: (M,) int64, in [0, 2**32).
 
     Returns:
-        Two (M,) uint64.
+        (M,) uint64.
     """
     counter = np.zeros((4, len(tokens)), dtype=np.uint64)
     counter[0] = tokens.astype(np.uint64) & _LOWER
     counter[1] = position
-    first, second, third, fourth = philox4x32(counter, np.zeros((2, 1), dtype=np.uint64))
-    return (first << _HALF) | second, (third << _HALF) | fourth
-
-
-def sum_words(words: Words, document: Array, num_documents: int) -> Words:
-    """A 64-bit key for each of N documents, the sum of some of its tokens' words, modulo 2**64.
-
-    Args:
-        words: (M,) uint64.
-        document: (M,) int64, the number of each token's document, in [0, N).
-        num_documents: N.
-
-    Returns:
-        (N,) uint64.
-    """
-    keys = np.zeros(num_documents, dtype=np.uint64)
-    np.add.at(keys, document, words)
-    return keys
+    high, low, _, _ = philox4x32(counter, np.zeros((2, 1), dtype=np.uint64))
+    return (high << _HALF) | low
 
 
 def document_keys(tokens: Array, document: Array, position: Array, num_documents: int) -> Words:
     """A 64-bit key for each document, from its tokens and their order.
+
+    It is the sum of its tokens' words, modulo 2**64.
 
     Args:
         tokens: (M,) int64, the tokens of all documents, one after the other.
@@ -111,7 +97,9 @@ def document_keys(tokens: Array, document: Array, position: Array, num_documents
         (N,) uint64. Documents of the same tokens have the same key; others differ, but for a chance
         of 2**-64 a pair.
     """
-    return sum_words(token_words(tokens, position)[0], document, num_documents)
+    keys = np.zeros(num_documents, dtype=np.uint64)
+    np.add.at(keys, document, token_words(tokens, position))
+    return keys
 
 
 def token_uniforms(

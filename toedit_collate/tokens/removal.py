@@ -1,60 +1,184 @@
-"""Removing tokens from a batch: rows shrink, and what belongs to each token goes along."""
+"""Rows that lose tokens (`drop_below`): the one place where a batch changes its shape."""
 
 from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .documents import Documents
+from .result import EditResult
 
 # Columns of rows and batches, beside ids, labels, mask and positions, with a value for each token.
 TOKEN_COLUMNS = ("token_type_ids", "completion_mask", "assistant_masks", "loss_mask")
 
+# Other keys that follow here, each in a way of its own.
+_FOLLOWING = {
+    "input_ids", "labels", "attention_mask", "position_ids", "seq_idx", "packed_seq_lengths",
+    "length", *(f"{name}_{side}" for name in ("cu_seq_lens", "max_length") for side in "qk"),
+}  # fmt: skip
+# Names of numbers that would be wrong once tokens are gone.
+_NAMES_LENGTHS = re.compile(r"len|seq_?idx|segment|offset|num_(items|tokens)", re.IGNORECASE)
+_FIX = "remove the key in the base collator, or set drop_below=None"
 
-def shrink_rows(
-    documents: Documents, dropped: Tensor, columns: dict[str, tuple[Tensor, int]], T: int
-) -> tuple[dict[str, Tensor], Tensor]:
-    """Take tokens out of a batch, and pad the rows again on the side where they were padded.
+
+def remaining_columns(
+    documents: Documents, dropped: Tensor, shape: torch.Size, multiple: int | None = None
+) -> Tensor:
+    """Where in its row each token of the shrunken rows was.
 
     Args:
         documents: of the batch; M tokens.
         dropped: (M,) bool, the tokens to remove.
-        columns: name -> ((B, T) tensor, value for padding), what there is for each token.
-        T: length of the rows.
+        shape: (B, T) of the batch.
+        multiple: T' is padded to a multiple of this; None: T' is the longest row that is left.
 
     Returns:
-        The columns, (B, T') with T' the longest row that is left; and (B, T') bool, False at
-        padding.
+        (B, T') int64, -1 at padding, which is on the side where it was.
     """
-    index = documents.index[~dropped]
-    some = next(iter(columns.values()))[0]
-    B = some.shape[0]
-    row = index // T
+    B, T = shape
+    kept = documents.index[~dropped]
+    row = kept // T
     counts = torch.bincount(row, minlength=B)
     width = int(counts.max())
-    first_of_row = counts.cumsum(0) - counts
-    column = torch.arange(len(index), device=index.device) - first_of_row[row]
-    if _padded_left(documents.index, B, T):
-        column = column + (width - counts)[row]
-    shrunk = {}
-    for name, (tensor, padding) in columns.items():
-        new = tensor.new_full((B, width), padding)
-        new[row, column] = tensor.reshape(-1)[index]
-        shrunk[name] = new
-    real = torch.zeros(B, width, dtype=torch.bool, device=index.device)
-    real[row, column] = True
-    return shrunk, real
-
-
-def positions_left(documents: Documents, dropped: Tensor) -> Tensor:
-    """The position of each token in its document once others are removed: (M,) int64."""
-    kept = (~dropped).cumsum(0)
-    # The first token of a document is never removed.
-    return kept - kept[documents.start][documents.document]
-
-
-def _padded_left(index: Tensor, B: int, T: int) -> bool:
-    real = torch.zeros(B * T, dtype=torch.bool, device=index.device)
-    real[index] = True
+    if multiple is not None:
+        width += -width % multiple
+    column = torch.arange(len(kept)) - (counts.cumsum(0) - counts)[row]
+    real = torch.zeros(B * T, dtype=torch.bool)
+    real[documents.index] = True
     real = real.view(B, T)
-    return bool((~real[:, 0] & real[:, -1]).any())
+    if bool((~real[:, 0] & real[:, -1]).any()):  # padded on the left
+        column += (width - counts)[row]
+    source = torch.full((B, width), -1)
+    source[row, column] = kept % T
+    return source
+
+
+def remaining_positions(documents: Documents, dropped: Tensor, shape: torch.Size) -> Tensor:
+    """(B, T) int64: the position of each token in its document once others are removed."""
+    kept = (~dropped).cumsum(0)
+    positions = torch.zeros(shape, dtype=torch.int64)
+    # The first token of a document is never removed.
+    positions.view(-1)[documents.index] = kept - kept[documents.start][documents.document]
+    return positions
+
+
+def take_columns(values: Tensor, source: Tensor, padding: int = 0) -> Tensor:
+    """(B, T) -> (B, T'): the values of the tokens that are left (`remaining_columns`)."""
+    return values.gather(1, source.clamp(min=0)).masked_fill(source < 0, padding)
+
+
+def shrink_other_keys(batch: Mapping[str, Any], result: EditResult) -> dict[str, Any]:
+    """Let everything in a collated batch that depends on rows or lengths follow removed tokens.
+
+    Args:
+        batch: as collated.
+        result: of its edit, in which tokens were removed.
+
+    Returns:
+        The keys that change, other than `input_ids` and `labels`.
+
+    Raises:
+        ValueError: a key that isn't known seems to hold lengths, or values of tokens.
+    """
+    assert result.source is not None
+    source, positions = result.source, result.position_ids
+    new: dict[str, Any] = {}
+    for key, value in batch.items():
+        if key in _FOLLOWING:
+            continue
+        if key in TOKEN_COLUMNS and isinstance(value, Tensor):
+            new[key] = take_columns(value.to(source.device), source)
+        else:
+            _refuse_stale(key, value, batch["input_ids"].shape)
+    mask = batch.get("attention_mask")
+    if mask is not None:
+        mask = mask.to(source.device)
+        new["attention_mask"] = take_columns(mask, source)  # documents keep their numbers
+    elif result.attention_mask is not None:
+        new["attention_mask"] = result.attention_mask
+    if positions is not None:
+        new |= _new_positions(batch, positions, source)
+    # Of documents, one after the other in all rows (Unsloth); of rows (group_by_length).
+    lengths = [key for key in ("packed_seq_lengths", "length") if key in batch]
+    if lengths:
+        real = torch.ones_like(result.dropped) if mask is None else mask != 0
+        for key in lengths:
+            expected = real.sum(-1) if key == "length" else None
+            new[key] = _shortened(key, batch[key], result.dropped[real], expected)
+    return new
+
+
+def _refuse_stale(key: str, value: Any, shape: torch.Size) -> None:
+    if isinstance(value, Tensor) and shape[1] > 1 and value.shape[:2] == shape:
+        raise ValueError(
+            f"drop_below removed tokens, but the batch has {key!r} of shape "
+            f"{tuple(value.shape)}, which seems to hold something for each of them; {_FIX}"
+        )
+    if _NAMES_LENGTHS.search(key) and _is_whole(value):
+        raise ValueError(
+            f"drop_below shortens rows, but the batch has {key!r}, which looks like lengths and is "
+            f"not a key that we know how to update; {_FIX}"
+        )
+
+
+def _is_whole(value: Any) -> bool:
+    if isinstance(value, Tensor):
+        return not (value.is_floating_point() or value.dtype == torch.bool)
+    if isinstance(value, (list, tuple)):
+        return len(value) > 0 and all(map(_is_whole, value))
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _new_positions(batch: Mapping[str, Any], positions: Tensor, source: Tensor) -> dict[str, Any]:
+    """The keys that mark documents, for (B, T') positions that restart at each."""
+    new: dict[str, Any] = {}
+    first = positions == 0
+    if "position_ids" in batch:
+        # A document begins at the number where it began: some models count from 2, say.
+        old = batch["position_ids"].expand(batch["input_ids"].shape).to(source.device)
+        place = torch.arange(positions.shape[1], device=source.device).expand(positions.shape)
+        begin = torch.where(first, place, 0).cummax(-1).values
+        numbered = positions + take_columns(old, source).gather(1, begin)
+        new["position_ids"] = numbered.masked_fill(source < 0, 0).to(old.dtype)
+    if "cu_seq_lens_q" in batch:
+        begins = first.reshape(-1).nonzero().squeeze(-1)
+        borders = torch.cat([begins, begins.new_tensor([first.numel()])])
+        for side in "qk":
+            new[f"cu_seq_lens_{side}"] = borders.to(batch["cu_seq_lens_q"].dtype)
+            longest = f"max_length_{side}"
+            new[longest] = _in_the_form_of(batch.get(longest), borders.diff().max())
+    if "seq_idx" in batch:
+        new["seq_idx"] = (first.cumsum(-1) - 1).to(batch["seq_idx"].dtype)
+    return new
+
+
+def _shortened(key: str, old: Any, lost: Tensor, expected: Tensor | None) -> Any:
+    """Lengths of spans of tokens, one after the other, without the tokens that were removed.
+
+    Args:
+        key: of the lengths.
+        old: the lengths, a tensor or a list.
+        lost: (M,) bool, which of the real tokens were removed.
+        expected: what the lengths must be; None: of spans that together have at most M tokens.
+    """
+    lengths = torch.as_tensor(old).to(lost.device).long()
+    known = lengths.dim() == 1 and int(lengths.sum()) <= lost.numel()
+    if not known or (expected is not None and not torch.equal(lengths, expected)):
+        raise ValueError(
+            f"drop_below removed tokens, but {key!r} of the batch does not hold the numbers of "
+            f"tokens in its rows, as expected, so it can't be updated; {_FIX}"
+        )
+    gone = torch.cat([lost.new_zeros(1, dtype=torch.long), lost.long().cumsum(0)])
+    ends = lengths.cumsum(0)
+    return _in_the_form_of(old, lengths - (gone[ends] - gone[ends - lengths]))
+
+
+def _in_the_form_of(old: Any, new: Tensor) -> Any:
+    """Numbers as a tensor, a list or a number, like the old ones."""
+    if isinstance(old, Tensor):
+        return new.to(old.device, old.dtype).expand(old.shape)
+    return new.tolist()

@@ -1,39 +1,46 @@
-"""A batch on the host: as tensors of B rows, and as the documents in it."""
+"""A batch on the host: as tensors of B rows, and as the documents in them."""
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ..policy import Target
 from ..transfer import fetch, send
-from .checks import check_labels, check_mask, check_shapes
-from .documents import Documents, find_documents, mask_of_pairs
-from .draws import Draws, Words, sum_words, token_uniforms, token_words
-from .removal import positions_left, shrink_rows
+from .checks import check_labels, check_mask, check_rising, check_shapes
+from .documents import Documents, document_ids_of, find_documents, mask_of_pairs
+from .draws import Draws, Words, document_keys, token_uniforms
+from .removal import remaining_columns, remaining_positions, take_columns
 from .result import EditResult
+
+# Masks of tokens that are learned from, in batches without labels.
+_LABEL_MASKS = ("completion_mask", "assistant_masks")
 
 
 @dataclass(frozen=True)
 class TokenBatch:
-    """A batch on the host, as documents and as the tensors that came.
+    """A batch on the host: what came, and the documents in it.
 
     What only the tokens decide is worked out here, while the device is busy with other things.
 
     Attributes:
         input_ids: (B, T) int64.
-        mask: (B, T), 0 at padding, 1 or the number of the document elsewhere; or None.
+        mask: (B, T) int64, 0 at padding, 1 or the number of the document elsewhere; or None.
         labels: (B, T), or None.
         documents: of the batch; M tokens.
-        tokens: (M,) int64, theirs.
-        given_ids: `input_ids` as they came; so labels, mask and positions.
-        home: the device where results are wanted.
+        tokens: (M,) int64, of the documents.
+        dtype: of `input_ids` as they came.
+        given_mask: `attention_mask` as it came.
+        given_positions: `position_ids` as they came.
+        document_ids: (B, T) int64, documents as other keys number them; or None.
+        output_device: where results go.
+        pad_to_multiple_of: rows that shrink are padded to such a length; None: to the longest.
     """
 
     input_ids: Tensor
@@ -41,11 +48,12 @@ class TokenBatch:
     labels: Tensor | None
     documents: Documents
     tokens: Tensor
-    given_ids: Tensor
-    given_labels: Tensor | None
+    dtype: torch.dtype
     given_mask: Tensor | None
     given_positions: Tensor | None
-    home: torch.device
+    document_ids: Tensor | None
+    output_device: torch.device
+    pad_to_multiple_of: int | None = None
 
     @classmethod
     def of(
@@ -54,7 +62,10 @@ class TokenBatch:
         attention_mask: Tensor | None,
         position_ids: Tensor | None,
         labels: Tensor | None,
-        home: torch.device | None = None,
+        *,
+        document_ids: Tensor | None = None,
+        output_device: torch.device | None = None,
+        pad_to_multiple_of: int | None = None,
     ) -> TokenBatch:
         """Check a batch, bring it to the host, and find its documents.
 
@@ -64,12 +75,15 @@ class TokenBatch:
                 (B, 1, T, T), which pairs of tokens see each other; None: there is no padding.
             position_ids: (B, T) int64, restarting at 0 at each document; None: a document is a row.
             labels: (B, T) int64, each -100 or the token at its place; None: there are none.
-            home: where results are wanted; None: where `input_ids` are.
+            document_ids: (B, T) int64 on the host, the number of each token's document; None: the
+                others tell.
+            output_device: where results go; None: where `input_ids` are.
+            pad_to_multiple_of: see above.
 
         Raises:
             TypeError: a tensor is of the wrong type.
-            ValueError: shapes differ; a label is neither -100 nor the token; padding stands inside
-                a document.
+            ValueError: shapes differ; a label is neither -100 nor the token; there is padding
+                inside a document.
 
         Example:
             >>> ids = torch.tensor([[5, 6, 7], [8, 9, 0]])
@@ -90,41 +104,69 @@ class TokenBatch:
         check_mask(mask)
         check_labels(ids, row_labels, mask)
         ids = ids.to(torch.int64)
-        documents = find_documents(ids, mask, positions)
+        documents = find_documents(ids, mask, positions, document_ids)
         return cls(
             input_ids=ids,
             mask=mask,
             labels=row_labels,
             documents=documents,
             tokens=ids.reshape(-1)[documents.index],
-            given_ids=input_ids,
-            given_labels=labels,
+            dtype=input_ids.dtype,
             given_mask=attention_mask,
             given_positions=position_ids,
-            home=input_ids.device if home is None else home,
+            document_ids=document_ids,
+            output_device=input_ids.device if output_device is None else output_device,
+            pad_to_multiple_of=pad_to_multiple_of,
         )
+
+    @classmethod
+    def collated(cls, batch: Mapping[str, Any], **settings: Any) -> TokenBatch:
+        """A batch that a collator made, whichever keys mark its documents and its labels.
+
+        Args:
+            batch: with `input_ids` (B, T).
+            settings: `output_device` and `pad_to_multiple_of`, as for `of`.
+
+        Raises:
+            TypeError: as `of`.
+            ValueError: as `of`; or a key marks documents in a way that can't be understood exactly.
+
+        Example:
+            >>> ids = torch.tensor([[7, 8, 9, 5, 6, 0]])
+            >>> numbered = torch.tensor([[1, 1, 1, 2, 2, 0]])
+            >>> batch = TokenBatch.collated({"input_ids": ids, "attention_mask": numbered})
+            >>> batch.documents.lengths
+            [3, 2]
+        """
+        ids, mask, labels = (batch.get(k) for k in ("input_ids", "attention_mask", "labels"))
+        positions = batch.get("position_ids")
+        document_ids = None
+        if isinstance(ids, Tensor) and ids.dim() == 2:  # else `of` refuses it
+            if isinstance(positions, Tensor) and positions.shape[0] == 1:
+                positions = positions.expand(ids.shape)
+            document_ids = document_ids_of(batch)
+            if labels is None:
+                labels = _labels_of_masks(batch)
+            if isinstance(mask, Tensor) and mask.shape == ids.shape:
+                check_rising(mask)
+        assert ids is not None
+        return cls.of(ids, mask, positions, labels, document_ids=document_ids, **settings)
 
     def uniforms(self, where: Tensor, draws: Draws, num_draws: int = 1) -> Tensor:
         """Numbers in [0, 1) for n of the M tokens: (n,) float64, or (n, num_draws) for several."""
         chosen, documents = where.numpy(), self.documents
         document = documents.document.numpy()[chosen]
         position = documents.position.numpy()[chosen]
-        return torch.from_numpy(token_uniforms(self._keys(), document, position, draws, num_draws))
-
-    @property
-    def keys(self) -> Tensor:
-        """(N,) int64, a key of each document's content."""
-        return torch.from_numpy(self._keys().view(np.int64))
-
-    def _keys(self) -> Words:
-        return self._summed(self._words[0])
-
-    def _summed(self, words: Words) -> Words:
-        return sum_words(words, self.documents.document.numpy(), self.documents.num_documents)
+        return torch.from_numpy(token_uniforms(self._keys, document, position, draws, num_draws))
 
     @functools.cached_property
-    def _words(self) -> tuple[Words, Words]:
-        return token_words(self.tokens.numpy(), self.documents.position.numpy())
+    def _keys(self) -> Words:
+        return document_keys(
+            self.tokens.numpy(),
+            self.documents.document.numpy(),
+            self.documents.position.numpy(),
+            self.documents.num_documents,
+        )
 
     def result(
         self,
@@ -139,7 +181,7 @@ class TokenBatch:
         pad_id: int,
         target: Target = "both",
     ) -> EditResult:
-        """Bring values of n of the M tokens back into the (B, T) batch, at home.
+        """Bring values of n of the M tokens back into the (B, T) batch, on the output device.
 
         Args:
             where: (n,) int64 on the host, which of the M tokens.
@@ -154,54 +196,51 @@ class TokenBatch:
         """
         if dropped is not None and self.given_mask is not None and self.given_mask.dim() == 4:
             raise ValueError(
-                "drop_below removes tokens, and attention_mask has four dimensions, which can't "
-                "follow; tell documents by position_ids, or by numbers in a (B, T) mask"
+                "drop_below removes tokens, which an attention_mask of four dimensions can't "
+                "follow; mark documents by position_ids that restart at 0 or by numbers in a (B, "
+                "T) mask, or set drop_below=None"
             )
-        cells = send(self.documents.index[where], self.home)
+        device, shape = self.output_device, self.input_ids.shape
+        cells = send(self.documents.index[where], device)
 
         def spread(values: Tensor, background: float) -> Tensor:
-            shape = self.input_ids.shape
-            full = torch.full(shape, background, dtype=values.dtype, device=self.home)
-            full.view(-1)[cells] = send(values, self.home)
+            full = torch.full(shape, background, dtype=values.dtype, device=device)
+            full.view(-1)[cells] = send(values, device)
             return full
 
-        old = self._at_home(self.given_ids, self.input_ids)
-        tokens = old.to(torch.int64, copy=True)
-        tokens.view(-1)[cells] = send(new_tokens, self.home)
+        old = send(self.input_ids, device)
+        tokens = old.clone()
+        tokens.view(-1)[cells] = send(new_tokens, device)
         changed = tokens != old
         labels = None
-        if self.given_labels is not None and self.labels is not None:
-            labels = self._at_home(self.given_labels, self.labels)
+        if self.labels is not None:
+            labels = send(self.labels, device)
             if target != "inputs":
                 labels = torch.where(changed & (labels != -100), tokens.to(labels.dtype), labels)
-        tokens = tokens.to(old.dtype)
         every = torch.zeros_like(self.input_ids, dtype=torch.bool)
         every.view(-1)[self.documents.index] = scored
-        result = EditResult(
-            input_ids=old if target == "labels" else tokens,
-            labels=labels,
-            attention_mask=self.given_mask,
-            position_ids=self.given_positions,
+        fields: dict[str, Any] = {
+            "input_ids": (old if target == "labels" else tokens).to(self.dtype),
+            "tokens": tokens.to(self.dtype),
+            "labels": labels,
+            "attention_mask": self.given_mask,
+            "position_ids": self.given_positions,
+            "source": None,
+        }
+        if dropped is not None:
+            (lost,) = fetch(dropped)
+            if lost.any():
+                gone = torch.zeros_like(scored).index_put_((where,), lost)
+                fields |= self._without(gone, fields, pad_id)
+        return EditResult(
+            **fields,
             selected=spread(selected, False),
             changed=changed,
             dropped=torch.zeros_like(changed) if dropped is None else spread(dropped, False),
-            scored=send(every, self.home),
-            tokens=tokens,
-            source=None,
+            scored=send(every, device),
             logprob=None if logprob is None else spread(logprob, math.nan),
-            sample_logprob=send(sample_logprob, self.home),
+            sample_logprob=send(sample_logprob, device),
         )
-        if dropped is not None:
-            new_tokens, dropped = fetch(new_tokens, dropped)
-            if dropped.any():
-                gone = torch.zeros_like(scored).index_put_((where,), dropped)
-                all_tokens = self.tokens.index_put((where,), new_tokens)
-                shrunk = self._shrunk(gone, all_tokens, pad_id)
-                result = dataclasses.replace(result, **shrunk)
-        return result
-
-    def _at_home(self, given: Tensor, on_host: Tensor) -> Tensor:
-        return given if given.device == self.home else send(on_host, self.home)
 
     def revised(
         self, new_tokens: Tensor, dropped: Tensor, *, pad_id: int, target: Target = "both"
@@ -219,32 +258,56 @@ class TokenBatch:
             target=target,
         )
 
-    def _shrunk(self, dropped: Tensor, new_tokens: Tensor, pad_id: int) -> dict[str, Tensor]:
-        """What changes in a result where rows lose tokens; (M,) `dropped` and `new_tokens`."""
+    def _without(self, dropped: Tensor, fields: dict[str, Any], pad_id: int) -> dict[str, Any]:
+        """The fields of a result whose rows lose tokens; (M,) `dropped`."""
         if self.mask is not None and not self.mask.all():
             pad_id = int(self.input_ids[self.mask == 0][0])
-        index = self.documents.index
-        input_ids, positions = self.input_ids.clone(), torch.zeros_like(self.input_ids)
-        input_ids.view(-1)[index] = new_tokens
-        positions.view(-1)[index] = positions_left(self.documents, dropped)
-        T = input_ids.shape[1]
-        columns = {
-            "input_ids": (input_ids, pad_id),
-            "position_ids": (positions, 0),
-            "source": (torch.arange(T).expand(input_ids.shape), -1),
-        }
-        if self.labels is not None:
-            changed = (input_ids != self.input_ids) & (self.labels != -100)
-            new_labels = torch.where(changed, input_ids.to(self.labels.dtype), self.labels)
-            columns["labels"] = (new_labels, -100)
-        if self.mask is not None:
-            columns["attention_mask"] = (self.mask, 0)
-        kept, real = shrink_rows(self.documents, dropped, columns, T)
-        kept["input_ids"] = kept["tokens"] = kept["input_ids"].to(self.given_ids.dtype)
-        if self.mask is None and self.given_positions is None and not real.all():
+        shape = self.input_ids.shape
+        on_host = remaining_columns(self.documents, dropped, shape, self.pad_to_multiple_of)
+        source = send(on_host, self.output_device)
+
+        def taken(values: Tensor | None, padding: int) -> Tensor | None:
+            if values is None:
+                return None
+            return take_columns(send(values, self.output_device), source, padding)
+
+        has_positions = self.given_positions is not None or self.document_ids is not None
+        mask = self.given_mask
+        if mask is None and not has_positions and (on_host < 0).any():
             # Packed rows keep to position_ids (padding then is a document of one token at
-            # position 0, as TRL has it): a 2-D mask beside them would hide their borders.
-            kept["attention_mask"] = real.to(torch.int64)
-        if self.given_positions is None:
-            del kept["position_ids"]
-        return {name: send(tensor, self.home) for name, tensor in kept.items()}
+            # position 0, as in TRL): a 2-D mask beside them would hide their borders.
+            mask = torch.ones(shape, dtype=torch.int64)
+        positions = None
+        if has_positions:
+            positions = remaining_positions(self.documents, dropped, shape)
+        return {
+            "input_ids": taken(fields["input_ids"], pad_id),
+            "tokens": taken(fields["tokens"], pad_id),
+            "labels": taken(fields["labels"], -100),
+            "attention_mask": taken(mask, 0),
+            "position_ids": taken(positions, 0),
+            "source": source,
+        }
+
+
+def _labels_of_masks(batch: Mapping[str, Any]) -> Tensor | None:
+    """Labels as the masks of a batch without labels mark them; None: no mask does."""
+    ids = batch["input_ids"]
+    masks = [batch[name] for name in _LABEL_MASKS if isinstance(batch.get(name), Tensor)]
+    if not masks:
+        return None
+    learned = torch.stack([mask.to(ids.device) != 0 for mask in masks]).all(0)
+    if learned.shape != ids.shape:
+        raise ValueError(
+            f"completion_mask must have the shape of input_ids, {tuple(ids.shape)}, got "
+            f"{tuple(learned.shape)}; let the base collator return labels"
+        )
+    return torch.where(learned, ids, -100)
+
+
+def evenly_spread(mask: Tensor, number: int) -> Tensor:
+    """(n,) bool -> (S,) int64: at most `number` of the places that are True, evenly spread."""
+    places = mask.nonzero().squeeze(-1)
+    if number < len(places):
+        places = places[torch.linspace(0, len(places) - 1, number).long()]
+    return places

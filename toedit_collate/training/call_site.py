@@ -1,16 +1,17 @@
-"""Who is reading a batch: training or evaluation, which epoch, a batch that is to be skipped.
+"""Where a batch was made, and who reads it: training or evaluation, in which epoch.
 
-A trainer uses one collator for training and evaluation, and a batch is not told which it is for.
-Nor can `model.training` tell: the first training batch after an evaluation is fetched before
-`model.train()`. But a batch is moved to its device inside the loop that asked for it, so the loop
-stands on the call stack.
+A trainer uses one collator for training and evaluation, and a batch does not know which it is for.
+`model.training` does not help: the first training batch after an evaluation is fetched before
+`model.train()`. But a batch is moved to its device inside the loop that asked for it, so that loop
+is on the call stack.
 """
 
 from __future__ import annotations
 
+import enum
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 _EVALUATION = {"evaluation_loop", "prediction_loop", "prediction_step", "evaluate", "predict"}
@@ -19,33 +20,61 @@ _PINNING = "torch.utils.data._utils.pin_memory"
 _LIGHTNING = ("lightning.pytorch.trainer.trainer", "pytorch_lightning.trainer.trainer")
 
 
+class Purpose(enum.Enum):
+    """What a batch is read for."""
+
+    TRAINING = enum.auto()
+    EVALUATION = enum.auto()
+    UNKNOWN = enum.auto()  # edited like training: a loop of the user's own, say
+
+    def or_else(self, other: Purpose) -> Purpose:
+        """This purpose, or if it is not known, another one."""
+        return other if self is Purpose.UNKNOWN else self
+
+
 @dataclass(frozen=True)
-class Surroundings:
+class Origin:
+    """What a collator knows of a batch when it makes it, in a worker or not.
+
+    Attributes:
+        purpose: TRAINING in the loader that is marked for training; EVALUATION in another loader
+            of a Trainer whose training loader is marked; UNKNOWN: the call stack decides.
+        pad_to_multiple_of: rows that shrink are padded again to such a length; None: to the
+            longest.
+        prepared: what a worker has computed for the prior, by the content of documents: their
+            tokens for a prior with another tokenizer. None: nothing.
+    """
+
+    purpose: Purpose = Purpose.UNKNOWN
+    pad_to_multiple_of: int | None = None
+    prepared: Any = field(default=None, repr=False, compare=False)
+
+
+@dataclass(frozen=True)
+class CallSite:
     """Where a batch is being read.
 
     Attributes:
-        evaluating: inside the evaluation or prediction of a `Trainer`, of transformers or
-            Lightning.
+        purpose: EVALUATION inside the evaluation or prediction of a `Trainer`, of transformers or
+            Lightning; TRAINING inside the training of a `Trainer` whose training loader is not
+            marked (by `attach` or `ToEditCallback`); else UNKNOWN, so that the loader decides.
         skipping: by a loader of accelerate that passes over batches to resume training.
         dispatching: by a loader of accelerate that sends batches from rank 0 to all ranks.
         pinning: by the function of PyTorch that pins memory, perhaps in a thread of its own.
         epoch: number of the epoch, as the Trainer or the loader of accelerate counts it; None: not
             known.
         trainer: the `Trainer` of transformers that trains on the batch; None: none does.
-        in_unknown_training: such a `Trainer` does, and its training loader was not made known (by
-            `attach` or `ToEditCallback`).
     """
 
-    evaluating: bool = False
+    purpose: Purpose = Purpose.UNKNOWN
     skipping: bool = False
     dispatching: bool = False
     pinning: bool = False
     epoch: int | None = None
     trainer: Any = None
-    in_unknown_training: bool = False
 
 
-def look_around() -> Surroundings:
+def inspect_call_stack() -> CallSite:
     """Look up the call stack, from the innermost call outwards, until a loop of a Trainer."""
     # What was never imported can't be on the stack; so nothing is imported for this either.
     trainer_class = _imported("transformers.trainer", "Trainer")
@@ -56,7 +85,8 @@ def look_around() -> Surroundings:
     loader: Any = None
     trainer: Any = None
     epoch: int | None = None
-    skipping = dispatching = pinning = evaluating = False
+    skipping = dispatching = pinning = False
+    purpose = Purpose.UNKNOWN
     for frame in _frames():
         name = frame.f_code.co_name
         owner = frame.f_locals.get("self")
@@ -68,26 +98,22 @@ def look_around() -> Surroundings:
                 dispatching = isinstance(owner, dispatcher_class)
                 skipping = _batch_number(frame) < owner.skip_batches
         elif name in _EVALUATION and isinstance(owner, trainer_class):
-            evaluating = True
+            purpose = Purpose.EVALUATION
             break
         elif name in _TRAINING and isinstance(owner, trainer_class):
-            trainer = owner
-            accelerated = loader_class + dispatcher_class
-            evaluating = not _is_for_training(loader, trainer, accelerated)
+            if not _feeds_training(loader, owner, loader_class + dispatcher_class):
+                purpose = Purpose.EVALUATION
+            else:
+                trainer = owner
+                if not _has_marked_loader(owner):
+                    purpose = Purpose.TRAINING
             break
         elif lightning_classes and isinstance(owner, lightning_classes):
-            evaluating = not owner.training
+            if not owner.training:
+                purpose = Purpose.EVALUATION
             epoch = owner.current_epoch
             break
-    return Surroundings(
-        evaluating=evaluating,
-        skipping=skipping,
-        dispatching=dispatching,
-        pinning=pinning,
-        epoch=epoch,
-        trainer=None if evaluating else trainer,
-        in_unknown_training=not evaluating and trainer is not None and not _is_known(trainer),
-    )
+    return CallSite(purpose, skipping, dispatching, pinning, epoch, trainer)
 
 
 def inside_data_loader() -> bool:
@@ -114,7 +140,7 @@ def argument_of_caller(function: str, argument: str) -> Any:
 
 
 def _frames() -> Iterator[Any]:
-    """The call stack of whoever asks, from the innermost call outwards."""
+    """The frames of the call stack, from the innermost call outwards."""
     frame: Any = sys._getframe(2)
     while frame is not None:
         yield frame
@@ -135,32 +161,32 @@ def _batch_number(frame: Any) -> int:
     return frame.f_back.f_locals.get("batch_index", -1) + 1
 
 
-def _is_known(trainer: Any) -> bool:
-    """Whether the loader with which a Trainer trains has a collator that is for training."""
+def _has_marked_loader(trainer: Any) -> bool:
+    """Whether the loader with which a Trainer trains has a collator that is marked for training."""
     loader = trainer.callback_handler.train_dataloader
     collate_fn = getattr(getattr(loader, "base_dataloader", loader), "collate_fn", None)
     while collate_fn is not None:
-        if getattr(collate_fn, "trains", None):
+        if getattr(collate_fn, "purpose", None) is Purpose.TRAINING:
             return True
         collate_fn = getattr(collate_fn, "data_collator", None)
     return False
 
 
-def _is_for_training(loader: Any, trainer: Any, accelerated: tuple[Any, ...]) -> bool:
+def _feeds_training(loader: Any, trainer: Any, accelerated: tuple[Any, ...]) -> bool:
     """Whether what is read in training comes from the loader that feeds it.
 
     A callback may read another one, for evaluation. To resume, accelerate makes a loader of its
     own; but it has the same dataset.
 
     Args:
-        loader: of accelerate, that is giving a batch; None: none is.
+        loader: of accelerate, which yields a batch just now; None: none does.
         trainer: that trains.
         accelerated: the classes of accelerate's loaders.
     """
     handler = trainer.callback_handler
     feeding = handler.train_dataloader
     if loader is None:
-        # Those move a batch to its device, so it is read, before they give it.
+        # Loaders that move a batch to its device read it before they yield it.
         moves = isinstance(feeding, accelerated) and getattr(feeding, "device", None) is not None
         return not moves
     evaluation = [*getattr(trainer, "_eval_dataloaders", {}).values(), handler.eval_dataloader]

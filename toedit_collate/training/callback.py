@@ -16,9 +16,14 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..distributed import all_reduce, barrier
 from .call_site import argument_of_caller, calling_instance
-from .checkpoints import STATE_KEY, reload_adapter, saved_attributes
+from .checkpoints import (
+    STATE_KEY,
+    JournalRun,
+    check_same_journal,
+    reload_adapter,
+    saved_attributes,
+)
 from .collator import ToEditCollator
-from .journal_run import JournalRun, check_same_journal
 from .refresh import Refresh, Refresher, check_refresh
 from .snapshot import unwrap_wrappers
 from .stats import shares
@@ -280,7 +285,7 @@ class ToEditCallback(TrainerCallback):
 
     def _say_what_is_odd(self, sums: dict[str, float], perplexity: float) -> None:
         editor = self.collator.editor
-        editor.say_if_lost(perplexity)
+        editor.warn_if_lost(perplexity)
         if sums["tokens"] > sums["replayed"] and not sums["scored"] and editor.policy.decides:
             editor.warn_once(
                 "nothing",

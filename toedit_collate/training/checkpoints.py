@@ -1,12 +1,17 @@
-"""Checkpoints of a Trainer: which is the last whole one, and what this package needs from one."""
+"""Checkpoints of a Trainer: which is the last whole one, and how a run goes on from it."""
 
 from __future__ import annotations
 
 import json
+import uuid
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..distributed import world_size
 from ..prior.sharding import is_sharded
+from ..stores.journal import Journal
+from ..stores.journal.files import read_valid
 
 # What resuming needs stands under this name in trainer_state.json. Not as an `ExportableState` of
 # transformers: that is read back only on demand, into a new callback, and a checkpoint without it
@@ -77,3 +82,88 @@ def reload_adapter(model: Any, checkpoint: Path, optimizer: Any) -> None:
     for group in getattr(optimizer, "param_groups", ()):
         for parameter in group["params"]:
             parameter.requires_grad_(True)
+
+
+@dataclass(frozen=True)
+class JournalRun:
+    """The run that a checkpoint belongs to.
+
+    Attributes:
+        run: its name; None without a journal.
+        attempt: how often it was begun or resumed before; None without a journal.
+    """
+
+    run: str | None = None
+    attempt: int | None = None
+
+    @classmethod
+    def begin(cls, journal: Journal | None, saved: dict[str, Any] | None, step: int) -> JournalRun:
+        """Begin a run, or go on with one; what was edited after its checkpoint is taken back.
+
+        Args:
+            journal: of the collator, or None.
+            saved: what the checkpoint holds of this package; None: the run is new.
+            step: of the checkpoint; 0 for a new run.
+        """
+        if journal is None:
+            return cls()
+        run = saved["run"] if saved else uuid.uuid4().hex
+        run, last = _share_run(run, journal.last_attempt(run))
+        attempt = 0 if last is None else last + 1
+        journal.start_run(run, attempt=attempt, resumed_at=step)
+        return cls(run, attempt)
+
+
+def check_same_journal(saved: dict[str, Any], journal: Journal | None, step: int) -> None:
+    """Raise unless a journal is the one of the run that is resumed.
+
+    Args:
+        saved: what the checkpoint holds of this package.
+        journal: of the collator, or None.
+        step: of the checkpoint.
+
+    Raises:
+        ValueError: it is another, or there must be one, or none; or the checkpoint is older than
+            what the journal has taken back.
+    """
+    if saved["run"] is not None and journal is None:
+        raise ValueError(
+            "the run that is resumed has a journal, by which its documents are edited; pass the "
+            "same: ToEditCollator(..., journal=Journal(path))"
+        )
+    if journal is None:
+        return
+    if saved["run"] is None:
+        raise ValueError(
+            "the run that is resumed has no journal, so what it has edited is not known; leave "
+            "journal out, or begin a new run"
+        )
+    if journal.last_attempt(saved["run"]) is None:
+        held = f"holds generations {journal.generations} of another run"
+        raise ValueError(
+            "the run that is resumed has a journal, but the one in "
+            f"{journal.path} {held if journal.generations else 'is empty'}; pass the journal that "
+            "it wrote"
+        )
+    later = [
+        frame.info["resumed_at"]
+        for _, frame, _ in read_valid(journal.path)
+        if frame.info["run"] == saved["run"] and frame.info["attempt"] > saved["attempt"]
+    ]
+    if min(later, default=step) < step:
+        raise ValueError(
+            f"the checkpoint of step {step} was written before the run was resumed at step "
+            f"{min(later)}, when the journal took back all later edits; resume from a checkpoint "
+            "that was written since, or from one of that step or before"
+        )
+
+
+def _share_run(run: str, journal_attempt: int | None) -> tuple[str, int | None]:
+    """The identity of the run and of its last attempt, as rank 0 has them; a collective."""
+    if world_size() == 1:
+        return run, journal_attempt
+    from accelerate.utils import broadcast_object_list
+
+    shared: list[Any] = [run, journal_attempt]
+    broadcast_object_list(shared)
+    return shared[0], shared[1]

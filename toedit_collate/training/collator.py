@@ -1,8 +1,9 @@
-"""ToEditCollator: any collator, with its training batches edited by a prior."""
+"""ToEditCollator: a collator whose training batches are edited; and the default base collator."""
 
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -12,12 +13,10 @@ from ..policy import EditPolicy
 from ..prior.base import BasePrior
 from ..stores.cache import DecisionCache
 from ..stores.journal import Journal
-from .batch_layout import read_layout
-from .call_site import inside_data_loader
-from .default_collator import DefaultCollator
-from .editor import BatchEditor, OnEdit
-from .lazy_batch import Origin, ToEditBatch, registered_editor
-from .widths import padding_multiple
+from ..tokens.token_batch import TokenBatch
+from .batch import ToEditBatch
+from .call_site import Origin, Purpose, inside_data_loader
+from .editor import BatchEditor, OnEdit, registered_editor
 
 BaseCollator = Callable[[Any], Any]
 
@@ -57,8 +56,8 @@ class ToEditCollator:
         base_collator: makes the batches.
         key: names the editor in all processes.
         aligner: tokenizes documents in workers for a prior with another tokenizer, or None.
-        trains: what its batches are for, as `Origin` has it: True in a loader that is known to
-            train, False where such a loader has another collator, None: not known.
+        purpose: of its batches: TRAINING in a loader that is marked for training, EVALUATION where
+            the marked loader has another collator, UNKNOWN: the call stack decides.
 
     Raises:
         TypeError: `prior`, `policy`, `base_collator`, `journal`, `cache` or `on_edit` is something
@@ -107,7 +106,7 @@ class ToEditCollator:
         self.key = editor.key
         self.base_collator: BaseCollator = base_collator or DefaultCollator(editor.tokenizer)
         self.aligner: Any = prior.aligner
-        self.trains: bool | None = None
+        self.purpose = Purpose.UNKNOWN
 
     def __call__(self, features: Any) -> ToEditBatch:
         """Collate features into a batch that will edit itself.
@@ -128,16 +127,14 @@ class ToEditCollator:
                 f"the base collator returned {sorted(collated)} without input_ids, so there are no "
                 "tokens to edit"
             )
-        trains = self.trains
-        if trains is False and get_worker_info() is None and not inside_data_loader():
-            trains = None  # called by hand
+        purpose, in_worker = self.purpose, get_worker_info() is not None
+        is_excluded = purpose is Purpose.EVALUATION
+        if is_excluded and not in_worker and not inside_data_loader():
+            purpose = Purpose.UNKNOWN  # called by hand
         prepared = None
-        if self.aligner is not None and trains is not False and get_worker_info() is not None:
-            layout = read_layout(collated)
-            prepared = self.aligner.prepare_batch(
-                collated["input_ids"], layout.attention_mask, layout.position_ids
-            )
-        origin = Origin(trains, padding_multiple(self.base_collator, collated), prepared)
+        if self.aligner is not None and in_worker and not is_excluded:
+            prepared = self.aligner.prepare(TokenBatch.collated(collated))
+        origin = Origin(purpose, padding_multiple(self.base_collator, collated), prepared)
         return ToEditBatch(collated, self._editor or self.key, origin)
 
     @property
@@ -184,7 +181,7 @@ class ToEditCollator:
         also `aligned_share`: of the tokens behind another one, those that can be scored.
         """
         summary = self.editor.stats.summary()
-        self.editor.say_if_lost(summary["prior_perplexity"])
+        self.editor.warn_if_lost(summary["prior_perplexity"])
         return summary
 
     def flush(self) -> None:
@@ -211,25 +208,25 @@ class ToEditCollator:
         other = copy.copy(self)
         other._editor = self.editor
         other.base_collator = base_collator
-        other.trains = None
+        other.purpose = Purpose.UNKNOWN
         return other
 
     def for_training(self) -> ToEditCollator:
-        """This collator for a loader that is known to train: all its batches are edited."""
+        """This collator for a loader that is marked for training: all its batches are edited."""
         other = self.around(self.base_collator)
-        other.trains = True
+        other.purpose = Purpose.TRAINING
         return other
 
-    def leave_other_loaders(self) -> None:
-        """From now on, edit in no loader, since the one that trains has `for_training()`.
+    def edit_marked_loaders_only(self) -> None:
+        """From now on, edit in no loader but the one that has `for_training()`.
 
         A batch that is made by calling the collator by hand is still edited.
         """
-        self.trains = False
+        self.purpose = Purpose.EVALUATION
 
     def __getstate__(self) -> dict[str, Any]:
         # To workers: what collates, and nothing that holds the GPU.
-        names = ("base_collator", "key", "trains", "aligner")
+        names = ("base_collator", "key", "purpose", "aligner")
         return {name: getattr(self, name) for name in names}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -242,3 +239,88 @@ class ToEditCollator:
             "an editor in another process" if editor is None else f"{editor.prior}, {editor.policy}"
         )
         return f"ToEditCollator({by}, around {self.base_collator})"
+
+
+class DefaultCollator:
+    """Pads tokenized rows to the longest, with transformers' own collator.
+
+    Rows with `labels` keep them (padded with -100); in rows without, every token is a label,
+    end-of-sequence tokens included, and padding is not.
+
+    Args:
+        tokenizer: pads; needed at the first call. It needs a padding token where rows differ in
+            length.
+        pad_to_multiple_of: length of the rows; None: that of the longest.
+
+    Raises:
+        ValueError: on the first call, there is no tokenizer, or it has no padding token, or the
+            rows are packed.
+    """
+
+    def __init__(self, tokenizer: Any, pad_to_multiple_of: int | None = None) -> None:
+        self.tokenizer = tokenizer
+        self.pad_to_multiple_of = pad_to_multiple_of
+
+    def __call__(self, features: list[Any]) -> Any:
+        """Pad rows (dicts, or lists of ids) to a batch with `input_ids`, `labels` and a mask."""
+        from transformers import DataCollatorForSeq2Seq
+
+        if self.tokenizer is None:
+            raise ValueError(
+                "there is no base_collator, and no tokenizer to pad with; pass base_collator=..., "
+                "or tokenizer=..., or give the Prior its tokenizer"
+            )
+        rows = [dict(row) if isinstance(row, Mapping) else {"input_ids": row} for row in features]
+        if any("seq_lengths" in row for row in rows):
+            raise ValueError(
+                "the rows are packed (they have seq_lengths), which the default base collator "
+                "would not keep apart; use attach(trainer, prior, policy) for packing"
+            )
+        for row in rows:
+            if not hasattr(row.get("input_ids"), "__len__"):
+                raise ValueError(
+                    f"a row has the fields {sorted(map(str, row))} and no list of input_ids; "
+                    "tokenize the dataset first, or pass the base_collator that does"
+                )
+        can_pad = self.tokenizer.pad_token_id is not None
+        lengths = {len(row["input_ids"]) for row in rows}
+        if not can_pad and (len(lengths) > 1 or max(lengths) % (self.pad_to_multiple_of or 1)):
+            raise ValueError(
+                "the tokenizer has no padding token, but rows must be padded; set "
+                "tokenizer.pad_token = tokenizer.eos_token, or pass a base_collator"
+            )
+        for row in rows:
+            row.setdefault("labels", list(row["input_ids"]))
+        multiple = self.pad_to_multiple_of if can_pad else None
+        pad = DataCollatorForSeq2Seq(self.tokenizer, padding=can_pad, pad_to_multiple_of=multiple)
+        return pad(rows)
+
+    def __repr__(self) -> str:
+        return "DefaultCollator()"
+
+
+def padding_multiple(base_collator: Any, batch: Mapping[str, Any]) -> int | None:
+    """Of what the length of a collator's rows is a multiple; None: they end with the longest.
+
+    Args:
+        base_collator: with an attribute `pad_to_multiple_of`, as the collators of transformers and
+            TRL have it, or with `padding="max_length"`; or a partial function of these, or another
+            collator around one.
+        batch: what it made.
+    """
+    while base_collator is not None:
+        settings = getattr(base_collator, "keywords", {})  # of functools.partial
+
+        def setting(name: str, of: Any = base_collator, given: Any = settings) -> Any:
+            return given.get(name, getattr(of, name, None))
+
+        padding = setting("padding")
+        if getattr(padding, "value", padding) == "max_length" and setting("max_length"):
+            return int(batch["input_ids"].shape[-1])
+        if setting("pad_to_multiple_of"):
+            return int(setting("pad_to_multiple_of"))
+        if isinstance(base_collator, functools.partial):
+            base_collator = base_collator.func
+        else:
+            base_collator = getattr(base_collator, "data_collator", None)
+    return None

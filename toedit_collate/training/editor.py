@@ -18,16 +18,13 @@ from ..prior.base import BasePrior
 from ..stores.cache import DecisionCache, Identity
 from ..stores.journal import Journal
 from ..tokens.checks import check_same_tokenizer
+from ..tokens.removal import shrink_other_keys
 from ..tokens.result import EditResult
 from ..tokens.token_batch import TokenBatch
 from .batch_keys import check_keys, other_input
-from .batch_layout import read_layout
-from .call_site import Surroundings
-from .columns import check_can_shrink, with_edit
-from .lazy_batch import Origin, register_editor
+from .call_site import CallSite, Origin, Purpose
 from .stats import EditStats
 from .trainee import check_trainee, check_trainer, find_tokenizer, text_tokenizer
-from .widths import widened
 
 logger = logging.getLogger("toedit_collate")
 
@@ -92,11 +89,11 @@ class BatchEditor:
         self._num_batches = 0
         self._is_at: tuple[int, int] | None = None  # generation and epoch
         self._fitted: Callable[[], Any] = _no_model
-        self._said: set[str] = set()
+        self._warned_about: set[str] = set()
         self.tokenizer: Any = None
         self.adopt_tokenizer(tokenizer)
         self.tokenizer = prior.tokenizer if tokenizer is None else tokenizer
-        register_editor(self)
+        _EDITORS[self.key] = self
 
     def set_epoch(self, epoch: int) -> None:
         """Say which epoch this is, for `redraw="epoch"`, in a loop outside of any Trainer."""
@@ -155,81 +152,130 @@ class BatchEditor:
         self,
         batch: dict[str, Any],
         origin: Origin,
-        where: Surroundings,
+        site: CallSite,
         device: torch.device | None = None,
     ) -> dict[str, Any]:
-        """Edit what a base collator made, unless it is read for evaluation.
+        """Edit what a base collator made.
 
         Args:
             batch: of tensors.
-            origin: it was collated there.
-            where: it is read there.
+            origin: where it was collated.
+            site: where it is read.
             device: where it goes next; what was edited goes there at once. None: nowhere.
 
         Raises:
             ValueError: the batch can't be edited; or accelerate's dispatching loader reads it, with
                 several processes.
         """
-        if not self._is_for_training(origin, where):
-            return batch
-        if where.dispatching and world_size() > 1:
+        self._check(batch, site)
+        epoch, step = self._progress(origin, site)
+        with self.stats.timing(self.prior.device):
+            source = self._read(batch, origin, device)
+            final, edited, num_replayed = self._edit(source, epoch, step)
+        self._count(source, edited, num_replayed)
+        if self.on_edit is not None:
+            self.on_edit(batch, final)
+        return _with_edit(batch, final)
+
+    def _check(self, batch: dict[str, Any], site: CallSite) -> None:
+        """Step 1: refuse what can't be edited."""
+        if site.dispatching and world_size() > 1:
             # accelerate swallows a RuntimeError here, and raises one of its own.
             raise ValueError(DISPATCHING)
-        trainer = where.trainer
+        trainer = site.trainer
         if trainer is not None and self._fitted() is not trainer.model:
             check_trainer(trainer)
             processing_class = getattr(trainer, "processing_class", None)
             self.fit(trainer.model, trainer.args, processing_class, [trainer.data_collator])
         check_keys(batch)
-        self._say_if_there_is_more_than_text(batch)
-        if self.policy.drop_below is not None:
-            check_can_shrink(batch)
+        if (key := other_input(batch)) is not None:
+            self.warn_once(
+                "not text",
+                f"the batch has {key!r}, which the prior is not given: it scores the text alone",
+            )
         if self.policy.target != "both" and "labels" not in batch:
             raise ValueError(
                 f"target={self.policy.target!r} needs labels, and the batch has none; let the base "
                 "collator return labels, or use target='both'"
             )
-        layout = read_layout(batch)
-        step = self._step(where, origin)
+
+    def _progress(self, origin: Origin, site: CallSite) -> tuple[int, int]:
+        """Step 2: the epoch, and the number of updates of the trainee before this batch.
+
+        In a Trainer they are its own counts; outside, the epoch is that of `set_epoch`, or else the
+        loader's, and each batch counts as an update.
+        """
+        in_trainer = site.trainer is not None or origin.purpose is Purpose.TRAINING
+        # A batch of a marked loader may be read in a thread, where no Trainer is on the stack.
+        state = self.run_state if site.trainer is None else site.trainer.state
+        if not in_trainer:
+            state = None
+        epoch, step = site.epoch or 0, self._num_batches
+        if self.epoch is not None and not in_trainer:
+            epoch = self.epoch
+        if state is not None:
+            step = state.global_step
+            # The state alone is late where nobody knows how many batches an epoch has.
+            epoch = max(epoch, int(state.epoch or 0))
         if step and self._is_at is None and self.journal and not self.journal.run_started:
             raise ValueError(
                 "the Trainer resumes a run with a journal, of which a part may have to be taken "
                 "back; pass callbacks=[ToEditCallback(collator)], which does it"
             )
-        epoch = self._epoch(where, origin)
-        self._learn_from_other_ranks(epoch)
         self._num_batches += 1
+        self._share_stores(epoch)
+        return epoch, step
+
+    def _read(
+        self, batch: dict[str, Any], origin: Origin, device: torch.device | None
+    ) -> TokenBatch:
+        """Step 3: find the documents of the batch."""
         self.prior.take_prepared(origin.prepared or {})
-        # Rows that may shrink meet the batch's other tensors where those are, before all move; and
-        # a journal reads on the host what was edited.
+        # Where rows may shrink, the other tensors of the batch shrink where they are, before all
+        # move. And a journal reads on the host what was edited.
         stays = self.policy.drop_below is not None or self.journal is not None
-        with self.stats.timing(self.prior.device):
-            source = TokenBatch.of(
-                batch["input_ids"], layout.attention_mask, layout.position_ids, layout.labels,
-                home=None if stays else device,
+        return TokenBatch.collated(
+            batch,
+            output_device=None if stays else device,
+            pad_to_multiple_of=origin.pad_to_multiple_of,
+        )
+
+    def _edit(
+        self, source: TokenBatch, epoch: int, step: int
+    ) -> tuple[EditResult, EditResult | None, int]:
+        """Step 4: Algorithm 1.
+
+        Returns:
+            The batch to train on; what was edited just now, None where the journal knew it all;
+            and the number of tokens whose edit the journal knew.
+        """
+        if self.journal is None:
+            edited = edit_batch(
+                self.prior, self.policy, source, epoch=epoch, generation=self.prior.generation,
+                num_sampled=NUM_SAMPLED, cache=self.cache,
             )  # fmt: skip
-            edited: EditResult | None
-            if self.journal is None:
-                final = edited = edit_batch(
-                    self.prior, self.policy, source, epoch=epoch, generation=self.prior.generation,
-                    num_sampled=NUM_SAMPLED, cache=self.cache,
-                )  # fmt: skip
-                num_replayed = 0
-            else:
-                both = edit_with_journal(
-                    self.prior, self.journal, source, policy=self.policy, step=step,
-                    num_sampled=NUM_SAMPLED, cache=self.cache,
-                )  # fmt: skip
-                final, edited, num_replayed = both.final, both.edited, both.num_replayed
+            return edited, edited, 0
+        both = edit_with_journal(
+            self.prior, self.journal, source, policy=self.policy, step=step,
+            num_sampled=NUM_SAMPLED, cache=self.cache,
+        )  # fmt: skip
+        return both.final, both.edited, both.num_replayed
+
+    def _count(self, source: TokenBatch, edited: EditResult | None, num_replayed: int) -> None:
+        """Step 5: count what was done, and warn where nothing could be."""
         self.stats.add(edited, source.documents.num_tokens, num_replayed)
         self.stats.add_alignment(self.prior.take_counts())
-        self._say_if_masked(source)
-        final = widened(final, origin.pad_to_multiple_of, self.prior.pad_id)
-        if self.on_edit is not None:
-            self.on_edit(batch, final)
-        return with_edit(batch, final)
+        if self.policy.scope != "loss" or source.labels is None:
+            return
+        if bool((source.labels.reshape(-1)[source.documents.index] == -100).all()):
+            self.warn_once(
+                "masked",
+                "a batch has no token to edit: all of its labels are -100, and the policy's scope "
+                'is "loss". Prompts that fill the rows (max_length), or a completion that is not '
+                "found, are the usual reasons",
+            )
 
-    def say_if_lost(self, perplexity: float) -> None:
+    def warn_if_lost(self, perplexity: float) -> None:
         """Warn once where the prior's perplexity is more than that of guessing."""
         if perplexity > self.prior.vocab_size:
             self.warn_once(
@@ -241,39 +287,11 @@ class BatchEditor:
 
     def warn_once(self, about: str, message: str) -> None:
         """Log a warning, unless one about the same was logged before."""
-        if about not in self._said:
-            self._said.add(about)
+        if about not in self._warned_about:
+            self._warned_about.add(about)
             logger.warning(message)
 
-    def _is_for_training(self, origin: Origin, where: Surroundings) -> bool:
-        if origin.for_training:
-            return True
-        if origin.for_training is False and not where.in_unknown_training:
-            return False
-        return not where.evaluating
-
-    def _epoch(self, where: Surroundings, origin: Origin) -> int:
-        """In a Trainer its own count; outside, what `set_epoch` was told, or else the loader's."""
-        in_trainer = where.trainer is not None or origin.for_training
-        if self.epoch is not None and not in_trainer:
-            return self.epoch
-        counted = where.epoch or 0
-        state = self.run_state if where.trainer is None else where.trainer.state
-        if not in_trainer or state is None or state.epoch is None:
-            return counted
-        # transformers before 5.6 resumes an epoch with a loader that counts from 0 again. (The
-        # state alone is late where nobody knows how many batches an epoch has.)
-        return max(counted, int(state.epoch))
-
-    def _step(self, where: Surroundings, origin: Origin) -> int:
-        """Updates of the trainee before this batch; outside of a Trainer, batches."""
-        if where.trainer is not None:
-            return where.trainer.state.global_step
-        if origin.for_training and self.run_state is not None:  # read in a thread
-            return self.run_state.global_step
-        return self._num_batches
-
-    def _learn_from_other_ranks(self, epoch: int) -> None:
+    def _share_stores(self, epoch: int) -> None:
         """At the first batch of an epoch or generation: read what the ranks wrote; collective.
 
         Each rank gets other documents in each epoch, which may have been edited on another.
@@ -289,24 +307,25 @@ class BatchEditor:
             for store in self.stores:
                 store.refresh()
 
-    def _say_if_there_is_more_than_text(self, batch: dict[str, Any]) -> None:
-        key = other_input(batch)
-        if key is not None:
-            self.warn_once(
-                "not text",
-                f"the batch has {key!r}, which the prior is not given: it scores the text alone",
-            )
 
-    def _say_if_masked(self, source: TokenBatch) -> None:
-        if self.policy.scope != "loss" or source.labels is None:
-            return
-        if bool((source.labels.reshape(-1)[source.documents.index] == -100).all()):
-            self.warn_once(
-                "masked",
-                "a batch has no token to edit: all of its labels are -100, and the policy's scope "
-                'is "loss". Prompts that fill the rows (max_length), or a completion that is not '
-                "found, are the usual reasons",
-            )
+# Batches and collators come back from other processes with the key of their editor. Weak: an
+# editor that nobody uses any more must not keep its prior on the GPU.
+_EDITORS: weakref.WeakValueDictionary[str, BatchEditor] = weakref.WeakValueDictionary()
+
+
+def registered_editor(key: str) -> BatchEditor | None:
+    """The editor of that key, if it lives in this process; else None."""
+    return _EDITORS.get(key)
+
+
+def _with_edit(batch: dict[str, Any], result: EditResult) -> dict[str, Any]:
+    """A collated batch with its edit; other keys stay as they came unless tokens were removed."""
+    edited = {**batch, "input_ids": result.input_ids}
+    if "labels" in batch:
+        edited["labels"] = result.labels
+    if result.source is not None:
+        edited |= shrink_other_keys(batch, result)
+    return edited
 
 
 def _check_types(prior: Any, policy: Any, journal: Any, cache: Any, on_edit: Any) -> None:

@@ -11,10 +11,10 @@ from torch.utils.data import DataLoader, Subset
 from transformers import Trainer
 
 from ..distributed import all_reduce, rank, world_size
-from ..editing.edit import edit_tokens
+from ..editing.edit import edit_batch
 from ..policy import EditPolicy
 from ..prior.base import BasePrior
-from .batch_layout import read_layout
+from ..tokens.token_batch import TokenBatch
 from .collator import ToEditCollator
 
 _SCORE_ONLY = EditPolicy(region="none")
@@ -34,21 +34,12 @@ def held_out_perplexity(
     """
     nll, count = 0.0, 0.0
     for batch in batches:
-        layout = read_layout(batch)
-        labels = layout.labels
-        result = edit_tokens(
-            prior,
-            batch["input_ids"],
-            attention_mask=layout.attention_mask,
-            position_ids=layout.position_ids,
-            labels=labels,
-            policy=_SCORE_ONLY,
-            return_logprob=True,
-        )
+        source = TokenBatch.collated(batch)
+        result = edit_batch(prior, _SCORE_ONLY, source, epoch=0, generation=0, return_logprob=True)
         assert result.logprob is not None
         counts = ~result.logprob.isnan()
-        if labels is not None:
-            counts &= labels != -100
+        if result.labels is not None:
+            counts &= result.labels != -100
         nll -= float(result.logprob[counts].double().sum())
         count += float(counts.sum())
     if over_ranks:

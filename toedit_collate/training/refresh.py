@@ -15,7 +15,7 @@ from typing import Any, Literal, cast
 
 from torch import Tensor, nn
 
-from ..distributed import all_reduce, barrier, world_size
+from ..distributed import all_reduce, barrier
 from ..prior.adapters import active_adapter
 from ..prior.base import BasePrior
 from ..prior.families import unwrap_model
@@ -272,14 +272,3 @@ def _about_equal(ours: Tensor, theirs: Tensor) -> bool:
     if here[0].shape != here[1].shape:  # one of the two is spread over ranks
         return True
     return bool((a - b).abs().max() <= 0.02 * a.abs().max()) if len(a) else True
-
-
-def share_run(run: str, journal_attempt: int | None) -> tuple[str, int | None]:
-    """The identity of the run and of its last attempt, as rank 0 has them; a collective."""
-    if world_size() == 1:
-        return run, journal_attempt
-    from accelerate.utils import broadcast_object_list
-
-    shared: list[Any] = [run, journal_attempt]
-    broadcast_object_list(shared)
-    return shared[0], shared[1]

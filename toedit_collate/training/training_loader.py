@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+from .call_site import Purpose
 from .collator import ToEditCollator
 from .editor import DISPATCHING
 
@@ -35,9 +36,9 @@ def edit_training_loader(loader: Any, collator: ToEditCollator) -> ToEditCollato
             "the Trainer's data_collator is a ToEditCollator, and ToEditCallback has another "
             "one; pass the same to both, or the callback alone"
         )
-    if present.trains:
+    if present.purpose is Purpose.TRAINING:
         return present
-    present.leave_other_loaders()
+    present.edit_marked_loaders_only()
     marked = present.for_training()
     loader.collate_fn = _replaced(loader.collate_fn, marked)
     return marked
@@ -48,7 +49,7 @@ def edit_training_loaders_of(trainer: Any, collator: ToEditCollator) -> None:
     if isinstance(trainer.data_collator, ToEditCollator):
         if trainer.data_collator.key != collator.key:
             return  # refused when training begins
-        trainer.data_collator.leave_other_loaders()
+        trainer.data_collator.edit_marked_loaders_only()
     make = trainer.get_train_dataloader
 
     def get_train_dataloader(*args: Any, **kwargs: Any) -> Any:

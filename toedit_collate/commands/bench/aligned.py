@@ -10,6 +10,7 @@ import torch
 from ...config.priors import aligned
 from ...errors import UnusableError
 from ...policy import EditPolicy
+from ...tokens.token_batch import TokenBatch
 from ..measuring.inputs import Inputs
 from ..measuring.rows import Batch
 from ..measuring.timing import Variant, compare
@@ -45,10 +46,7 @@ def measure_aligned(inputs: Inputs, policy: EditPolicy, *, tokenizer: str, pairs
     other = replace(inputs, prior=prior, batches=batches)
     own, translated = make_collator(inputs, policy), make_collator(other, policy)
     aligner = prior.aligner
-    prepared = [
-        aligner.prepare_batch(batch["input_ids"], batch["attention_mask"], None)
-        for batch in batches
-    ]
+    prepared = [aligner.prepare(TokenBatch.collated(batch)) for batch in batches]
     for number in range(len(batches)):  # tables of groups are made, and counted
         ours(inputs, own, number)
         ours(other, translated, number)

@@ -10,7 +10,7 @@ from ...errors import UnusableError
 from ...head import kernels
 from ...policy import EditPolicy
 from ...stores.cache import DecisionCache
-from ...training.lazy_batch import ToEditBatch
+from ...training.batch import ToEditBatch
 from ..measuring.inputs import Inputs
 from ..measuring.timing import Comparison, Quartiles, Variant, compare
 from .passes import (

@@ -8,8 +8,8 @@ import torch
 
 from ...policy import EditPolicy
 from ...stores.cache import DecisionCache
+from ...training.batch import ToEditBatch
 from ...training.collator import ToEditCollator
-from ...training.lazy_batch import ToEditBatch
 from ..measuring.inputs import Inputs
 from ..measuring.machine import available_bytes, gib
 from .plain import plain_bytes, plain_edit, soft_targets_loss

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from torch import Tensor
-
 from ..documents import Documents
 from ..token_batch import TokenBatch
 from .byte_tokenizer import IntArray
@@ -42,19 +40,12 @@ class DocumentAligner:
             found.append(self.one.align(own) if there is None else there)
         return found
 
-    def prepare_batch(
-        self, input_ids: Tensor, attention_mask: Tensor | None, position_ids: Tensor | None
-    ) -> dict[bytes, AlignedDocument]:
-        """The documents of a collated batch; see `prepare` and `TokenBatch.of`."""
-        batch = TokenBatch.of(input_ids, attention_mask, position_ids, None)
-        return self.prepare(batch.tokens.numpy(), batch.documents)
-
-    def prepare(self, tokens: IntArray, documents: Documents) -> dict[bytes, AlignedDocument]:
+    def prepare(self, batch: TokenBatch) -> dict[bytes, AlignedDocument]:
         """The documents of a batch by their content, for `AlignedPrior.take_prepared`."""
-        aligned = self(tokens, documents)
+        tokens, documents = batch.tokens.numpy(), batch.documents
         starts = zip(documents.start.tolist(), documents.lengths, strict=True)
         contents = (content(tokens[start : start + length]) for start, length in starts)
-        return dict(zip(contents, aligned, strict=True))
+        return dict(zip(contents, self(tokens, documents), strict=True))
 
 
 def content(tokens: IntArray) -> bytes:

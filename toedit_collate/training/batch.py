@@ -2,65 +2,16 @@
 
 from __future__ import annotations
 
-import weakref
 from collections import UserDict
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
-from .call_site import Surroundings, look_around
-
-
-@dataclass(frozen=True)
-class Origin:
-    """What a collator knows of a batch when it makes it, in a worker or not.
-
-    Attributes:
-        for_training: True in the loader that is known to train; False in another loader of a
-            Trainer whose training loader is known; None: the loop that reads the batch tells.
-        pad_to_multiple_of: rows that shrink are padded again to such a length; None: to the
-            longest.
-        prepared: what a worker has worked out for the prior, by the content of documents: their
-            tokens for a prior with another tokenizer. None: nothing.
-    """
-
-    for_training: bool | None = None
-    pad_to_multiple_of: int | None = None
-    prepared: Any = field(default=None, repr=False, compare=False)
-
-
-class Editor(Protocol):
-    """What edits a batch: a `BatchEditor`."""
-
-    key: str
-
-    def edit(
-        self,
-        batch: dict[str, Any],
-        origin: Origin,
-        where: Surroundings,
-        device: torch.device | None = None,
-    ) -> dict[str, Any]:
-        """The batch as it is to be read there; `device` is where it will be moved then."""
-
-
-# Batches and collators come back from other processes with the key of their editor. Weak: an
-# editor that nobody uses any more must not keep its prior on the GPU.
-_EDITORS: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
-
-
-def register_editor(editor: Editor) -> None:
-    """Let batches and collators that come from another process find their editor."""
-    _EDITORS[editor.key] = editor
-
-
-def registered_editor(key: str) -> Any:
-    """The editor of that key, if it lives in this process; else None."""
-    return _EDITORS.get(key)
+from .call_site import CallSite, Origin, Purpose, inspect_call_stack
+from .editor import BatchEditor, registered_editor
 
 
 class ToEditBatch(UserDict[str, Any]):
@@ -92,7 +43,7 @@ class ToEditBatch(UserDict[str, Any]):
     def __init__(
         self,
         data: Mapping[str, Any] | None = None,
-        editor: Editor | str | None = None,
+        editor: BatchEditor | str | None = None,
         origin: Origin | None = None,
     ) -> None:
         self._data: dict[str, Any] = dict(data or {})
@@ -108,11 +59,11 @@ class ToEditBatch(UserDict[str, Any]):
     def data(self) -> dict[str, Any]:  # type: ignore[override]
         """What the batch holds, edited. `UserDict` reads and writes through this alone."""
         if self._pending_on is not None:
-            where = look_around()
-            # The dispatching loader reads batches to glue them together, those it skips too.
+            site = inspect_call_stack()
+            # The dispatching loader reads batches to concatenate them, even those it skips.
             # PyTorch 2.6 pins a mapping item by item, before it asks for our own `pin_memory`.
-            if not (where.pinning or (where.dispatching and where.skipping)):
-                self._edit(where)
+            if not (site.pinning or (site.dispatching and site.skipping)):
+                self._resolve(site)
         return self._data
 
     @data.setter
@@ -125,9 +76,9 @@ class ToEditBatch(UserDict[str, Any]):
         A batch that a resumed run skips is moved only: it is edited if someone reads it after all.
         """
         if self._pending_on is not None:
-            where = look_around()
-            if not where.skipping:
-                self._edit(where, _as_device(device))
+            site = inspect_call_stack()
+            if not site.skipping:
+                self._resolve(site, _as_device(device))
         self._data = {
             key: value.to(device, non_blocking=non_blocking) if hasattr(value, "to") else value
             for key, value in self._data.items()
@@ -142,10 +93,15 @@ class ToEditBatch(UserDict[str, Any]):
         }
         return self
 
-    def _edit(self, where: Surroundings, device: torch.device | None = None) -> None:
+    def _resolve(self, site: CallSite, device: torch.device | None = None) -> None:
+        """Edit the batch, or leave it for evaluation: here it is decided which."""
         assert self._pending_on is not None
         editor = _find_editor(self._pending_on)
-        self._data = editor.edit(self._data, self._origin, where, device)
+        purpose = self._origin.purpose
+        if purpose is not Purpose.TRAINING:
+            purpose = site.purpose.or_else(purpose)
+        if purpose is not Purpose.EVALUATION:
+            self._data = editor.edit(self._data, self._origin, site, device)
         self._pending_on = None
 
     def __getitem__(self, key: Any) -> Any:
@@ -194,7 +150,7 @@ def _as_device(device: str | torch.device | int) -> torch.device:
     return torch.zeros(0).to(device).device if isinstance(device, int) else torch.device(device)
 
 
-def _find_editor(pending_on: Editor | str) -> Editor:
+def _find_editor(pending_on: BatchEditor | str) -> BatchEditor:
     """The editor of a batch: itself, or by the key that came from a worker.
 
     Raises:
