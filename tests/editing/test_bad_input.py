@@ -25,8 +25,8 @@ ONES = torch.ones_like(IDS)
         ("epoch", 1.5, TypeError, r"epoch must be a whole number, got 1\.5"),
         ("generation", -1, ValueError, r"generation must lie in"),
         ("generation", "x", TypeError, r"generation must be a whole number, got 'x'"),
-        ("policy", {"threshold": 0.5}, TypeError, r"policy must be of EditPolicy, got dict"),
-        ("cache", "folder", TypeError, r"cache must be of DecisionCache, got str"),
+        ("policy", {"threshold": 0.5}, TypeError, r"policy must be an EditPolicy, got dict"),
+        ("cache", "folder", TypeError, r"cache must be a DecisionCache, got str"),
         ("prior", "gpt2", TypeError, r"prior must be a Prior, got str"),
     ],
 )

@@ -406,20 +406,23 @@ class TestCollator:
             for text, row in zip(TEXTS, plain, strict=True)
         ]
         with pytest.raises(
-            ValueError, match=r"made with protect='.*even \(code .*in its policy, now"
+            ValueError, match=r"made with protect='.*even \(source .*in its policy, now"
         ):
             self.collator(tokenizer, journal)(TEXTS)["input_ids"]
 
     def test_another_function_of_the_same_name_is_refused(self, tokenizer, journal):
-        def make(rest):
-            return lambda input_ids, tokenizer: input_ids % 2 == rest
+        def protect(input_ids, tokenizer):
+            return input_ids % 2 == 0
 
-        self.collator(tokenizer, journal, AGGRESSIVE.replace(protect=make(0)))(TEXTS)["input_ids"]
-        with pytest.raises(ValueError, match=r"protect='.*<lambda> \(code .*now it is '.*code"):
-            self.collator(tokenizer, journal, AGGRESSIVE.replace(protect=make(1)))(TEXTS)[
-                "input_ids"
-            ]
-        self.collator(tokenizer, journal, AGGRESSIVE.replace(protect=make(0)))(TEXTS)["input_ids"]
+        even = AGGRESSIVE.replace(protect=protect)
+
+        def protect(input_ids, tokenizer):
+            return input_ids % 2 == 1
+
+        self.collator(tokenizer, journal, even)(TEXTS)["input_ids"]
+        with pytest.raises(ValueError, match=r"protect='.*protect \(source .*now it is '.*source"):
+            self.collator(tokenizer, journal, AGGRESSIVE.replace(protect=protect))(TEXTS).to("cpu")
+        self.collator(tokenizer, journal, even)(TEXTS)["input_ids"]
 
     def test_a_swap_begins_the_next_generation(self, tokenizer, journal):
         collator = self.collator(tokenizer, journal)

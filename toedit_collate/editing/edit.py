@@ -10,6 +10,7 @@ from torch import Tensor
 from ..policy import EditPolicy
 from ..prior.base import BasePrior
 from ..stores.cache import DecisionCache
+from ..stores.journal import Journal
 from ..tokens.checks import check_documents, check_finite
 from ..tokens.draws import Draws
 from ..tokens.result import EditResult
@@ -74,9 +75,13 @@ def edit_tokens(
         >>> torch.equal(result.input_ids != input_ids, result.changed)
         True
     """
-    _check_arguments(prior, policy, cache, epoch=epoch, generation=generation)
+    check_types(prior, policy, cache=cache)
+    _check_number("epoch", epoch)
+    _check_number("generation", generation)
     policy = EditPolicy() if policy is None else policy
-    batch = TokenBatch.of(input_ids, attention_mask, position_ids, labels)
+    batch = TokenBatch.of(
+        input_ids, attention_mask, position_ids, labels, tokenizer=prior.tokenizer
+    )
     return edit_batch(
         prior, policy, batch, epoch=epoch, generation=generation, return_logprob=return_logprob,
         num_sampled=num_sampled, cache=cache,
@@ -152,17 +157,26 @@ def _algorithm_1(
     )
 
 
-def _check_arguments(prior: Any, policy: Any, cache: Any, **numbers: Any) -> None:
-    if not isinstance(prior, BasePrior):
-        raise TypeError(
-            f"prior must be a Prior, got {type(prior).__name__}; write Prior(model, tokenizer)"
-        )
-    for name, value, kind in (("policy", policy, EditPolicy), ("cache", cache, DecisionCache)):
-        if value is not None and not isinstance(value, kind):
-            raise TypeError(f"{name} must be of {kind.__name__}, got {type(value).__name__}")
-    for name, value in numbers.items():
-        if isinstance(value, bool) or not hasattr(value, "__index__"):
-            raise TypeError(f"{name} must be a whole number, got {value!r}; count from 0")
-        # Draws have 32 bits for each, and one more for no epoch.
-        if not 0 <= value < 2**32 - 1:
-            raise ValueError(f"{name} must lie in [0, 2**32 - 1), got {value!r}; count from 0")
+def check_types(prior: Any, policy: Any, journal: Any = None, cache: Any = None) -> None:
+    """Raise a TypeError unless there is a prior, and the others are what they should be or None."""
+    load = (
+        f"Prior.from_pretrained({prior!r})" if isinstance(prior, str) else "Prior(model, tokenizer)"
+    )
+    for name, value, kind, expected, example in (
+        ("prior", prior, BasePrior, "a Prior", load),
+        ("policy", policy, EditPolicy, "an EditPolicy", "EditPolicy(threshold=0.99)"),
+        ("journal", journal, Journal, "a Journal", "Journal(path)"),
+        ("cache", cache, DecisionCache, "a DecisionCache", "DecisionCache(path)"),
+    ):
+        if not isinstance(value, kind) and (value is not None or name == "prior"):
+            raise TypeError(
+                f"{name} must be {expected}, got {type(value).__name__}; write {example}"
+            )
+
+
+def _check_number(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(f"{name} must be a whole number, got {value!r}; count from 0")
+    # Draws have 32 bits for each, and one more for no epoch.
+    if not 0 <= value < 2**32 - 1:
+        raise ValueError(f"{name} must lie in [0, 2**32 - 1), got {value!r}; count from 0")

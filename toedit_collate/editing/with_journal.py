@@ -21,18 +21,18 @@ from .edit import edit_batch
 
 
 @dataclass(frozen=True)
-class JournaledEdit:
-    """A batch as this generation trains on it.
+class BatchEdit:
+    """A batch to train on, and how it came about.
 
     Attributes:
-        final: the batch; `changed` and `dropped` are those of all generations so far.
-        edited: what was edited just now; None where the edits of all documents were in the journal.
+        final: the batch; with a journal, `changed` and `dropped` are those of all generations.
+        edited: what was edited just now; None: the journal had the edits of all documents.
         num_replayed: tokens of documents whose edit was in the journal.
     """
 
     final: EditResult
     edited: EditResult | None
-    num_replayed: int
+    num_replayed: int = 0
 
 
 @torch.no_grad()
@@ -45,7 +45,7 @@ def edit_with_journal(
     step: int,
     num_sampled: int = 0,
     cache: DecisionCache | None = None,
-) -> JournaledEdit:
+) -> BatchEdit:
     """Bring each document to its state after the last generation, and edit it, or replay its edit.
 
     What the batch becomes is read back from the journal, so that it is what a replay gives.
@@ -99,7 +99,7 @@ def edit_with_journal(
     removed = torch.from_numpy(texts.removed)
     # A token that was changed and is removed now is removed, as seen from the source.
     tokens = torch.where(removed, source.tokens, torch.from_numpy(texts.tokens))
-    return JournaledEdit(
+    return BatchEdit(
         final=source.revised(tokens, removed, pad_id=prior.pad_id, target=policy.target),
         edited=edited,
         num_replayed=int(lengths[known].sum()),

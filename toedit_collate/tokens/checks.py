@@ -10,11 +10,14 @@ from torch import Tensor
 
 from .documents import Documents
 
+# Types that hold any token id, and types of whole numbers that numpy knows, too.
+_WIDE = (torch.int64, torch.int32)
+_WHOLE = (*_WIDE, torch.int16, torch.int8, torch.uint8)
 # "<|reserved_special_token_5|>", "<unused12>", "[unused3]"
 _RESERVED = re.compile(r"[<\[]\|?(reserved_special_token_|unused)\d+\|?[>\]]")
 
 
-def check_shapes(
+def check_tensors(
     input_ids: Tensor,
     attention_mask: Tensor | None,
     position_ids: Tensor | None,
@@ -26,7 +29,11 @@ def check_shapes(
             f"input_ids must be a torch tensor, got {type(input_ids).__name__}; let the collator "
             "return PyTorch tensors (return_tensors='pt')"
         )
-    if input_ids.dtype not in (torch.int64, torch.int32):
+    if input_ids.layout != torch.strided or input_ids.is_nested:
+        raise TypeError(
+            "input_ids must be a plain tensor, got a sparse or nested one; pad its rows"
+        )
+    if input_ids.dtype not in _WIDE:
         raise TypeError(
             f"input_ids must hold token ids as int64, got {input_ids.dtype}; convert with .long()"
         )
@@ -55,8 +62,17 @@ def check_shapes(
                 f"{name} must have the shape of input_ids, {tuple(input_ids.shape)}, got "
                 f"{tuple(tensor.shape)}" + _FIXES[name]
             )
-    if labels is not None and labels.is_floating_point():
-        raise TypeError(f"labels must hold token ids or -100, got {labels.dtype}")
+    if labels is not None and labels.dtype not in _WIDE:
+        raise TypeError(
+            f"labels must hold token ids or -100 as int64, got {labels.dtype}; convert with .long()"
+        )
+    if position_ids is not None:
+        dtype = position_ids.dtype
+        if dtype not in _WHOLE or input_ids.shape[1] - 1 > torch.iinfo(dtype).max:
+            raise TypeError(
+                f"position_ids must hold whole numbers up to the rows' length as int64, got {dtype}"
+                "; convert with .long() before they overflow"
+            )
 
 
 def check_pairs(attention_mask: Tensor, input_ids: Tensor) -> None:

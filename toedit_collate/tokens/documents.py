@@ -14,6 +14,8 @@ from torch import Tensor
 # after the other (Unsloth), and the number of each token's document.
 BORDERS = ("cu_seq_lens_q", "cu_seq_lens", "cu_seqlens_q", "cu_seqlens")
 LENGTHS = "packed_seq_lengths"
+# What is added to attention scores where a token is hidden is less than this.
+_HIDDEN = -1e3
 NUMBERS = ("seq_idx", "document_ids", "doc_ids", "sequence_ids", "segment_ids")
 
 
@@ -208,6 +210,59 @@ def _begins_of_lengths(values: Any, shape: torch.Size, mask: Any) -> Tensor:
     return begins
 
 
+def mask_of_padding(
+    input_ids: Tensor, labels: Tensor | None, tokenizer: Any, *, is_packed: bool
+) -> Tensor | None:
+    """The mask of a batch that has none: 0 at pad tokens without a label at the ends of rows.
+
+    If the pad token also ends texts (pad = eos), it counts as padding only where labels and rows
+    say so: at the end of a row, without a label, in a batch that is not packed.
+
+    Args:
+        input_ids: (B, T) int64 on the host.
+        labels: (B, T), or None.
+        tokenizer: of the ids; None: nothing is known, and no token is padding.
+        is_packed: whether something else than rows marks documents.
+
+    Returns:
+        (B, T) bool; None: there is no padding.
+
+    Raises:
+        ValueError: rows start with several tokens that may be padding or beginnings of text.
+
+    Example:
+        >>> class Tokenizer: pad_token_id, eos_token_id, bos_token_id = 0, 1, None
+        >>> ids, labels = torch.tensor([[5, 6, 1, 0, 0]]), torch.tensor([[5, 6, 1, -100, -100]])
+        >>> mask_of_padding(ids, labels, Tokenizer, is_packed=False)
+        tensor([[ True,  True,  True, False, False]])
+    """
+    eos, bos = (getattr(tokenizer, f"{name}_token_id", None) for name in ("eos", "bos"))
+    pad = getattr(tokenizer, "pad_token_id", None)
+    pad = eos if pad is None else pad
+    is_text = pad in (eos, bos)
+    if pad is None or (is_text and (is_packed or labels is None)):
+        return None
+    ids = input_ids.numpy()
+    if not ((ids[:, 0] == pad).any() or (ids[:, -1] == pad).any()):
+        return None
+    may_be = ids == pad
+    if labels is not None:
+        may_be &= labels.numpy() == -100
+    left = np.logical_and.accumulate(may_be, axis=1)
+    right = np.logical_and.accumulate(may_be[:, ::-1], axis=1)[:, ::-1]
+    if is_text:
+        left &= ~right
+        if left[:, 1:].any():
+            raise ValueError(
+                f"rows start with several tokens {pad}, which both pad and begin or end texts, and "
+                "there is no attention_mask, so it is not known where the texts begin; let the "
+                "base collator return an attention_mask"
+            )
+        left[:] = False  # one token may begin the text
+    real = ~(left | right)
+    return None if real.all() else torch.from_numpy(real)
+
+
 def mask_of_pairs(attention_mask: Tensor, B: int) -> Tensor:
     """The documents that a mask of pairs of tokens keeps apart, as numbers.
 
@@ -234,8 +289,13 @@ def mask_of_pairs(attention_mask: Tensor, B: int) -> Tensor:
     column = torch.arange(T, device=attention_mask.device)
     numbers, fits = [], []
     for row in attention_mask[:, 0]:  # one at a time: each is T * T
-        seen = row >= 0 if row.is_floating_point() else row != 0
+        hidden = row < 0
+        is_added = hidden.any() | ((row == 0).all() & row.is_floating_point())
+        seen = torch.where(is_added, row == 0, row != 0)
         real = seen.diagonal()
+        # Small numbers that are added are a bias (ALiBi). And if no token sees itself, but some see
+        # others, the mask marks what is hidden.
+        fits.append(~(hidden & (row > _HIDDEN)).any() & (real.any() | ~seen.any()))
         start = seen.to(torch.uint8).argmax(-1)
         block = (column >= start.unsqueeze(-1)) & (column <= column.unsqueeze(-1))
         before = torch.cat([start.new_tensor([-1]), start[:-1]])
@@ -245,7 +305,8 @@ def mask_of_pairs(attention_mask: Tensor, B: int) -> Tensor:
     if not bool(torch.stack(fits).all()):
         raise ValueError(
             "attention_mask of four dimensions must let each token look at all of its document up "
-            "to itself and at nothing else, which is not so here (a sliding window, or a prefix "
-            "that looks ahead?); mark documents by position_ids that restart at 0"
+            "to itself and at nothing else, which is not so here (a sliding window, a prefix that "
+            "looks ahead, a bias, or True where a token is hidden?); mark documents by "
+            "position_ids that restart at 0"
         )
     return torch.stack(numbers).expand(B, T)

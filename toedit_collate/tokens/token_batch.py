@@ -13,8 +13,8 @@ from torch import Tensor
 
 from ..policy import Target
 from ..transfer import fetch, send
-from .checks import check_labels, check_mask, check_rising, check_shapes
-from .documents import Documents, document_ids_of, find_documents, mask_of_pairs
+from .checks import check_labels, check_mask, check_rising, check_tensors
+from .documents import Documents, document_ids_of, find_documents, mask_of_padding, mask_of_pairs
 from .draws import Draws, Words, document_keys, token_uniforms
 from .removal import remaining_columns, remaining_positions, take_columns
 from .result import EditResult
@@ -31,7 +31,7 @@ class TokenBatch:
 
     Attributes:
         input_ids: (B, T) int64.
-        mask: (B, T) int64, 0 at padding, 1 or the number of the document elsewhere; or None.
+        mask: (B, T), 0 at padding, 1 or the number of the document elsewhere; or None.
         labels: (B, T), or None.
         documents: of the batch; M tokens.
         tokens: (M,) int64, of the documents.
@@ -64,6 +64,7 @@ class TokenBatch:
         labels: Tensor | None,
         *,
         document_ids: Tensor | None = None,
+        tokenizer: Any = None,
         output_device: torch.device | None = None,
         pad_to_multiple_of: int | None = None,
     ) -> TokenBatch:
@@ -77,6 +78,8 @@ class TokenBatch:
             labels: (B, T) int64, each -100 or the token at its place; None: there are none.
             document_ids: (B, T) int64 on the host, the number of each token's document; None: the
                 others tell.
+            tokenizer: of the ids; without `attention_mask`, its pad tokens at the ends of rows are
+                padding if they have no label; None: they are text.
             output_device: where results go; None: where `input_ids` are.
             pad_to_multiple_of: see above.
 
@@ -91,7 +94,7 @@ class TokenBatch:
             >>> batch.tokens, batch.documents.lengths
             (tensor([5, 6, 7, 8, 9]), [3, 2])
         """
-        check_shapes(input_ids, attention_mask, position_ids, labels)
+        check_tensors(input_ids, attention_mask, position_ids, labels)
         mask_2d = attention_mask
         if attention_mask is not None and attention_mask.dim() == 4:
             mask_2d = mask_of_pairs(attention_mask, len(input_ids))
@@ -103,7 +106,14 @@ class TokenBatch:
         assert ids is not None
         check_mask(mask)
         check_labels(ids, row_labels, mask)
-        ids = ids.to(torch.int64)
+        ids = ids.to(torch.int64).contiguous()
+        if mask is not None and mask.is_floating_point():
+            mask = mask != 0  # numpy knows no bfloat16
+        elif mask is None and tokenizer is not None:
+            is_packed = position_ids is not None or document_ids is not None
+            mask = mask_of_padding(ids, row_labels, tokenizer, is_packed=is_packed)
+        if positions is not None:
+            positions = positions.to(torch.int64)
         documents = find_documents(ids, mask, positions, document_ids)
         return cls(
             input_ids=ids,
@@ -125,7 +135,7 @@ class TokenBatch:
 
         Args:
             batch: with `input_ids` (B, T).
-            settings: `output_device` and `pad_to_multiple_of`, as for `of`.
+            settings: `tokenizer`, `output_device` and `pad_to_multiple_of`, as for `of`.
 
         Raises:
             TypeError: as `of`.
@@ -151,6 +161,16 @@ class TokenBatch:
                 check_rising(mask)
         assert ids is not None
         return cls.of(ids, mask, positions, labels, document_ids=document_ids, **settings)
+
+    @property
+    def unknown_padding(self) -> int | None:
+        """A token that seems to pad rows, though nothing says so; None: there is none."""
+        marks = (self.mask, self.given_positions, self.document_ids)
+        if self.labels is None or any(mark is not None for mark in marks):
+            return None
+        ends = self.input_ids[:, -2:]
+        padded = (ends == ends[:, -1:]).all(-1) & (self.labels[:, -2:] == -100).all(-1)
+        return int(ends[padded][0, -1]) if ends.shape[1] == 2 and padded.any() else None
 
     def uniforms(self, where: Tensor, draws: Draws, num_draws: int = 1) -> Tensor:
         """Numbers in [0, 1) for n of the M tokens: (n,) float64, or (n, num_draws) for several."""

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 _ONLY_DECODERS = "only decoder-only language models can be trained so"
@@ -82,7 +83,9 @@ def _is_copy(value: Any, ids: Any, mask: Any) -> bool:
     """Whether a tensor holds the token ids, or the next ones, wherever it is not -100."""
     if not (isinstance(value, Tensor) and isinstance(ids, Tensor)):
         return False
-    if value.shape != ids.shape or ids.dim() != 2 or value.dtype != ids.dtype:
+    if value.shape != ids.shape or ids.dim() != 2:
+        return False
+    if value.is_floating_point() or value.dtype == torch.bool:
         return False
     value, real = value.to(ids.device), value.to(ids.device) != -100
     if isinstance(mask, Tensor) and mask.shape == ids.shape:

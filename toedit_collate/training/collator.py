@@ -189,12 +189,11 @@ class ToEditCollator:
         self.editor.flush()
 
     def set_epoch(self, epoch: int) -> None:
-        """Say which epoch this is, for `redraw="epoch"`, in a loop of your own.
+        """Set the epoch, for `redraw="epoch"`, in a loop of your own; a Trainer counts by itself.
 
-        Inside a Trainer, its own count holds. Outside, this goes before what accelerate's loader
-        counts, which begins at 0 again in a run that is resumed.
+        It overrides the count of accelerate's loader, which starts at 0 again in a resumed run.
         """
-        self.editor.set_epoch(epoch)
+        self.editor.epoch = epoch
 
     def fit(self, model: Any, args: Any, processing_class: Any) -> None:
         """Check that the prior fits what a `Trainer` trains; see `BatchEditor.fit`."""

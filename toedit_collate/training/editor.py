@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from ..distributed import barrier, world_size
-from ..editing.edit import edit_batch
-from ..editing.with_journal import edit_with_journal
+from ..editing.edit import check_types, edit_batch
+from ..editing.with_journal import BatchEdit, edit_with_journal
 from ..policy import EditPolicy
 from ..prior.base import BasePrior
 from ..stores.cache import DecisionCache, Identity
@@ -24,7 +24,13 @@ from ..tokens.token_batch import TokenBatch
 from .batch_keys import check_keys, other_input
 from .call_site import CallSite, Origin, Purpose
 from .stats import EditStats
-from .trainee import check_trainee, check_trainer, find_tokenizer, text_tokenizer
+from .trainee import (
+    check_needs_no_labels,
+    check_trainee,
+    check_trainer,
+    find_tokenizer,
+    text_tokenizer,
+)
 
 logger = logging.getLogger("toedit_collate")
 
@@ -42,9 +48,9 @@ DISPATCHING = (
 
 
 class BatchEditor:
-    """Edits batches: has the prior, the policy, the stores and the counts. Stays in its process.
+    """Edits batches: holds the prior, the policy, the stores and the counts. Stays in its process.
 
-    `ToEditCollator` makes one, and is what travels to DataLoader workers; a batch that comes back
+    `ToEditCollator` makes one. The collator travels to DataLoader workers; a batch that comes back
     finds its editor by `key`.
 
     Args:
@@ -58,7 +64,7 @@ class BatchEditor:
     Attributes:
         key: names it in all processes.
         stats: running counts.
-        epoch: what `set_epoch` was told; None: nothing.
+        epoch: set by `ToEditCollator.set_epoch`, or None.
         run_state: the `TrainerState` of the run that is known to train on its batches, or None.
 
     Raises:
@@ -76,7 +82,12 @@ class BatchEditor:
         cache: DecisionCache | None = None,
         on_edit: OnEdit | None = None,
     ) -> None:
-        _check_types(prior, policy, journal, cache, on_edit)
+        check_types(prior, policy, journal, cache)
+        if on_edit is not None and not callable(on_edit):
+            raise TypeError(
+                "on_edit must be a function (batch, EditResult) -> None, got "
+                f"{type(on_edit).__name__}"
+            )
         self.prior = prior
         self.policy = EditPolicy() if policy is None else policy
         self.journal = journal
@@ -88,16 +99,12 @@ class BatchEditor:
         self.key = uuid.uuid4().hex
         self._num_batches = 0
         self._is_at: tuple[int, int] | None = None  # generation and epoch
-        self._fitted: Callable[[], Any] = _no_model
+        self._fitted: Callable[[], Any] = lambda: None
         self._warned_about: set[str] = set()
         self.tokenizer: Any = None
         self.adopt_tokenizer(tokenizer)
         self.tokenizer = prior.tokenizer if tokenizer is None else tokenizer
         _EDITORS[self.key] = self
-
-    def set_epoch(self, epoch: int) -> None:
-        """Say which epoch this is, for `redraw="epoch"`, in a loop outside of any Trainer."""
-        self.epoch = epoch
 
     @property
     def stores(self) -> list[Journal | DecisionCache]:
@@ -171,11 +178,11 @@ class BatchEditor:
         epoch, step = self._progress(origin, site)
         with self.stats.timing(self.prior.device):
             source = self._read(batch, origin, device)
-            final, edited, num_replayed = self._edit(source, epoch, step)
-        self._count(source, edited, num_replayed)
+            edit = self._edit(source, epoch, step)
+        self._count(source, edit)
         if self.on_edit is not None:
-            self.on_edit(batch, final)
-        return _with_edit(batch, final)
+            self.on_edit(batch, edit.final)
+        return _with_edit(batch, edit.final)
 
     def _check(self, batch: dict[str, Any], site: CallSite) -> None:
         """Step 1: refuse what can't be edited."""
@@ -188,6 +195,8 @@ class BatchEditor:
             processing_class = getattr(trainer, "processing_class", None)
             self.fit(trainer.model, trainer.args, processing_class, [trainer.data_collator])
         check_keys(batch)
+        if trainer is not None and "labels" not in batch:
+            check_needs_no_labels(trainer, batch)
         if (key := other_input(batch)) is not None:
             self.warn_once(
                 "not text",
@@ -236,35 +245,36 @@ class BatchEditor:
         stays = self.policy.drop_below is not None or self.journal is not None
         return TokenBatch.collated(
             batch,
+            tokenizer=self.tokenizer or self.prior.tokenizer,
             output_device=None if stays else device,
             pad_to_multiple_of=origin.pad_to_multiple_of,
         )
 
-    def _edit(
-        self, source: TokenBatch, epoch: int, step: int
-    ) -> tuple[EditResult, EditResult | None, int]:
-        """Step 4: Algorithm 1.
-
-        Returns:
-            The batch to train on; what was edited just now, None where the journal knew it all;
-            and the number of tokens whose edit the journal knew.
-        """
-        if self.journal is None:
-            edited = edit_batch(
-                self.prior, self.policy, source, epoch=epoch, generation=self.prior.generation,
+    def _edit(self, source: TokenBatch, epoch: int, step: int) -> BatchEdit:
+        """Step 4: Algorithm 1."""
+        if self.journal is not None:
+            return edit_with_journal(
+                self.prior, self.journal, source, policy=self.policy, step=step,
                 num_sampled=NUM_SAMPLED, cache=self.cache,
             )  # fmt: skip
-            return edited, edited, 0
-        both = edit_with_journal(
-            self.prior, self.journal, source, policy=self.policy, step=step,
+        edited = edit_batch(
+            self.prior, self.policy, source, epoch=epoch, generation=self.prior.generation,
             num_sampled=NUM_SAMPLED, cache=self.cache,
         )  # fmt: skip
-        return both.final, both.edited, both.num_replayed
+        return BatchEdit(edited, edited)
 
-    def _count(self, source: TokenBatch, edited: EditResult | None, num_replayed: int) -> None:
+    def _count(self, source: TokenBatch, edit: BatchEdit) -> None:
         """Step 5: count what was done, and warn where nothing could be."""
-        self.stats.add(edited, source.documents.num_tokens, num_replayed)
+        self.stats.add(edit.edited, source.documents.num_tokens, edit.num_replayed)
         self.stats.add_alignment(self.prior.take_counts())
+        if (token := source.unknown_padding) is not None:
+            self.warn_once(
+                "padding",
+                f"rows end with several tokens {token} without a label, and there is no "
+                "attention_mask. If they are padding, a document's edit depends on the width of "
+                "its batch; let the base collator return an attention_mask, or pad with the "
+                "tokenizer's pad_token",
+            )
         if self.policy.scope != "loss" or source.labels is None:
             return
         if bool((source.labels.reshape(-1)[source.documents.index] == -100).all()):
@@ -326,35 +336,3 @@ def _with_edit(batch: dict[str, Any], result: EditResult) -> dict[str, Any]:
     if result.source is not None:
         edited |= shrink_other_keys(batch, result)
     return edited
-
-
-def _check_types(prior: Any, policy: Any, journal: Any, cache: Any, on_edit: Any) -> None:
-    if not isinstance(prior, BasePrior):
-        write = "Prior(model, tokenizer)"
-        if isinstance(prior, (str, bytes)):
-            write = f"Prior.from_pretrained({prior!r})"
-        raise TypeError(f"prior must be a Prior, got {_kind(prior)}; write {write}")
-    if policy is not None and not isinstance(policy, EditPolicy):
-        raise TypeError(
-            f"policy must be an EditPolicy, got {_kind(policy)}; write EditPolicy.paper(), or "
-            "EditPolicy(threshold=...)"
-        )
-    if journal is not None and not isinstance(journal, Journal):
-        raise TypeError(f"journal must be a Journal, got {_kind(journal)}; write Journal(path)")
-    if cache is not None and not isinstance(cache, DecisionCache):
-        raise TypeError(
-            f"cache must be a DecisionCache, got {_kind(cache)}; write DecisionCache(path), or "
-            "DecisionCache() to keep it in memory"
-        )
-    if on_edit is not None and not callable(on_edit):
-        raise TypeError(
-            f"on_edit must be a function (batch, EditResult) -> None, got {_kind(on_edit)}"
-        )
-
-
-def _kind(thing: Any) -> str:
-    return f"{type(thing).__name__} {thing!r}" if isinstance(thing, str) else type(thing).__name__
-
-
-def _no_model() -> None:
-    return None

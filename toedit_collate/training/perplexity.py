@@ -34,7 +34,7 @@ def held_out_perplexity(
     """
     nll, count = 0.0, 0.0
     for batch in batches:
-        source = TokenBatch.collated(batch)
+        source = TokenBatch.collated(batch, tokenizer=prior.tokenizer)
         result = edit_batch(prior, _SCORE_ONLY, source, epoch=0, generation=0, return_logprob=True)
         assert result.logprob is not None
         counts = ~result.logprob.isnan()

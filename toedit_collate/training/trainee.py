@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from ..prior.base import BasePrior
+from ..prior.families import unwrap_model
 
 # Preference, reward, reinforcement and distillation trainers, by the names that TRL and those who
 # build on it give them (a subclass may stand anywhere, a copy in another package).
@@ -81,6 +82,22 @@ def check_trainee(model: Any, prior: BasePrior) -> None:
             f"the trainee has {known} token ids, but the prior draws among {drawable}, so that a "
             "batch could hold ids that the trainee has no embedding for; use a prior with the "
             "trainee's tokenizer, and pass tokenizer="
+        )
+
+
+def check_needs_no_labels(trainer: Any, batch: Mapping[str, Any]) -> None:
+    """Raise if a Trainer is sure to fail on a batch without labels.
+
+    Trainers and models that compute a loss of their own may do without.
+    """
+    own_loss = [type(trainer).compute_loss, type(unwrap_model(trainer.model))]
+    is_theirs = all(kind.__module__.split(".")[0] in ("transformers", "trl") for kind in own_loss)
+    if is_theirs and getattr(trainer, "compute_loss_func", None) is None:
+        raise ValueError(
+            f"the base collator made no labels (only {sorted(batch)}), so the model can't return a "
+            "loss; pass base_collator=DataCollatorForLanguageModeling(tokenizer, mlm=False) to "
+            "learn from every token, or give the rows labels and pass "
+            "base_collator=DataCollatorForSeq2Seq(tokenizer)"
         )
 
 
