@@ -6,6 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from .refresh import Refresh, Refresher, check_refresh
 from .snapshot import unwrap_wrappers
 from .stats import shares
 from .trainee import check_trainer
-from .training_loader import edit_training_loader, edit_training_loaders_of
+from .training_loader import NOT_EDITED, edit_training_loader, edit_training_loaders_of
 
 logger = logging.getLogger("toedit_collate")
 
@@ -122,6 +123,7 @@ class ToEditCallback(TrainerCallback):
             self._make = collator
         self._before_save = _BeforeSave(self)
         self._journal_run = JournalRun()
+        self._attempt: _Attempt | None = None
         self._logged = dict.fromkeys(_LOGGED_SUMS, 0.0)
         self._step_seconds = 0.0
         self._mark = 0.0
@@ -170,13 +172,20 @@ class ToEditCallback(TrainerCallback):
             self._take(self._make(model))
             self._made_for = model
         self._take_places()
-        loader = kwargs["train_dataloader"]
-        marked = edit_training_loader(loader, self.collator)
+        stats, batch_size = self.collator.editor.stats, getattr(trainer, "_train_batch_size", 0)
+        # A Trainer that ran out of memory begins again with smaller batches (auto_find_batch_size).
+        given_up = self._attempt
+        is_retry = given_up is not None and batch_size < given_up.batch_size
+        if given_up is not None and is_retry:
+            self._refresher.restart()
+            stats.reset(given_up.totals)
+        marked = edit_training_loader(kwargs["train_dataloader"], self.collator)
         marked.fit(model, args, kwargs.get("processing_class"))
         self._refresher.check(args, model)
-        self._begin_run(args, state, model, kwargs.get("optimizer"))
+        self._begin_run(args, state, model, kwargs.get("optimizer"), is_retry)
         self.collator.editor.run_state = state
-        totals = self.collator.editor.stats.totals()
+        totals = stats.totals()
+        self._attempt = _Attempt(batch_size, totals)
         self._logged = {name: totals[name] for name in _LOGGED_SUMS}
         self._step_seconds = 0.0
         self._mark = time.perf_counter()
@@ -213,6 +222,14 @@ class ToEditCallback(TrainerCallback):
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Write what the journal and the cache have not written yet."""
         self.collator.flush()
+        self._refresher.end(args)
+        self._attempt = None
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Raise before the first update if the training batches are not edited."""
+        attempt = self._attempt
+        if attempt is not None and self.collator.editor.stats.batches == attempt.totals["batches"]:
+            raise ValueError(NOT_EDITED)
 
     def before_save(self, args: Any, state: Any) -> None:
         """Bring to the disk what the checkpoint that may be written now relies on."""
@@ -223,10 +240,10 @@ class ToEditCallback(TrainerCallback):
         if journal is not None:
             barrier()  # rank 0 writes the checkpoint, and all ranks write journals
 
-    def _begin_run(self, args: Any, state: Any, model: Any, optimizer: Any) -> None:
+    def _begin_run(self, args: Any, state: Any, model: Any, optimizer: Any, is_retry: bool) -> None:
         journal, step = self.collator.journal, state.global_step
         saved = saved_attributes(state.stateful_callbacks) if step > 0 else None
-        self._refresher.begin()
+        self._refresher.begin(args)
         if step > 0:
             checkpoint = _resumed_from(args, state)
             reload_adapter(unwrap_wrappers(model), checkpoint, optimizer)
@@ -240,7 +257,8 @@ class ToEditCallback(TrainerCallback):
                     step,
                     self.collator.prior.generation,
                 )
-        self._journal_run = JournalRun.begin(journal, saved, step)
+        run = saved["run"] if saved else self._journal_run.run if is_retry else None
+        self._journal_run = JournalRun.begin(journal, run, step)
         self._remember(state)
 
     def _remember(self, state: Any) -> None:
@@ -306,6 +324,19 @@ class ToEditCallback(TrainerCallback):
         keeps_something = self.collator.journal is not None or self.refresh is not None
         last = [self._before_save] if keeps_something else []
         handler.callbacks = [self, *others, *last]
+
+
+@dataclass(frozen=True)
+class _Attempt:
+    """The beginning of a run that has not ended.
+
+    Attributes:
+        batch_size: per device.
+        totals: of the statistics then.
+    """
+
+    batch_size: int
+    totals: dict[str, float]
 
 
 class _BeforeSave(TrainerCallback):

@@ -97,17 +97,18 @@ class JournalRun:
     attempt: int | None = None
 
     @classmethod
-    def begin(cls, journal: Journal | None, saved: dict[str, Any] | None, step: int) -> JournalRun:
+    def begin(cls, journal: Journal | None, run: str | None, step: int) -> JournalRun:
         """Begin a run, or go on with one; what was edited after its checkpoint is taken back.
 
         Args:
             journal: of the collator, or None.
-            saved: what the checkpoint holds of this package; None: the run is new.
-            step: of the checkpoint; 0 for a new run.
+            run: that goes on; None: the run is new.
+            step: of its checkpoint; 0: it begins, or begins again.
         """
         if journal is None:
             return cls()
-        run = saved["run"] if saved else uuid.uuid4().hex
+        journal.flush()
+        run = uuid.uuid4().hex if run is None else run
         run, last = _share_run(run, journal.last_attempt(run))
         attempt = 0 if last is None else last + 1
         journal.start_run(run, attempt=attempt, resumed_at=step)

@@ -9,18 +9,20 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
 from torch import Tensor, nn
 
-from ..distributed import all_reduce, barrier
+from ..distributed import all_reduce, barrier, rank
 from ..prior.adapters import active_adapter
 from ..prior.base import BasePrior
 from ..prior.families import unwrap_model
 from ..prior.prior import Prior
 from ..prior.sharding import global_shape, has_fsdp1, is_sharded, is_zero3
+from ..prior.swap import PreparedSwap
 from .snapshot import LiveWeights, link_folder, own_weights, save_prior, unwrap_wrappers
 
 logger = logging.getLogger("toedit_collate")
@@ -45,6 +47,25 @@ def check_refresh(refresh: Any) -> None:
         raise ValueError(f"refresh must be at least 1 step, got {refresh}; None never swaps")
 
 
+@dataclass(frozen=True)
+class _Start:
+    """A prior as it was before the first swap of a run.
+
+    Attributes:
+        model: of the prior.
+        adapter: of a shared prior.
+        generation: number of swaps before.
+        discard: takes away the adapter that the first swap added.
+        saved: folder with the weights that the first swap replaced; None: it added an adapter.
+    """
+
+    model: Any
+    adapter: str | None
+    generation: int
+    discard: Callable[[], Any]
+    saved: Path | None
+
+
 class Refresher:
     """Swaps a prior for the trainee as it is now, and remembers it across a kill.
 
@@ -58,10 +79,34 @@ class Refresher:
         self.prior = cast(Prior, prior)
         self.when = when
         self.swapped_at: int | None = None
+        self._start: _Start | None = None
+        self._start_folder: Path | None = None
 
-    def begin(self) -> None:
+    def begin(self, args: Any) -> None:
         """Begin a run in which nothing was swapped yet."""
-        self.swapped_at = None
+        self.swapped_at = self._start = None
+        # Only with this setting does a Trainer begin again what it has given up.
+        self._start_folder = None
+        if args.auto_find_batch_size:
+            self._start_folder = Path(args.output_dir) / FOLDER / "start"
+
+    def restart(self) -> None:
+        """Bring the prior back to where it was when the run began."""
+        start, self._start = self._start, None
+        if start is None:
+            return
+        if start.saved is not None:
+            self.prior.swap(start.saved)
+        else:
+            start.discard()
+            self.prior.model, self.prior.adapter = start.model, start.adapter
+        self.prior.generation = start.generation
+
+    def end(self, args: Any) -> None:
+        """Forget where the prior was when the run began."""
+        if self._start is not None and self._start.saved is not None and args.should_save:
+            shutil.rmtree(self._start.saved, ignore_errors=True)
+        self._start = None
 
     def check(self, args: Any, trainee: nn.Module) -> None:
         """Raise at the start of training where a swap could never work.
@@ -135,9 +180,23 @@ class Refresher:
             )
             return False
         assert prepared is not None
+        if self._start_folder is not None and self._start is None:
+            self._start = self._keep(prepared, self._start_folder)
         self.prior.complete_swap(prepared)
         self.swapped_at = step
         return True
+
+    def _keep(self, prepared: PreparedSwap, folder: Path) -> _Start:
+        """What `restart` needs, before the first swap."""
+        prior, saved = self.prior, None
+        if prepared.replaces:
+            if rank() == 0:
+                shutil.rmtree(folder, ignore_errors=True)
+            barrier()
+            save_prior(prior, folder, writes=rank() == 0)
+            barrier()
+            saved = folder
+        return _Start(prior.model, prior.adapter, prior.generation, prepared.discard, saved)
 
     # What a checkpoint needs.
 

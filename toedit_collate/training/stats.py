@@ -64,8 +64,8 @@ class EditStats:
 
     def add_alignment(self, counts: Mapping[str, int]) -> None:
         """Count the tokens of a batch for a prior with another tokenizer."""
-        for name, count in counts.items():
-            self._totals[name] += count
+        for name in ALIGNMENT:
+            self._totals[name] += counts.get(name, 0)
 
     @contextmanager
     def timing(self, device: torch.device) -> Iterator[None]:
@@ -93,6 +93,17 @@ class EditStats:
             self._totals["seconds"] += begin.elapsed_time(end) / 1000
         self._events.clear()
         return dict(self._totals)
+
+    @property
+    def batches(self) -> int:
+        """Number of batches so far; waits for nothing."""
+        return int(self._totals["batches"])
+
+    def reset(self, totals: Mapping[str, float]) -> None:
+        """Go back to sums that `totals` returned earlier."""
+        self._pending.clear()
+        self._events.clear()
+        self._totals = dict(totals)
 
     def summary(self, *, over_ranks: bool = False) -> dict[str, float]:
         """Counts and shares so far, for people; see `ToEditCollator.stats`.

@@ -9,6 +9,13 @@ from .call_site import Purpose
 from .collator import ToEditCollator
 from .editor import DISPATCHING
 
+NOT_EDITED = (
+    "no batch of the first training step came from a ToEditCollator, so nothing was edited: the "
+    "Trainer's training loader has no collate_fn that ToEditCallback could use; let "
+    "get_train_dataloader return a DataLoader (of PyTorch or accelerate), or make its batches with "
+    "trainer.data_collator after attach(trainer, prior, policy)"
+)
+
 
 def edit_training_loader(loader: Any, collator: ToEditCollator) -> ToEditCollator:
     """Let all batches of a loader be edited, and no batches of others with the same collator.
@@ -26,7 +33,10 @@ def edit_training_loader(loader: Any, collator: ToEditCollator) -> ToEditCollato
     """
     _refuse_dispatching(loader)
     loader = getattr(loader, "base_dataloader", loader)
-    present = find_collator(loader.collate_fn)
+    collate_fn = getattr(loader, "collate_fn", None)
+    if collate_fn is None:  # a list or a wrapper, whose batches may come from the collator
+        return collator
+    present = find_collator(collate_fn)
     if present is None:
         marked = collator.around(loader.collate_fn).for_training()
         loader.collate_fn = marked
