@@ -70,8 +70,15 @@ def model_options(model_args: Any, args: Any) -> dict[str, Any]:
     return {**options, **(args.model_init_kwargs or {})}
 
 
-def check_shared(edit: EditArguments, has_adapters: bool) -> None:
+def check_shared(
+    edit: EditArguments, has_adapters: bool, *, setting: str = "use_peft: true"
+) -> None:
     """See that a prior that is to be shared has weights that stay frozen.
+
+    Args:
+        edit: names the prior.
+        has_adapters: whether adapters are trained.
+        setting: that asks for adapters.
 
     Raises:
         UnusableError: all weights of the trainee are trained.
@@ -79,7 +86,7 @@ def check_shared(edit: EditArguments, has_adapters: bool) -> None:
     if edit.policy() is not None and edit.prior == "shared" and not has_adapters:
         raise UnusableError(
             "prior is 'shared', the frozen base of a LoRA trainee, and this run trains all "
-            "weights; name a prior by its folder or hub id, or set use_peft: true"
+            "weights; name a prior by its folder or hub id (prior: NAME), or set " + setting
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 import sys
 import warnings
@@ -23,15 +24,21 @@ _UNTRAINED = ("tokenizer_name", "config_name")  # of these, the weights are not 
 _NUMBER_AS_TEXT = re.compile(r"[-+]?\d+[eE][-+]?\d+")
 
 
+class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Shows defaults, and keeps the lines of an example."""
+
+
 def parse(
-    *classes: type, args: Sequence[str] | None = None, prog: str | None = None
+    *classes: type, args: Sequence[str] | None = None, prog: str | None = None, epilog: str = ""
 ) -> tuple[Any, ...]:
     """Read `--config FILE.yaml` and `--field value ...` into dataclasses, by TRL's `TrlParser`.
 
     Args:
-        classes: the dataclasses; no two may have a field of the same name.
+        classes: the dataclasses, in the order in which `--help` shows them; no two may have a
+            field of the same name.
         args: of the command line; None: this process's.
         prog: what the command is called; None: as this process was.
+        epilog: ends the help.
 
     Returns:
         One instance of each class. A `RunArguments` among them has in `given` what was asked for.
@@ -46,7 +53,11 @@ def parse(
     given = list(sys.argv[1:] if args is None else args)
     # Without a usage of its own, each error would come behind that of some 200 options.
     usage = "%(prog)s --config FILE.yaml [--field value ...]    (--help: all fields)"
-    parser: Any = TrlParser(list(classes), prog=prog, usage=usage)  # type: ignore[arg-type]
+    for kind in classes:
+        if not hasattr(kind, "_argument_group_name"):  # a class of TRL
+            kind._argument_group_name = f"{kind.__name__} of TRL"  # type: ignore[attr-defined]
+    kinds: Any = list(classes)
+    parser: Any = TrlParser(kinds, prog=prog, usage=usage, epilog=epilog, formatter_class=_Help)
     try:
         asked = {} if {"-h", "--help"} & set(given) else given_values(given)
         known = {word.lstrip("-") for one in parser._actions for word in one.option_strings}

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from ..errors import UnusableError
 from ..policy import OPTIONS
 from .arguments import PREFIX, EditArguments
 from .nearest import did_you_mean
@@ -59,24 +58,6 @@ def read_section(section: Any) -> EditArguments:
         return EditArguments(**fields)
     except (TypeError, ValueError) as error:
         raise ValueError(f"toedit: {error}") from None
-
-
-def check_shared(edit: EditArguments, has_adapter: bool, mend: str) -> None:
-    """Refuse a shared prior where all weights are trained, before a model is loaded.
-
-    Args:
-        edit: the section.
-        has_adapter: whether the framework trains an adapter.
-        mend: what to set there to train one.
-
-    Raises:
-        UnusableError: there is nothing frozen to share.
-    """
-    if edit.policy() is not None and edit.prior == "shared" and not has_adapter:
-        raise UnusableError(
-            "toedit: prior is 'shared', the frozen base of a LoRA trainee, and this run trains "
-            f"all weights; name a prior by its folder or hub id (prior: NAME), or set {mend}"
-        )
 
 
 def _fits(value: Any, hint: Any) -> bool:

@@ -20,8 +20,8 @@ from typing import Any
 from pydantic import BaseModel, model_validator  # Axolotl's own configs are made of it
 
 from ..config.arguments import name_of
-from ..config.models import attach_settings, load_prior
-from ..config.section import check_shared, read_section
+from ..config.models import attach_settings, check_shared, load_prior
+from ..config.section import read_section
 from ..errors import UnusableError
 from ..training.attach import attach
 
@@ -46,7 +46,7 @@ class ToEditArgs(BaseModel):
     def _check_toedit(cls, data: Any) -> Any:
         try:
             edit = read_section(data.get("toedit"))
-            check_shared(edit, bool(data.get("adapter")), "adapter: lora")
+            check_shared(edit, bool(data.get("adapter")), setting="adapter: lora")
         except UnusableError as error:
             raise ValueError(str(error)) from None
         for name in _NOT_LANGUAGE_MODELLING:

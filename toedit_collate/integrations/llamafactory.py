@@ -25,8 +25,8 @@ from typing import Any
 from transformers import Trainer, TrainerCallback
 
 from ..config.arguments import EditArguments, name_of
-from ..config.models import attach_settings, load_prior
-from ..config.section import check_shared, read_section
+from ..config.models import attach_settings, check_shared, load_prior
+from ..config.section import read_section
 from ..errors import UnusableError
 from ..training.attach import attach
 from ..training.call_site import calling_instance
@@ -105,7 +105,7 @@ def read_config(config: dict[str, Any]) -> tuple[dict[str, Any], EditArguments]:
                 f"use; remove {name}"
             )
     adapters = rest.get("finetuning_type", "lora") in ("lora", "oft")
-    check_shared(edit, adapters, "finetuning_type: lora")
+    check_shared(edit, adapters, setting="finetuning_type: lora")
     return rest, edit
 
 

@@ -1,0 +1,123 @@
+"""`toedit sft`: TRL's own SFT script, with all of its options, on token-edited batches.
+
+On several processes: `accelerate launch -m toedit_collate.commands.sft --config FILE.yaml`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import Any
+from unittest.mock import patch
+
+from ..config.guard import run_guarded
+from ..errors import UnusableError
+
+_EXAMPLE = """\
+example: LoRA, with the frozen base of the trainee as the prior:
+  toedit sft --model_name_or_path Qwen/Qwen2.5-0.5B --use_peft --dataset_name trl-lib/Capybara \\
+      --edit_policy reference_code --journal --output_dir out
+"""
+
+
+def add_sft(commands: Any) -> None:
+    """Add `sft` to the subcommands of an argparse parser."""
+    parser = commands.add_parser(
+        "sft", help="TRL's own SFT script, with all of its options, on token-edited batches"
+    )
+
+    def run(args: argparse.Namespace) -> None:
+        run_sft(args.rest)
+
+    # TRL's parser reads all words, `--help` too.
+    parser.parse_known_args = lambda words, _: (argparse.Namespace(run=run, rest=words), [])
+
+
+def run_sft(args: Sequence[str]) -> None:
+    """Train as `trl sft` does, on batches that are edited as the arguments say.
+
+    Args:
+        args: those of TRL's script and the fields of `EditArguments`; `--config FILE.yaml` has
+            either.
+
+    Raises:
+        UnusableError: an argument can't be used, or TRL is not installed or has another script.
+        SystemExit: `--help`, or an argument that nobody knows.
+    """
+    from ..config.arguments import EditArguments  # late: `toedit --help` needs none of it
+    from ..config.parse import parse
+
+    try:
+        import datasets
+        import trl
+        from trl.scripts import sft as script
+    except ImportError as error:
+        raise UnusableError(
+            f'toedit sft is TRL\'s script ({error}); pip install "toedit_collate[recipes]"'
+        ) from None
+    types = script.make_parser().dataclass_types
+    edit, *of_trl = parse(EditArguments, *types, args=args, prog="toedit sft", epilog=_EXAMPLE)
+    made: list[Any] = []
+    ours = {"load_dataset": _load_dataset}
+    if edit.policy() is not None:
+        ours["SFTTrainer"] = _editing_trainer(edit, made)
+    with ExitStack() as stack:
+        # The script imports them when it is called; older ones did when they were imported.
+        for module, name in ((datasets, "load_dataset"), (trl, "SFTTrainer")):
+            for place in (module, script):
+                if name in ours and hasattr(place, name):
+                    stack.enter_context(patch.object(place, name, ours[name]))
+        script.main(*of_trl)
+    if not made and edit.policy() is not None:
+        raise UnusableError(
+            "the SFT script of this version of TRL makes its trainer in another way, so nothing "
+            "was edited; use a version of TRL that toedit_collate's metadata allows"
+        )
+
+
+def _editing_trainer(edit: Any, made: list[Any]) -> Any:
+    """TRL's trainer with an edit attached as soon as it exists; those made are added to a list."""
+    from trl import SFTTrainer
+
+    from ..config.arguments import name_of
+    from ..config.card import add_to_card
+    from ..config.models import attach_settings, load_prior
+    from ..training.attach import attach
+
+    class EditingSFTTrainer(SFTTrainer):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            made.append(self)
+            policy, settings = edit.policy(), attach_settings(edit, self.args.output_dir)
+            attach(self, load_prior(edit, self), policy, **settings)
+            add_to_card(self, name_of(edit.edit_policy, edit.changes()), policy)
+
+    return EditingSFTTrainer
+
+
+def _load_dataset(path: str, name: str | None = None, **options: Any) -> Any:
+    """`datasets.load_dataset`, which also reads local files, as recipes do."""
+    from datasets.load import load_dataset
+
+    from ..data.reading import is_local, load_rows, parse_source
+
+    if not is_local(path) or options.get("data_files") or options.get("data_dir"):
+        return load_dataset(path, name, **options)
+    source, config, own_split = parse_source(path, "dataset_name")
+
+    class Splits(dict[str, Any]):
+        def __missing__(self, split: str) -> Any:
+            split = own_split if split == "train" else split
+            streaming = bool(options.get("streaming"))
+            return load_rows(
+                source, name or config, split, streaming=streaming, option="dataset_name"
+            )
+
+    split = options.get("split")
+    return Splits() if split is None else Splits()[split]
+
+
+if __name__ == "__main__":
+    sys.exit(run_guarded("toedit sft", lambda: run_sft(sys.argv[1:])))
