@@ -10,12 +10,12 @@ Words:
 from toedit_collate.config.arguments import DataArguments, EditArguments, RunArguments, as_mapping
 from toedit_collate.config.models import attach_settings, load_prior, load_tokenizer, model_options
 from toedit_collate.config.parse import parse, start
-from toedit_collate.config.run_report import RunReport
 from toedit_collate.data import load_rows
 
 from .data import load_held_out, load_training
 from .generations import run_generations
 from .mixing import mix, pack_text
+from .runs import RunReport
 from .training import run
 
 __all__ = [

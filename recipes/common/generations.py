@@ -1,4 +1,4 @@
-"""One run of several generations, with what is written and compared of it."""
+"""Runs of several generations (`self_edit`), each with what is measured of it."""
 
 from __future__ import annotations
 
@@ -13,21 +13,18 @@ from transformers import Trainer, TrainingArguments, set_seed
 from toedit_collate.config.arguments import EditArguments, RunArguments
 from toedit_collate.config.card import add_to_card
 from toedit_collate.config.models import check_prior, load_prior
-from toedit_collate.config.run_report import RunReport
 from toedit_collate.data.files import write_json
 from toedit_collate.errors import UnusableError
 from toedit_collate.policy import EditPolicy
 from toedit_collate.prior.prior import Prior
 from toedit_collate.training.generations import format_reports, self_edit
 
-from .finish import write_samples
-from .folder import keep_dataset
-from .samples import Samples, scoring_prior
-from .tasks import check_tasks, run_tasks
-from .variants import run_all
+from .runs import RunReport, keep_dataset, run_all
+from .tasks import check_evaluation, check_tasks, run_tasks
 
 # Nothing is selected: the baseline goes through the same generations on the source data.
 _UNEDITED = EditPolicy(region="none")
+_COUNTS = ("tokens", "scored", "selected", "changed", "dropped", "selected_share", "changed_share")
 
 
 def run_generations(
@@ -58,7 +55,7 @@ def run_generations(
         Downstream tasks are those of the last generation's model.
 
     Raises:
-        UnusableError: `refresh` or `decision_cache` are set, which have no place here.
+        UnusableError: `refresh` or `decision_cache` are set, which have no place here; or as `run`.
     """
     for field, is_set in (("refresh", edit.refresh), ("decision_cache", edit.cache_path)):
         if is_set:
@@ -73,36 +70,32 @@ def run_generations(
         own: Any, name: str, policy: EditPolicy | None
     ) -> tuple[RunReport, Trainer | None]:
         trainers: list[Any] = []
-        report = RunReport(policy=name, seed=own.seed, folder=str(own.output_dir))
+        priors: list[Prior] = []
 
         def make(number: int, weights: Path | None) -> Trainer:
             set_seed(own.seed)
-            trainers[:] = [make_trainer(own, weights)]
-            sets = trainers[0].eval_dataset
+            trainer = make_trainer(own, weights)
+            sets = trainer.eval_dataset
             if isinstance(sets, dict):
                 if len(sets) > 1:
                     raise UnusableError(
                         f"held_out must be one set where generations are compared, got "
                         f"{', '.join(sets)}; keep one of them"
                     )
-                (trainers[0].eval_dataset,) = sets.values()
-            add_to_card(trainers[0], name, policy, report)
-            keep_dataset(trainers[0], own.output_dir)
-            return trainers[0]
-
-        priors: list[Prior] = []
-
-        samples = Samples(run_args.num_samples, None)
+                (trainer.eval_dataset,) = sets.values()
+            check_evaluation(trainer, run_args)
+            add_to_card(trainer, name, policy)
+            keep_dataset(trainer)
+            trainers[:] = [trainer]
+            return trainer
 
         def prior_of(trainer: Trainer) -> Prior:
             if edit.prior == "shared" or not priors:
                 priors[:] = [load_prior(edit, trainer)]
-            if edit.later_prior == "swapped":  # else another one edits later batches
-                samples.prior = scoring_prior(priors[0])
             return priors[0]
 
         started = time.perf_counter()
-        reports = self_edit(
+        found = self_edit(
             make,
             prior_of,
             policy or _UNEDITED,
@@ -110,41 +103,26 @@ def run_generations(
             output_dir=own.output_dir,
             start=start,
             later_prior=edit.later_prior,
-            on_edit=samples.add,
         )
-        tasks: dict[str, dict[str, float]] = {}
-        if trainers:
-            tasks = run_tasks(trainers[0], run_args)
-            samples.adopt_tokenizer(trainers[0].processing_class)
-            write_samples(own, samples)
         if own.should_save:
-            print(format_reports(reports))
-            content = [dataclasses.asdict(report) for report in reports]
+            print(format_reports(found))
+            content = [dataclasses.asdict(one) for one in found]
             write_json(Path(own.output_dir) / "generations.json", content)
-        last = reports[-1]
-        report.train["seconds"] = time.perf_counter() - started
+        last = found[-1]
+        report = RunReport(policy=name, seed=own.seed, folder=str(own.output_dir))
+        report.train = {"seconds": time.perf_counter() - started}
         if last.train_loss is not None:
             report.train["loss"] = last.train_loss
-        report.edit = {} if policy is None else _counts(last)
+        if policy is not None:
+            report.edit = {count: getattr(last, count) for count in _COUNTS}
         report.held_out = {
             f"generation {one.generation}": one.perplexity
-            for one in reports
+            for one in found
             if one.perplexity is not None
         }
-        report.tasks = tasks
-        return report, trainers[0] if trainers else None
+        if not trainers:  # all generations were there
+            return report, None
+        report.tasks = run_tasks(trainers[0], run_args)
+        return report, trainers[0]
 
     return run_all(run_once, args, run_args, edit)
-
-
-def _counts(report: Any) -> dict[str, float]:
-    names = (
-        "tokens",
-        "scored",
-        "selected",
-        "changed",
-        "dropped",
-        "selected_share",
-        "changed_share",
-    )
-    return {name: getattr(report, name) for name in names}

@@ -1,4 +1,4 @@
-"""One run of a Trainer: training, what is measured after it, and what is written."""
+"""One run of a Trainer: training, and what is measured after it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from transformers import Trainer, TrainingArguments, set_seed
 from toedit_collate.config.arguments import EditArguments, RunArguments
 from toedit_collate.config.card import add_to_card
 from toedit_collate.config.models import check_prior
-from toedit_collate.config.run_report import RunReport
 from toedit_collate.distributed import barrier
 from toedit_collate.policy import EditPolicy
 from toedit_collate.prior.prior import Prior
@@ -21,11 +20,8 @@ from toedit_collate.training.collator import ToEditCollator
 from toedit_collate.training.generations import mean_loss
 from toedit_collate.training.perplexity import perplexity_of
 
-from .finish import write_samples
-from .folder import keep_dataset
-from .samples import Samples, prior_for_samples
-from .tasks import check_tasks, run_tasks
-from .variants import run_all
+from .runs import RunReport, keep_dataset, run_all
+from .tasks import check_evaluation, check_tasks, run_tasks
 
 MakeTrainer = Callable[[Any, EditPolicy | None], Trainer]
 
@@ -45,6 +41,10 @@ def run(
 
     Returns:
         A report of each run.
+
+    Raises:
+        UnusableError: the prior or a downstream task does not exist, or what is trained could not
+            be evaluated; before training.
     """
     check_tasks(run_args)
     check_prior(edit)
@@ -52,27 +52,23 @@ def run(
     def run_once(own: Any, name: str, policy: EditPolicy | None) -> tuple[RunReport, Trainer]:
         set_seed(own.seed)
         trainer = make_trainer(own, policy)
-        return _train(trainer, run_args, name, policy), trainer
+        check_evaluation(trainer, run_args)
+        add_to_card(trainer, name, policy)
+        return train(trainer, run_args, name), trainer
 
     return run_all(run_once, args, run_args, edit)
 
 
-def _train(
-    trainer: Trainer, run_args: RunArguments, name: str, policy: EditPolicy | None
-) -> RunReport:
-    args = trainer.args
+def train(trainer: Trainer, run_args: RunArguments, name: str) -> RunReport:
+    """Train, save the model, and measure it; `name` is that of the policy."""
+    args: Any = trainer.args
     collator = trainer.data_collator if isinstance(trainer.data_collator, ToEditCollator) else None
-    samples = Samples(run_args.num_samples, trainer.processing_class, prior_for_samples(collator))
-    if collator is not None and collator.on_edit is None:
-        collator.on_edit = samples.add
-    checkpoint = _checkpoint(args)
-    report = RunReport(policy=name, seed=args.seed, folder=str(args.output_dir))
-    add_to_card(trainer, name, policy, report, is_resumed=checkpoint is not None)
     if collator is not None and collator.journal is not None:
-        keep_dataset(trainer, str(args.output_dir))
+        keep_dataset(trainer)
     started = time.perf_counter()
-    result = trainer.train(resume_from_checkpoint=checkpoint)
+    result = trainer.train(resume_from_checkpoint=_checkpoint(args))
     loss = mean_loss(trainer)
+    report = RunReport(policy=name, seed=args.seed, folder=str(args.output_dir))
     report.train = {
         "loss": result.training_loss if loss is None else loss,
         "steps": trainer.state.global_step,
@@ -81,20 +77,19 @@ def _train(
     }
     if collator is not None:
         report.edit = collator.editor.stats.summary(over_ranks=True)
+    if trainer.is_fsdp_enabled:  # else `save_model` may write nothing
+        trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
     trainer.save_model(args.output_dir)
     report.held_out = _held_out(trainer)
     report.tasks = run_tasks(trainer, run_args)
-    write_samples(args, samples)
     return report
 
 
 def _checkpoint(args: Any) -> str | None:
-    wanted = args.resume_from_checkpoint
-    if wanted in (None, False, "false", "False"):
-        return None
-    if wanted in (True, "true", "True"):
+    wanted = str(args.resume_from_checkpoint)
+    if wanted.lower() == "true":
         return last_checkpoint(args.output_dir)
-    return str(wanted)
+    return None if wanted.lower() in ("none", "false") else wanted
 
 
 def _held_out(trainer: Trainer) -> dict[str, float]:
@@ -102,18 +97,7 @@ def _held_out(trainer: Trainer) -> dict[str, float]:
     sets = trainer.eval_dataset
     if sets is None:
         return {}
-    try:
-        scorer = _scorer(trainer)
-    except OSError as error:  # training is over: that must not be lost
-        if trainer.args.should_save:
-            print(
-                f"held_out was not measured: the model that was saved can't be loaded ({error}); "
-                "with DeepSpeed ZeRO-3 set zero3_save_16bit_model: true in accelerate's config "
-                "(stage3_gather_16bit_weights_on_model_save in DeepSpeed's)",
-                flush=True,
-            )
-        return {}
-    names = list(sets) if isinstance(sets, dict) else [None]
+    scorer, names = _scorer(trainer), list(sets) if isinstance(sets, dict) else [None]
     found = {name or "eval": perplexity_of(trainer, scorer, name) for name in names}
     return {name: value for name, value in found.items() if value is not None}
 
@@ -122,7 +106,7 @@ def _scorer(trainer: Trainer) -> Prior:
     model: Any = trainer.model
     if not (is_zero3(model) or has_fsdp1(model)):
         return Prior(model, trainer.processing_class)
-    # A pass of their model outside of training is not possible; one of what was saved is.
+    # Outside of training their model can't make a pass; what was saved of it can.
     barrier()
     args = trainer.args
     if getattr(model, "peft_config", None):

@@ -72,7 +72,7 @@ def test_a_copied_folder_runs_outside_of_the_checkout(name, tmp_path):
     for script in (tmp_path / name).glob("*.py"):
         if "__main__" in script.read_text():
             help_text = run_in(tmp_path, {}, str(script), "--help")
-            assert "--output" in help_text
+            assert "usage: " in help_text
 
 
 def test_nothing_is_overwritten(tmp_path, capsys):

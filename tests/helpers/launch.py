@@ -23,7 +23,9 @@ def run_on_two_ranks(
         result: a file in `folder` that must be there afterwards.
         arguments: more of them.
     """
-    paths = [str(HERE), str(TESTS), str(TESTS.parent), os.environ.get("PYTHONPATH", "")]
+    root = TESTS.parent
+    paths = [str(HERE), str(TESTS), str(root), str(root / "recipes")]
+    paths.append(os.environ.get("PYTHONPATH", ""))
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     done = subprocess.run(
         [*launcher, script.__file__, str(folder), *arguments],

@@ -47,6 +47,8 @@ PolicyArguments: Any = dataclasses.make_dataclass(
 class EditArguments(PolicyArguments):
     """How the training data is edited: the policy, the prior, and what is kept of it."""
 
+    _argument_group_name = "token editing: policy, prior, journal and cache"
+
     prior: str = field(
         default="shared",
         metadata={
@@ -144,6 +146,8 @@ class EditArguments(PolicyArguments):
 class DataArguments:
     """What is trained and measured on. The names are those of TRL's `ScriptArguments`."""
 
+    _argument_group_name = "data"
+
     dataset_name: str | None = _optional(
         "Hub id; or a local .jsonl, .parquet, .csv or .txt file (documents between blank lines), "
         "several by *, or a folder of save_to_disk."
@@ -189,6 +193,8 @@ class DataArguments:
 class RunArguments:
     """What is done with a run beside training, and how it is compared."""
 
+    _argument_group_name = "the run: comparison and evaluation"
+
     compare_baseline: bool = field(
         default=False,
         metadata={"help": "Train without editing, too, from the same seeds, and compare."},
@@ -207,9 +213,6 @@ class RunArguments:
             "Default: the one of `seed`."
         },
     )
-    num_samples: int = field(
-        default=5, metadata={"help": "Edited documents to write down as text."}
-    )
     eval_tasks: list[str] | None = field(
         default=None, metadata={"help": "Tasks of lm-evaluation-harness to run after training."}
     )
@@ -222,8 +225,6 @@ class RunArguments:
     given: dict[str, Any] = field(init=False, repr=False, default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.num_samples < 0:
-            raise ValueError(f"num_samples must not be negative, got {self.num_samples}")
         if self.seeds is not None and len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds must differ from each other, got {self.seeds}")
         for text in self.compare_policies or []:
