@@ -148,66 +148,42 @@ def document_ids_of(batch: Mapping[str, Any]) -> Tensor | None:
         [[1, 1, 1, 2, 2]]
     """
     ids = batch["input_ids"]
-    begins = [
-        _begins_of_borders(name, batch[name], ids.numel())
-        for name in BORDERS
-        if isinstance(batch.get(name), Tensor)
-    ]
-    for name in NUMBERS:
-        if isinstance(batch.get(name), Tensor) and batch[name].shape == ids.shape:
-            numbers = whole_numbers(name, batch[name]).reshape(-1)
-            begins.append(numbers.diff(prepend=numbers[:1]) != 0)
-    if batch.get(LENGTHS) is not None:
-        begins.append(_begins_of_lengths(batch[LENGTHS], ids.shape, batch.get("attention_mask")))
-    if not begins:
-        return None
-    return torch.stack(begins).any(0).cumsum(0).view(ids.shape)
+    begins = torch.zeros(ids.numel(), dtype=torch.bool)
+    found = False
+    for name in (*BORDERS, *NUMBERS, LENGTHS):
+        values = batch.get(name)
+        if values is None or (name != LENGTHS and not isinstance(values, Tensor)):
+            continue
+        if name in NUMBERS and values.shape != ids.shape:
+            continue
+        found, numbers = True, _whole_numbers(name, values)
+        if name in NUMBERS:
+            begins |= numbers.diff(prepend=numbers[:1]) != 0
+            continue
+        places = torch.arange(ids.numel())
+        if name == LENGTHS:
+            mask = batch.get("attention_mask")
+            if isinstance(mask, Tensor) and mask.shape == ids.shape:
+                places = places[mask.reshape(-1).cpu() != 0]
+            numbers = torch.cat([numbers.new_zeros(1), numbers.cumsum(0)])
+        last = numbers[-1] if len(numbers) else -1
+        is_full = last == len(places) if name in BORDERS else last <= len(places)
+        if not is_full or numbers[0] != 0 or (numbers.diff() < 0).any():
+            must = "sum to no more than" if name == LENGTHS else "rise from 0 to"
+            raise ValueError(
+                f"{name} must {must} the {len(places)} tokens of the batch, got "
+                f"{torch.as_tensor(values).tolist()}; give position_ids that restart at 0"
+            )
+        # After the last length, one more begins: padding that no mask marks.
+        begins[places[numbers[numbers < len(places)]]] = True
+    return begins.cumsum(0).view(ids.shape) if found else None
 
 
-def whole_numbers(name: str, values: Any) -> Tensor:
-    """Numbers of a batch as int64 on the CPU.
-
-    Raises:
-        ValueError: they are not whole numbers (bfloat16 holds no odd number above 256, say).
-    """
+def _whole_numbers(name: str, values: Any) -> Tensor:
     numbers = torch.as_tensor(values)
-    if numbers.is_floating_point() or numbers.is_complex():
+    if numbers.is_floating_point():  # bfloat16 holds no odd number above 256
         raise ValueError(f"{name} must hold whole numbers, got {numbers.dtype}; use int64")
-    return numbers.to("cpu", torch.int64)
-
-
-def _begins_of_borders(name: str, values: Tensor, num_cells: int) -> Tensor:
-    """(B * T,) bool, True where a document begins, by borders in the flattened batch."""
-    borders = whole_numbers(name, values).reshape(-1)
-    lengths = borders.diff()
-    if not len(borders) or borders[0] != 0 or (lengths < 0).any() or borders[-1] != num_cells:
-        raise ValueError(
-            f"{name} must rise from 0 to {num_cells}, the tokens of the batch, got "
-            f"{borders.tolist()}; give position_ids that restart at 0"
-        )
-    begins = torch.zeros(num_cells, dtype=torch.bool)
-    begins[borders[:-1][lengths > 0]] = True
-    return begins
-
-
-def _begins_of_lengths(values: Any, shape: torch.Size, mask: Any) -> Tensor:
-    """(B * T,) bool, True where a document begins, by lengths of documents without padding."""
-    lengths = whole_numbers(LENGTHS, values).reshape(-1)
-    real = torch.ones(shape, dtype=torch.bool)
-    if isinstance(mask, Tensor) and mask.shape == shape:
-        real = mask.cpu() != 0
-    places = real.reshape(-1).nonzero().squeeze(-1)
-    end = lengths.cumsum(0)
-    if (lengths < 0).any() or (len(end) and int(end[-1]) > len(places)):
-        raise ValueError(
-            f"{LENGTHS} must sum to no more than the {len(places)} tokens of the batch, got "
-            f"{lengths.tolist()}; give position_ids that restart at 0"
-        )
-    # One more begins after the last: padding that no mask marks.
-    begin = torch.cat([end - lengths, end[-1:]])
-    begins = torch.zeros(real.numel(), dtype=torch.bool)
-    begins[places[begin[begin < len(places)]]] = True
-    return begins
+    return numbers.reshape(-1).to("cpu", torch.int64)
 
 
 def mask_of_padding(
