@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from toedit_collate import EditPolicy
-from toedit_collate.stores.journal.keys import keys_of
+from toedit_collate.stores.journal import keys_of
 
 POLICY = EditPolicy().record()
 

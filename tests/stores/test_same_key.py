@@ -8,7 +8,7 @@ from conftest import make_llama
 from toedit_collate import EditPolicy, Journal, Prior, edit_tokens
 from toedit_collate.editing.with_journal import edit_with_journal
 from toedit_collate.stores.cache import DecisionCache, Identity
-from toedit_collate.stores.journal.keys import keys_of
+from toedit_collate.stores.journal import keys_of
 from toedit_collate.tokens.content import content_digests
 from toedit_collate.tokens.draws import document_keys, token_words
 from toedit_collate.tokens.token_batch import TokenBatch

@@ -1,7 +1,8 @@
-"""The floor under both stores: segments, the index of keys, and who writes when."""
+"""What both stores share: segments, the index of keys, and who writes when."""
 
 import json
 import os
+import pathlib
 import re
 import signal
 import struct
@@ -20,13 +21,13 @@ from safetensors.torch import save_file
 
 from toedit_collate.stores import segments
 from toedit_collate.stores.index import KeyIndex
-from toedit_collate.stores.locks import WriterLock
 from toedit_collate.stores.segments import (
     DamagedFileError,
     read_regular,
     read_segment,
     write_segment,
 )
+from toedit_collate.stores.writing import WriterLock
 
 ARRAYS = {
     "keys": np.arange(20, dtype=np.uint64) * 2**59,
@@ -69,7 +70,9 @@ class TestSegments:
         assert read.tolist() == values.tolist()
 
     def test_of_another_kind(self, path):
-        with pytest.raises(DamagedFileError, match="no segment of the kind 'test, 2'"):
+        with pytest.raises(
+            DamagedFileError, match="not a segment of kind 'test, 2', but 'test, 1'"
+        ):
             read_segment(path, "test, 2")
 
     def test_one_that_is_not_there(self, tmp_path):
@@ -100,48 +103,39 @@ class TestHostileFiles:
             "socket": lambda: os.mknod(path, 0o140600),
         }[make]()
         for read in (lambda: read_segment(path, "k"), lambda: read_regular(path)):
-            with pytest.raises(DamagedFileError, match=r"regular file|can't be read|link to noth"):
+            with pytest.raises(DamagedFileError, match="not a regular file"):
                 read()
 
     def test_a_small_file_with_a_long_header(self, tmp_path):
         path = tmp_path / "a"
         for length in (2**40, 2**63, 10**8):
             path.write_bytes(struct.pack("<Q", length) + b"{}")
-            with pytest.raises(DamagedFileError, match="no whole safetensors file"):
+            with pytest.raises(DamagedFileError, match="not a whole safetensors file"):
                 read_segment(path, "k")
 
     def test_counts_of_two_to_the_forty(self, tmp_path):
         header = json.dumps({"a": {"dtype": "U8", "shape": [2**40], "data_offsets": [0, 2**40]}})
         path = tmp_path / "a"
         path.write_bytes(struct.pack("<Q", len(header)) + header.encode())
-        with pytest.raises(DamagedFileError, match="no whole safetensors file"):
+        with pytest.raises(DamagedFileError, match="not a whole safetensors file"):
             read_segment(path, "k")
-        packed = torch.frombuffer(bytearray(zlib.compress(b"")), dtype=torch.uint8)
-        for length in (2**40, -1):
-            crafted(path, {"a": packed}, {"kind": "k", "deflated": {"a": ["<u8", length]}})
-            with pytest.raises(DamagedFileError, match="can't hold"):
-                read_segment(path, "k")
 
-    def test_a_column_that_unpacks_to_more_than_it_says(self, tmp_path):
-        path = tmp_path / "a"
-        bomb = zlib.compress(bytes(10**7), 9)
-        assert len(bomb) < 10**4
-        packed = torch.frombuffer(bytearray(bomb), dtype=torch.uint8)
-        for length in (5, 10**7 - 1):
-            crafted(path, {"a": packed}, {"kind": "k", "deflated": {"a": ["|u1", length]}})
-            with pytest.raises(DamagedFileError, match=f"hold the {length} numbers"):
-                read_segment(path, "k")
+    @pytest.mark.parametrize(
+        "stream", [b"-", zlib.compress(bytes(9)), zlib.compress(bytes(8))[:-1]]
+    )
+    def test_a_compressed_column_that_is_none(self, tmp_path, stream):
+        packed = torch.frombuffer(bytearray(stream), dtype=torch.uint8)
+        crafted(tmp_path / "a", {"a": packed}, {"kind": "k", "deflated": {"a": "<u8"}})
+        with pytest.raises(DamagedFileError):
+            read_segment(tmp_path / "a", "k")
 
     @pytest.mark.parametrize(
         "facts",
         [
             [], None, 3, "k", {}, {"kind": "k"}, {"kind": "k", "deflated": None},
-            {"kind": "k", "deflated": []}, {"kind": "k", "deflated": {"b": ["<u8", 1]}},
-            {"kind": "k", "deflated": {"a": None}}, {"kind": "k", "deflated": {"a": ["<u8"]}},
-            {"kind": "k", "deflated": {"a": ["nonsense", 1]}},
-            {"kind": "k", "deflated": {"a": ["O", 1]}},
-            {"kind": "k", "deflated": {"a": ["<u8", "1"]}},
-            {"kind": "k", "deflated": {"a": [None, None]}},
+            {"kind": "k", "deflated": []}, {"kind": "k", "deflated": {"b": "<u8"}},
+            {"kind": "k", "deflated": {"a": 3}}, {"kind": "k", "deflated": {"a": "nonsense"}},
+            {"kind": "k", "deflated": {"a": "O"}},
         ],
         ids=repr,
     )  # fmt: skip
@@ -178,6 +172,17 @@ class TestKeyIndex:
         assert found.tolist() == [expected.get(key, -1) for key in asked]
         assert index.num_rows == row
 
+    @given(st.lists(st.lists(st.integers(0, 30)), max_size=8))
+    @settings(deadline=None)
+    def test_adds_each_new_key_once(self, batches):
+        index, known = KeyIndex(), []
+        for keys in batches:
+            is_new = index.add_new(np.array(keys, np.uint64))
+            expected = [key not in known and key not in keys[:n] for n, key in enumerate(keys)]
+            assert is_new.tolist() == expected
+            known += [key for key, new in zip(keys, expected, strict=True) if new]
+        assert index.find(np.array(known, np.uint64)).tolist() == list(range(len(known)))
+
 
 class TestLock:
     def test_ends_with_its_process(self, tmp_path):
@@ -198,8 +203,8 @@ class TestLock:
 
 def ended(code, *arguments):
     """A process that ends: its status, and what it said."""
-    here = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    paths = os.pathsep.join([here, os.path.dirname(here), os.environ.get("PYTHONPATH", "")])
+    tests = pathlib.Path(__file__).parents[1]
+    paths = os.pathsep.join(map(str, (tests, tests / "helpers", tests / "stores", tests.parent)))
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)],
         env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True, timeout=120,
@@ -223,7 +228,6 @@ class TestEndOfAProcess:
         record(journal, [5, 6], {1: 7})
     """
     CACHE = """
-        sys.path.insert(0, sys.argv[2])
         import test_cache
         cache = test_cache.opened(sys.argv[1])
         cache.add(test_cache.some(1, 2))
@@ -238,7 +242,7 @@ class TestEndOfAProcess:
     )  # fmt: skip
     def test_on_a_full_disk(self, tmp_path, store, said):
         code = textwrap.dedent(self.FULL) + textwrap.dedent(store)
-        status, error = ended(code, tmp_path / "store", os.path.dirname(__file__))
+        status, error = ended(code, tmp_path / "store")
         assert status == 0
         assert re.search(said, error)
         assert "Traceback" not in error
@@ -250,6 +254,6 @@ class TestEndOfAProcess:
         status, error = ended("import sys" + textwrap.dedent(self.JOURNAL), tmp_path)
         lock.release()
         assert status == 0
-        assert "being written by another process; give every run a journal of its own" in error
+        assert "being written by another process; give every run its own journal" in error
         assert "Traceback" not in error
         assert "Exception ignored" not in error

@@ -9,9 +9,8 @@ from journals import record
 from toedit_collate import EditPolicy, Journal, Prior, edit_tokens
 from toedit_collate.commands.main import main
 from toedit_collate.stores.cache import DecisionCache
-from toedit_collate.stores.cache.block import DamagedCacheError
 from toedit_collate.stores.journal import journal as journal_module
-from toedit_collate.stores.journal.frames import DamagedJournalError
+from toedit_collate.stores.segments import DamagedFileError
 
 POLICY = EditPolicy(region="below", threshold=0.5, exclude_original=True)
 TEXTS = torch.randint(5, 64, (6, 40), generator=torch.Generator().manual_seed(0))
@@ -49,7 +48,7 @@ def test_no_fault_of_a_cache_gives_other_edits(tmp_path, number, capsys):
             stand_in = DecisionCache(tmp_path).prior(POLICY)
             cache = DecisionCache(tmp_path)
             edited = edit_tokens(stand_in, TEXTS, policy=POLICY, cache=cache)
-        except DamagedCacheError:
+        except DamagedFileError:
             counts["noticed"] += 1
         else:
             assert torch.equal(edited.input_ids, expected)
@@ -76,7 +75,7 @@ def test_no_fault_of_a_journal_goes_unnoticed(tmp_path, number, capsys):
         try:
             journal = Journal(tmp_path)
             replayed = [journal.replay(text, 2) for text in TEXTS.tolist()]
-        except DamagedJournalError:
+        except DamagedFileError:
             counts["noticed"] += 1
             # Each is told by the command, too; it takes long.
             if counts["noticed"] % 50 == 1:

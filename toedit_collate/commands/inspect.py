@@ -153,7 +153,6 @@ def _inspect_journal(args: argparse.Namespace) -> Inspection:
     from ..inspection.reading import as_data, read_documents
     from ..stores.journal import Journal
     from ..stores.journal.files import list_files
-    from ..stores.journal.frames import DamagedJournalError
 
     given = {
         "--policy": args.policy,
@@ -188,7 +187,7 @@ def _inspect_journal(args: argparse.Namespace) -> Inspection:
             Journal(args.journal), documents, Reader(tokenizer), keep=max(args.keep, args.show),
             limit=args.limit or None, data=args.data,
         )  # fmt: skip
-    except (ValueError, DamagedJournalError) as error:
+    except ValueError as error:
         raise UnusableError(f"--journal {args.journal}: {error}") from None
 
 

@@ -10,8 +10,7 @@ import numpy as np
 import torch
 
 from ..errors import UnusableError
-from ..stores.journal.keys import keys_of
-from ..stores.journal.replay import Texts
+from ..stores.journal import Texts, keys_of
 from ..stores.ragged import Array
 from .reading import Batch, Data, Row
 from .tokens import SAVE, SFT_DEFAULTS, Preparation, per_token, row_labels, tokenize, whole_numbers

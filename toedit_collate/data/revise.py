@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import UnusableError
-from ..stores.journal import Journal
-from ..stores.journal.replay import Texts
+from ..stores.journal import Journal, Texts
 from ..stores.ragged import Array
 from .documents import Documents, find_documents
 from .reading import Batch, Data, Row

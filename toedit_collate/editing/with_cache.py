@@ -12,6 +12,7 @@ from ..head.candidates import Candidates, draw_among
 from ..policy import EditPolicy
 from ..prior.base import BasePrior
 from ..stores.cache import DecisionCache, Decisions, Identity
+from ..stores.ragged import Array
 from ..tokens.checks import check_finite
 from ..tokens.content import content_digests
 from ..tokens.draws import Draws
@@ -59,7 +60,6 @@ def edit_with_cache(
     known, decisions = cache.look_up(*digests.T)
     numbers = np.flatnonzero(known)
     sample = torch.zeros(0)
-    scorable = prior.scorable(batch)
     missing = editable & ~torch.from_numpy(known)[documents.document]
     if missing.any():
         new, decided, sample = _decide(prior, policy, batch, digests, missing, num_sampled)
@@ -68,14 +68,14 @@ def edit_with_cache(
         numbers = np.concatenate([numbers, new])
     else:
         prior.make_idle_passes()
-    at = documents.start[numbers].repeat_interleave(torch.from_numpy(decisions.counts))
-    at = at + torch.from_numpy(decisions.position)
+    start = documents.start[numbers].numpy()
+    editable[np.repeat(start, decisions.num_unscored) + decisions.unscored] = False
+    at = torch.from_numpy(np.repeat(start, decisions.counts) + decisions.position)
     is_dropped = torch.from_numpy(decisions.num_candidates == 0)
     selected = torch.zeros_like(editable).index_fill_(0, at[~is_dropped], True)
     dropped = torch.zeros_like(editable).index_fill_(0, at[is_dropped], True)
     new_tokens = batch.tokens.clone()
     new_tokens[at[~is_dropped]] = _draw(policy, batch, decisions, at[~is_dropped], draws)
-    editable &= scorable
     where = editable.nonzero().squeeze(-1)
     return batch.result(
         where=where,
@@ -102,7 +102,8 @@ def _decide(
     Returns:
         The numbers of these documents, what is decided about them, and the sample's log P.
     """
-    where = (wanted & prior.scorable(batch)).nonzero().squeeze(-1)
+    scorable = prior.scorable(batch)
+    where = (wanted & scorable).nonzero().squeeze(-1)
     predictions = prior.predict(batch, where)
     everywhere = torch.ones_like(where, dtype=torch.bool)
     sample = predictions.exact_logprob(evenly_spread(everywhere, num_sampled))
@@ -114,30 +115,39 @@ def _decide(
     found = list(predictions.candidates(policy, selected))
     if policy.sampler == "top_k" and found:  # k columns: all of them in one wait
         found = [Candidates(*map(torch.cat, zip(*((f.ids, f.logits) for f in found), strict=True)))]
-    ids, logits, widths = [np.zeros(0, np.uint32)], [np.zeros(0, np.float32)], []
+    ids, logits = [torch.zeros(0, dtype=torch.int64)], [torch.zeros(0)]
+    num_candidates = torch.zeros(len(where), dtype=torch.int64)
+    widths = [num_candidates[:0]]
     for candidates in found:
         host_ids, host_logits = fetch(candidates.ids, candidates.logits)
         possible = host_logits > -math.inf
-        widths.append(possible.sum(-1).int())
-        ids.append(host_ids[possible].numpy().astype(np.uint32))
-        logits.append(host_logits[possible].numpy())
-    num_candidates = torch.zeros(len(where), dtype=torch.int32)
-    num_candidates[selected] = torch.cat(widths) if widths else num_candidates[:0]
+        widths.append(possible.sum(-1))
+        ids.append(host_ids[possible])
+        logits.append(host_logits[possible])
+    num_candidates[selected] = torch.cat(widths)
     decided = is_selected | is_dropped
-    # Also documents in which the prior can score none of them: nothing is decided about these.
-    document = batch.documents.document.numpy()
-    numbers = np.unique(document[wanted.numpy()])
-    counts = np.searchsorted(numbers, document[where.numpy()])
+    unscored = (wanted & ~scorable).nonzero().squeeze(-1)
+    # Documents without a token that can be scored count, too: nothing is decided about them.
+    document = batch.documents.document
+    numbers = torch.unique(document[wanted])
+    keys, checks = digests[numbers.numpy()].T
+
+    def per_document(tokens: Tensor) -> Array:
+        place = torch.searchsorted(numbers, document[tokens])
+        return torch.bincount(place, minlength=len(numbers)).numpy()
+
     return (
-        numbers,
-        Decisions(
-            keys=digests[numbers, 0],
-            checks=digests[numbers, 1],
-            counts=np.bincount(counts[decided.numpy()], minlength=len(numbers)),
-            position=batch.documents.position[where][decided].int().numpy(),
+        numbers.numpy(),
+        Decisions.of(
+            keys=keys,
+            checks=checks,
+            counts=per_document(where[decided]),
+            position=batch.documents.position[where[decided]].numpy(),
             num_candidates=num_candidates[decided].numpy(),
-            ids=np.concatenate(ids),
-            logits=np.concatenate(logits),
+            ids=torch.cat(ids).numpy(),
+            weights=torch.cat(logits),
+            num_unscored=per_document(unscored),
+            unscored=batch.documents.position[unscored].numpy(),
         ),
         sample,
     )
@@ -151,23 +161,23 @@ def _draw(
     draws: Draws,
 ) -> Tensor:
     """A candidate for each selected token, (n,) int64 `at` of the M tokens: (n,) int64."""
-    widths = torch.from_numpy(decisions.num_candidates).long()
+    widths = torch.from_numpy(decisions.num_candidates.astype(np.int64))
     widths = widths[widths > 0]
     if len(widths) == 0:
         return at
+    all_ids, all_logits = torch.from_numpy(decisions.ids), decisions.weights.float()
     uniforms = batch.uniforms(at, draws)
     tokens = batch.tokens[at]
-    begin = widths.cumsum(0) - widths
+    ends = widths.cumsum(0)
     drawn = []
     rows_at_once = max(1, MAX_DRAWN_ELEMENTS // int(widths.max()))
-    for rows in torch.arange(len(at)).split(rows_at_once):
-        column = torch.arange(int(widths[rows].max()))
-        inside = column < widths[rows].unsqueeze(-1)
-        place = (begin[rows].unsqueeze(-1) + column)[inside].numpy()
-        ids = torch.zeros(inside.shape, dtype=torch.int64)
-        ids[inside] = torch.from_numpy(decisions.ids[place].astype(np.int64))
-        logits = torch.full(inside.shape, -math.inf)
-        logits[inside] = torch.from_numpy(decisions.logits[place])
+    for first in range(0, len(at), rows_at_once):
+        rows = slice(first, first + rows_at_once)
+        inside = torch.arange(int(widths[rows].max())) < widths[rows].unsqueeze(-1)
+        # The candidates of these tokens follow each other, as the places inside do.
+        of_rows = slice(int(ends[first] - widths[first]), int(ends[rows][-1]))
+        ids = torch.zeros(inside.shape, dtype=torch.int64).masked_scatter_(inside, all_ids[of_rows])
+        logits = torch.full(inside.shape, -math.inf).masked_scatter_(inside, all_logits[of_rows])
         candidates = Candidates(ids, logits)
         drawn.append(draw_among(candidates, tokens[rows], uniforms[rows], policy.temperature))
     return torch.cat(drawn)

@@ -11,9 +11,7 @@ from torch import Tensor
 from ..policy import EditPolicy
 from ..prior.base import BasePrior
 from ..stores.cache import DecisionCache
-from ..stores.journal import Journal
-from ..stores.journal.keys import keys_of
-from ..stores.journal.replay import Texts
+from ..stores.journal import Journal, Texts, keys_of
 from ..stores.ragged import Array
 from ..tokens.result import EditResult
 from ..tokens.token_batch import TokenBatch

@@ -1,18 +1,19 @@
-"""What is kept of documents, by their content: the journal of edits, and the cache of decisions.
+"""What is stored about documents, by their content: the journal of edits, the cache of decisions.
 
-Both stand on one floor, `segments`, `index`, `write_behind` and `locks`, and make two promises. A
-*journal* is data: losing it loses what a run has trained on, so an error in writing ends the run. A
-*cache* saves time: an error in writing is a warning, and its folder may be deleted at any time.
+Both use the same base: `segments` (files), `index` (find a document), `writing` (which process
+writes, and when). They differ in what an error means. A *journal* is data: without it, nobody
+knows what a run was trained on, so a write error ends the run. A *cache* only saves time: a write
+error is a warning, and its folder can be deleted at any time.
 
 Words:
 
-- *segment*: a file of named arrays, written whole, checked whole, and never changed.
-- *key*: 64 bits of a document's content, by which it is found; a document's place in the data, its
-  batch and its rank have no part in it.
+- *segment*: a file of named arrays. It is written whole, checked whole, and never changed.
+- *key*: 64 bits of a document's content, by which the document is found. Its place in the data,
+  its batch and its rank do not matter.
 - *frame*: the edits that one process made in one generation, as a segment of a journal holds them.
 - *attempt*: a run from its start, or from where it was resumed, to where it was killed.
-- *void*: edits of an attempt behind the checkpoint from which the next one went on.
-- *decisions*: which tokens of a document are selected or dropped, and the candidates for each,
-  before anything is drawn.
-- *identity*: with what decisions were made: the prior, the policy, the vocabulary.
+- *void*: edits of an attempt that were made after the checkpoint from which the next one resumed.
+- *decisions*: which tokens of a document are selected or dropped, and the candidates for each
+  selected token, before anything is drawn.
+- *identity*: what the decisions were made with: the prior, the policy, the vocabulary.
 """

@@ -1,4 +1,4 @@
-"""KeyIndex: where a document stands, by its key."""
+"""Arrays that grow, and the index that finds a document's row by its key."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from .ragged import Array
 
 # Keys in ascending order, and the row of each.
 _Part = tuple[Array, Array]
-# A part is merged with the one before unless it is so many times smaller.
+# Two parts are merged unless the later one is this many times smaller.
 _FAN_OUT = 8
 
 
 class KeyIndex:
-    """Finds the rows of keys that were added; of a key that was added twice, the first row.
+    """Maps keys to rows. If a key was added twice, its first row counts.
 
-    It takes 12 bytes a key. Sorted parts are merged as they grow, so that there are few of them, at
-    a cost for each key that grows as the logarithm of all.
+    It takes 12 bytes a key. Sorted parts are merged as they grow, so there are few of them, and the
+    cost of adding n keys grows as n log n.
 
     Example:
         >>> index = KeyIndex()
@@ -31,7 +31,7 @@ class KeyIndex:
         self.num_rows = 0
 
     def add(self, keys: Array) -> None:
-        """Add (n,) uint64 keys; they get the next rows."""
+        """Add (n,) uint64 keys. They get the next n rows."""
         if not len(keys):
             return
         end = self.num_rows + len(keys)
@@ -45,27 +45,50 @@ class KeyIndex:
                 _sorted(np.concatenate([keys, more_keys]), np.concatenate([rows, more_rows]))
             ]
 
+    def add_new(self, keys: Array) -> Array:
+        """Add the keys that are not in the index yet, each once. Returns which: (n,) bool."""
+        new = np.flatnonzero(self.find(keys) < 0)
+        new = np.sort(new[np.unique(keys[new], return_index=True)[1]])  # the first of each key
+        self.add(keys[new])
+        is_new = np.zeros(len(keys), bool)
+        is_new[new] = True
+        return is_new
+
     def find(self, keys: Array) -> Array:
-        """The rows of (m,) keys, (m,) int64; -1 where there is none."""
-        if not self._parts:
-            return np.full(len(keys), -1, np.int64)
-        found = _find_in(self._parts[0], keys)
-        for part in self._parts[1:]:
+        """The rows of (m,) keys, (m,) int64; -1 for a key that is not in the index."""
+        found = np.full(len(keys), -1, np.int64)
+        for there, rows in self._parts:
             missing = np.flatnonzero(found < 0)
-            found[missing] = _find_in(part, keys[missing])
+            place = np.minimum(there.searchsorted(keys[missing]), len(there) - 1)
+            found[missing] = np.where(there[place] == keys[missing], rows[place], -1)
         return found
 
 
-def _find_in(part: _Part, keys: Array) -> Array:
-    there, rows = part
-    place = np.minimum(there.searchsorted(keys), len(there) - 1)
-    return np.where(there[place] == keys, rows[place], np.int64(-1))
-
-
 def _sorted(keys: Array, rows: Array) -> _Part:
-    """By key; of equal keys, the first row counts."""
+    """Sort by key. Of equal keys, keep the first row."""
     order = np.argsort(keys, kind="stable")
     keys = keys[order]
     is_first = np.ones(len(keys), bool)
     is_first[1:] = keys[1:] != keys[:-1]
     return keys[is_first], rows[order[is_first]]
+
+
+class GrowingArray:
+    """An array to append rows to. Its buffer doubles, so each row is copied once or twice.
+
+    Attributes:
+        values: all rows so far.
+    """
+
+    def __init__(self, first: Array) -> None:
+        self._buffer = self.values = first
+
+    def append(self, rows: Array) -> None:
+        """Add rows; they are copied."""
+        size, end = len(self.values), len(self.values) + len(rows)
+        if end > len(self._buffer):
+            room = max(end, 2 * size)
+            self._buffer = np.empty((room, *self._buffer.shape[1:]), self._buffer.dtype)
+            self._buffer[:size] = self.values
+        self._buffer[size:end] = rows
+        self.values = self._buffer[:end]

@@ -1,4 +1,4 @@
-"""Rows of various lengths that stand one behind another in one array."""
+"""Rows of different lengths, one after another in one array."""
 
 from __future__ import annotations
 
@@ -22,26 +22,24 @@ def ranges(begin: Array, counts: Array) -> Array:
     return np.arange(total) + np.repeat(begin - (ends - counts), counts)
 
 
-def sums_of_runs(values: Array, lengths: Array) -> Array:
-    """(n,) int64: the sum of the first lengths[0] values, of the lengths[1] next ones, ...
+def sums_of_rows(values: Array, lengths: Array) -> Array:
+    """(n,) int64: the sum of the first lengths[0] values, of the next lengths[1] values, ...
 
     Example:
-        >>> sums_of_runs(np.array([1, 2, 3, 4]), np.array([1, 0, 3])).tolist()
+        >>> sums_of_rows(np.array([1, 2, 3, 4]), np.array([1, 0, 3])).tolist()
         [1, 0, 9]
     """
     total = np.concatenate([[0], np.cumsum(values, dtype=np.int64)])
-    ends = np.cumsum(lengths)
+    ends = np.cumsum(lengths, dtype=np.int64)
     return total[ends] - total[ends - lengths]
 
 
-def narrowed(values: Array, *dtypes: type) -> Array:
-    """The values in the first of some unsigned types that holds them all.
+def narrowed(values: Array) -> Array:
+    """The values in the smallest unsigned integer type that holds all of them.
 
     Raises:
-        ValueError: a value is negative, or beyond the last of the types.
+        ValueError: a value is negative.
     """
-    least, most = (int(values.min()), int(values.max())) if len(values) else (0, 0)
-    for dtype in dtypes:
-        if least >= 0 and most <= np.iinfo(dtype).max:
-            return values.astype(dtype)
-    raise ValueError(f"{np.dtype(dtypes[-1])} holds no {least if least < 0 else most}")
+    if len(values) and values.min() < 0:
+        raise ValueError(f"expected numbers from 0, got {values.min()}")
+    return values.astype(np.min_scalar_type(values.max() if len(values) else 0), copy=False)

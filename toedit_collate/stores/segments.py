@@ -1,12 +1,8 @@
-"""Segments: files of named arrays, written whole, checked whole, and never changed.
+"""Segments: files of named arrays that are written whole, checked whole, and never changed.
 
-A segment is a safetensors file. Its metadata holds `facts`, JSON that says what the arrays are, and
-`checksum`: BLAKE2b of the facts and of every array's name, type, shape and bytes. So a bit that is
-flipped anywhere is either noticed, or was of no meaning (padding of the header).
-
-Arrays of small numbers are deflated: the lowest bytes of all numbers first, then the next ones,
-since those of one significance are alike. zlib expands at most 1,032 times, as its authors say
-(zlib.net/zlib_tech.html), so a small file can't claim much memory.
+A segment is a safetensors file. Its metadata holds `facts`, JSON that describes the arrays, and
+`checksum`: BLAKE2b of the facts and of every array's name, type, shape and bytes. So any flipped
+bit is noticed, unless it has no meaning (padding of the header).
 """
 
 from __future__ import annotations
@@ -15,7 +11,6 @@ import contextlib
 import hashlib
 import json
 import os
-import stat
 import uuid
 import zlib
 from collections.abc import Collection, Mapping
@@ -31,7 +26,6 @@ from torch import Tensor
 from .ragged import Array
 
 UNFINISHED = ".unfinished"
-_MOST_EXPANSION = 1040
 
 
 class DamagedFileError(ValueError):
@@ -42,43 +36,44 @@ def write_segment(
     path: Path, kind: str, arrays: Mapping[str, Array | Tensor], facts: dict[str, Any],
     deflated: Collection[str] = (),
 ) -> None:  # fmt: skip
-    """Write a segment; the file is there whole, or not at all.
+    """Write a segment. Either the whole file is there afterwards, or nothing.
 
     Args:
         path: of the new file.
-        kind: of the segment and version of its layout; `read_segment` asks for the same.
-        arrays: one-dimensional.
+        kind: of segment, and the version of its layout; `read_segment` must be given the same.
+        arrays: by name.
         facts: about them; JSON.
-        deflated: names of the arrays that are worth to be compressed.
+        deflated: names of the integer arrays to compress.
 
     Raises:
-        OSError: it can't be written, the disk being full, say.
+        OSError: the file can't be written, for example because the disk is full.
     """
-    tensors, layouts = {}, {}
+    tensors, dtypes = {}, {}
     for name, array in arrays.items():
         if name in deflated:
             values = np.asarray(array)
-            layouts[name] = [values.dtype.str, len(values)]
-            array = np.frombuffer(zlib.compress(_by_significance(values), 9), np.uint8)
+            dtypes[name] = values.dtype.str
+            array = np.frombuffer(zlib.compress(values.tobytes(), 9), np.uint8)
         tensors[name] = array if isinstance(array, Tensor) else torch.from_numpy(np.array(array))
-    text = json.dumps({"kind": kind, "deflated": layouts, **facts})
+    text = json.dumps({"kind": kind, "deflated": dtypes, **facts})
     write_whole(path, save(tensors, {"facts": text, "checksum": _checksum(text, tensors)}))
 
 
 def read_segment(
     path: Path, kind: str, *, mapped: bool = True
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The facts and arrays of a segment.
+    """Read the facts and arrays of a segment.
 
     Args:
         path: of the file.
-        kind: that `write_segment` was given.
-        mapped: whether arrays that are not deflated stay on the disk until they are looked at. A
-            file that is read over and over should be read whole: each mapped array of more than
-            256 bytes leaves a Python int behind for ever (safetensors 0.8.0).
+        kind: as given to `write_segment`.
+        mapped: leave arrays that are not compressed on the disk until they are used. Files that are
+            read again and again should not be mapped: each mapped array of more than 256 bytes
+            leaks a Python int (safetensors 0.8.0).
 
     Raises:
-        DamagedFileError: the file was cut or changed, or is none of this kind; says what is wrong.
+        DamagedFileError: the file was cut or changed, or is of another kind. The message says what
+            is wrong, not which file.
         FileNotFoundError: there is no such file.
     """
     check_is_file(path)
@@ -89,9 +84,9 @@ def read_segment(
             tensors = {name: torch.as_tensor(file.get_tensor(name)) for name in names}
         text, checksum = metadata["facts"], metadata["checksum"]
     except SafetensorError as error:
-        raise DamagedFileError(f"it is no whole safetensors file: {error}") from error
+        raise DamagedFileError(f"it is not a whole safetensors file: {error}") from error
     except KeyError as error:
-        raise DamagedFileError(f"its metadata lack {error}") from error
+        raise DamagedFileError(f"its metadata has no {error}") from error
     except OSError as error:
         if isinstance(error, FileNotFoundError | PermissionError):
             raise
@@ -100,20 +95,21 @@ def read_segment(
         raise DamagedFileError("its checksum is wrong")
     try:
         facts = json.loads(text)
-        if not isinstance(facts, dict) or facts.get("kind") != kind:
-            raise ValueError(f"it is no segment of the kind {kind!r}")
-        for name, (dtype, length) in facts.pop("deflated").items():
-            tensors[name] = _inflated(tensors[name], dtype, length)
-    except (AttributeError, KeyError, RecursionError, TypeError, ValueError, zlib.error) as error:
+        if facts["kind"] != kind:
+            raise ValueError(f"it is not a segment of kind {kind!r}, but {facts['kind']!r}")
+        for name, dtype in facts.pop("deflated").items():
+            data = zlib.decompress(tensors[name].numpy().data)  # at most 1,032 times as large
+            tensors[name] = torch.from_numpy(np.frombuffer(data, dtype).copy())
+    except Exception as error:  # JSON, numpy and zlib raise many kinds for what no writer writes
         raise DamagedFileError(str(error) or type(error).__name__) from error
     return facts, tensors
 
 
 def read_regular(path: Path, most: int = 2**24) -> bytes:
-    """All bytes of a small file.
+    """Read a small file.
 
     Raises:
-        DamagedFileError: it is no file, or larger than `most` bytes.
+        DamagedFileError: it is not a file, or larger than `most` bytes.
         OSError: it can't be read.
     """
     check_is_file(path)
@@ -125,29 +121,24 @@ def read_regular(path: Path, most: int = 2**24) -> bytes:
 
 
 def check_is_file(path: Path) -> None:
-    """See that there is a regular file: to open a FIFO would wait for ever.
+    """Check that there is a regular file; opening a FIFO would block for ever.
 
     Raises:
         DamagedFileError: there is something else.
         FileNotFoundError: there is nothing.
     """
-    try:
-        mode = os.stat(path).st_mode
-    except FileNotFoundError:
-        if path.is_symlink():
-            raise DamagedFileError("it is a link to nothing") from None
-        raise
-    except OSError as error:  # a loop of links
-        raise DamagedFileError(f"it can't be read: {error.strerror}") from error
-    if not stat.S_ISREG(mode):
-        raise DamagedFileError("it is no regular file")
+    if path.is_file():
+        return
+    if not os.path.lexists(path):
+        raise FileNotFoundError(f"{path}: there is no such file")
+    raise DamagedFileError("it is not a regular file, but a folder, FIFO, socket or broken link")
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Write a file under another name, see it safely on the disk, and rename it.
+    """Write a file under another name, flush it to the disk, and rename it.
 
     Raises:
-        OSError: it can't be written; then nothing is there.
+        OSError: it can't be written; then nothing is left behind.
     """
     unfinished = path.with_name(f"{path.name}.{uuid.uuid4().hex[:12]}{UNFINISHED}")
     try:
@@ -160,17 +151,12 @@ def write_whole(path: Path, data: bytes) -> None:
         with contextlib.suppress(OSError):
             unfinished.unlink()
         raise
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    """See a new name safely on the disk, where the system can: Windows does so by itself."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
+    with contextlib.suppress(OSError):  # Windows can't open folders, and does not need to
+        folder = os.open(path.parent, os.O_RDONLY)
         try:
-            os.fsync(descriptor)
+            os.fsync(folder)  # the new name is on the disk, too
         finally:
-            os.close(descriptor)
+            os.close(folder)
 
 
 def _checksum(facts: str, tensors: Mapping[str, Tensor]) -> str:
@@ -181,23 +167,3 @@ def _checksum(facts: str, tensors: Mapping[str, Tensor]) -> str:
         if tensor.numel():
             digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def _by_significance(values: Array) -> bytes:
-    """(n,) numbers of k bytes as k runs of n bytes."""
-    planes = values.view(np.uint8).reshape(len(values), values.dtype.itemsize)
-    return np.ascontiguousarray(planes.T).tobytes()
-
-
-def _inflated(packed: Tensor, dtype: str, length: int) -> Tensor:
-    kind = np.dtype(dtype)
-    size = length * kind.itemsize
-    if kind.kind not in "iu" or length < 0 or size > _MOST_EXPANSION * (packed.numel() + 1):
-        raise ValueError(f"{packed.numel()} bytes can't hold {length} numbers of type {dtype}")
-    stream = zlib.decompressobj()
-    data = stream.decompress(packed.numpy().tobytes(), size + 1)
-    if len(data) != size or not stream.eof or stream.unused_data:
-        raise ValueError(f"a column does not hold the {length} numbers that it should")
-    planes = np.frombuffer(data, np.uint8).reshape(kind.itemsize, length)
-    values = np.array(planes.T, order="C").view(kind).reshape(length)
-    return torch.from_numpy(values)

@@ -148,7 +148,7 @@ def check_same_journal(saved: dict[str, Any], journal: Journal | None, step: int
         )
     later = [
         frame.info["resumed_at"]
-        for _, frame, _ in read_valid(journal.path)
+        for _, frame in read_valid(journal.path)
         if frame.info["run"] == saved["run"] and frame.info["attempt"] > saved["attempt"]
     ]
     if min(later, default=step) < step:

@@ -19,7 +19,7 @@ from ...errors import UnusableError
 from ...policy import EditPolicy
 from ...prior.prior import Prior
 from ...stores.cache import DecisionCache, Identity
-from ...stores.cache.block import DamagedCacheError
+from ...stores.segments import DamagedFileError
 from .edit import Counts, EditedRows, Editor
 from .output import Output
 from .report import print_report
@@ -158,7 +158,7 @@ def _read_cache(cache: DecisionCache, prior: Prior, policy: EditPolicy) -> None:
     cache.open(Identity.of(prior, policy))
     try:
         cache.refresh()
-    except DamagedCacheError as error:
+    except DamagedFileError as error:
         raise UnusableError(str(error)) from None
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from ...data import Batch, Data, Documents, Preparation, Row
 from ...data.revise import Reviser
 from ...data.writing import write_rows
-from ...stores.journal.replay import Texts
+from ...stores.journal import Texts
 from ...stores.ragged import Array
 from .edit import EditedRows
 

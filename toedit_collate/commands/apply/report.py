@@ -7,8 +7,7 @@ import dataclasses
 from ...policy import EditPolicy
 from ...prior.prior import Prior
 from ...stores.cache import DecisionCache
-from ...stores.cache.folder import list_identities
-from ...stores.cache.identity import decision_record
+from ...stores.cache.identity import decision_record, list_identities
 from .edit import Counts
 from .settings import Settings
 

@@ -10,7 +10,7 @@ import torch
 from ...errors import UnusableError, first_line
 from ...stores.journal import Journal
 from ...stores.journal.files import scan_files
-from ...stores.journal.frames import DamagedJournalError
+from ...stores.segments import DamagedFileError
 
 
 def use_one_thread() -> None:
@@ -27,11 +27,7 @@ def check_journal(path: Path) -> None:
     if not path.is_dir():
         what = "is a file" if path.exists() else "does not exist"
         raise UnusableError(f"PATH {path} {what}; name the folder that Journal(path) was given")
-    try:
-        files = scan_files(path)[0]
-    except DamagedJournalError as error:
-        raise UnusableError(str(error)) from None
-    if not files:
+    if not scan_files(path)[0]:
         raise UnusableError(
             f"PATH {path} is a folder without journal files (generation-*.safetensors); name the "
             "folder that Journal(path) was given, and see whether the run had a journal at all"
@@ -52,7 +48,7 @@ def open_journal(path: Path) -> Journal:
                 f"PATH {path} holds no edit yet; wait until the run has written some (it does so "
                 "at each checkpoint, and about once a minute)"
             )
-    except DamagedJournalError as error:
+    except DamagedFileError as error:
         raise UnusableError(f"{error}. `toedit journal verify {path}` checks all files") from None
     except OSError as error:
         raise UnusableError(f"PATH {path}: can't be read ({error})") from None

@@ -73,8 +73,8 @@ def _percent(share: float) -> str:
 def _print_origins(path: Path, chosen: list[int]) -> None:
     print()
     origins: dict[int, dict[str, None]] = {generation: {} for generation in chosen}
-    for _, frame, holds in read_valid(path):
-        if holds.any() and frame.info["generation"] in origins:
+    for _, frame in read_valid(path):
+        if len(frame.keys) and frame.info["generation"] in origins:
             origins[frame.info["generation"]][made_with(frame.info)] = None
     for generation, found in origins.items():
         print(f"generation {generation}: {' and '.join(found)}")
@@ -96,12 +96,11 @@ def _print_changes(path: Path, chosen: list[int], tokenizer: Any, limit: int) ->
 
 def _changes(path: Path, chosen: list[int]) -> Iterator[Change]:
     """Generation, document, position, old and new token, as they stand in the files."""
-    for _, frame, holds in read_valid(path):
+    for _, frame in read_valid(path):
         generation = frame.info["generation"]
         if generation in chosen:
-            held = np.repeat(holds, frame.counts)
-            keys = np.repeat(frame.keys, frame.counts)[held].tolist()
-            for key, change in zip(keys, frame.changes[held].tolist(), strict=True):
+            keys = np.repeat(frame.keys, frame.counts).tolist()
+            for key, change in zip(keys, frame.changes.tolist(), strict=True):
                 yield (generation, key, *change)
 
 

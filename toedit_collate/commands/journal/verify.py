@@ -4,28 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from ...data import Preparation
-from ...stores.journal.files import SegmentFile, last_step, list_files, scan_files, wrong_info
-from ...stores.journal.frames import DamagedJournalError, Frame, read_frame
-from ...stores.ragged import Array
+from ...stores.journal.files import SegmentFile, list_files, scan_files, without_void
+from ...stores.journal.frames import Frame
+from ...stores.segments import DamagedFileError
 from .made import made_with, same_origin
 from .opening import check_journal, open_journal, open_tokenizer
 from .replayed import replay_data
-
-
-@dataclass
-class Part:
-    """The edits of one frame that hold."""
-
-    file: str
-    info: dict[str, Any]
-    keys: Array
-    counts: Array
-    changes: Array
 
 
 @dataclass
@@ -56,17 +44,20 @@ def verify(
     findings = Findings()
     try:
         files = list_files(path)
-    except DamagedJournalError as error:  # one is missing; the others are looked at
+    except DamagedFileError as error:  # one is missing; the others are looked at
         findings.problems.append(str(error))
         files = scan_files(path)[0]
     for file in files:
         print(_check_file(file, findings))
-    parts, num_void = _held(findings.frames)
+    valid = without_void([frame for _, frame in findings.frames])
+    parts = [(path.name, frame) for (path, _), frame in zip(findings.frames, valid, strict=True)
+             if len(frame.keys)]  # fmt: skip
+    num_void = sum(len(f.keys) for _, f in findings.frames) - sum(len(f.keys) for f in valid)
     if num_void:
         are = "edit is" if num_void == 1 else "edits are"
         print(f"{num_void:,} {are} void: the run was killed, and resumed from before (fine)")
-    for generation in sorted({part.info["generation"] for part in parts}):
-        of = [part for part in parts if part.info["generation"] == generation]
+    for generation in sorted({frame.info["generation"] for _, frame in parts}):
+        of = [part for part in parts if part[1].info["generation"] == generation]
         print(_check_generation(generation, of, findings))
     if data and findings.problems:
         print("--data was not replayed: mend the journal first")
@@ -89,14 +80,14 @@ def _check_file(file: SegmentFile, findings: Findings) -> str:
     """Read a file; the line for it."""
     name = file.path.name
     try:
-        frame = read_frame(file.path)
-    except DamagedJournalError as error:
+        frame = file.read()
+    except DamagedFileError as error:
         findings.problems.append(str(error))
         return f"{name}: DAMAGED"
     except OSError as error:
         findings.problems.append(f"{name} can't be read: {error}")
         return f"{name}: can't be read"
-    wrong = wrong_info(frame, file.generation) or _wrong_changes(frame)
+    wrong = _wrong_changes(frame)
     if wrong:
         findings.problems.append(f"{name}: {wrong}")
     else:
@@ -121,35 +112,16 @@ def _wrong_changes(frame: Frame) -> str:
     return ""
 
 
-def _held(frames: list[tuple[Path, Frame]]) -> tuple[list[Part], int]:
-    """The edits that hold, and how many don't."""
-    attempts: dict[str, dict[int, int]] = {}
-    for _, frame in frames:
-        info = frame.info
-        attempts.setdefault(info["run"], {})[info["attempt"]] = info["resumed_at"]
-    parts, num_void = [], 0
-    for file, frame in frames:
-        holds = frame.step_of_document < last_step(frame.info, attempts)
-        num_void += int((~holds).sum())
-        if holds.any():
-            changes = frame.changes[np.repeat(holds, frame.counts)]
-            parts.append(
-                Part(file.name, frame.info, frame.keys[holds], frame.counts[holds], changes)
-            )
-    return parts, num_void
-
-
-def _check_generation(generation: int, parts: list[Part], findings: Findings) -> str:
+def _check_generation(generation: int, parts: list[tuple[str, Frame]], findings: Findings) -> str:
     """See that there is one prior and policy, and one edit of each document; the line for it."""
-    origins = {same_origin(part.info): f"{made_with(part.info)} ({part.file})" for part in parts}
+    origins = {same_origin(f.info): f"{made_with(f.info)} ({name})" for name, f in parts}
     if len(origins) > 1:
         findings.problems.append(
             f"generation {generation} was made in {len(origins)} ways: "
             f"{' and '.join(origins.values())}; keep the files of one of the runs"
         )
-    keys = np.concatenate([part.keys for part in parts])
-    counts = np.concatenate([part.counts for part in parts])
-    changes = np.concatenate([part.changes for part in parts])
+    joined = Frame.joined([frame for _, frame in parts])
+    keys, counts, changes = joined.keys, joined.counts, joined.changes
     begin = np.cumsum(counts) - counts
     order = np.argsort(keys, kind="stable")
     again = np.flatnonzero(keys[order][1:] == keys[order][:-1]) + 1

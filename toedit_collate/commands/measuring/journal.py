@@ -18,7 +18,7 @@ from ...editing.with_journal import edit_with_journal
 from ...policy import EditPolicy
 from ...prior.prior import Prior
 from ...stores.journal import Journal
-from ...stores.journal.files import sizes
+from ...stores.journal.files import list_files
 from ...stores.ragged import Array
 from ...tokens.token_batch import TokenBatch
 from .timing import Quartiles
@@ -87,7 +87,7 @@ def measure_size(num_tokens: int, length: int) -> JournalSize:
             scored = BATCH_SIZE * (length - 1)
             journal.record(keys, lengths, counts, changes, step, scored=scored, selected=scored)
         journal.flush()
-        num_bytes = sum(sizes(Path(folder)).values())
+        num_bytes = sum(file.path.stat().st_size for file in list_files(Path(folder)))
         num_changes = journal.stats()[1]["changed"]
         journal.refresh()
         journal.look_up(queries[0], 1)  # reads the files

@@ -1,4 +1,4 @@
-"""A bounded cache of what a frozen prior decides, so that later epochs need no pass of it."""
+"""A bounded cache of what a frozen prior decides, so that later epochs need no forward pass."""
 
 from .decisions import Decisions
 from .identity import Identity

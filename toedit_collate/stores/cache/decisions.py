@@ -1,112 +1,225 @@
-"""Decisions: what a prior and a policy settle about documents before anything is drawn."""
+"""Decisions: what a prior and a policy decide about documents before anything is drawn."""
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
-from ..ragged import Array, ranges, sums_of_runs
+from ..ragged import Array, narrowed, ranges, sums_of_rows
+from ..segments import DamagedFileError, read_segment, write_segment
 
-# Where each array has its rows, and of what type it is.
-_LAYOUT = {
-    "keys": ("document", np.uint64),
-    "checks": ("document", np.uint64),
-    "counts": ("document", np.int64),
-    "position": ("token", np.int32),
-    "num_candidates": ("token", np.int32),
-    "ids": ("candidate", np.uint32),
-    "logits": ("candidate", np.float32),
-}
+_KIND = "toedit decisions, 2"
+_NAME = re.compile(r"rank-\d+\.[0-9a-f]+\.\d+\.safetensors")
+
+# What each array has a row for.
+_ROWS = {
+    "keys": "document", "checks": "document", "counts": "document", "num_unscored": "document",
+    "position": "token", "num_candidates": "token", "id_bytes": "candidate",
+    "weights": "candidate", "unscored": "unscored",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Decisions:
-    """What was decided about n documents: which tokens, and among which candidates to draw.
+    """What was decided about n documents: which tokens to edit, and among which candidates to draw.
 
-    A frozen prior decides the same in every epoch; only the draw differs. *Decided* tokens are
-    those that are selected or dropped. The documents stand one after another, the d decided tokens
-    of all of them too, and so do the c candidates of all tokens.
+    A frozen prior decides the same in every epoch; only the draws differ. *Decided* tokens are
+    those that are selected or dropped. The arrays hold all documents one after another: d decided
+    tokens, c candidates of these tokens, u tokens that the prior can't score. `of` stores each
+    array in the smallest type that holds its values exactly.
+
+    With 8 candidates of a 16-bit model whose vocabulary is larger than 2**16, they take 18 bytes a
+    document and 43 bytes a decided token.
 
     Attributes:
         keys: (n,) uint64, of each document's content and of which of its tokens may be edited.
-        checks: (n,) uint64, other 64 bits of the same: a document of another content is told apart
-            even where it has the key.
-        counts: (n,) int64, decided tokens of each document; often 0.
-        position: (d,) int32, place of each decided token in its document, ascending within it.
-        num_candidates: (d,) int32, candidates of each; 0 means "drop this token".
-        ids: (c,) uint32, of the candidates, ascending for each token.
-        logits: (c,) float32, of the candidates, as the prior gave them: before the temperature.
+        checks: (n,) uint64, another 64 bits of the same, so that a document with the key of another
+            one is noticed.
+        counts: (n,) number of decided tokens, often 0.
+        num_unscored: (n,) number of tokens that can't be scored.
+        position: (d,) place of each decided token in its document, ascending.
+        num_candidates: (d,) number of candidates of each; 0: the token is dropped.
+        id_bytes: (c, 2 to 4) uint8, the lowest bytes of the candidates' ids, which ascend for each
+            token.
+        weights: (c,) of the candidates. A floating type: their logits before the temperature. An
+            integer type: how often each was drawn.
+        unscored: (u,) place in its document of each token that may be edited but can't be scored,
+            other than a document's first one. Only priors with another tokenizer have such tokens.
 
     Raises:
-        TypeError: an array is of another type.
-        ValueError: the arrays do not belong together.
+        ValueError: the arrays do not fit each other.
     """
 
     keys: Array
     checks: Array
     counts: Array
+    num_unscored: Array
     position: Array
     num_candidates: Array
-    ids: Array
-    logits: Array
+    id_bytes: Array
+    weights: Tensor
+    unscored: Array
 
     def __post_init__(self) -> None:
-        for name, (_, dtype) in _LAYOUT.items():
-            array = getattr(self, name)
-            if array.dtype != dtype or array.ndim != 1:
-                raise TypeError(
-                    f"{name} must be one-dimensional and {np.dtype(dtype)}, got {array.ndim} "
-                    f"dimensions of {array.dtype}; convert it with .astype({np.dtype(dtype)})"
-                )
-        sizes = len(self.keys), int(self.counts.sum()), int(self.num_candidates.sum())
-        for name, (kind, _) in _LAYOUT.items():
-            wanted = dict(zip(("document", "token", "candidate"), sizes, strict=True))[kind]
-            if len(getattr(self, name)) != wanted:
+        sizes = {"document": len(self.keys), "token": int(self.counts.sum(dtype=np.int64))}
+        sizes["candidate"] = int(self.num_candidates.sum(dtype=np.int64))
+        sizes["unscored"] = int(self.num_unscored.sum(dtype=np.int64))
+        for name, of in _ROWS.items():
+            if len(getattr(self, name)) != sizes[of]:
                 raise ValueError(
-                    f"{name} must hold {wanted} numbers, one for each {kind}, got "
-                    f"{len(getattr(self, name))}; counts and num_candidates say how many there are"
+                    f"{name} holds {len(getattr(self, name))} numbers, expected {sizes[of]}, one "
+                    f"for each {of}"
                 )
+
+    @classmethod
+    def of(
+        cls, *, keys: Array, checks: Array, counts: Array, position: Array, num_candidates: Array,
+        ids: Array, weights: Tensor, num_unscored: Array | None = None,
+        unscored: Array | None = None,
+    ) -> Decisions:  # fmt: skip
+        """Make decisions of arrays of any integer types, which are stored in the smallest ones.
+
+        The arguments are the attributes, but for `ids`, (c,) numbers below 2**32, and `weights`,
+        which are float32 or int64. Without `unscored`, all tokens can be scored.
+        """
+        num_bytes = max(2, (int(ids.max(initial=0)).bit_length() + 7) // 8)
+        return cls(
+            keys=keys,
+            checks=checks,
+            counts=narrowed(counts),
+            num_unscored=narrowed(np.zeros_like(counts) if num_unscored is None else num_unscored),
+            position=narrowed(position),
+            num_candidates=narrowed(num_candidates),
+            id_bytes=_as_bytes(ids, num_bytes),
+            weights=_narrowed_weights(weights),
+            unscored=narrowed(np.zeros(0, np.int64) if unscored is None else unscored),
+        )
 
     @classmethod
     def empty(cls) -> Decisions:
         """Of no documents."""
-        return cls(**{name: np.zeros(0, dtype) for name, (_, dtype) in _LAYOUT.items()})
+        none = np.zeros(0, np.int64)
+        keys = none.astype(np.uint64)
+        return cls.of(keys=keys, checks=keys, counts=none, position=none, num_candidates=none,
+                      ids=none, weights=torch.zeros(0))  # fmt: skip
 
     @classmethod
     def concatenate(cls, parts: Sequence[Decisions]) -> Decisions:
         """The documents of all parts, one part after another."""
+        parts = [part for part in parts if len(part)] or [cls.empty()]
         if len(parts) == 1:
             return parts[0]
-        if not parts:
-            return cls.empty()
-        return cls(**{name: np.concatenate([getattr(p, name) for p in parts]) for name in _LAYOUT})
+        arrays: dict[str, Any] = {
+            name: np.concatenate([getattr(part, name) for part in parts])
+            for name in _ROWS.keys() - {"id_bytes", "weights"}
+        }
+        num_bytes = max(part.id_bytes.shape[1] for part in parts)
+        arrays["id_bytes"] = np.concatenate([_as_bytes(part.ids, num_bytes) for part in parts])
+        arrays["weights"] = torch.cat([part.weights for part in parts])
+        return cls(**arrays)
 
     def __len__(self) -> int:
         return len(self.keys)
 
     @property
+    def ids(self) -> Array:
+        """(c,) int64, of the candidates."""
+        if self.id_bytes.shape[1] == 2:
+            return self.id_bytes.view("<u2").reshape(-1).astype(np.int64)
+        wide = np.zeros((len(self.id_bytes), 4), np.uint8)
+        wide[:, : self.id_bytes.shape[1]] = self.id_bytes
+        return wide.view("<u4").reshape(-1).astype(np.int64)
+
+    @cached_property
     def nbytes(self) -> int:
-        """Bytes of the arrays as they stand here; a cache keeps them in fewer."""
-        return sum(getattr(self, name).nbytes for name in _LAYOUT)
+        """Bytes of all arrays."""
+        return sum(getattr(self, name).nbytes for name in _ROWS)
 
-    @property
-    def widths(self) -> Array:
-        """(n,) int64, candidates of each document."""
-        return sums_of_runs(self.num_candidates, self.counts)
+    @cached_property
+    def _ends(self) -> dict[str, Array]:
+        """Where the rows of each document end: (n + 1,) int64, beginning with 0."""
+        candidates = sums_of_rows(self.num_candidates, self.counts)
+        numbers = {"token": self.counts, "candidate": candidates, "unscored": self.num_unscored}
+        return {of: np.append(0, np.cumsum(n, dtype=np.int64)) for of, n in numbers.items()}
 
-    def select(self, rows: Array) -> Decisions:
-        """Some of the documents, in the order of `rows`: (m,) whole numbers in [0, n)."""
-        counts, widths = self.counts[rows], self.widths
-        tokens = ranges((np.cumsum(self.counts) - self.counts)[rows], counts)
-        candidates = ranges((np.cumsum(widths) - widths)[rows], widths[rows])
-        return Decisions(
-            keys=self.keys[rows],
-            checks=self.checks[rows],
-            counts=counts,
-            position=self.position[tokens],
-            num_candidates=self.num_candidates[tokens],
-            ids=self.ids[candidates],
-            logits=self.logits[candidates],
-        )
+    def select(self, documents: Array) -> Decisions:
+        """Some of the documents, in the order of `documents`: (m,) whole numbers in [0, n)."""
+        rows = {"document": documents}
+        for of, ends in self._ends.items():
+            rows[of] = ranges(ends[documents], ends[documents + 1] - ends[documents])
+        arrays = {
+            name: getattr(self, name).take(rows[of], axis=0)
+            for name, of in _ROWS.items() if name != "weights"
+        }  # fmt: skip
+        weights = self.weights.index_select(0, torch.from_numpy(rows["candidate"]))
+        return Decisions(**arrays, weights=weights)
+
+    def write(self, path: Path, identity: str) -> None:
+        """Write a segment. Either the whole file is there afterwards, or nothing.
+
+        Args:
+            path: of the new file.
+            identity: digest of what the decisions were made with.
+
+        Raises:
+            OSError: it can't be written, for example because the disk is full.
+        """
+        arrays = {name: getattr(self, name) for name in _ROWS}
+        write_segment(path, _KIND, arrays, {"identity": identity})
+
+    @classmethod
+    def read(cls, path: Path, identity: str) -> Decisions:
+        """Open a segment and check all of it. The arrays stay on the disk until they are used.
+
+        Raises:
+            DamagedFileError: the file was cut or changed, or belongs to other decisions.
+        """
+        try:
+            facts, tensors = read_segment(path, _KIND)
+            if tensors.keys() != _ROWS.keys():
+                raise DamagedFileError("it has other arrays than a segment of decisions")
+            weights = tensors.pop("weights")
+            decisions = cls(**{n: t.numpy() for n, t in tensors.items()}, weights=weights)
+        except (FileNotFoundError, TypeError, ValueError) as error:
+            raise DamagedFileError(
+                f"segment {path} of the decision cache is damaged ({error}); delete it, and its "
+                "documents are decided again"
+            ) from error
+        if facts.get("identity") != identity:
+            raise DamagedFileError(
+                f"segment {path} of the decision cache was made with another prior, policy or "
+                f"tokenizer ({facts.get('identity')}) than its folder; move it back, or delete it"
+            )
+        return decisions
+
+
+def list_segments(folder: Path) -> list[str]:
+    """The names of the finished segments in a folder, sorted."""
+    if not folder.is_dir():
+        return []
+    return sorted(entry.name for entry in os.scandir(folder) if _NAME.fullmatch(entry.name))
+
+
+def _as_bytes(ids: Array, num_bytes: int) -> Array:
+    return ids.astype("<i8").view(np.uint8).reshape(-1, 8)[:, :num_bytes].copy()
+
+
+def _narrowed_weights(weights: Tensor) -> Tensor:
+    """In the smallest type that holds every bit: the logits of a 16-bit model fit into 16 bits."""
+    if not weights.is_floating_point():
+        return weights.to(torch.uint8 if int(weights.max()) < 256 else torch.int32)
+    for dtype in (torch.bfloat16, torch.float16):
+        narrow = weights.to(dtype)
+        # The bits are compared, not the values, because of -0.0 and NaN.
+        if torch.equal(narrow.float().view(torch.int32), weights.view(torch.int32)):
+            return narrow
+    return weights

@@ -5,23 +5,23 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 import weakref
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from ...policy import EditPolicy
 from ...tokens.vocabulary import num_ids
+from ..segments import DamagedFileError, read_regular, write_whole
 
-FORMAT = 2  # of what is kept, and of the keys that it is kept by
-
-_TYPES: dict[str, Any] = {
-    "prior": str, "policy": dict, "tokenizer": str, "tokenizer_size": int, "vocab_size": int,
-    "max_length": int | None, "pad_id": int, "special_ids": list, "template_sequences": list,
-}  # fmt: skip
+FORMAT = 3  # of what is stored, and of the keys that it is found by
 
 # Fields of a policy that concern draws, and what carries them, but no decision.
 _OF_DRAWS = ("seed", "redraw", "target")
+_NOTE = "identity.json"
 
 _LAST: weakref.WeakKeyDictionary[Any, tuple[Any, Identity]] = weakref.WeakKeyDictionary()
 
@@ -32,13 +32,13 @@ class Identity:
 
     Attributes:
         prior: its fingerprint.
-        policy: its record, without what concerns draws alone (`decision_record`).
-        tokenizer: hash of its vocabulary (`tokenizer_hash`); "" where there was none.
-        tokenizer_size: number of its tokens; 0 where there was none.
+        policy: its record, without the fields that only concern draws (`decision_record`).
+        tokenizer: hash of its vocabulary (`tokenizer_hash`); "": there was none.
+        tokenizer_size: number of its tokens; 0: there was none.
         vocab_size: of the prior, padding included.
         max_length: the longest document in tokens; None: no limit.
         pad_id: the id to pad rows with.
-        special_ids: that are never edited or drawn where the policy protects them.
+        special_ids: ids that are never edited or drawn if the policy protects them.
         template_sequences: the runs of ids that the chat template writes.
     """
 
@@ -54,10 +54,10 @@ class Identity:
 
     @classmethod
     def of(cls, prior: Any, policy: EditPolicy) -> Identity:
-        """The identity of a prior with a policy; cheap where both are those of the last call.
+        """The identity of a prior with a policy; cheap if both are those of the last call.
 
         Raises:
-            ValueError: `prior` is a `CachedPrior`, whose decisions were made with another policy.
+            ValueError: `prior` is a `CachedPrior` whose decisions were made with another policy.
         """
         if hasattr(prior, "identity_for"):  # a CachedPrior
             return prior.identity_for(policy)
@@ -82,62 +82,144 @@ class Identity:
         _LAST[prior] = (now, identity)
         return identity
 
-    @classmethod
-    def from_json(cls, record: dict[str, Any]) -> Identity:
-        """The identity that `as_json` wrote.
-
-        Raises:
-            KeyError, TypeError, ValueError: it is none, or was changed.
-        """
-        values = {name: record[name] for name in _TYPES}
-        if record["checksum"] != _checksum(values):
-            raise ValueError("its checksum is wrong")
-        for name, value in values.items():
-            if not isinstance(value, _TYPES[name]) or isinstance(value, bool):
-                raise TypeError(f"{name} is {value!r}")
-        values["special_ids"] = tuple(values["special_ids"])
-        values["template_sequences"] = tuple(map(tuple, values["template_sequences"]))
-        for ids in (values["special_ids"], *values["template_sequences"]):
-            if not all(type(i) is int for i in ids):
-                raise TypeError(f"{ids} are no token ids")
-        return cls(**values)
-
-    def as_json(self) -> dict[str, Any]:
-        """All of it, for `identity.json`."""
-        values = dataclasses.asdict(self)
-        return {"format": FORMAT, **values, "checksum": _checksum(values)}
-
     @cached_property
     def digest(self) -> str:
         """Hex digits that name the decisions' folder.
 
-        Of what decides: the format, the prior, the policy, the vocabulary, and the special tokens,
-        which may be left out of the candidates. What else is protected is part of the documents'
-        keys.
+        They cover all that decides: the format, the prior, the policy, the vocabulary, and the
+        special tokens, which may be left out of the candidates. Which other tokens are protected is
+        part of the documents' keys.
         """
         decides = [FORMAT, self.prior, self.policy, self.tokenizer, self.special_ids]
         text = json.dumps(decides, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 
+    def write(self, folder: Path) -> None:
+        """Write it into the decisions' folder, unless it is there.
+
+        Raises:
+            OSError: it can't be written.
+        """
+        note = folder / _NOTE
+        if not note.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            values = dataclasses.asdict(self)
+            content = {"format": FORMAT, **values, "checksum": _checksum(values)}
+            write_whole(note, json.dumps(content, indent=1).encode())
+
+    @classmethod
+    def read(cls, folder: Path) -> Identity:
+        """Read it from the decisions' folder.
+
+        Raises:
+            DamagedFileError: the file can't be read, was changed, or belongs to another folder.
+        """
+        note = folder / _NOTE
+        try:
+            record = json.loads(read_regular(note))
+            values = {field.name: record[field.name] for field in dataclasses.fields(cls)}
+            if record["checksum"] != _checksum(values):
+                raise ValueError("its checksum is wrong")
+            values["special_ids"] = tuple(values["special_ids"])
+            values["template_sequences"] = tuple(map(tuple, values["template_sequences"]))
+            identity = cls(**values)
+        except (KeyError, OSError, RecursionError, TypeError, ValueError) as error:
+            raise DamagedFileError(
+                f"{note} of the decision cache is damaged ({type(error).__name__}: {error}); "
+                "delete its folder, and its documents are decided again"
+            ) from error
+        if identity.digest != folder.name:
+            raise DamagedFileError(
+                f"{note} of the decision cache was made with another prior, policy, tokenizer or "
+                f"version of this package ({identity.digest}) than its folder; delete the folder, "
+                "and its documents are decided again"
+            )
+        return identity
+
 
 def _checksum(values: dict[str, Any]) -> str:
-    """Of all that is kept: also of what a run without the prior needs, and decides nothing."""
+    """Of all values, including those that decide nothing but are needed without the prior."""
     text = json.dumps([FORMAT, values], sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
+def list_identities(path: Path) -> list[Identity]:
+    """What the decisions in a cache's folder were made with.
+
+    Raises:
+        DamagedFileError: the note of a sub-folder can't be read.
+    """
+    if not path.is_dir():
+        return []
+    folders = sorted(Path(entry.path) for entry in os.scandir(path) if entry.is_dir())
+    return [Identity.read(folder) for folder in folders if os.path.lexists(folder / _NOTE)]
+
+
 def decision_record(policy: EditPolicy) -> dict[str, Any]:
-    """What of a policy decides: its record without `seed`, `redraw` and `target`."""
+    """The fields of a policy that decide: its record without `seed`, `redraw` and `target`."""
     record = {name: value for name, value in policy.record().items() if name not in _OF_DRAWS}
     return json.loads(json.dumps(record))
 
 
+def describe_difference(there: dict[str, Any], now: dict[str, Any]) -> str:
+    """The fields in which two records of policies differ; "": in none."""
+    names = sorted(name for name in {*there, *now} if there.get(name) != now.get(name))
+    return ", ".join(
+        f"{name}={json.dumps(there.get(name))}, now {json.dumps(now.get(name))}" for name in names
+    )
+
+
+def find_identity(
+    held: Sequence[Identity], where: str, policy: EditPolicy | None, prior: str | None
+) -> Identity:
+    """The one identity in a cache that has some policy and prior.
+
+    Args:
+        held: all identities in the cache.
+        where: name of the cache, for messages.
+        policy: None: any.
+        prior: the beginning of its fingerprint or of the digest; None: any.
+
+    Raises:
+        ValueError: there is none, or there are several.
+    """
+    if not held:
+        raise ValueError(f"{where} holds no decisions; fill it with `toedit apply --cache`")
+    found = [one for one in held if prior is None or _begins(one, prior)]
+    if not found:
+        raise ValueError(f"{where} holds no prior {prior!r}, but {_listed(held)}")
+    if policy is not None:
+        now = decision_record(policy)
+        of_policy = [one for one in found if one.policy == now]
+        if not of_policy:
+            differences = (f"{o.digest}: {describe_difference(o.policy, now)}" for o in found)
+            raise ValueError(
+                f"{where} was filled with another policy ({'; '.join(differences)}); pass the "
+                "same policy, or fill it with this one"
+            )
+        found = of_policy
+    if len(found) > 1:
+        raise ValueError(
+            f"{where} holds the decisions of several: {_listed(found)}; pass the policy, and "
+            "prior= with the beginning of one of these names"
+        )
+    return found[0]
+
+
+def _begins(identity: Identity, name: str) -> bool:
+    return identity.prior.startswith(name) or identity.digest.startswith(name)
+
+
+def _listed(identities: Sequence[Identity]) -> str:
+    return ", ".join(f"{one.digest} (prior {one.prior})" for one in identities)
+
+
 def tokenizer_hash(tokenizer: Any, size: int | None = None) -> str:
-    """A hash of a tokenizer's vocabulary: which id stands for which token.
+    """A hash of a tokenizer's vocabulary: of which token has which id.
 
     Args:
         tokenizer: of transformers, or None.
-        size: of the tokens with a lower id than this alone; None: of all.
+        size: leave out ids from this one on; None: leave out nothing.
 
     Returns:
         32 hex digits; "" for None.

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import torch
@@ -12,7 +10,7 @@ from torch import Tensor
 from ...policy import EditPolicy
 from ...prior.base import BasePrior
 from ...tokens.token_batch import TokenBatch
-from .identity import Identity, decision_record, tokenizer_hash
+from .identity import Identity, decision_record, describe_difference, tokenizer_hash
 
 _FILL = (
     "run `toedit apply --cache` with the prior, the same tokenized data and the same policy, or "
@@ -62,7 +60,7 @@ class CachedPrior(BasePrior):
             ValueError: they were made with another; names what differs.
         """
         now = decision_record(policy)
-        different = _difference(self.identity.policy, now)
+        different = describe_difference(self.identity.policy, now)
         if different:
             raise ValueError(
                 f"the decision cache was filled with another policy: {different}; pass the same "
@@ -126,55 +124,3 @@ class CachedPrior(BasePrior):
             "refresh swaps the prior's weights, but a prior from a decision cache can't be "
             "swapped: it has none; load a prior with Prior.from_pretrained, or leave refresh out"
         )
-
-
-def find_identity(
-    held: Sequence[Identity], where: str, policy: EditPolicy | None, prior: str | None
-) -> Identity:
-    """The one identity of those in a cache that is meant.
-
-    Args:
-        held: all of them.
-        where: what to call the cache.
-        policy: of the one that is meant; None: any.
-        prior: how its fingerprint or digest begins; None: any.
-
-    Raises:
-        ValueError: there is none, or several.
-    """
-    if not held:
-        raise ValueError(f"{where} holds no decisions; fill it with `toedit apply --cache`")
-    found = [
-        one for one in held if prior is None or any(
-            name.startswith(prior) for name in (one.prior, one.digest)
-        )
-    ]  # fmt: skip
-    if not found:
-        raise ValueError(f"{where} holds no prior {prior!r}, but {_listed(held)}")
-    if policy is not None:
-        of_policy = [one for one in found if one.policy == decision_record(policy)]
-        if not of_policy:
-            now = decision_record(policy)
-            differences = (f"{one.digest}: {_difference(one.policy, now)}" for one in found)
-            raise ValueError(
-                f"{where} was filled with another policy ({'; '.join(differences)}); pass the "
-                "same policy, or fill it with this one"
-            )
-        found = of_policy
-    if len(found) > 1:
-        raise ValueError(
-            f"{where} holds the decisions of several: {_listed(found)}; pass the policy, and "
-            "prior= with the beginning of one of these names"
-        )
-    return found[0]
-
-
-def _listed(identities: Sequence[Identity]) -> str:
-    return ", ".join(f"{one.digest} (prior {one.prior})" for one in identities)
-
-
-def _difference(there: dict[str, Any], now: dict[str, Any]) -> str:
-    names = sorted(name for name in {*there, *now} if there.get(name) != now.get(name))
-    return ", ".join(
-        f"{name}={json.dumps(there.get(name))}, now {json.dumps(now.get(name))}" for name in names
-    )

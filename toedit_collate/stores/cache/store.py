@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import logging
 import os
+import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from ...distributed import rank
+from ..index import KeyIndex
 from ..ragged import Array
-from ..write_behind import WriteBehind
-from .decisions import Decisions
-from .folder import IdentityFolder, list_identities
-from .identity import Identity
-from .known import KnownDecisions
+from ..writing import WriteBehind
+from .decisions import Decisions, list_segments
+from .identity import Identity, find_identity, list_identities
 
 if TYPE_CHECKING:
     from ...policy import EditPolicy
@@ -22,25 +25,25 @@ logger = logging.getLogger("toedit_collate")
 
 # What was added is written as a segment when it takes so many bytes, or after five minutes.
 SEGMENT_BYTES = 2**24
-# A job that only fills a cache waits for so many: of a corpus of 1 T tokens, with 2 to 6 TB of
-# decisions, it makes some 10,000 to 20,000 files instead of hundreds of thousands.
+# A job that only fills a cache writes larger segments: for a corpus of 1 T tokens, with 2 to 6 TB
+# of decisions, it makes 10,000 to 20,000 files instead of hundreds of thousands.
 FILLED_SEGMENT_BYTES = 2**28
 
 
 class DecisionCache(WriteBehind):
-    """What a frozen prior decided about documents, so that later epochs need no pass of it.
+    """What a frozen prior decided about documents, so that later epochs need no forward pass.
 
-    It holds, for each document, which of its tokens are selected or dropped, and the candidates
-    for each selected one; the draw is made anew in each epoch. With a path, it is a folder with a
-    sub-folder for each prior, policy and tokenizer, of safetensors files that are mapped, not read.
-    Any number of processes may write to it, each its own files, and each can read all.
+    For each document, it stores which tokens are selected or dropped, and the candidates for each
+    selected token. The draw is made again in each epoch. With a path, the cache is a folder with a
+    sub-folder for each prior, policy and tokenizer, of safetensors files that are mapped, not
+    loaded. Any number of processes may write to it, each its own files, and each can read all.
 
     Args:
-        path: of the folder, made when something is written; None: keep it in memory.
-        max_bytes: once this process knows so many bytes, it admits nothing more.
-        fill_only: read nothing of what is in the folder, and write few, large files: for one of
-            many processes that go through different documents once. A document that two of them
-            decide is in it twice, which changes nothing.
+        path: of the folder, made when something is written; None: keep the decisions in memory.
+        max_bytes: this process stops adding once it knows so many bytes.
+        fill_only: read nothing from the folder, and write few, large files. This is for many
+            processes that go through different documents once. A document that two of them decide
+            is stored twice, which changes nothing.
 
     Raises:
         NotADirectoryError: `path` is a file.
@@ -89,17 +92,17 @@ class DecisionCache(WriteBehind):
         super().__init__()
         self.max_bytes = max_bytes
         self.fill_only = fill_only
-        self.identity: Identity | None = None  # with what the decisions were made that count now
-        self._known: KnownDecisions | None = None
-        self._folder: IdentityFolder | None = None
+        self.identity: Identity | None = None  # what the decisions that count now were made with
         self._can_write = True
+        self._choose_name()
+        self._forget()
 
     def __repr__(self) -> str:
         where = "in memory" if self.path is None else repr(str(self.path))
         return f"DecisionCache({where}, max_bytes={self.max_bytes})"
 
     def __getstate__(self) -> dict[str, Any]:
-        # To workers: never the decisions, which only the main process needs.
+        # Workers get no decisions: only the main process needs them.
         names = ("path", "max_bytes", "fill_only", "identity")
         return {name: getattr(self, name) for name in names}
 
@@ -111,8 +114,8 @@ class DecisionCache(WriteBehind):
     def open(self, identity: Identity) -> None:
         """Say which prior, policy and tokenizer decide from now on; `Identity.of` makes one.
 
-        Those of another identity no longer count: in memory they are forgotten; in a folder they
-        stay in a sub-folder of their own, until you delete it.
+        Decisions of another identity no longer count. In memory, they are forgotten. In a folder,
+        they stay in their own sub-folder until you delete it.
         """
         now = self.identity
         if now is not None and (identity is now or identity.digest == now.digest):
@@ -120,55 +123,134 @@ class DecisionCache(WriteBehind):
         if now is not None:
             self._write_or_report()
         self.identity = identity
-        self._known = self._folder = None
+        self._forget()
+
+    def _forget(self) -> None:
+        self._is_loaded = False
+        self._is_full = False
+        # Segments and what was added, as blocks. The index counts the documents of all blocks, one
+        # block after another.
+        self._index = KeyIndex()
+        self._blocks: list[Decisions] = []
+        self._num_settled = 0  # blocks that are not to be written any more: the first ones
+        self._settled_bytes = 0
+        self._read: set[str] = set()  # names of segments
+
+    def _choose_name(self) -> None:
+        """Choose a name for this process's segments that no other process has, on any host."""
+        self._name = uuid.uuid4().hex[:12]
+        self._num_written = 0
+
+    def _load(self) -> None:
+        if self.identity is None:
+            raise RuntimeError("open(identity) comes before decisions are looked up or added")
+        if not self._is_loaded:
+            self._is_loaded = True
+            if not self.fill_only:
+                self._read_new()
+
+    def _read_new(self) -> None:
+        if self.path is None or self.identity is None:
+            return
+        folder = self.path / self.identity.digest
+        new = [name for name in list_segments(folder) if name not in self._read]
+        blocks = [Decisions.read(folder / name, self.identity.digest) for name in new]
+        self._read.update(new)
+        if blocks:
+            self._index.add(np.concatenate([block.keys for block in blocks]))
+            self._blocks += blocks
+            self._settle()
+
+    def _settle(self) -> None:
+        """Count all blocks as written."""
+        self._settled_bytes += sum(block.nbytes for block in self._blocks[self._num_settled :])
+        self._num_settled = len(self._blocks)
+
+    @property
+    def _pending_bytes(self) -> int:
+        return sum(block.nbytes for block in self._blocks[self._num_settled :])
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all decisions that count now, written yet or not."""
-        return self._opened().nbytes
+        """Bytes of all decisions that count now, written or not."""
+        self._load()
+        return self._settled_bytes + self._pending_bytes
 
     @property
     def num_documents(self) -> int:
-        """Documents that are known; one that several processes decided counts for each."""
-        return self._opened().num_documents
+        """Documents that are known. One that several processes decided counts for each of them."""
+        self._load()
+        return self._index.num_rows
 
     @property
     def is_full(self) -> bool:
-        """Whether nothing more is admitted, because of `max_bytes`."""
-        known = self._opened()
-        return known.was_full or known.nbytes >= self.max_bytes
+        """Whether nothing more is added, because of `max_bytes`."""
+        return self.nbytes >= self.max_bytes or self._is_full
 
     def look_up(self, keys: Array, checks: Array) -> tuple[Array, Decisions]:
         """What was decided about some documents.
 
         Args:
-            keys: (n,) uint64, as `Decisions` has them.
-            checks: (n,) uint64; a document that has another is not known.
+            keys: (n,) uint64, see `Decisions`.
+            checks: (n,) uint64; a document with another check is not known.
 
         Returns:
-            (n,) bool, which are known; and the decisions of those, in the order of `keys`. A key
-            that is asked for twice is answered twice.
+            (n,) bool, which documents are known; and the decisions of these, in the order of
+            `keys`. A key may occur several times.
 
         Raises:
             RuntimeError: `open` was not called.
-            DamagedCacheError: a file does not hold what was written to it; names it.
+            DamagedFileError: a file does not hold what was written to it.
         """
-        known = self._opened()
-        assert self.identity is not None
-        return known.look_up(keys, checks, self.identity.vocab_size)
+        self._load()
+        rows = self._index.find(keys)
+        first = np.cumsum([0, *map(len, self._blocks)])
+        block_of = np.searchsorted(first, rows, side="right") - 1
+        known = np.zeros(len(keys), bool)
+        places, parts = [], []
+        for number in np.unique(block_of[rows >= 0]):
+            block = self._blocks[number]
+            at = np.flatnonzero(block_of == number)
+            # Another document can have the same key.
+            at = at[block.checks[rows[at] - first[number]] == checks[at]]
+            known[at] = True
+            places.append(at)
+            parts.append(block.select(rows[at] - first[number]))
+        decisions = Decisions.concatenate(parts)
+        if len(parts) > 1:
+            decisions = decisions.select(np.argsort(np.concatenate(places)))
+        return known, decisions
 
     def add(self, decisions: Decisions) -> None:
-        """Keep decisions; documents that are known are left out.
+        """Store decisions of documents that are not known yet.
 
         Raises:
             RuntimeError: `open` was not called.
         """
-        known = self._opened()
+        self._load()
         self._notice_fork()
-        known.add(decisions)
-        is_late = self.path is not None and not self.fill_only and self._is_late()
+        if self._is_full:
+            return
+        # Nothing is evicted. Training reads its documents in cycles: the one that was used longest
+        # ago is the next one to be used, so a cache that evicts it never knows a document. A cache
+        # that stops adding knows the same share in each epoch.
+        if self.nbytes + decisions.nbytes > self.max_bytes:
+            self._is_full = True
+            logger.warning(
+                "the decision cache is full (max_bytes=%d, %d documents): other documents are "
+                "scored in every epoch; raise max_bytes to store more",
+                self.max_bytes,
+                self.num_documents,
+            )
+            return
+        blocks = self._blocks
+        blocks.append(decisions.select(np.flatnonzero(self._index.add_new(decisions.keys))))
+        # Keep few blocks: the cost of adding n documents grows as n log n.
+        while len(blocks) > self._num_settled + 1 and 2 * len(blocks[-1]) > len(blocks[-2]):
+            blocks[-2:] = [Decisions.concatenate(blocks[-2:])]
         enough = FILLED_SEGMENT_BYTES if self.fill_only else SEGMENT_BYTES
-        if is_late or known.pending_bytes >= enough:
+        is_late = not self.fill_only and self._is_late()
+        if self._has_pending() and (is_late or self._pending_bytes >= enough):
             self._write_or_report()
 
     def refresh(self) -> None:
@@ -176,34 +258,48 @@ class DecisionCache(WriteBehind):
 
         Raises:
             RuntimeError: `open` was not called.
-            DamagedCacheError: a file can't be used; names it.
+            DamagedFileError: a file can't be used.
         """
-        known = self._opened()
-        if self._folder is not None and not self.fill_only:
-            known.hold(self._folder.read_new())
+        self._load()
+        if self.path is not None and not self.fill_only:
+            self._write_or_report()
+            self._settle()
+            self._read_new()
 
     def flush(self) -> None:
-        """Write what was not written yet; in memory there is nothing to write.
+        """Write what is not written yet. In memory there is nothing to write.
 
         Raises:
             OSError: it can't be written; the decisions stay in memory.
         """
         self._notice_fork()
-        self._count_from_now()
-        if self._known is not None:
-            self._known.settle(None if self._folder is None else self._folder.write)
+        self._start_timer()
+        if not self._has_pending():
+            return
+        assert self.path is not None
+        assert self.identity is not None
+        folder = self.path / self.identity.digest
+        name = f"rank-{rank():05d}.{self._name}.{self._num_written:06d}.safetensors"
+        self.identity.write(folder)
+        block = Decisions.concatenate(self._blocks[self._num_settled :])
+        block.write(folder / name, self.identity.digest)
+        self._num_written += 1
+        self._read.add(name)
+        # From now on, the decisions are mapped from the file.
+        self._blocks[self._num_settled :] = [Decisions.read(folder / name, self.identity.digest)]
+        self._settle()
 
     def prior(self, policy: EditPolicy | None = None, prior: str | None = None) -> CachedPrior:
         """A stand-in for the prior, for a run whose documents are all in the cache.
 
         Args:
-            policy: with which the cache was filled; None: there is one only.
-            prior: of several, the one whose fingerprint, or sub-folder, begins so.
+            policy: that the cache was filled with; None: there is only one.
+            prior: if there are several, the beginning of its fingerprint or sub-folder.
 
         Raises:
             ValueError: the cache has no such decisions, or those of several priors.
         """
-        from .prior import CachedPrior, find_identity
+        from .prior import CachedPrior
 
         held = [] if self.identity is None else [self.identity]
         if self.path is not None:
@@ -211,32 +307,19 @@ class DecisionCache(WriteBehind):
             held = list_identities(self.path)
         return CachedPrior(find_identity(held, repr(self), policy, prior))
 
-    def _opened(self) -> KnownDecisions:
-        if self.identity is None:
-            raise RuntimeError("open(identity) comes before decisions are looked up or added")
-        if self._known is None:
-            if self.path is not None:
-                self._folder = IdentityFolder(self.path, self.identity)
-            held = [] if self._folder is None or self.fill_only else self._folder.read_new()
-            self._known = KnownDecisions(self.max_bytes, held)
-        return self._known
-
     def _has_pending(self) -> bool:
-        known = self._known
-        return self.path is not None and known is not None and known.pending_bytes > 0
+        return self.path is not None and len(self._blocks) > self._num_settled
 
     def _leave_to_parent(self) -> None:
-        if self._known is not None:
-            self._known.settle()
-        if self._folder is not None:
-            self._folder.claim()
+        self._settle()
+        self._choose_name()
 
     def _write_or_report(self) -> None:
         if self._can_write:
             super()._write_or_report()
 
     def _report(self, error: Exception) -> None:
-        # What can't be written is no reason to end a training run.
+        # A training run must not end because of this.
         self._can_write = False
         logger.warning(
             "the decision cache %s can't be written (%s); this run keeps it in memory",

@@ -1,9 +1,9 @@
-"""The folder of a journal: segments by generation and rank, and what of them holds.
+"""The folder of a journal: its segments by generation and rank, and which of their edits are valid.
 
 `generation-0002.rank-00000.000003-000005.safetensors` holds what rank 0 wrote of generation 2 as
-its segments 3, 4 and 5: a writer joins its small segments to larger ones, so that there are few. A
-segment within another is of no account any more. Until it is removed, both may be there; so a
-process may be killed at any moment.
+its segments 3, 4 and 5. A writer joins its small segments into larger ones, so that there are few
+files. A segment that is part of another one is ignored: until it is deleted, both may exist, so
+the process can be killed at any moment.
 """
 
 from __future__ import annotations
@@ -13,24 +13,21 @@ import itertools
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..locks import WriterLock
-from ..segments import UNFINISHED
-from .frames import Array, DamagedJournalError, Frame, read_frame, write_frame
+from ..segments import UNFINISHED, DamagedFileError
+from ..writing import WriterLock
+from .frames import Frame, read_frame, write_frame
 
 _NAME = re.compile(r"generation-(\d+)\.rank-(\d+)\.(\d+)-(\d+)\.safetensors")
-_OLD_NAME = re.compile(r"generation-\d+\.rank-\d+\.journal")
-_INFO = {"generation": int, "run": str, "attempt": int, "resumed_at": int}
-_ORIGIN = {"prior": str, "policy": dict}
 
-# A segment is not joined to one of so many documents: writing them anew would take too long.
+# Larger segments are not joined, because writing them again takes too long.
 MAX_JOINED_DOCUMENTS = 2**20
-# A folder is listed again when another process changed it meanwhile.
+# A folder is listed again if another process changed it in the meantime.
 _NUM_TRIES = 5
 
 
@@ -38,11 +35,11 @@ class SegmentFile(NamedTuple):
     """A file of a journal.
 
     Attributes:
-        generation: whose edits it holds; 0: it says only that a run was resumed.
+        generation: of its edits; 0: it only notes that a run was resumed.
         rank: of the process that wrote it.
-        first: number of the first of its rank's segments that were joined to it.
+        first: number of the first segment of its rank that was joined into it.
         last: number of the last one.
-        path: where it is.
+        path: of the file.
     """
 
     generation: int
@@ -51,47 +48,37 @@ class SegmentFile(NamedTuple):
     last: int
     path: Path
 
+    def read(self) -> Frame:
+        """Read the file.
+
+        Raises:
+            DamagedFileError: it does not hold what was written to it.
+            FileNotFoundError: it was joined into another one in the meantime.
+        """
+        frame = read_frame(self.path)
+        if frame.info["generation"] != self.generation:
+            raise DamagedFileError(
+                f"journal file {self.path} is of generation {frame.info['generation']}; was it "
+                "renamed?"
+            )
+        return frame
+
 
 def file_of(folder: Path, generation: int, rank: int, first: int, last: int) -> SegmentFile:
-    """The file of some segments of a rank in a generation."""
+    """The file for some segments of a rank in a generation."""
     name = f"generation-{generation:04d}.rank-{rank:05d}.{first:06d}-{last:06d}.safetensors"
     return SegmentFile(generation, rank, first, last, folder / name)
 
 
-def list_files(folder: Path) -> list[SegmentFile]:
-    """All files that count, by generation, rank and number.
-
-    Raises:
-        DamagedJournalError: a segment is missing; or the journal is of another version.
-    """
-    for _ in range(_NUM_TRIES):
-        files = scan_files(folder)[0]
-        problem = missing_segment(files)
-        if problem is None:
-            return files
-        time.sleep(0.02)  # a writer may have joined some while the folder was listed
-    raise DamagedJournalError(f"journal {folder} is damaged: {problem}; restore it from a copy")
-
-
 def scan_files(folder: Path) -> tuple[list[SegmentFile], list[Path]]:
-    """The files that count, and those that stand within others.
-
-    Raises:
-        DamagedJournalError: the journal is of another version.
-    """
+    """The files that count, by generation, rank and number; and those that are part of another."""
     if not folder.is_dir():
         return [], []
     found = []
     for entry in os.scandir(folder):
-        match = _NAME.fullmatch(entry.name)
-        if match:
+        if match := _NAME.fullmatch(entry.name):
             generation, rank, first, last = map(int, match.groups())
             found.append(SegmentFile(generation, rank, first, last, Path(entry.path)))
-        elif _OLD_NAME.fullmatch(entry.name):
-            raise DamagedJournalError(
-                f"journal {folder} was written by an earlier version of this package, in another "
-                f"format ({entry.name}); read it with that version, or give the run a new journal"
-            )
     found.sort(key=lambda file: (*file[:3], -file.last))
     files: list[SegmentFile] = []
     superseded = []
@@ -103,8 +90,22 @@ def scan_files(folder: Path) -> tuple[list[SegmentFile], list[Path]]:
     return files, superseded
 
 
-def missing_segment(files: list[SegmentFile]) -> str | None:
-    """What is wrong with the numbers of a journal's segments; None: nothing."""
+def list_files(folder: Path) -> list[SegmentFile]:
+    """The files that count, by generation, rank and number.
+
+    Raises:
+        DamagedFileError: a segment is missing.
+    """
+    for _ in range(_NUM_TRIES):
+        files = scan_files(folder)[0]
+        problem = _missing_segment(files)
+        if not problem:
+            return files
+        time.sleep(0.02)  # a writer may have joined some while the folder was listed
+    raise DamagedFileError(f"journal {folder} is damaged: {problem}; restore it from a copy")
+
+
+def _missing_segment(files: list[SegmentFile]) -> str:
     for (generation, rank), of in itertools.groupby(files, lambda file: file[:2]):
         expected = 0
         for file in of:
@@ -114,23 +115,18 @@ def missing_segment(files: list[SegmentFile]) -> str | None:
                     f"there twice (next is {file.path.name})"
                 )
             expected = file.last + 1
-    return None
-
-
-def sizes(folder: Path) -> dict[str, int]:
-    """Bytes of each file."""
-    return {file.path.name: file.path.stat().st_size for file in list_files(folder)}
+    return ""
 
 
 class JournalWriter:
-    """Writes the segments of one rank; a second writer of that rank is refused.
+    """Writes the segments of one rank. A second writer of that rank is refused.
 
     Args:
-        folder: of the journal; made where it is not there.
+        folder: of the journal; it is made if it does not exist.
         rank: of this process.
 
     Raises:
-        BlockingIOError: another process writes the same.
+        BlockingIOError: another process writes the same rank.
         OSError: the folder can't be written to.
     """
 
@@ -141,22 +137,22 @@ class JournalWriter:
             folder / f"rank-{rank:05d}.lock", f"rank {rank} of the journal {folder}"
         )
         self._info: dict[str, Any] = {}
-        self._own: list[tuple[SegmentFile, int]] = []  # what may be joined, and its documents
+        self._own: list[tuple[SegmentFile, int]] = []  # files that may be joined, their documents
         self._next = 0
-        # What a process left behind that was killed while it wrote; nobody else writes this rank.
+        # Remove what a killed process left behind; nobody else writes this rank.
         with contextlib.suppress(OSError):
             for path in (*scan_files(folder)[1], *folder.glob(f"*{UNFINISHED}")):
                 if f".rank-{rank:05d}." in path.name:
                     path.unlink()
 
     def write(self, frame: Frame) -> tuple[str, list[str]]:
-        """Write a frame, and see it safely on the disk.
+        """Write a frame and flush it to the disk.
 
         Returns:
-            The name of its file, and the names of those that were joined to it.
+            The name of its file, and the names of the files that were joined into it.
 
         Raises:
-            OSError: it can't be written, the disk being full, say; then all is as before.
+            OSError: it can't be written, for example because the disk is full; nothing has changed.
         """
         generation = frame.info["generation"]
         if frame.info != self._info:
@@ -178,7 +174,7 @@ class JournalWriter:
         self._next += 1
         self._own = [*self._own[: len(self._own) - len(joined)], (new, num_documents)]
         for file in joined:
-            with contextlib.suppress(OSError):  # it does not count any more
+            with contextlib.suppress(OSError):  # it is ignored anyway
                 file.path.unlink()
         return new.path.name, [file.path.name for file in joined]
 
@@ -187,67 +183,41 @@ class JournalWriter:
         self._lock.release()
 
 
-def read_valid(folder: Path) -> Iterator[tuple[int, Frame, Array]]:
-    """All frames, and which of their documents hold.
-
-    A run that was killed and resumed at step s is another *attempt* of the same run, which goes
-    through the steps from s again: what earlier attempts wrote of those is void.
+def read_valid(folder: Path) -> Iterator[tuple[int, Frame]]:
+    """Read all frames, without the edits that are void.
 
     Yields:
-        rank, frame, and (n,) bool, True where a document's edit holds.
+        The rank and a frame, by generation, rank and number.
 
     Raises:
-        DamagedJournalError: a file is damaged, or missing.
+        DamagedFileError: a file is damaged or missing.
     """
-    frames = _read_all(folder)
-    attempts: dict[str, dict[int, int]] = {}
-    for _, frame in frames:
-        info = frame.info
-        attempts.setdefault(info["run"], {})[info["attempt"]] = info["resumed_at"]
-    for rank, frame in frames:
-        yield rank, frame, frame.step_of_document < last_step(frame.info, attempts)
-
-
-def _read_all(folder: Path) -> list[tuple[int, Frame]]:
     for number in range(_NUM_TRIES):
         files = list_files(folder)
         try:
-            frames = [(file.rank, read_frame(file.path)) for file in files]
+            frames = [file.read() for file in files]
             break
-        except FileNotFoundError:  # joined to another meanwhile
+        except FileNotFoundError:  # it was joined into another one in the meantime
             if number == _NUM_TRIES - 1:
                 raise
-    for file, (_, frame) in zip(files, frames, strict=True):
-        wrong = wrong_info(frame, file.generation)
-        if wrong:
-            raise DamagedJournalError(
-                f"journal file {file.path} is no frame of a journal: {wrong}; "
-                "`toedit journal verify` checks all files"
-            )
-    return frames
+    for file, frame in zip(files, without_void(frames), strict=True):
+        yield file.rank, frame
 
 
-def wrong_info(frame: Frame, generation: int) -> str:
-    """What is wrong with a frame's `info`; nothing: "".
+def without_void(frames: Sequence[Frame]) -> list[Frame]:
+    """The frames of a journal without their void edits.
 
-    Args:
-        frame: of a file.
-        generation: that the file's name says.
+    A run that was killed and resumed at step s is another attempt of the same run. It goes through
+    the steps from s again, so what earlier attempts wrote of these steps is void.
     """
-    expected = {**_INFO, **(_ORIGIN if len(frame.keys) else {})}
-    missing = sorted(expected.keys() - frame.info.keys())
-    if missing:
-        return f"it does not name {', '.join(missing)}"
-    for name, kind in expected.items():
-        value = frame.info[name]
-        if not isinstance(value, kind) or isinstance(value, bool):
-            return f"its {name} is {value!r}"
-    if frame.info["generation"] != generation:
-        return f"it is of generation {frame.info['generation']}; was the file renamed?"
-    return ""
-
-
-def last_step(info: dict[str, Any], attempts: dict[str, dict[int, int]]) -> float:
-    """From which step on what an attempt wrote is void."""
-    later = [step for attempt, step in attempts[info["run"]].items() if attempt > info["attempt"]]
-    return min(later, default=np.inf)
+    attempts: dict[str, dict[int, int]] = {}
+    for frame in frames:
+        info = frame.info
+        attempts.setdefault(info["run"], {})[info["attempt"]] = info["resumed_at"]
+    void_from: dict[tuple[str, int], float] = {}
+    for run, resumed_at in attempts.items():
+        step: float = np.inf
+        for attempt in sorted(resumed_at, reverse=True):
+            void_from[run, attempt] = step
+            step = min(step, resumed_at[attempt])
+    return [frame.before(void_from[frame.info["run"], frame.info["attempt"]]) for frame in frames]

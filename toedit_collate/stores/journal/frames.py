@@ -1,14 +1,14 @@
-"""Frame: edits as they stand in a segment of a journal.
+"""Frame: edits as a segment of a journal holds them.
 
-| array | a number for each | |
+| array | one number for each | |
 | --- | --- | --- |
 | `keys` | document that was edited | 64 bits of its content |
-| `counts` | document | its changes |
-| `position`, `old`, `new` | change | `new` is one more than the token; 0: it was removed |
-| `step`, `documents`, ... | step of training, in the same order | see `STEP_COLUMNS` |
+| `counts` | document | number of its changes |
+| `position`, `old`, `new` | change | `new` is the token + 1; 0: the token was removed |
+| `step`, `documents`, ... | batch, in the same order | see `STEP_COLUMNS` |
 
-All but the keys are deflated. What holds for the whole frame (generation, prior, policy, run) is
-`info`, among the segment's facts.
+All but the keys are compressed. What is the same for the whole frame (generation, prior, policy,
+run) is `info`, one of the segment's facts.
 """
 
 from __future__ import annotations
@@ -23,23 +23,24 @@ import numpy as np
 from ..ragged import Array, narrowed
 from ..segments import DamagedFileError, read_segment, write_segment
 
-KIND = "toedit journal, 1"
+KIND = "toedit journal, 2"
 STEP_COLUMNS = ("step", "documents", "tokens", "scored", "selected", "changed")
 _DEFLATED = ("counts", "position", "old", "new", *STEP_COLUMNS)
-_ARRAYS = {"keys", *_DEFLATED}
+_INFO = {"generation", "run", "attempt", "resumed_at"}
 
 
 @dataclass(frozen=True)
 class Frame:
-    """The edits of some documents, and what they were made with.
+    """The edits of n documents, and what they were made with.
 
     Attributes:
-        info: of the whole frame: `generation`, `prior`, `policy`, `run`, `attempt`, `resumed_at`.
+        info: of the whole frame: `generation` (0: it only notes that a run was resumed), `prior`,
+            `policy`, `run`, `attempt`, `resumed_at`.
         keys: (n,) uint64, of the documents' content.
-        counts: (n,) int64, how many changes each has.
+        counts: (n,) int64, number of changes of each document.
         changes: (c, 3) int64, position, old and new token (-1: removed); of all documents, one
-            after the other.
-        steps: name -> (s,) int64, see `STEP_COLUMNS`; their `documents` sum up to n.
+            after another.
+        steps: name -> (s,) int64, see `STEP_COLUMNS`; the sum of `documents` is n.
     """
 
     info: dict[str, Any]
@@ -53,23 +54,37 @@ class Frame:
         """(n,) int64."""
         return np.repeat(self.steps["step"], self.steps["documents"])
 
+    def before(self, step: float) -> Frame:
+        """The edits that were made before a step of training."""
+        kept = self.steps["step"] < step
+        if kept.all():
+            return self
+        documents = np.repeat(kept, self.steps["documents"])
+        return Frame(
+            self.info,
+            self.keys[documents],
+            self.counts[documents],
+            self.changes[np.repeat(documents, self.counts)],
+            {name: column[kept] for name, column in self.steps.items()},
+        )
+
     @classmethod
     def joined(cls, frames: Sequence[Frame]) -> Frame:
         """One frame of several that were made with the same, one after another."""
         return cls(
-            info=frames[0].info,
-            keys=np.concatenate([frame.keys for frame in frames]),
-            counts=np.concatenate([frame.counts for frame in frames]),
-            changes=np.concatenate([frame.changes for frame in frames]),
-            steps={
-                name: np.concatenate([frame.steps[name] for frame in frames])
-                for name in STEP_COLUMNS
-            },
+            frames[0].info,
+            np.concatenate([frame.keys for frame in frames]),
+            np.concatenate([frame.counts for frame in frames]),
+            np.concatenate([frame.changes for frame in frames]),
+            {n: np.concatenate([frame.steps[n] for frame in frames]) for n in STEP_COLUMNS},
         )
 
-
-class DamagedJournalError(ValueError):
-    """A journal's file does not hold what was written to it."""
+    @classmethod
+    def empty(cls, info: dict[str, Any]) -> Frame:
+        """A frame without edits."""
+        none = np.zeros(0, np.int64)
+        steps = dict.fromkeys(STEP_COLUMNS, none)
+        return cls(info, none.astype(np.uint64), none, none.reshape(0, 3), steps)
 
 
 def write_frame(path: Path, frame: Frame) -> None:
@@ -82,62 +97,51 @@ def write_frame(path: Path, frame: Frame) -> None:
     position, old, new = frame.changes.T
     if len(new) and new.max() >= 2**31:
         raise ValueError(f"a token must be below 2**31, got {new.max()}")
-    numbers = {"position": position, "old": old, "new": new + 1}
-    arrays = {"keys": frame.keys, "counts": narrowed(frame.counts, np.uint8, np.uint32)}
-    for name, values in numbers.items():
-        arrays[name] = narrowed(values, np.uint8, np.uint16, np.uint32)
-    for name, values in frame.steps.items():
-        arrays[name] = narrowed(values, np.uint16, np.uint32, np.uint64)
-    write_segment(path, KIND, arrays, {"info": frame.info}, _DEFLATED)
+    arrays = {"counts": frame.counts, "position": position, "old": old, "new": new + 1}
+    columns = {name: narrowed(values) for name, values in (arrays | frame.steps).items()}
+    write_segment(path, KIND, {"keys": frame.keys, **columns}, {"info": frame.info}, _DEFLATED)
 
 
 def read_frame(path: Path) -> Frame:
     """Read a segment.
 
     Raises:
-        DamagedJournalError: bytes were changed or lost since they were written.
+        DamagedFileError: bytes were changed or lost since the segment was written.
         FileNotFoundError: there is no such file (any more).
     """
     try:
         facts, tensors = read_segment(path, KIND, mapped=False)
-        # Journals of before `changed` was written can be read, too.
-        if tensors.keys() | {"changed"} != _ARRAYS or not isinstance(facts.get("info"), dict):
-            raise DamagedFileError("it has other fields than a segment of a journal")
         arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
-        return _as_frame(facts["info"], arrays)
+        info = facts.get("info")
+        if not isinstance(info, dict) or not info.keys() >= _INFO:
+            raise DamagedFileError("its facts do not say which run wrote it")
+        return _as_frame(info, arrays)
     except DamagedFileError as error:
-        raise DamagedJournalError(
-            f"journal file {path} is damaged: {error}; restore it from a copy, or remove the "
-            "journal and begin anew: what was edited then is not known any more"
+        raise DamagedFileError(
+            f"journal file {path} is damaged: {error}; restore it from a copy, or delete the "
+            "journal and start again: what these edits were is lost"
         ) from error
 
 
 def _as_frame(info: dict[str, Any], arrays: dict[str, Array]) -> Frame:
+    if arrays.keys() != {"keys", *_DEFLATED}:
+        raise DamagedFileError("it has other arrays than a segment of a journal")
     keys = arrays.pop("keys")
-    if keys.dtype != np.uint64 or any(array.ndim != 1 for array in (keys, *arrays.values())):
-        raise DamagedFileError("its arrays are of another type or shape")
-    signed = {name: array.astype(np.int64) for name, array in arrays.items()}
-    steps = {name: signed[name] for name in STEP_COLUMNS if name in signed}
-    changes = [signed[name] for name in ("position", "old", "new")]
-    num_changes = {len(column) for column in changes}
-    if any((array < 0).any() for array in signed.values()):
-        raise DamagedFileError("a number is out of range")
-    if len({len(column) for column in steps.values()}) > 1 or len(num_changes) > 1:
-        raise DamagedFileError("its columns are of different lengths")
-    # Numbers this large would wrap around in their sum.
-    if any(len(s) and int(s.max()) > 2**40 for s in (signed["counts"], steps["documents"])):
-        raise DamagedFileError("a document or a step has more than 2**40 of something")
-    if not len(keys) == len(signed["counts"]) == steps["documents"].sum():
-        raise DamagedFileError("its steps have other numbers of documents")
-    if {int(signed["counts"].sum())} != num_changes:
-        raise DamagedFileError("its documents have other numbers of changes")
-    changes[2] = changes[2] - 1
-    if "changed" not in steps:
-        steps["changed"] = _changes_of_steps(steps["documents"], signed["counts"], changes[2])
-    return Frame(info, np.array(keys), signed["counts"], np.stack(changes, axis=1), steps)
-
-
-def _changes_of_steps(documents: Array, counts: Array, new: Array) -> Array:
-    """How many of the changes of each step are another token, not one that was removed."""
-    step = np.repeat(np.repeat(np.arange(len(documents)), documents), counts)
-    return np.bincount(step[new >= 0], minlength=len(documents))
+    is_unsigned = all(array.dtype.kind == "u" for array in arrays.values())
+    if keys.dtype != np.uint64 or keys.ndim != 1 or not is_unsigned:
+        raise DamagedFileError("its arrays have another type or shape")
+    numbers = {name: array.astype(np.int64) for name, array in arrays.items()}
+    counts, documents, num_changes = numbers["counts"], numbers["documents"], len(numbers["new"])
+    # The bounds keep the sums from wrapping around.
+    fits = (
+        all(column.min(initial=0) >= 0 for column in numbers.values())
+        and max(counts.max(initial=0), documents.max(initial=0)) <= len(keys) + num_changes
+        and len(keys) == len(counts) == documents.sum()
+        and num_changes == len(numbers["position"]) == len(numbers["old"]) == counts.sum()
+        and len({len(numbers[name]) for name in STEP_COLUMNS}) == 1
+    )
+    if not fits:
+        raise DamagedFileError("its arrays do not fit each other")
+    numbers["new"] -= 1
+    changes = np.stack([numbers[name] for name in ("position", "old", "new")], axis=1)
+    return Frame(info, np.array(keys), counts, changes, {n: numbers[n] for n in STEP_COLUMNS})

@@ -2,41 +2,51 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
+import uuid
 import warnings
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ...distributed import rank
 from ..ragged import Array
-from .counts import counts_of
-from .keys import keys_of
-from .recorder import EditRecorder
-from .replay import Texts, replay_generation
+from ..writing import WriteBehind
+from .files import JournalWriter, list_files, read_valid
+from .frames import STEP_COLUMNS, Frame
+from .replay import EditTable, Found, Texts, keys_of
 
-# Journals of this process, by folder.
+logger = logging.getLogger("toedit_collate")
+
+# Edits are written when there are so many documents, or after a minute. `ToEditCallback` also
+# writes them before each checkpoint.
+MAX_PENDING_DOCUMENTS = 50_000
+
+# The journals of this process, by folder.
 JOURNALS: weakref.WeakValueDictionary[str, Journal] = weakref.WeakValueDictionary()
 
 
-class Journal(EditRecorder):
+class Journal(WriteBehind):
     """A record of every token that was changed, by generation, in a folder.
 
     Give it to a `ToEditCollator`, and each document has one edit per generation (Eq. 3 of
-    arXiv:2412.14689): before generation n edits a document, it is brought to its state after
-    generation n-1; later epochs of generation n replay the edit, without a forward pass.
+    arXiv:2412.14689): before generation n edits a document, the document is brought to its state
+    after generation n-1. Later epochs of generation n replay the edit without a forward pass.
 
     Generations count from 1, the one that an unswapped prior edits; 0 is the source. Documents are
-    known by the content of their source, so a journal does not depend on the order of the data, on
-    batches or on ranks. Each rank writes files of its own, and reads all. Reading takes no lock and
-    writes nothing: a journal may be read while a run writes it, and from a read-only folder.
+    found by the content of their source, so a journal does not depend on the order of the data, on
+    batches or on ranks. Each rank writes its own files and reads all files. Reading takes no lock
+    and writes nothing: a journal can be read while a run writes it, and from a read-only folder.
 
-    In one process, journals of one folder are one object: also those that were pickled or copied.
+    In one process, all journals of one folder are one object, including pickled and copied ones.
 
     Args:
-        path: of the folder; made when the first edit is written.
+        path: of the folder; it is made when the first edit is written.
 
     Raises:
         NotADirectoryError: `path` is a file.
@@ -71,7 +81,16 @@ class Journal(EditRecorder):
             return
         if os.path.lexists(folder) and not folder.is_dir():
             raise NotADirectoryError(f"path of a journal must be a folder, got the file {path}")
-        super().__init__(folder.absolute())
+        super().__init__()
+        self.path = folder.absolute()
+        self.run_started = False  # whether `start_run` was called
+        self._tables: dict[int, EditTable] = {}
+        self._names: set[str] | None = None  # files that the tables hold; None: none were read
+        self._writer: JournalWriter | None = None
+        self._generation: int | None = None
+        self._made_with: dict[str, Any] = {}
+        self._run: dict[str, Any] = {"run": uuid.uuid4().hex, "attempt": 0, "resumed_at": 0}
+        self._pending: list[Frame] = []
         JOURNALS[os.path.realpath(path)] = self
 
     def __repr__(self) -> str:
@@ -80,40 +99,47 @@ class Journal(EditRecorder):
     def __reduce__(self) -> tuple[Any, ...]:
         return Journal, (self.path,)
 
+    # Reading.
+
+    @property
+    def generations(self) -> list[int]:
+        """Numbers of the generations that edited something."""
+        self._read_new()
+        return sorted(number for number, table in self._tables.items() if len(table))
+
     def replay(self, ids: Sequence[int], generation: int) -> list[int]:
         """A document as a generation trained on it.
 
-        Warns where no generation up to this one knows the document: then it was not trained on, or
-        not with these ids (another template, truncation or special tokens), or nothing in it could
-        be edited.
+        Warns if no generation up to this one knows the document. Then it was not trained on, or was
+        trained on with other ids (template, truncation, special tokens), or nothing in it could be
+        edited.
 
         Args:
             ids: token ids of the source document, as it was collated.
-            generation: its number; 0 gives the source back.
+            generation: its number; 0: the source.
 
         Raises:
             ValueError: there is no such generation, or the edits belong to another document.
 
         Returns:
-            The edited ids; as they came where no generation edited the document.
+            The edited ids; `ids` if no generation edited the document.
         """
         revised, _, known = self._revise(ids, generation)
         if generation > 0 and len(ids) > 1 and not known:
             warnings.warn(
-                f"the journal {self.path} knows no document of these {len(ids)} tokens, so it is "
-                "given back as it came: it was not trained on, or nothing in it could be edited, "
-                "or its ids are others than those that were collated (template, truncation, "
-                "special tokens); Journal.knows tells",
+                f"the journal {self.path} knows no document with these {len(ids)} tokens, so they "
+                "are returned unchanged: the document was not trained on, or nothing in it could "
+                "be edited, or it was collated with other ids (template, truncation, special "
+                "tokens); Journal.knows says which documents are known",
                 stacklevel=2,
             )
         return revised.tolist()
 
     def revise(self, ids: Sequence[int], generation: int) -> tuple[Array, Array]:
-        """As `replay`, with the place in `ids` of each token that is left: two (m,) int64."""
+        """As `replay`, with the place in `ids` of each remaining token: two (m,) int64."""
         return self._revise(ids, generation)[:2]
 
     def _revise(self, ids: Sequence[int], generation: int) -> tuple[Array, Array, bool]:
-        """As `revise`, and whether any generation knows the document."""
         self._check_generation(generation)
         tokens = _as_tokens(ids)
         keys = _key_of(tokens)
@@ -124,7 +150,7 @@ class Journal(EditRecorder):
         return texts.tokens[left], np.flatnonzero(left), any(known)
 
     def knows(self, ids: Sequence[int], generation: int) -> bool:
-        """Whether a generation edited a document, changed or not."""
+        """Whether a generation edited a document, even if no token changed."""
         self._check_generation(generation)
         keys = _key_of(_as_tokens(ids))
         return generation > 0 and bool(self.look_up(keys, generation).known.any())
@@ -132,32 +158,77 @@ class Journal(EditRecorder):
     def stats(self) -> dict[int, dict[str, float]]:
         """What each generation did.
 
-        Each document counts once, but for one that stands in the data several times, if several
-        ranks edited it in the same epoch: it counts for each of them.
+        Each document counts once. Only if the data contains it several times, and several ranks
+        edited it in the same epoch, it counts once for each of them.
 
-        For each generation: `documents`, `tokens` of them, `scored`, `selected`, `changed` and
-        `dropped` tokens, `selected_share` and `changed_share` of the scored ones (Table 9).
+        For each generation: `documents`, their `tokens`, `scored`, `selected`, `changed` and
+        `dropped` tokens; `selected_share` and `changed_share` of the scored tokens (Table 9).
         """
         self.flush()
-        return counts_of(self.path)
+        sums: dict[int, dict[str, float]] = {}
+        for _, frame in read_valid(self.path):
+            if not len(frame.keys):
+                continue
+            names = (*STEP_COLUMNS[1:], "dropped")
+            of = sums.setdefault(frame.info["generation"], dict.fromkeys(names, 0))
+            for name in STEP_COLUMNS[1:]:
+                of[name] += int(frame.steps[name].sum())
+            of["dropped"] += int((frame.changes[:, 2] < 0).sum())
+        for of in sums.values():
+            for name in ("selected", "changed"):
+                of[f"{name}_share"] = of[name] / of["scored"] if of["scored"] else float("nan")
+        return dict(sorted(sums.items()))
+
+    def look_up(self, keys: Array, generation: int) -> Found:
+        """The edits that one generation made of n documents, by their (n,) uint64 keys."""
+        return self._table(generation).look_up(keys)
 
     def bring_forward(self, texts: Texts, keys: Array, generation: int, *, since: int = 0) -> None:
-        """Bring n documents from their state after `since` (0: the source) to that after another.
+        """Bring n documents from their state after one generation to that after a later one.
 
         Args:
             texts: the documents, changed in place.
             keys: (n,) uint64, of the source documents.
-            generation: whose edit is the last.
-            since: the generation whose edit they have.
+            generation: the last one to apply.
+            since: the last one that was applied already; 0: the texts are the source.
 
         Raises:
             ValueError: the edits belong to other documents.
         """
         for number in range(since + 1, generation + 1):
             try:
-                replay_generation(texts, self.look_up(keys, number))
+                texts.replay(self.look_up(keys, number))
             except ValueError as error:
                 raise ValueError(f"journal {self.path}, generation {number}: {error}") from error
+
+    def last_attempt(self, run: str) -> int | None:
+        """The number of a run's last attempt; None: it wrote nothing."""
+        infos = [frame.info for _, frame in read_valid(self.path)]
+        return max((info["attempt"] for info in infos if info["run"] == run), default=None)
+
+    def refresh(self) -> None:
+        """Read what other ranks have written."""
+        self.flush()
+        self._names = None
+        self._tables.clear()
+
+    def _table(self, generation: int) -> EditTable:
+        if self._names is None:
+            self._read_new()
+        return self._tables.setdefault(generation, EditTable())
+
+    def _read_new(self) -> None:
+        """Read the files if another process has written to them."""
+        if {file.path.name for file in list_files(self.path)} == self._names:
+            return
+        self.flush()
+        # Listed before the files are read: what is written in the meantime counts as new.
+        names = {file.path.name for file in list_files(self.path)}
+        parts: dict[int, list[tuple[int, Frame]]] = {}
+        for of_rank, frame in read_valid(self.path):
+            parts.setdefault(frame.info["generation"], []).append((of_rank, frame))
+        self._tables = {number: EditTable.of(of) for number, of in parts.items()}
+        self._names = names
 
     def _check_generation(self, generation: int) -> None:
         if isinstance(generation, bool) or not isinstance(generation, int):
@@ -169,6 +240,176 @@ class Journal(EditRecorder):
                 f"got {generation} ({self.path})"
             )
 
+    # Writing.
+
+    def start_run(self, run: str, *, attempt: int = 0, resumed_at: int = 0) -> None:
+        """Say which run of training writes from now on.
+
+        Args:
+            run: its identity, the same on all ranks and after the run was resumed.
+            attempt: how often the run was resumed.
+            resumed_at: step of the checkpoint. What earlier attempts wrote of later steps is void
+                from now on.
+        """
+        self.flush()
+        self._run = {"run": run, "attempt": attempt, "resumed_at": resumed_at}
+        self.run_started = True
+        if attempt:
+            # Written before the first edit, so that every reader knows at once what is void.
+            self._write(Frame.empty({"generation": 0, **self._run}))
+        self.refresh()
+
+    def start_generation(self, generation: int, prior: str, policy: dict[str, Any]) -> None:
+        """Say what is recorded from now on; cheap if nothing has changed.
+
+        Args:
+            generation: its number, from 1.
+            prior: fingerprint of the prior's weights.
+            policy: of the edit, as JSON.
+
+        Raises:
+            ValueError: another prior or policy made this generation, or there are later ones.
+        """
+        self._notice_fork()
+        made_with = {"prior": prior, "policy": policy}
+        if (generation, made_with) == (self._generation, self._made_with):
+            return
+        self.close()
+        for _, frame in read_valid(self.path):
+            if len(frame.keys):
+                self._check_may_continue(frame.info, generation, made_with)
+        self._generation, self._made_with = generation, made_with
+
+    def _check_may_continue(
+        self, there: dict[str, Any], generation: int, made_with: dict[str, Any]
+    ) -> None:
+        if there["generation"] > generation:
+            raise ValueError(
+                f"the journal {self.path} already holds generation {there['generation']}, so "
+                f"generation {generation} can't be edited any more; resume the run that wrote it "
+                "(resume_from_checkpoint=True), give this run a new journal, or delete the "
+                "folder if that run is not wanted"
+            )
+        if there["generation"] < generation:
+            return
+        if there["prior"] != made_with["prior"]:
+            raise ValueError(
+                f"generation {generation} of the journal {self.path} was made with another prior "
+                "(or the same in another precision); give the run a new journal, or, to go on "
+                f"with the next generation, set prior.generation = {generation}"
+            )
+        before, now = there["policy"], made_with["policy"]
+        for name in sorted({*before, *now}):
+            if before.get(name) != now.get(name):
+                raise ValueError(
+                    f"generation {generation} of the journal {self.path} was made with {name}="
+                    f"{before.get(name)!r} in its policy, now it is {now.get(name)!r}; give the "
+                    "run a new journal"
+                )
+
+    def record(
+        self, keys: Array, lengths: Array, counts: Array, changes: Array, step: int, **sums: int
+    ) -> None:
+        """Add the edits of n documents, made at a step of training.
+
+        Args:
+            keys: (n,) uint64, of the source documents.
+            lengths: (n,) int64, tokens of each.
+            counts: (n,) int64, changes of each.
+            changes: (c, 3), position, old and new token (-1: removed), relative to the document as
+                it was before this edit.
+            step: number of updates before this batch.
+            sums: `scored`, `selected` and `changed` tokens. The default of `changed` counts the
+                changes to another token. It can be lower: where a generation edits the source,
+                `changes` also undo what an earlier generation did.
+
+        Raises:
+            RuntimeError: `start_generation` was not called.
+            BlockingIOError: another process writes the journal.
+            OSError: it can't be written; the edits stay in memory.
+        """
+        self._notice_fork()
+        if self._generation is None:
+            raise RuntimeError("start_generation() comes before record()")
+        if not len(keys):
+            return
+        self._table(self._generation).add(keys, counts, changes)
+        row = {"step": step, "documents": len(keys), "tokens": int(lengths.sum())}
+        row |= {"changed": int((changes[:, 2] >= 0).sum()), **sums}
+        info = {"generation": self._generation, **self._made_with, **self._run}
+        steps = {name: np.array([row[name]], np.int64) for name in STEP_COLUMNS}
+        self._pending.append(Frame(info, keys, counts, changes, steps))
+        if sum(len(frame.keys) for frame in self._pending) >= MAX_PENDING_DOCUMENTS or (
+            self._is_late()
+        ):
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what is not written yet.
+
+        Raises:
+            BlockingIOError: another process writes the journal.
+            OSError: it can't be written; the edits stay in memory.
+        """
+        self._notice_fork()
+        if self._pending:
+            self._write(Frame.joined(self._pending))
+            self._pending = []
+
+    def close(self) -> None:
+        """Write everything, and let other processes write to the journal.
+
+        Raises:
+            BlockingIOError: another process writes the journal.
+            OSError: it can't be written; the edits stay in memory.
+        """
+        self.flush()
+        if self._writer is not None:
+            self._writer.close()
+        self._writer = None
+        self._generation = None
+
+    def _has_pending(self) -> bool:
+        return len(self._pending) > 0
+
+    def _leave_to_parent(self) -> None:
+        self._pending = []
+        if self._writer is not None:
+            self._writer.close()
+        self._writer = self._generation = self._names = None
+        self._tables.clear()
+
+    def _report(self, error: Exception) -> None:
+        logger.error(
+            "the last edits of %d documents are not in the journal, which can't be written: %s",
+            sum(len(frame.keys) for frame in self._pending),
+            error,
+        )
+        self._pending = []
+
+    def _write(self, frame: Frame) -> None:
+        self._start_timer()
+        with self._explain_errors():
+            if self._writer is None:
+                self._writer = JournalWriter(self.path, rank())
+            name, joined = self._writer.write(frame)
+        if self._names is not None:
+            # What others have written in the meantime is still unknown.
+            self._names = {name, *self._names} - set(joined)
+
+    @contextlib.contextmanager
+    def _explain_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except BlockingIOError:
+            raise
+        except OSError as error:
+            raise OSError(
+                error.errno,
+                f"the journal {self.path} can't be written ({error.strerror or error}); make room, "
+                "or a folder that can be written to, and resume the run from its last checkpoint",
+            ) from error
+
 
 def _as_tokens(ids: Sequence[int]) -> Array:
     """(n,) int64; raise unless these are the token ids of one document."""
@@ -178,7 +419,7 @@ def _as_tokens(ids: Sequence[int]) -> Array:
     if tokens.ndim != 1 or tokens.dtype.kind not in "iu":
         raise ValueError(
             f"ids must be the token ids of one document, got an array of shape {tokens.shape} "
-            f"and type {tokens.dtype}; give whole numbers in a list"
+            f"and type {tokens.dtype}; pass a list of whole numbers"
         )
     return tokens.astype(np.int64)
 

@@ -1,0 +1,146 @@
+"""Which process writes, and when: locks, forks, late writes, and the end of a process."""
+
+from __future__ import annotations
+
+import abc
+import atexit
+import errno
+import os
+import time
+import weakref
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+_NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK}
+
+# Locks that a forked process inherited. Collecting such a copy could release the parent's lock.
+_INHERITED: list[FileLock] = []
+
+
+class WriterLock:
+    """Held by the one process that may write. It ends with that process, even if it is killed.
+
+    Args:
+        path: of the lock's file, which is empty and is not deleted.
+        what: is locked, for the message.
+
+    Raises:
+        BlockingIOError: another process holds the lock.
+        OSError: its file can't be made.
+    """
+
+    def __init__(self, path: Path, what: str) -> None:
+        self._pid = os.getpid()
+        # Any thread may flush: the lock belongs to the process.
+        self._lock: FileLock | None = FileLock(str(path), thread_local=False)
+        try:
+            self._lock.acquire(blocking=False)
+        except Timeout:
+            raise BlockingIOError(
+                f"{what} is being written by another process; give every run its own journal"
+            ) from None
+        except NotImplementedError:
+            self._lock = None  # the file system has no locks
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            self._lock = None
+
+    def release(self) -> None:
+        """Let another process write."""
+        lock, self._lock = self._lock, None
+        if lock is not None and os.getpid() == self._pid:
+            lock.release()
+        elif lock is not None:
+            _INHERITED.append(lock)
+
+
+class WriteBehind(abc.ABC):
+    """Keeps what it is given in memory and writes it later, at the latest when the process ends.
+
+    A forked process has a copy of what its parent has not written yet, and must not write it.
+
+    Attributes:
+        max_pending_seconds: the longest time between two writes.
+    """
+
+    max_pending_seconds = 60.0
+
+    def __init__(self) -> None:
+        self._pid = os.getpid()
+        self._last_write = time.monotonic()
+        self._has_ended = False
+        _ALIVE.add(self)
+
+    @abc.abstractmethod
+    def flush(self) -> None:
+        """Write what is not written yet.
+
+        Raises:
+            OSError: it can't be written; it stays in memory.
+        """
+
+    def close(self) -> None:
+        """Write everything.
+
+        Raises:
+            OSError: it can't be written.
+        """
+        self.flush()
+
+    @abc.abstractmethod
+    def _has_pending(self) -> bool:
+        """Whether something is not written yet."""
+
+    @abc.abstractmethod
+    def _leave_to_parent(self) -> None:
+        """In a forked process: forget what the parent will write."""
+
+    @abc.abstractmethod
+    def _report(self, error: Exception) -> None:
+        """Log that nothing can be written, where nobody can catch an exception."""
+
+    def _notice_fork(self) -> None:
+        """Call this before anything is added or written."""
+        if os.getpid() != self._pid:
+            self._pid = os.getpid()
+            self._leave_to_parent()
+
+    def _start_timer(self) -> None:
+        """Call this before a write, so that a write that fails is not tried again at once."""
+        self._last_write = time.monotonic()
+
+    def _is_late(self) -> bool:
+        return time.monotonic() - self._last_write > self.max_pending_seconds
+
+    def _write_or_report(self) -> None:
+        if os.getpid() != self._pid:
+            return
+        try:
+            self.close()
+        except (OSError, ValueError) as error:
+            self._report(error)
+
+    def __enter__(self) -> Any:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        # At the end of Python, modules are gone; `_write_all` has run before.
+        if not getattr(self, "_has_ended", True) and self._has_pending():
+            self._write_or_report()
+
+
+_ALIVE: weakref.WeakSet[WriteBehind] = weakref.WeakSet()
+
+
+@atexit.register
+def _write_all() -> None:
+    for store in list(_ALIVE):
+        if store._has_pending():
+            store._write_or_report()
+        store._has_ended = True
