@@ -39,8 +39,7 @@ COMMANDS = {
 }
 READS = {
     "journal show": ("journal show {place}/journal", "stores.journal.files.read_frame"),
-    "journal verify": ("journal verify {place}/journal", "commands.journal.verify.read_frame"),
-    "journal bench": ("journal bench --tokens 10000", "commands.journal.bench.bench"),
+    "journal verify": ("journal verify {place}/journal", "stores.journal.files.read_frame"),
     "bench": ("bench --prior {place}/prior", "commands.bench.run.run_bench"),
     "demo": ("demo", "commands.demo.run.run_demo"),
     "sft": ("sft --config {config}", "commands.sft.run.run_sft"),

@@ -20,7 +20,7 @@ from ..config.options import (
     whole,
 )
 from ..config.policies import POLICY_HELP
-from ..errors import UnusableError, first_line
+from ..errors import UnusableError
 
 if TYPE_CHECKING:
     from ..inspection.inspection import Inspection
@@ -146,8 +146,7 @@ def _inspect(args: argparse.Namespace) -> Inspection:
 
 
 def _inspect_journal(args: argparse.Namespace) -> Inspection:
-    from transformers import AutoTokenizer
-
+    from ..config.priors import open_tokenizer
     from ..inspection.journals import inspect_journal
     from ..inspection.kinds import Reader
     from ..inspection.reading import as_data, read_documents
@@ -173,13 +172,7 @@ def _inspect_journal(args: argparse.Namespace) -> Inspection:
             f"--journal {args.journal}: contains no journal; name the folder that was passed to "
             "Journal(path)"
         )
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(args.prior)
-    except Exception as error:  # of many types
-        raise UnusableError(
-            f"--prior {args.prior}: cannot load its tokenizer ({first_line(error)}); name a folder "
-            "with a tokenizer, or a model of the hub"
-        ) from None
+    tokenizer = open_tokenizer(args.prior, "--prior")
     prep = preparation_of(args)
     documents = read_documents(as_data(args.data, args.split), prep.set_up(tokenizer), prep)
     try:

@@ -58,21 +58,30 @@ def aligned(prior: Prior, tokenizer: Any, said: str) -> Any:
     """A prior for a trainee with another tokenizer, an object or a name; see `open_prior`."""
     try:
         if isinstance(tokenizer, str):
-            tokenizer = _tokenizer(tokenizer)
+            tokenizer = open_tokenizer(tokenizer, "the tokenizer")
         return prior.aligned_to(tokenizer)
     except ValueError as error:
         raise UnusableError(f"{said} {error}") from None
 
 
-def _tokenizer(name: str) -> Any:
+def open_tokenizer(name: str, option: str) -> Any:
+    """Load a tokenizer.
+
+    Args:
+        name: folder, hub id, or path of a tokenizer.json.
+        option: that names it, for messages.
+
+    Raises:
+        UnusableError: it can't be loaded.
+    """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     try:
         if name.endswith(".json"):
             return PreTrainedTokenizerFast(tokenizer_file=name)
         return AutoTokenizer.from_pretrained(name)
-    except Exception as error:
+    except Exception as error:  # of many types
         raise UnusableError(
-            f"the tokenizer {name} can't be loaded ({first_line(error)}); name the trainee's "
-            "folder or hub id, or a tokenizer.json"
+            f"{option} {name}: can't be loaded ({first_line(error)}); name a folder or a hub id "
+            "with a tokenizer, or a tokenizer.json"
         ) from None

@@ -1,5 +1,5 @@
 """`toedit journal`: look into a journal, check it, and write the data that a generation saw."""
 
-from .options import add_journal
+from .command import add_journal
 
 __all__ = ["add_journal"]

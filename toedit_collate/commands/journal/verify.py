@@ -1,37 +1,28 @@
-"""`toedit journal verify`: is what the files hold what was written, and can it be replayed?"""
+"""`toedit journal verify`: do the files hold what was written, and can it be replayed?"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from ...data import Preparation
+from ...data import Preparation, find_documents, open_data, tokenize
+from ...data.documents import check_known
+from ...data.revise import replay
+from ...errors import UnusableError
+from ...stores.journal import Journal
 from ...stores.journal.files import SegmentFile, list_files, scan_files, without_void
 from ...stores.journal.frames import Frame
 from ...stores.segments import DamagedFileError
-from .made import made_with, same_origin
-from .opening import check_journal, open_journal, open_tokenizer
-from .replayed import replay_data
-
-
-@dataclass
-class Findings:
-    """What is wrong with a journal, and its frames as far as they can be read."""
-
-    problems: list[str] = field(default_factory=list)
-    frames: list[tuple[Path, Frame]] = field(default_factory=list)
+from .command import check_journal, made_with, named_tokenizer, open_journal
 
 
 def verify(
-    path: Path,
-    data: list[str],
-    tokenizer: str | None,
-    split: str | None,
-    prep: Preparation,
+    path: Path, data: list[str], tokenizer: str | None, split: str | None, prep: Preparation
 ) -> bool:
-    """Print a line for each file, what is wrong, and a verdict.
+    """Print a line for each file, all problems, and a verdict.
 
     Returns:
         Whether the journal is sound.
@@ -40,35 +31,32 @@ def verify(
         UnusableError: an argument can't be used, or no document of the data is known.
     """
     check_journal(path)
-    as_tokens = open_tokenizer(tokenizer)
-    findings = Findings()
+    text_tokenizer = named_tokenizer(tokenizer)
+    problems: list[str] = []
     try:
         files = list_files(path)
-    except DamagedFileError as error:  # one is missing; the others are looked at
-        findings.problems.append(str(error))
+    except DamagedFileError as error:  # one is missing; check the others
+        problems.append(str(error))
         files = scan_files(path)[0]
-    for file in files:
-        print(_check_file(file, findings))
-    valid = without_void([frame for _, frame in findings.frames])
-    parts = [(path.name, frame) for (path, _), frame in zip(findings.frames, valid, strict=True)
-             if len(frame.keys)]  # fmt: skip
-    num_void = sum(len(f.keys) for _, f in findings.frames) - sum(len(f.keys) for f in valid)
+    frames = {file.path.name: _check_file(file, problems) for file in files}
+    readable = {name: frame for name, frame in frames.items() if frame is not None}
+    valid = dict(zip(readable, without_void(list(readable.values())), strict=True))
+    num_void = sum(len(readable[name].keys) - len(valid[name].keys) for name in valid)
     if num_void:
         are = "edit is" if num_void == 1 else "edits are"
         print(f"{num_void:,} {are} void: the run was killed, and resumed from before (fine)")
-    for generation in sorted({frame.info["generation"] for _, frame in parts}):
-        of = [part for part in parts if part[1].info["generation"] == generation]
-        print(_check_generation(generation, of, findings))
-    if data and findings.problems:
-        print("--data was not replayed: mend the journal first")
+    generations: dict[int, dict[str, Frame]] = {}
+    for name, frame in valid.items():
+        if len(frame.keys):
+            generations.setdefault(frame.info["generation"], {})[name] = frame
+    for generation, of in sorted(generations.items()):
+        _check_generation(generation, of, problems)
+    if data and problems:
+        print("--data was not replayed: repair the journal first")
     elif data:
         journal = open_journal(path)
         for one in data:
-            findings.problems += replay_data(journal, one, as_tokens, split, prep)
-    return _verdict(path, findings.problems)
-
-
-def _verdict(path: Path, problems: list[str]) -> bool:
+            _replay_data(journal, one, text_tokenizer, split, prep, problems)
     for problem in problems:
         print(f"problem: {problem}")
     number = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
@@ -76,74 +64,98 @@ def _verdict(path: Path, problems: list[str]) -> bool:
     return not problems
 
 
-def _check_file(file: SegmentFile, findings: Findings) -> str:
-    """Read a file; the line for it."""
+def _check_file(file: SegmentFile, problems: list[str]) -> Frame | None:
+    """Read a file and print a line about it; None: it has a problem."""
     name = file.path.name
     try:
         frame = file.read()
-    except DamagedFileError as error:
-        findings.problems.append(str(error))
-        return f"{name}: DAMAGED"
-    except OSError as error:
-        findings.problems.append(f"{name} can't be read: {error}")
-        return f"{name}: can't be read"
+    except (DamagedFileError, OSError) as error:
+        problems.append(str(error))
+        print(f"{name}: DAMAGED")
+        return None
     wrong = _wrong_changes(frame)
-    if wrong:
-        findings.problems.append(f"{name}: {wrong}")
-    else:
-        findings.frames.append((file.path, frame))
-    note = ", not as it should be" if wrong else ""
+    note = ", with a problem" if wrong else ""
     if file.generation == 0:
-        return f"{name}: a resumed run noted{note}"
-    documents, changes = len(frame.keys), len(frame.changes)
-    return f"{name}: {_plural(documents, 'document')}, {_plural(changes, 'change')}{note}"
+        print(f"{name}: notes a resumed run{note}")
+    else:
+        documents, changes = len(frame.keys), len(frame.changes)
+        print(f"{name}: {_plural(documents, 'document')}, {_plural(changes, 'change')}{note}")
+    if wrong:
+        problems.append(f"{name}: {wrong}")
+    return None if wrong else frame
 
 
 def _wrong_changes(frame: Frame) -> str:
-    """What a frame with the right checksum has that no writer writes; or nothing."""
+    """What no writer writes, although the checksum is right; "": nothing."""
     position, old, new = frame.changes.T
     document = np.repeat(np.arange(len(frame.keys)), frame.counts)
     if ((np.diff(position) <= 0) & (np.diff(document) == 0)).any():
         return "changes of a document are out of order"
     if (position < 1).any():
-        return "the first token of a document is changed, which never is edited"
+        return "the first token of a document is changed, which is never edited"
     if (new < -1).any() or (new == old).any():
-        return "a change is none"
+        return "a change changes nothing"
     return ""
 
 
-def _check_generation(generation: int, parts: list[tuple[str, Frame]], findings: Findings) -> str:
-    """See that there is one prior and policy, and one edit of each document; the line for it."""
-    origins = {same_origin(f.info): f"{made_with(f.info)} ({name})" for name, f in parts}
+def _check_generation(generation: int, frames: dict[str, Frame], problems: list[str]) -> None:
+    """Check that there is one prior and policy, and one edit of each document."""
+    origins = {
+        json.dumps([f.info["prior"], f.info["policy"]], sort_keys=True): (
+            f"{made_with(f.info)} ({name})"
+        )
+        for name, f in frames.items()
+    }
     if len(origins) > 1:
-        findings.problems.append(
+        problems.append(
             f"generation {generation} was made in {len(origins)} ways: "
             f"{' and '.join(origins.values())}; keep the files of one of the runs"
         )
-    joined = Frame.joined([frame for _, frame in parts])
-    keys, counts, changes = joined.keys, joined.counts, joined.changes
-    begin = np.cumsum(counts) - counts
-    order = np.argsort(keys, kind="stable")
-    again = np.flatnonzero(keys[order][1:] == keys[order][:-1]) + 1
+    frame = Frame.joined(list(frames.values()))
+    ends = np.cumsum(frame.counts)
+    order = np.argsort(frame.keys, kind="stable")
+    again = np.flatnonzero(frame.keys[order][1:] == frame.keys[order][:-1]) + 1
     different: dict[int, None] = {}
-    for place in again:
-        now, before = order[place], order[place - 1]
-        a, b = (changes[begin[i] : begin[i] + counts[i]] for i in (now, before))
+    for now, before in zip(order[again], order[again - 1], strict=True):
+        a, b = (frame.changes[ends[n] - frame.counts[n] : ends[n]] for n in (now, before))
         if not np.array_equal(a, b):
-            different[int(keys[now])] = None
+            different[int(frame.keys[now])] = None
     if different:
         some = ", ".join(f"{key:016x}" for key in list(different)[:3])
-        findings.problems.append(
+        problems.append(
             f"generation {generation} edited {_plural(len(different), 'document')} twice, and "
-            f"differently ({some}{', ...' if len(different) > 3 else ''}): of each, the edit of "
-            "the earlier step is replayed, while training may have seen the other, too; did two "
-            "runs write to the journal?"
+            f"differently ({some}{', ...' if len(different) > 3 else ''}): replay uses the edit of "
+            "the earlier step, while training may have used the other one, too; did two runs "
+            "write to the journal?"
         )
-    num_documents = len(np.unique(keys))
-    conflicting = np.fromiter(different, np.uint64, len(different))
-    alike = int((~np.isin(keys[order][again], conflicting)).sum())
+    alike = sum(int(key) not in different for key in frame.keys[order][again])
     twice = f", {alike:,} of them recorded again with the same edit (fine)" if alike else ""
-    return f"generation {generation}: {_plural(num_documents, 'document')}{twice}"
+    print(f"generation {generation}: {_plural(len(frame.keys) - len(again), 'document')}{twice}")
+
+
+def _replay_data(
+    journal: Journal, path: str, tokenizer: Any, split: str | None, prep: Preparation,
+    problems: list[str],
+) -> None:  # fmt: skip
+    """Replay all documents of a data file through all generations, and print a line about it."""
+    data = open_data(path, split)
+    tokenizer = prep.set_up(tokenizer)
+    known = dict.fromkeys(journal.generations, 0)
+    num_documents = 0
+    for batch in data.batches():
+        tokenize(data, batch, tokenizer, prep)
+        documents = find_documents(data, batch).cut(prep.window)
+        num_documents += len(documents.keys)
+        for generation in known:
+            known[generation] += int(journal.look_up(documents.keys, generation).known.sum())
+        try:
+            replay(data, batch, documents, journal, max(known))
+        except UnusableError as error:
+            problems.append(str(error))
+            return
+    check_known(max(known.values()), path, min(known))
+    counts = ", ".join(f"{count:,} in generation {number}" for number, count in known.items())
+    print(f"{path}: {num_documents:,} documents, all replayed; the journal knows {counts}")
 
 
 def _plural(number: int, noun: str) -> str:
