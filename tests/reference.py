@@ -394,7 +394,7 @@ class SlowAligned:
         if policy.exclude_original and len(stages) > 1:
             result[ids[position]] = 0
             if float(result.sum()) == 0:
-                everything = policy.replace(exclude_original=False, sampler="rejection")
+                everything = policy.replace(exclude_original=False, sampler="full")
                 result = self.distribution(ids, position, everything, forbidden)
                 result[ids[position]] = 0
                 result = (torch.arange(W) == int(result.argmax())).double()

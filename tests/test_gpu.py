@@ -18,7 +18,7 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"),
 ]
-POLICY = EditPolicy(threshold=0.5, temperature=1.3, sampler="rejection")
+POLICY = EditPolicy(threshold=0.5, temperature=1.3, sampler="full")
 
 
 @pytest.fixture(scope="module")

@@ -63,7 +63,7 @@ POLICIES = {
     "paper": (EditPolicy(scope="all"), 1),
     "authors' script": (EditPolicy.reference_code(), 1),
     "others": (EditPolicy(threshold=0.6, exclude_original=True), 1),
-    "half, rejection": (EditPolicy(threshold=0.5, sampler="rejection", temperature=1.3), 1),
+    "half, full": (EditPolicy(threshold=0.5, sampler="full", temperature=1.3), 1),
     # What is selected must be asked for, then; and which tokens remain.
     "reversed": (EditPolicy(region="below", threshold=0.1, top_k=5), 2),
     "drop": (EditPolicy(threshold=0.7, drop_below=1e-4, temperature=2.0), 2),

@@ -64,7 +64,7 @@ def policies(draw, with_rules):
         drop_below=drop,
         target=target,
         scope="loss" if target == "labels" else draw(st.sampled_from(["loss", "all"])),
-        sampler=draw(st.sampled_from(["top_k", "top_p", "rejection"])),
+        sampler=draw(st.sampled_from(["top_k", "top_p", "full"])),
         top_k=draw(st.sampled_from([2, 5, 64, VOCAB_SIZE])),
         top_p=draw(st.sampled_from([0.3, 0.9501, 1.0])),
         temperature=draw(st.sampled_from([0.5, 1.0, 1.5, 3.0])),
@@ -177,7 +177,7 @@ def check_scored(name, policy, ids, arguments, plain):
 def check_cache(name, policy, ids, arguments, plain):
     """Filled, and read; then by a run that has no prior, from what was written."""
     prior = PRIORS[name]
-    if policy.region == "all" and policy.sampler == "rejection":  # not decided beforehand
+    if policy.region == "all" and policy.sampler == "full":  # not decided beforehand
         return
     with tempfile.TemporaryDirectory() as folder:
         with DecisionCache(folder) as cache:

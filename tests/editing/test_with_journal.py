@@ -19,7 +19,7 @@ from toedit_collate.editing.with_journal import edit_with_journal
 from toedit_collate.tokens.token_batch import TokenBatch
 
 POLICIES = {
-    "half": EditPolicy(threshold=0.5, sampler="rejection", temperature=1.3),
+    "half": EditPolicy(threshold=0.5, sampler="full", temperature=1.3),
     "others": EditPolicy(threshold=0.01, exclude_original=True),
     "below": EditPolicy(region="below", threshold=0.1, top_k=5),
     "drop": EditPolicy(threshold=2e-3, drop_below=1e-3, exclude_original=True),

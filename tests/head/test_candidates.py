@@ -10,7 +10,6 @@ from scipy import stats
 
 from toedit_collate import EditPolicy
 from toedit_collate.head.candidates import _most_probable, draw_tokens, surely_kept
-from toedit_collate.head.projection import Head
 
 V = 40
 NUM_DRAWS = 20_000
@@ -23,12 +22,12 @@ POLICIES = {
     "cold": {"top_k": 64, "temperature": 0.5},
     "top-p": {"sampler": "top_p", "top_p": 0.999},
     "top-p hot": {"sampler": "top_p", "top_p": 0.9, "temperature": 2.0},
-    "rejection": {"sampler": "rejection"},
-    "rejection hot": {"sampler": "rejection", "temperature": 3.0},
+    "full": {"sampler": "full"},
+    "full hot": {"sampler": "full", "temperature": 3.0},
     "others, top-k": {"exclude_original": True},
     "others, k=1": {"exclude_original": True, "top_k": 1},
     "others, top-p": {"exclude_original": True, "sampler": "top_p", "top_p": 0.5},
-    "others, rejection": {"exclude_original": True, "sampler": "rejection"},
+    "others, full": {"exclude_original": True, "sampler": "full"},
 }
 
 
@@ -40,24 +39,10 @@ def make_logits(observed_share, seed=0):
     return logits
 
 
-def as_head(logits):
-    """A head that gives these logits to the hidden state (1,)."""
-    return Head(weight=logits.unsqueeze(1), bias=None, module=None, vocab_size=len(logits))
-
-
 def draws(logits, policy, uniforms, observed=7, forbidden=()):
     n = len(uniforms)
-    mask = torch.zeros(len(logits), dtype=torch.bool)
-    mask[list(forbidden)] = True
-    return draw_tokens(
-        as_head(logits),
-        torch.ones(n, 1),
-        torch.full((n,), observed),
-        uniforms,
-        policy,
-        mask,
-        budget=1600,
-    )
+    forbidden = torch.tensor(forbidden, dtype=torch.int64)
+    return draw_tokens(policy, forbidden, logits.repeat(n, 1), torch.full((n,), observed), uniforms)
 
 
 @pytest.mark.parametrize("share", [0.993, 0.6, 0.02])
@@ -109,7 +94,7 @@ def test_ties_are_settled_by_id(sampler):
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 1.5, 4.0])
 @pytest.mark.parametrize(
     "sampler",
-    [{"top_k": 8}, {"top_k": 2}, {"sampler": "top_p", "top_p": 0.97}, {"sampler": "rejection"}],
+    [{"top_k": 8}, {"top_k": 2}, {"sampler": "top_p", "top_p": 0.97}, {"sampler": "full"}],
 )
 def test_lazy_resample_never_differs_from_the_full_draw(temperature, sampler):
     """What is surely kept is kept by the full draw, too; and it is most of what is kept."""
@@ -158,7 +143,7 @@ def test_candidates_are_the_most_probable_by_logit_and_then_id(k, exclude, steps
         logits[torch.rand(logits.shape, generator=generator) < 0.1] = -math.inf
         logits[:, 0], logits[::2, 0] = 0.0, -0.0
         own = torch.randint(0, V, (40, 1), generator=generator)
-        found = _most_probable(logits.clone(), own, policy)
+        found = _most_probable(logits.clone(), own[:, 0], policy)
         for row, ids, values, observed in zip(
             logits.tolist(), found.ids, found.logits, own[:, 0].tolist(), strict=True
         ):

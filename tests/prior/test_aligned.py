@@ -102,8 +102,8 @@ class TestAgainstTheReference:
             {},
             {"top_k": 3, "temperature": 1.5},
             {"sampler": "top_p", "top_p": 0.8, "temperature": 2.0},
-            {"sampler": "rejection"},
-            {"sampler": "rejection", "temperature": 0.7, "protect_special": False},
+            {"sampler": "full"},
+            {"sampler": "full", "temperature": 0.7, "protect_special": False},
             {"exclude_original": True},
             {"top_k": 1, "exclude_original": True},
         ],
@@ -168,7 +168,7 @@ def test_lazily_kept_draws_are_those_of_the_candidates(temperature):
     [
         {"threshold": 0.2},
         {"threshold": 0.2, "temperature": 1.5, "exclude_original": True},
-        {"region": "below", "threshold": 0.5, "sampler": "rejection"},
+        {"region": "below", "threshold": 0.5, "sampler": "full"},
         {"threshold": 0.3, "drop_below": 0.001, "protect_special": False},
     ],
 )

@@ -12,7 +12,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from toedit_collate import EditPolicy, Prior, edit_tokens
 from toedit_collate.prior.forward import can_pack, leaks_in_packed_rows
 
-POLICY = EditPolicy(threshold=0.5, sampler="rejection", temperature=1.3, protect_special=False)
+POLICY = EditPolicy(threshold=0.5, sampler="full", temperature=1.3, protect_special=False)
 CPU = torch.device("cpu")
 
 

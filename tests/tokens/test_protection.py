@@ -45,7 +45,7 @@ def test_unprotected_everything_but_the_first_token_changes(chat_prior, tokenize
 
 def test_special_tokens_are_not_drawn_either(chat_prior, tokenizer):
     ids = likely_ids(chat_prior.model, 20, 60)
-    policy = ALL.replace(sampler="rejection", temperature=5.0)
+    policy = ALL.replace(sampler="full", temperature=5.0)
     result = edit_tokens(chat_prior, ids, policy=policy)
     assert result.changed.sum() > 1000
     special = torch.tensor(sorted(chat_prior.special_ids))

@@ -49,7 +49,7 @@ def edit_with_cache(
     if policy.region == "all" and policy.sampler == "full":
         raise ValueError(
             "a decision cache keeps the candidates of each selected token, and with region='all' "
-            "and sampler='rejection' these are the whole vocabulary for every token; use "
+            "and sampler='full' these are the whole vocabulary for every token; use "
             "sampler='top_k' with a large top_k, or no cache"
         )
     cache.open(Identity.of(prior, policy))

@@ -16,18 +16,16 @@ from ..policy import EditPolicy
 from ..transfer import send
 from .candidates import Candidates, draw_among, draw_tokens, find_candidates
 from .groups import (
-    GroupedHead,
     Heads,
     IdGroups,
-    as_head,
     exact_group_logprob,
     group_logits,
     leading_members,
     score_groups,
 )
 from .logprob import Competitors, Scores
-from .predictions import places_to_draw
-from .projection import Head, tile_elements
+from .predictions import places_to_draw, repeated
+from .projection import Head, project_rows, tile_elements
 
 
 @dataclass(frozen=True)
@@ -64,7 +62,8 @@ class AlignedPredictions:
         groups: of the requests, there.
         chains: of the tokens.
         first: (V,) int64 there: the group of each id of the prior; W: none.
-        forbidden: (W,) bool, ids of the trainee that must not be drawn, special ones or not.
+        num_ids: W.
+        forbidden: (m,) int64, ids of the trainee that must not be drawn, special ones or not.
         competitors: measures on states, or remembers, which ids the head should visit first.
         look_at: at the policy of scores, so that the prior can warn of it.
     """
@@ -76,6 +75,7 @@ class AlignedPredictions:
     groups: IdGroups
     chains: Chains
     first: Tensor
+    num_ids: int
     forbidden: Callable[[bool], Tensor]
     competitors: Callable[[Tensor], Competitors | None]
     look_at: Callable[[EditPolicy], None]
@@ -151,68 +151,70 @@ class AlignedPredictions:
         self, policy: EditPolicy, scores: Scores, selected: Tensor, uniforms: Tensor
     ) -> Tensor:
         """Resample the selected tokens; see `Predictions`."""
-        new_tokens = self.tokens.clone()
+        new_tokens = repeated(self.tokens, uniforms)
         at = places_to_draw(
             policy,
             scores,
             selected,
             uniforms,
             # One outcome more than there are tokens: a chain may go on.
-            num_ids=len(self.forbidden(False)) + 1,
-            num_draws=self.chains.length,
+            num_ids=self.num_ids + 1,
+            chain_length=self.chains.length,
         )
         of_one = self.chains.length[at] == 1
-        plain, chained = at[of_one], at[~of_one]
-        there = send(plain, self.device)
-        drawn = draw_tokens(
-            as_head(self._grouped),
-            self.states[send(self.chains.begin[plain], self.device)],
-            self.tokens[there],
-            send(uniforms[plain], self.device),
-            policy,
-            self.forbidden(policy.protect_special),
-            self._budget,
-        )
-        new_tokens[there] = torch.where(selected[there], drawn, self.tokens[there])
-        if len(chained):
-            found = _side_by_side([self._of_chain(policy, one) for one in chained.tolist()])
-            there = send(chained, self.device)
-            uniform = send(uniforms[chained], self.device)
-            drawn = draw_among(found, self.tokens[there], uniform, policy.temperature)
-            new_tokens[there] = torch.where(selected[there], drawn, self.tokens[there])
+        for some, draw in ((at[of_one], self._draw_plain), (at[~of_one], self._draw_chained)):
+            if len(some):
+                there = send(some, self.device)
+                drawn = draw(policy, some, self.tokens[there], send(uniforms[some], self.device))
+                is_new = repeated(selected[there], drawn)
+                new_tokens[there] = torch.where(is_new, drawn, new_tokens[there])
         return new_tokens
+
+    def _draw_plain(
+        self, policy: EditPolicy, at: Tensor, observed: Tensor, uniforms: Tensor
+    ) -> Tensor:
+        forbidden = self.forbidden(policy.protect_special)
+        tiles = self._in_tiles(at, observed, uniforms)
+        return torch.cat([draw_tokens(policy, forbidden, *tile) for tile in tiles])
+
+    def _draw_chained(
+        self, policy: EditPolicy, at: Tensor, observed: Tensor, uniforms: Tensor
+    ) -> Tensor:
+        found = _side_by_side([self._of_chain(policy, one) for one in at.tolist()])
+        return draw_among(found, observed, uniforms, policy.temperature)
+
+    def _in_tiles(self, at: Tensor, *columns: Tensor) -> Iterator[tuple[Tensor, ...]]:
+        """The trainee's logits at tokens that make one request, as from `project_rows`."""
+        states = self.states[send(self.chains.begin[at], self.device)]
+        for logits, *rest in project_rows(self.head, states, *columns):
+            yield group_logits(logits, self.first, self.num_ids), *rest
 
     def candidates(self, policy: EditPolicy, at: Tensor) -> Iterator[Candidates]:
         """Among what the tokens at some places are resampled; see `Predictions`."""
         if len(at) == 0:
             return
         most = int(self.chains.length[at].max())
-        rows = max(1, self._budget // self._grouped.vocab_size)
-        for some in at.split(rows):
+        for some in at.split(max(1, self._budget // max(self.head.vocab_size, self.num_ids))):
             yield self._of_some(policy, some, most)
 
     def _of_some(self, policy: EditPolicy, at: Tensor, most: int) -> Candidates:
         """Candidates of some tokens; as many columns as chains of `most` tokens can need."""
         of_one = self.chains.length[at] == 1
-        there = send(at[of_one], self.device)
-        states = self.states[send(self.chains.begin[at[of_one]], self.device)]
         forbidden = self.forbidden(policy.protect_special)
-        plain = find_candidates(
-            as_head(self._grouped), states, self.tokens[there], policy, forbidden
-        )
-        if most == 1:
-            return plain
-        one_by_one = [Candidates(i, x) for i, x in zip(plain.ids, plain.logits, strict=True)]
+        plain = [
+            find_candidates(policy, forbidden, *tile)
+            for tile in self._in_tiles(at[of_one], self.tokens[send(at[of_one], self.device)])
+            if len(tile[0])
+        ]
+        if most == 1 and len(plain) == 1:
+            return plain[0]
+        one_by_one = [Candidates(i, x) for p in plain for i, x in zip(p.ids, p.logits, strict=True)]
         chained = [self._of_chain(policy, one) for one in at[~of_one].tolist()]
         ordered = [chained.pop(0) if not one else one_by_one.pop(0) for one in of_one.tolist()]
         width = None
-        if policy.sampler == "top_k":
-            width = plain.ids.shape[-1] * most
+        if policy.sampler == "top_k" and most > 1:
+            width = min(policy.top_k, self.num_ids) * most
         return _side_by_side(ordered, width)
-
-    @functools.cached_property
-    def _grouped(self) -> GroupedHead:
-        return GroupedHead(self.head, self.first, len(self.forbidden(False)))
 
     def _of_chain(self, policy: EditPolicy, token: int) -> Candidates:
         """Candidates of one token with a chain of several, as one row: (c,).
@@ -240,10 +242,9 @@ class AlignedPredictions:
     ) -> Tensor:
         """The share of each of the trainee's ids among what a chain can become: (W,) float64."""
         forbidden = self.forbidden(policy.protect_special)
-        W = len(forbidden)
+        W = self.num_ids
         shares = torch.zeros(W, dtype=torch.float64, device=self.device)
         reached = torch.ones((), dtype=torch.float64, device=self.device)
-        may_go_on = torch.cat([forbidden, forbidden.new_zeros(1)])
         go_on = torch.full_like(observed, W)
         for number, prior_token in enumerate(chain):
             is_last = number == len(chain) - 1
@@ -251,13 +252,12 @@ class AlignedPredictions:
             group = torch.where(group == W, W + 1, group)
             if not is_last:
                 group[prior_token] = W
-            logits = self.head.logits(self.states[begin + number : begin + number + 1])
+            logits = self.head.project(self.states[begin + number : begin + number + 1])
             found = find_candidates(
-                as_head(_Known(group_logits(logits, group, W + 1))),
-                logits,
-                observed if is_last else go_on,
                 policy,
-                may_go_on,
+                forbidden,
+                group_logits(logits, group, W + 1),
+                observed if is_last else go_on,
             )
             share = (found.logits[0].double() / policy.temperature).softmax(-1)
             goes_on = found.ids[0] == W
@@ -280,16 +280,6 @@ def _with_original(policy: EditPolicy, **changes: Any) -> EditPolicy:
     for name, value in {"exclude_original": False, **changes}.items():
         object.__setattr__(other, name, value)
     return other
-
-
-class _Known:
-    """In place of a head, logits that are there already."""
-
-    def __init__(self, logits: Tensor) -> None:
-        self._logits = logits
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        return self._logits
 
 
 def _side_by_side(rows: list[Candidates], width: int | None = None) -> Candidates:

@@ -1,4 +1,9 @@
-"""Drawing the replacement of a selected token: which candidates, with which weights."""
+"""Drawing the replacement of a selected token: which candidates, with which weights.
+
+Every draw is an inversion with one uniform: the observed token comes first on the scale, then the
+other candidates in the order of their ids. So a draw below the observed token's share keeps it,
+which is what `surely_kept` relies on.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +11,18 @@ import math
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..policy import EditPolicy
-from .projection import Head, row_tiles
+from ..transfer import on_host
 
-# Draws take several float64 tensors of the size of a tile of logits.
-_TILE_SHARE = 1 / 8
+# Ids whose sum, or maximum, is looked at before any of them.
+CHUNK = 64
+TOP_CHUNK = 32
+# Nuclei are sought among so many of the most probable ids, and then among so many times as many.
+FIRST_NUCLEUS = 64
+NUCLEUS_GROWTH = 8
 
 
 @dataclass(frozen=True)
@@ -20,8 +30,9 @@ class Candidates:
     """Among what n tokens are drawn.
 
     Attributes:
-        ids: (n, c) int64, ascending in each row.
-        logits: (n, c) float32, before the temperature; -inf where an id is no candidate.
+        ids: (n, c) int64.
+        logits: (n, c) float32, before the temperature; -inf where an id is no candidate. The
+            candidates of a row are in the order of their ids.
     """
 
     ids: Tensor
@@ -34,7 +45,7 @@ def surely_kept(
     policy: EditPolicy,
     *,
     num_candidates: int,
-    num_draws: Tensor | None = None,
+    chain_length: Tensor | None = None,
 ) -> Tensor:
     """Which draws give back the observed token whatever the candidates are: lazy resample.
 
@@ -50,8 +61,8 @@ def surely_kept(
         logprob: (n,) log P of the observed tokens, nats; or a number that none is below.
         policy: sampler, `top_k`, temperature, `exclude_original`.
         num_candidates: the most candidates there can be.
-        num_draws: (n,) int64, of how many draws, one after another, each one's P is a factor of P,
-            where a token is kept if all of them keep it; None: of one.
+        chain_length: (n,) int64, of how many draws, one after another, each one's P is a factor of
+            P, where a token is kept if all of them keep it; None: of one.
 
     Returns:
         (n,) bool.
@@ -64,149 +75,283 @@ def surely_kept(
         log_others = torch.log(-torch.expm1(logprob))
         spread = (1 - 1 / policy.temperature) * math.log(num_candidates - 1)
         share = torch.sigmoid((logprob - log_others) / policy.temperature - spread)
-        if num_draws is not None:  # each of them has a P of at least the product
-            share = share**num_draws
+        if chain_length is not None:  # each of them has a P of at least the product
+            share = share**chain_length
     return (logprob > math.log(0.5)) & (uniforms < share)
 
 
 def draw_tokens(
-    head: Head,
-    hidden: Tensor,
-    observed: Tensor,
-    uniforms: Tensor,
-    policy: EditPolicy,
-    forbidden: Tensor,
-    budget: int,
+    policy: EditPolicy, forbidden: Tensor, logits: Tensor, observed: Tensor, uniforms: Tensor
 ) -> Tensor:
-    """Draw the replacements of n selected tokens.
+    """Draw replacements of n selected tokens, one or d for each.
 
     Args:
-        head: of the prior; V ids.
-        hidden: (n, D), the hidden states that predict the tokens.
-        observed: (n,) int64, the tokens as they are.
-        uniforms: (n,) float64, in [0, 1).
         policy: sampler, temperature, `exclude_original`.
-        forbidden: (V,) bool, ids that must not be drawn; not all of them.
-        budget: number of logits to hold at once.
+        forbidden: (m,) int64, ids that must not be drawn.
+        logits: (n, V), of any floating dtype; changed.
+        observed: (n,) int64, the tokens as they are.
+        uniforms: (n,) or (n, d) float64, in [0, 1).
 
     Returns:
-        (n,) int64, the replacements.
+        int64, the shape of `uniforms`.
     """
-    if len(observed) == 0:
-        return observed
-    drawn = [
-        draw_among(find_candidates(head, h, o, policy, forbidden), o, u, policy.temperature)
-        for h, o, u in row_tiles(head, int(budget * _TILE_SHARE), hidden, observed, uniforms)
-    ]
-    return torch.cat(drawn)
+    if policy.sampler == "full":
+        weights = _weights(_allowed(logits, observed, policy, forbidden), policy.temperature)
+        return _draw_by_chunks(weights, observed, in_columns(uniforms)).view(uniforms.shape)
+    candidates = find_candidates(policy, forbidden, logits, observed)
+    return draw_among(candidates, observed, uniforms, policy.temperature)
 
 
 def find_candidates(
-    head: Head, hidden: Tensor, observed: Tensor, policy: EditPolicy, forbidden: Tensor
+    policy: EditPolicy, forbidden: Tensor, logits: Tensor, observed: Tensor
 ) -> Candidates:
     """Which ids the sampler admits in place of n tokens; arguments as for `draw_tokens`."""
-    logits = head.logits(hidden).masked_fill_(forbidden, -math.inf)
-    own = observed.unsqueeze(-1)
-    if policy.sampler == "top_k":
-        return _most_probable(logits, own, policy)
-    admitted = logits > -math.inf
-    if policy.sampler == "top_p":
-        admitted &= _nucleus(logits / policy.temperature, policy.top_p)
-    if policy.exclude_original:
-        admitted.scatter_(-1, own, False)
-        runner_up = logits.scatter(-1, own, -math.inf).argmax(-1, keepdim=True)
-        left_none = ~admitted.any(-1, keepdim=True)
-        admitted.scatter_(-1, runner_up, admitted.gather(-1, runner_up) | left_none)
-    ids = torch.arange(logits.shape[-1], device=logits.device).expand(logits.shape)
-    return Candidates(ids, logits.masked_fill_(~admitted, -math.inf))
+    if policy.sampler == "full":
+        logits = _allowed(logits, observed, policy, forbidden).float()
+        ids = torch.arange(logits.shape[-1], device=logits.device)
+        return Candidates(ids.expand(logits.shape), logits)
+    logits = logits.index_fill_(-1, forbidden, -math.inf).float()
+    return (_most_probable if policy.sampler == "top_k" else _nuclei)(logits, observed, policy)
 
 
 def draw_among(
     candidates: Candidates, observed: Tensor, uniforms: Tensor, temperature: float
 ) -> Tensor:
-    """Draw one candidate for each of n tokens.
-
-    By inversion, with one uniform per token and the observed token at the beginning of the scale:
-    a draw below its share keeps it (which is what `surely_kept` relies on), a higher one falls on
-    the other candidates in the order of their ids. Weights are float64.
+    """Draw from the candidates of each of n tokens.
 
     Args:
         candidates: of the tokens; at least one for each.
         observed: (n,) int64, the tokens as they are.
-        uniforms: (n,) float64, in [0, 1).
+        uniforms: (n,) or (n, d) float64, in [0, 1).
         temperature: of the draw.
 
     Returns:
-        (n,) int64.
+        int64, the shape of `uniforms`.
     """
+    own = observed.unsqueeze(-1)
     logits = candidates.logits.double() / temperature
     weights = torch.exp(logits - logits.amax(-1, keepdim=True))
-    is_own = candidates.ids == observed.unsqueeze(-1)
-    own_weight = torch.where(is_own, weights, 0.0).sum(-1)
+    is_own = candidates.ids == own
+    own_weight = torch.where(is_own, weights, 0.0).sum(-1, keepdim=True)
     scale = weights.masked_fill_(is_own, 0.0).cumsum(-1)
     # Not the sum of the weights: that would depend on how many columns there are.
-    target = uniforms * (scale[:, -1] + own_weight) - own_weight
-    # Rounding may put `target` at the very end of the scale: stop at its last step.
-    target = torch.minimum(target, torch.nextafter(scale[:, -1], torch.zeros_like(target)))
-    place = torch.searchsorted(scale, target.unsqueeze(-1), right=True)
-    other = candidates.ids.gather(-1, place.clamp_(max=scale.shape[-1] - 1)).squeeze(-1)
-    return torch.where(target < 0, observed, other)
+    target = _beyond_own(in_columns(uniforms), own_weight, scale[:, -1:])
+    other = candidates.ids.gather(-1, _first_above(scale, target))
+    return torch.where(target < 0, own, other).view(uniforms.shape)
 
 
-def _most_probable(logits: Tensor, own: Tensor, policy: EditPolicy) -> Candidates:
+def count_draws(drawn: Tensor) -> Tensor:
+    """The different ids among the draws of each token, and how often each was drawn.
+
+    Args:
+        drawn: (n, d) int64.
+
+    Returns:
+        (n, d, 2) int64: ids, ascending, and their counts, which add up to d. Places that are left
+        over are at the end, with the count 0.
+
+    Example:
+        >>> count_draws(torch.tensor([[5, 3, 5]])).tolist()
+        [[[3, 1], [5, 2], [0, 0]]]
+    """
+    ordered = drawn.sort(-1).values
+    is_new = F.pad(ordered[:, 1:] != ordered[:, :-1], (1, 0))
+    place = is_new.cumsum(-1)
+    ids = torch.zeros_like(drawn).scatter_(-1, place, ordered)
+    counts = torch.zeros_like(drawn).scatter_add_(-1, place, torch.ones_like(drawn))
+    return torch.stack([ids, counts], -1)
+
+
+def _allowed(logits: Tensor, observed: Tensor, policy: EditPolicy, forbidden: Tensor) -> Tensor:
+    """The logits, -inf at ids that may not be drawn; changed in place."""
+    logits.index_fill_(-1, forbidden, -math.inf)
+    if policy.exclude_original:
+        logits.scatter_(-1, observed.unsqueeze(-1), -math.inf)
+    return logits
+
+
+def _weights(logits: Tensor, temperature: float) -> Tensor:
+    """softmax(logits / temperature), filled up with zeros to whole chunks: (n, C * CHUNK) float32.
+
+    Float32 suffices: it rounds the logits more than what follows.
+    """
+    if temperature != 1:
+        logits = logits.float() / temperature
+    weights = logits.softmax(-1, dtype=torch.float32)
+    return F.pad(weights, (0, -weights.shape[-1] % CHUNK)) if weights.shape[-1] % CHUNK else weights
+
+
+def _draw_by_chunks(weights: Tensor, observed: Tensor, uniforms: Tensor) -> Tensor:
+    """Draw from all ids: search the sums of chunks of ids, and then one chunk.
+
+    Args:
+        weights: (n, C * CHUNK) float32; changed.
+        observed: (n,) int64.
+        uniforms: (n, d) float64.
+
+    Returns:
+        (n, d) int64; the observed token where no other id has a weight.
+    """
+    n = len(observed)
+    own = observed.unsqueeze(-1)
+    own_weight = weights.gather(-1, own).double()
+    chunks = weights.scatter_(-1, own, 0.0).view(n, -1, CHUNK)
+    sums = chunks.sum(-1).double()
+    ends = sums.cumsum(-1)
+    target = _beyond_own(uniforms, own_weight, ends[:, -1:])
+    chunk = _first_above(ends, target)
+    left = (target - (ends - sums).gather(-1, chunk)).unsqueeze(-1)
+    inside = _chunks_at(chunks, chunk).double().cumsum(-1)
+    place = _first_above(inside, left).squeeze(-1)
+    return torch.where(target < 0, own, chunk * CHUNK + place)
+
+
+def in_columns(uniforms: Tensor) -> Tensor:
+    """Numbers for one or d draws of n tokens: (n,) or (n, d) -> (n, d)."""
+    return uniforms.view(len(uniforms), *uniforms.shape[1:] or (1,))
+
+
+def _beyond_own(uniforms: Tensor, own_weight: Tensor, others: Tensor) -> Tensor:
+    """How far draws lie beyond the observed token: (n, d) float64, negative where they keep it.
+
+    Where no other id has a weight, all draws keep it.
+    """
+    target = uniforms * (others + own_weight) - own_weight
+    return torch.where(others > 0, target, -1.0)
+
+
+def _first_above(steps: Tensor, target: Tensor) -> Tensor:
+    """Where ascending steps, (..., m), first exceed targets, (..., d): int64, like the targets.
+
+    Targets below 0 count as 0 and those at the end as just below it, since rounding can put them
+    there; so what is found has a weight, if anything has.
+    """
+    last = steps[..., -1:]
+    target = torch.minimum(target.clamp(min=0), torch.nextafter(last, torch.zeros_like(last)))
+    return torch.searchsorted(steps, target, right=True).clamp_(max=steps.shape[-1] - 1)
+
+
+def _most_probable(logits: Tensor, observed: Tensor, policy: EditPolicy) -> Candidates:
     """The `top_k` most probable ids, or those of them that are not the observed one."""
     V = logits.shape[-1]
     k = min(policy.top_k, V)
+    if not policy.exclude_original:
+        ids = _top_ids(logits, k)
+        return Candidates(ids, logits.gather(-1, ids))
     # With the observed token left out of k = 1, the runner-up takes its place.
-    num_looked_at = min(max(k, 2), V) if policy.exclude_original else k
-    if num_looked_at == k and type(logits) is Tensor and logits.device.type == "cpu":
-        ranked = _top_ids(logits, k)
-    else:  # the ranks themselves count, or a look at the ties would make the host wait
-        ranked = _by_logit_then_id(logits).topk(num_looked_at, dim=-1).indices
-    admitted = torch.arange(num_looked_at, device=logits.device) < k
-    if policy.exclude_original:
-        others = ranked != own
-        admitted = admitted & others
-        admitted |= others & ~admitted.any(-1, keepdim=True)
-    values = logits.gather(-1, ranked).masked_fill(~admitted, -math.inf)
-    ids, order = ranked.sort(dim=-1)
+    ids = _ranked(logits, _top_ids(logits, min(max(k, 2), V)))
+    admitted = (torch.arange(ids.shape[-1], device=ids.device) < k).expand(ids.shape)
+    return _by_id(logits, ids, _others(ids, admitted, observed))
+
+
+def _nuclei(logits: Tensor, observed: Tensor, policy: EditPolicy) -> Candidates:
+    """The fewest ids that hold at least `top_p`, or those of them that are not the observed one."""
+    n, V = logits.shape
+    weights = _weights(logits, policy.temperature)
+    enough = policy.top_p * weights.view(n, -1, CHUNK).sum(-1).double().sum(-1, keepdim=True)
+    found: list[tuple[Tensor, Candidates]] = []
+    rows = torch.arange(n, device=logits.device)
+    # To see which nuclei are complete, the host would wait for a GPU.
+    num_ids = FIRST_NUCLEUS if on_host(logits) else V
+    while len(rows):
+        num_ids = min(num_ids, V)
+        some = logits[rows]
+        ids = _ranked(some, _top_ids(some, num_ids))
+        mass = weights[rows].gather(-1, ids).double()
+        inside = mass.cumsum(-1) - mass < enough[rows]
+        inside[:, 0] = True
+        done = ~inside[:, -1] | (num_ids == V)
+        if policy.exclude_original:
+            inside = _others(ids, inside, observed[rows])
+        found.append((rows[done], _by_id(some[done], ids[done], inside[done])))
+        rows = rows[:0] if num_ids == V else rows[~done]
+        num_ids *= NUCLEUS_GROWTH
+    if len(found) == 1:
+        return found[0][1]
+    ids = torch.zeros(n, found[-1][1].ids.shape[-1], dtype=torch.int64, device=logits.device)
+    values = logits.new_full(ids.shape, -math.inf)
+    for rows, candidates in found:
+        ids[rows, : candidates.ids.shape[-1]] = candidates.ids
+        values[rows, : candidates.ids.shape[-1]] = candidates.logits
+    return Candidates(ids, values)
+
+
+def _others(ids: Tensor, admitted: Tensor, observed: Tensor) -> Tensor:
+    """Admit other ids than the observed one; where it is the only one, the most probable other.
+
+    Args:
+        ids: (n, m) int64, the most probable first.
+        admitted: (n, m) bool.
+        observed: (n,) int64.
+    """
+    is_other = ids != observed.unsqueeze(-1)
+    left = admitted & is_other
+    runner_up = is_other & (is_other.cumsum(-1) == 1)
+    return left | (runner_up & ~left.any(-1, keepdim=True))
+
+
+def _by_id(logits: Tensor, ids: Tensor, admitted: Tensor) -> Candidates:
+    values = logits.gather(-1, ids).masked_fill_(~admitted, -math.inf)
+    ids, order = ids.sort(dim=-1)
     return Candidates(ids, values.gather(-1, order))
 
 
-def _top_ids(logits: Tensor, k: int) -> Tensor:
-    """The `k` largest of each row, in any order: (n, V) -> (n, k) int64.
+def _ranked(logits: Tensor, ids: Tensor) -> Tensor:
+    """Order ascending ids by their logits, the largest first; of equal ones, the lower id."""
+    order = logits.gather(-1, ids).sort(dim=-1, descending=True, stable=True).indices
+    return ids.gather(-1, order)
 
-    The keys that settle ties cost five times what topk does, so only rows get them whose k-th
-    largest logit is also the next one's.
-    """
+
+def _top_ids(logits: Tensor, k: int) -> Tensor:
+    """The k ids with the largest logits, of equal ones the lower ids: (n, k) int64, ascending."""
     n, V = logits.shape
     if k == V:
-        return torch.arange(V).expand(n, V)
-    values, ids = logits.topk(k + 1, dim=-1)
-    tied = values[:, -1] == values[:, -2]
-    ids = ids[:, :k]
-    if tied.any():
-        ids[tied] = _by_logit_then_id(logits[tied]).topk(k, dim=-1).indices
-    return ids
+        return torch.arange(V, device=logits.device).expand(n, V)
+    if 2 * k * TOP_CHUNK > V:
+        return _top_places(logits, k).sort(-1).values
+    # They are in the k chunks with the largest maxima, of equal ones the first chunks: each of
+    # these chunks has an id that comes before all ids of the other chunks.
+    if V % TOP_CHUNK:
+        logits = F.pad(logits, (0, -V % TOP_CHUNK), value=-math.inf)
+    chunks = logits.view(n, -1, TOP_CHUNK)
+    chunk = _top_places(chunks.amax(-1), k).sort(-1).values
+    place = _top_places(_chunks_at(chunks, chunk).flatten(1), k).sort(-1).values
+    return chunk.gather(-1, place // TOP_CHUNK) * TOP_CHUNK + place % TOP_CHUNK
 
 
-def _by_logit_then_id(logits: Tensor) -> Tensor:
-    """Whole numbers in the order of the logits; of equal ones, the lower id is the larger: int64.
+def _chunks_at(chunks: Tensor, numbers: Tensor) -> Tensor:
+    """Some chunks of each row: (n, C, size) and (n, d) int64 -> (n, d, size)."""
+    n, C, size = chunks.shape
+    flat = torch.arange(n, device=numbers.device).unsqueeze(-1) * C + numbers
+    return chunks.flatten(0, 1).index_select(0, flat.flatten()).view(*numbers.shape, size)
+
+
+def _top_places(values: Tensor, k: int) -> Tensor:
+    """Where the k largest of each row stand, of equal ones the first, in any order: (n, k) int64.
 
     Equal logits are common in bf16, and topk takes any of them: then the edit would depend on the
     shape of the batch.
     """
+    # On a GPU, the host would wait to see which rows have ties, and for `nonzero`. On a CPU, the
+    # keys cost five times what topk does.
+    if k < values.shape[-1] and on_host(values):
+        top, places = values.topk(k + 1, dim=-1)
+        is_tied = top[:, -1] == top[:, -2]
+        places = places[:, :k]
+        if is_tied.any():
+            least, tied = top[is_tied, -1:], values[is_tied]
+            above, equal = tied > least, tied == least
+            missing = k - above.sum(-1, keepdim=True)
+            chosen = above | (equal & (equal.cumsum(-1) <= missing))
+            places[is_tied] = chosen.nonzero()[:, 1].view(-1, k)
+        return places
+    return _by_value_then_place(values).topk(k, dim=-1).indices
+
+
+def _by_value_then_place(values: Tensor) -> Tensor:
+    """Whole numbers in the order of float32 values; of equal ones, the first is the largest."""
     # + 0.0 makes -0.0 and 0.0 the same. Negative floats, as bits, go up when they go down.
-    bits = (logits + 0.0).view(torch.int32)
+    bits = (values + 0.0).view(torch.int32)
     bits ^= (bits >> 31).bitwise_and_(0x7FFFFFFF)
-    ids = torch.arange(logits.shape[-1], device=logits.device)
-    return bits.long().bitwise_left_shift_(32).sub_(ids)
-
-
-def _nucleus(tempered: Tensor, top_p: float) -> Tensor:
-    """The fewest ids that hold at least `top_p`: (n, V) logits -> (n, V) bool."""
-    ordered, ids = tempered.double().softmax(-1).sort(dim=-1, descending=True, stable=True)
-    mass_before = ordered.cumsum(-1) - ordered
-    inside = mass_before < top_p
-    inside[:, 0] = True
-    return torch.zeros_like(tempered, dtype=torch.bool).scatter_(-1, ids, inside)
+    places = torch.arange(values.shape[-1], device=values.device)
+    return bits.long().bitwise_left_shift_(32).sub_(places)

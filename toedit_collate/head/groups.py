@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from .logprob import Competitors, Scores, exact_logprob, score_observed
-from .projection import Head, row_tiles
+from .projection import Head, project_rows
 
 
 @dataclass(frozen=True)
@@ -91,10 +90,10 @@ def _member_logits(head: Head, hidden: Tensor, row: Tensor, ids: Tensor, budget:
         return torch.cat([head.observed_logits(hidden[r], i) for r, i in pieces])
     logits = torch.zeros(len(row), device=row.device)
     start = 0
-    for (states,) in row_tiles(head, budget, hidden):
-        stop = start + len(states)
+    for (tile,) in project_rows(head, hidden, most=budget):
+        stop = start + len(tile)
         inside = (row >= start) & (row < stop)
-        logits[inside] = head.logits(states)[row[inside] - start, ids[inside]]
+        logits[inside] = tile[row[inside] - start, ids[inside]].float()
         start = stop
     return logits
 
@@ -134,38 +133,23 @@ def exact_group_logprob(head: Head, hidden: Tensor, leading: Heads, *, budget: i
     return (own + leading.surplus).clamp_(max=0)
 
 
-class GroupedHead:
-    """A head whose logits are those of groups: a token of W for each id of V, or none.
-
-    It stands in for `Head` where candidates are found. The logit of a group is the logarithm of
-    the sum of the exponentials of its members' logits; -inf for a group without members.
+def group_logits(logits: Tensor, group: Tensor, num_groups: int) -> Tensor:
+    """Logits of groups of ids: the logarithm of the sum of the exponentials of the members' logits.
 
     Args:
-        head: V ids.
-        group: (V,) int64, the group of each id, in [0, W); W: none.
+        logits: (n, V), of any floating dtype.
+        group: (V,) or (n, V) int64, the group of each id, in [0, W); W: none.
         num_groups: W.
-    """
 
-    def __init__(self, head: Head, group: Tensor, num_groups: int) -> None:
-        self._head = head
-        self._group = group
-        # Tiles are cut by what is larger: the logits before, or after.
-        self.vocab_size = max(head.vocab_size, num_groups)
-        self.num_groups = num_groups
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """(n, D) hidden states -> (n, W) float32."""
-        return group_logits(self._head.logits(hidden), self._group, self.num_groups)
-
-
-def group_logits(logits: Tensor, group: Tensor, num_groups: int) -> Tensor:
-    """Logits of groups of ids: (n, V) logits and (V,) or (n, V) groups -> (n, W) float32.
+    Returns:
+        (n, W) float32; -inf for a group without members.
 
     Example:
         >>> logits = torch.tensor([[0.0, 1.0, 2.0]])
         >>> group_logits(logits, torch.tensor([1, 0, 1]), 3)
         tensor([[1.0000, 2.1269,   -inf]])
     """
+    logits = logits.float()
     shape = (len(logits), num_groups + 1)
     index = group.expand(logits.shape)
     most = logits.new_full(shape, -math.inf).scatter_reduce_(1, index, logits, "amax")
@@ -176,8 +160,3 @@ def group_logits(logits: Tensor, group: Tensor, num_groups: int) -> Tensor:
     return (most + total.log().float())[:, :num_groups].masked_fill_(
         most[:, :num_groups] == -math.inf, -math.inf
     )
-
-
-def as_head(grouped: Any) -> Any:
-    """What has logits, a `GroupedHead` say, where a `Head` is asked for and only these are read."""
-    return grouped

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..head import kernels
 from ..transfer import fetch, on_host, send
-from .projection import Head, row_tiles, tile_elements
+from .projection import PIECE_ELEMENTS, Head, project_rows, tile_elements
 
 # Where asking which rows are still open is free, the tiles of likely competitors begin with so many
 # ids, and each ends at so many times as many.
@@ -82,8 +82,8 @@ def measure_competitors(head: Head, hidden: Tensor) -> Competitors | None:
     V = head.vocab_size
     mean = torch.zeros(V, device=hidden.device)
     budget = tile_elements(len(hidden), V, hidden.device)
-    for (rows,) in row_tiles(head, budget, hidden):
-        mean += head.logits(rows).softmax(-1).sum(0)
+    for (logits,) in project_rows(head, hidden, most=budget):
+        mean += logits.softmax(-1, dtype=torch.float32).sum(0)
     (is_finite,) = fetch(mean.isfinite().all())
     if not is_finite:
         return None
@@ -127,19 +127,17 @@ def score_observed(
         lowest_cut: nats. No decision turns under it (`EditPolicy.lowest_cut`). It may differ from
             row to row, (n,), without the kernel.
         competitors: the ids to visit first; without them all rows are summed to the end.
-        with_kernel: whether the GPU kernel does it all.
+        with_kernel: whether the GPU kernel sums over the vocabulary.
         budget: number of logits to hold at once; None: by n.
     """
     hidden = head.ready(hidden)
-    if with_kernel:
-        first_ids = None if competitors is None else competitors.order
-        assert isinstance(lowest_cut, float)
-        cut = -math.inf if competitors is None else lowest_cut
-        logprob = kernels.observed_logprob(head, hidden, ids, lowest_cut=cut, first_ids=first_ids)
-        return _fetched(hidden, logprob, lowest_cut)
     budget = budget or tile_elements(len(ids), head.vocab_size, hidden.device)
     if competitors is None or len(ids) == 0:
-        return _fetched(hidden, exact_logprob(head, hidden, ids, budget=budget), lowest_cut)
+        logprob = exact_logprob(head, hidden, ids, budget=budget, with_kernel=with_kernel)
+        return Scores(
+            logprob,
+            *fetch(~(logprob < lowest_cut), hidden.isfinite().all(-1) & logprob.isfinite()),
+        )
 
     observed = head.observed_logits(hidden, ids)
     rows = torch.arange(len(ids), device=ids.device)
@@ -157,7 +155,9 @@ def score_observed(
     # Odds that overflow say no more than that.
     logprob = -odds.log1p().clamp_(max=_LOG_OVERFLOW)
     cut_of_rows = lowest_cut[rows] if isinstance(lowest_cut, Tensor) else lowest_cut
-    logprob[rows] = _sum_all(head, hidden[rows], ids[rows], observed[rows], cut_of_rows, budget)
+    logprob[rows] = _sum_all(
+        head, hidden[rows], ids[rows], observed[rows], cut_of_rows, budget, with_kernel
+    )
     if on_host(hidden) or hidden.dtype == torch.float16:
         # In float16 any logit may overflow; otherwise `measure_competitors` has seen that the
         # weights are finite.
@@ -194,14 +194,14 @@ def _likely_odds(
     return torch.cat(odds) if odds else observed[:0]
 
 
-def _fetched(hidden: Tensor, logprob: Tensor, lowest_cut: float | Tensor) -> Scores:
-    is_open, is_finite = fetch(
-        ~(logprob < lowest_cut), hidden.isfinite().all(-1) & logprob.isfinite()
-    )
-    return Scores(logprob, is_open, is_finite)
-
-
-def exact_logprob(head: Head, hidden: Tensor, ids: Tensor, *, budget: int | None = None) -> Tensor:
+def exact_logprob(
+    head: Head,
+    hidden: Tensor,
+    ids: Tensor,
+    *,
+    budget: int | None = None,
+    with_kernel: bool = False,
+) -> Tensor:
     """Log P of one id per row, summed over the whole vocabulary; no wait for the device.
 
     Args:
@@ -209,6 +209,7 @@ def exact_logprob(head: Head, hidden: Tensor, ids: Tensor, *, budget: int | None
         hidden: (n, D), the hidden states that predict `ids`.
         ids: (n,) int64, in [0, V).
         budget: number of logits to hold at once; None: by n.
+        with_kernel: whether the GPU kernel sums over the vocabulary.
 
     Returns:
         (n,) float32, nats; NaN where the prior's numbers are NaN.
@@ -219,11 +220,12 @@ def exact_logprob(head: Head, hidden: Tensor, ids: Tensor, *, budget: int | None
     budget = budget or tile_elements(len(ids), head.vocab_size, hidden.device)
     if head.weight is None:
         pieces = [
-            head.logits(h).log_softmax(-1).gather(-1, i.unsqueeze(-1)).squeeze(-1)
-            for h, i in row_tiles(head, budget, hidden, ids)
+            tile.float().log_softmax(-1).gather(-1, own.unsqueeze(-1)).squeeze(-1)
+            for tile, own in project_rows(head, hidden, ids, most=budget)
         ]
         return torch.cat(pieces)
-    return _sum_all(head, hidden, ids, head.observed_logits(hidden, ids), None, budget)
+    observed = head.observed_logits(hidden, ids)
+    return _sum_all(head, hidden, ids, observed, None, budget, with_kernel)
 
 
 def _sum_all(
@@ -233,6 +235,7 @@ def _sum_all(
     observed: Tensor,
     cut: float | Tensor | None,
     budget: int,
+    with_kernel: bool,
 ) -> Tensor:
     """Log P by the whole vocabulary; where asking is free, rows under the cut are given up."""
     rows_at_once = max(1, budget // MIN_COLUMNS)
@@ -240,25 +243,38 @@ def _sum_all(
         pieces = []
         for some in torch.arange(len(ids), device=ids.device).split(rows_at_once):
             own_cut = cut[some] if isinstance(cut, Tensor) else cut
-            pieces.append(_sum_all(head, hidden[some], ids[some], observed[some], own_cut, budget))
+            pieces.append(
+                _sum_all(
+                    head, hidden[some], ids[some], observed[some], own_cut, budget, with_kernel
+                )
+            )
         return torch.cat(pieces)
     others = torch.full_like(observed, -math.inf)
     rows = torch.arange(len(ids), device=ids.device)
+    states, own = hidden, ids
     stop = 0
     while stop < head.vocab_size and len(rows):
         start, stop = stop, min(head.vocab_size, stop + max(1, budget // len(rows)))
-        tile = head.logits(hidden[rows], start, stop)
-        others[rows] = torch.logaddexp(others[rows], _logsumexp_of_others(tile, ids[rows], start))
+        tile = head.project(states, start, stop)
+        if with_kernel:
+            kernels.add_tile(others, tile, own - start)
+            continue
+        sums = _logsumexp_of_others(tile, own, start)
+        others[rows] = torch.logaddexp(others[rows], sums)
         if cut is not None and on_host(hidden):
             bound = _logprob(observed[rows], others[rows])
-            rows = rows[~(bound < (cut[rows] if isinstance(cut, Tensor) else cut) - MARGIN)]
+            is_open = ~(bound < (cut[rows] if isinstance(cut, Tensor) else cut) - MARGIN)
+            if not is_open.all():
+                rows = rows[is_open]
+                states, own = hidden[rows], ids[rows]
     return _logprob(observed, others)
 
 
 def _logsumexp_of_others(tile: Tensor, place: Tensor, start: int) -> Tensor:
-    """Log-sum-exp of each row of a tile but for the observed id; changes the tile."""
+    """Log-sum-exp of each row of a tile but for the observed id: (r,) float32; changes the tile."""
     _replace_observed(tile, place, start, -math.inf)
-    return tile.logsumexp(-1)
+    rows = PIECE_ELEMENTS // tile.shape[-1] if on_host(tile) else len(tile)
+    return torch.cat([piece.float().logsumexp(-1) for piece in tile.split(max(1, rows))])
 
 
 def _replace_observed(tile: Tensor, place: Tensor, start: int, value: float) -> None:

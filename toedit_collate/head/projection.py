@@ -9,12 +9,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# A tile of logits holds at most this many elements (fp32: 16 MiB, about the cache of a CPU, and
-# 64 MiB), and at most this share of the full (tokens, vocabulary) matrix, so that small batches
-# are tiled too.
+# A tile of logits holds at most this many elements (fp32: 16 MiB and 64 MiB). On a CPU it is also
+# at most this share of the full (tokens, vocabulary) matrix, so that small batches take little
+# memory. On a GPU, each tile costs time for its launches.
 MAX_TILE_ELEMENTS = 2**22
 MAX_TILE_ELEMENTS_GPU = 2**24
 MAX_TILE_SHARE = 1 / 22
+# A product with the whole head reads all of it, so it is made for many rows at once. On a CPU, the
+# C library returns blocks of 32 MiB and more to the system after each use, and new pages are slow.
+MAX_BLOCK_BYTES = 30 * 2**20
+MAX_BLOCK_BYTES_GPU = 64 * 2**20
+# Libraries multiply few rows by other code, whose sums round differently. With at least so many, a
+# row's float32 logits do not depend on the other rows (seen with MKL, whose limit is 14 or 16).
+MIN_BLOCK_ROWS = 16
+# What follows a product works on so many logits at once: they stay in the cache of a CPU core.
+PIECE_ELEMENTS = 2**18
 
 
 @dataclass(frozen=True)
@@ -42,6 +51,10 @@ class Head:
 
     def logits(self, hidden: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
         """Logits of the ids in [start, stop): (n, D) hidden states -> (n, stop - start) float32."""
+        return self.project(hidden, start, stop).float()
+
+    def project(self, hidden: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
+        """The same logits in the dtype of the model, in which it computes them."""
         stop = self.vocab_size if stop is None else stop
         if self.weight is not None:
             bias = None if self.bias is None else self.bias[start:stop]
@@ -55,7 +68,7 @@ class Head:
         """Logits of m ids, the same for all rows, by `weight`: (n, D), (m,) -> (n, m) float32."""
         assert self.weight is not None
         bias = None if self.bias is None else self.bias[ids]
-        return self._finish(F.linear(self.ready(hidden), self.weight[ids], bias))
+        return self._finish(F.linear(self.ready(hidden), self.weight[ids], bias)).float()
 
     def observed_logits(self, hidden: Tensor, ids: Tensor) -> Tensor:
         """The logit of one id per row, by `weight`: (n, D) states, (n,) ids -> (n,) float32."""
@@ -72,7 +85,7 @@ class Head:
         )
         if self.bias is not None:
             raw = raw + self.bias[ids].float()
-        return self._finish(raw.to(hidden.dtype))
+        return self._finish(raw.to(hidden.dtype)).float()
 
     def ready(self, hidden: Tensor) -> Tensor:
         """Hidden states on the device and in the dtype of `weight`."""
@@ -85,17 +98,41 @@ class Head:
             raw = raw * self.scale
         if self.softcap is not None:
             raw = torch.tanh(raw / self.softcap) * self.softcap
-        return raw.float()
+        return raw
 
 
-def tile_elements(num_rows: int, vocab_size: int, device: torch.device | None = None) -> int:
+def tile_elements(num_rows: int, vocab_size: int, device: torch.device) -> int:
     """The largest number of logits to hold at once for a batch of `num_rows` positions."""
-    on_gpu = device is not None and device.type == "cuda"
-    most = MAX_TILE_ELEMENTS_GPU if on_gpu else MAX_TILE_ELEMENTS
-    return max(1, min(most, int(num_rows * vocab_size * MAX_TILE_SHARE)))
+    if device.type == "cuda":
+        return MAX_TILE_ELEMENTS_GPU
+    return max(1, min(MAX_TILE_ELEMENTS, int(num_rows * vocab_size * MAX_TILE_SHARE)))
 
 
-def row_tiles(head: Head, budget: int, *columns: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Cut tensors of n rows into pieces that may be projected on to the whole vocabulary."""
-    rows = max(1, budget // head.vocab_size)
-    yield from zip(*(column.split(rows) for column in columns), strict=True)
+def block_elements(head: Head, hidden: Tensor) -> int:
+    """The largest number of logits that one product with the whole head should make."""
+    most = MAX_BLOCK_BYTES_GPU if hidden.device.type == "cuda" else MAX_BLOCK_BYTES
+    return most // (hidden if head.weight is None else head.weight).element_size()
+
+
+def project_rows(
+    head: Head, hidden: Tensor, *columns: Tensor, most: int | None = None
+) -> Iterator[tuple[Tensor, ...]]:
+    """Project rows on to the whole vocabulary, many at once, and yield a few at a time.
+
+    Args:
+        head: V ids.
+        hidden: (n, D).
+        columns: of n rows each; they are cut like the logits.
+        most: number of logits to hold at once; default: `block_elements`.
+
+    Yields:
+        The logits of the next rows, (r, V) in the dtype of the model, which may be overwritten; and
+        these rows of each column.
+    """
+    block = max(1, (most or block_elements(head, hidden)) // head.vocab_size)
+    on_gpu = hidden.device.type == "cuda"
+    piece = max(1, (MAX_TILE_ELEMENTS_GPU if on_gpu else PIECE_ELEMENTS) // head.vocab_size)
+    for states, *rest in zip(*(x.split(block) for x in (hidden, *columns)), strict=True):
+        missing = max(0, MIN_BLOCK_ROWS - len(states))
+        logits = head.project(F.pad(states, (0, 0, 0, missing)))[: len(states)]
+        yield from zip(*(x.split(piece) for x in (logits, *rest)), strict=True)

@@ -196,7 +196,8 @@ class AlignedPrior(BasePrior):
                 first_behind=self._first_behind,
             ),
             first=there(group),
-            forbidden=lambda special: self.forbidden_ids(forbid_special=special).to(device),
+            num_ids=self.vocab_size,
+            forbidden=lambda special: send(self.forbidden_ids(forbid_special=special), device),
             competitors=self._prior.likely_competitors,
             look_at=self._look_at,
         )
@@ -232,11 +233,9 @@ class AlignedPrior(BasePrior):
             )
 
     def forbidden_ids(self, *, forbid_special: bool) -> Tensor:
-        """Which ids must not be drawn: (W,) bool on the CPU."""
-        forbidden = torch.zeros(self.vocab_size, dtype=torch.bool)
-        if forbid_special:
-            forbidden[[i for i in self.special_ids if i < self.vocab_size]] = True
-        return forbidden
+        """The ids that must not be drawn: (m,) int64 on the CPU."""
+        special = self.special_ids if forbid_special else ()
+        return torch.tensor(sorted(i for i in special if i < self.vocab_size), dtype=torch.int64)
 
     def _first_behind(self, covered: tuple[int, ...]) -> Tensor:
         data = self.aligner.one.prior.decode(list(covered))

@@ -46,16 +46,18 @@ class Predictions(Protocol):
     def draw(
         self, policy: EditPolicy, scores: Scores, selected: Tensor, uniforms: Tensor
     ) -> Tensor:
-        """Resample the selected tokens; one uniform decides each.
+        """Resample the selected tokens; one uniform decides each draw.
 
         Args:
             policy: sampler, temperature, `exclude_original`, `protect_special`.
             scores: the result of `score`.
             selected: (n,) bool on `device`.
-            uniforms: (n,) float64 in [0, 1), on the host.
+            uniforms: (n,) float64 in [0, 1), on the host; or (n, d) for d draws of each token, of
+                which the first is that of (n,).
 
         Returns:
-            (n,) int64 on `device`: the tokens, resampled where they are selected.
+            int64 on `device`, the shape of `uniforms`: the tokens, resampled where they are
+            selected. `head.candidates.count_draws` counts the ids of several draws.
         """
         ...
 

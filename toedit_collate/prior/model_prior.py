@@ -154,7 +154,7 @@ class ModelPrior(BasePrior):
         self.template_sequences = self._vocabulary.template_sequences
 
     def forbidden_ids(self, *, forbid_special: bool, device: torch.device | None = None) -> Tensor:
-        """Which ids must not be drawn: (V,) bool, on the prior's device or another.
+        """The ids that must not be drawn: (m,) int64, on the prior's device or another.
 
         Ids that no token of the tokenizer has are padding of the vocabulary, and stand for no text.
         """
@@ -288,7 +288,7 @@ class ModelPrior(BasePrior):
         find_trunk(unwrap_model(self.model)).compile(**{"dynamic": True, **options})
 
     def use_kernel(self, wanted: bool = True) -> None:
-        """Compute log P by one fused kernel of triton instead of PyTorch's tiles, on NVIDIA GPUs.
+        """Sum tiles of logits by a Triton kernel instead of PyTorch's operations, on a GPU.
 
         `selected` is the same, up to the rounding of logits in 16-bit weights.
 

@@ -60,11 +60,11 @@ class Vocabulary:
         self._on_device: dict[tuple[bool, torch.device], Tensor] = {}
 
     def forbidden(self, *, forbid_special: bool, device: torch.device) -> Tensor:
-        """Which ids must not be drawn: (V,) bool on a device; made once for each."""
+        """The ids that must not be drawn: (m,) int64 on a device; made once for each."""
         key = (forbid_special, device)
         if key not in self._on_device:
             forbidden = self._no_text.clone()
             if forbid_special:
                 forbidden[[i for i in self.special_ids if i < self.size]] = True
-            self._on_device[key] = forbidden.to(device)
+            self._on_device[key] = forbidden.nonzero().squeeze(-1).to(device)
         return self._on_device[key]

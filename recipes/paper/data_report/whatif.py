@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from toedit_collate.head.candidates import find_candidates
-from toedit_collate.head.projection import Head
 from toedit_collate.inspection.scoring import Scored
 from toedit_collate.policy import EditPolicy, Sampler
 from toedit_collate.transfer import send
@@ -119,9 +118,6 @@ class WhatIf:
         return every, stratum[every]
 
     def _look(self, logprob: Tensor, observed: Tensor, strata: Any, forbidden: Tensor) -> None:
-        V = logprob.shape[-1]
-        # A head whose hidden states are the logits: the sampler's own code finds the candidates.
-        head = Head(weight=None, bias=None, module=lambda rows: rows, vocab_size=V)
         for number, setting in enumerate(self.settings):
             policy = setting.policy
             selected = policy.selects(logprob.gather(-1, observed.unsqueeze(-1)).squeeze(-1))
@@ -131,7 +127,7 @@ class WhatIf:
                 continue
             own, region = observed[rows], in_region[rows]
             some = logprob[rows]
-            found = find_candidates(head, some, own, policy, forbidden)
+            found = find_candidates(policy, forbidden, some.clone(), own)
             weights = (found.logits.double() / policy.temperature).softmax(-1)
             kept = torch.where(found.ids == own.unsqueeze(-1), weights, 0.0).sum(-1)
             changed = torch.where(selected[rows], 1 - kept, 0.0).cpu().numpy()
@@ -183,7 +179,7 @@ class WhatIf:
 
 
 def _special(scored: Scored, logprob: Tensor) -> Tensor:
-    """The ids that no policy draws: (V,) bool."""
+    """The ids that no policy draws: (m,) int64."""
     forbidden = torch.isneginf(logprob).all(0)
     forbidden[[i for i in scored.prior.special_ids if i < len(forbidden)]] = True
-    return forbidden
+    return forbidden.nonzero().squeeze(-1)

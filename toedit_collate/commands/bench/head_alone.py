@@ -100,12 +100,13 @@ def _ways(
         return ways
     weight = head.weight
     if kernels.is_available(hidden.device):
-        first = None if competitors is None else competitors.order
-        ways[f"Triton kernel, {_EARLY}"] = lambda: kernels.observed_logprob(
-            head, hidden, ids, lowest_cut=cut, first_ids=first
+        ways[f"Triton kernel, {_EARLY}"] = lambda: (
+            score_observed(
+                head, hidden, ids, lowest_cut=cut, competitors=competitors, with_kernel=True
+            ).logprob
         )
-        ways["Triton kernel, whole vocabulary"] = lambda: kernels.observed_logprob(
-            head, hidden, ids
+        ways["Triton kernel, whole vocabulary"] = lambda: exact_logprob(
+            head, hidden, ids, with_kernel=True
         )
     if head.bias is None and head.scale == 1.0 and head.softcap is None:
         for name, logprob in installed_libraries(hidden.device).items():
