@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, set_se
 
 from toedit_collate.config.precision import fast_dtype, fast_precision
 from toedit_collate.config.quiet import quiet
-from toedit_collate.data import Preparation, format_of, ids_and_labels, open_data
+from toedit_collate.data import Preparation, examples, format_of, open_data
 from toedit_collate.data.files import write_json
 from toedit_collate.errors import UnusableError
 from toedit_collate.prior.fingerprint import fingerprint
@@ -198,20 +198,13 @@ class World:
         data = open_data(path, option="--data")
         text: list[int] = []
         chats: list[tuple[list[int], list[int]]] = []
-        for batch in data.batches():
-            for row, row_name in zip(batch.rows, batch.names, strict=True):
-                is_text = format_of(row) == ("text",)
-                ids, labels = ids_and_labels(
-                    data,
-                    row,
-                    row_name,
-                    self.tokenizer,
-                    Preparation(assistant_only_loss="messages" in row),
-                )
-                if is_text:  # ends with its end token already
-                    text += ids
-                elif len(ids) <= self.settings.row_length:
-                    chats.append((ids, labels))
+        first = next(data.batches()).rows[0]
+        prep = Preparation(assistant_only_loss="messages" in first)
+        for one in examples(data, self.tokenizer, prep):
+            if format_of(one.row) == ("text",):  # ends with its end token already
+                text += one.ids
+            elif len(one.ids) <= self.settings.row_length:
+                chats.append((one.ids, one.labels))
         return self._padded(chats) if chats else self._windows(text)
 
     def _windows(self, ids: list[int]) -> TokenRows:

@@ -1,5 +1,6 @@
 """`toedit sft`: TRL's script, its options and ours, on real runs of a tiny model."""
 
+import gzip
 import json
 import os
 import pathlib
@@ -161,3 +162,61 @@ def test_two_processes(inputs, tmp_path):
     sources = source_rows(inputs, "train")
     edited = [s for s in sources if journal.replay(torch.tensor(s), 1) != list(s)]
     assert len(edited) == len(sources) == 8  # two steps of two rows on two ranks: all of them
+
+
+@pytest.mark.parametrize("name", ["10:30/train.JSONL", "train.csv.gz", "train*.txt"])
+@pytest.mark.parametrize("streaming", [False, True])
+def test_local_files_are_read_as_recipes_do(inputs, tmp_path, seen, monkeypatch, name, streaming):
+    monkeypatch.chdir(tmp_path)
+    texts = ["2024-03-01 and two", "2024-03-02 and five"]
+    path = tmp_path / name.replace("*", "")
+    path.parent.mkdir(exist_ok=True)
+    content = {
+        "JSONL": "\n".join(json.dumps({"text": text}) for text in texts),
+        "gz": "text\n" + "\n".join(texts),
+        "txt": "\n\n".join(texts),
+    }[name.rpartition(".")[2]].encode()
+    path.write_bytes(gzip.compress(content) if name.endswith("gz") else content)
+    config = write_config(
+        inputs, tmp_path / "out", dataset_name=name, edit_policy="none", eval_strategy="no",
+        dataset_streaming=streaming,
+    )  # fmt: skip
+    assert main(["sft", "--config", config]) == 0
+    tokenizer = make_tokenizer()
+    ids = {tuple(tokenizer(text + "<|eos|>")["input_ids"]) for text in texts}
+    assert set(seen.without_padding("trained")) == ids
+
+
+def test_a_part_of_a_local_file(inputs, tmp_path, seen):
+    name = f"{inputs / 'data' / 'train.jsonl'}:train[:1]"
+    config = write_config(
+        inputs, tmp_path / "out", dataset_name=name, edit_policy="none", eval_strategy="no"
+    )
+    assert main(["sft", "--config", config]) == 0
+    assert len(set(seen.without_padding("trained"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"text": "a"}\n{"text": "b', r"dataset_name .*x\.jsonl: line 2 is not JSON"),
+        (None, r"dataset_name .*x\.jsonl: there is no such file or folder"),
+    ],
+)
+def test_a_local_file_that_can_not_be_read(inputs, tmp_path, capsys, content, message):
+    if content is not None:
+        (tmp_path / "x.jsonl").write_text(content)
+    config = write_config(inputs, tmp_path / "out", dataset_name=str(tmp_path / "x.jsonl"))
+    assert main(["sft", "--config", config]) == 2
+    assert re.search(message, capsys.readouterr().err)
+
+
+def test_a_mixture_of_local_files(inputs, tmp_path, seen):
+    sets = [{"path": str(inputs / "data" / f"{name}.jsonl")} for name in ("train", "test")]
+    config = write_config(
+        inputs, tmp_path / "out", dataset_name=None, datasets=sets, edit_policy="none",
+        eval_strategy="no", max_steps=8,
+    )  # fmt: skip
+    assert main(["sft", "--config", config]) == 0
+    both = source_rows(inputs, "train") | source_rows(inputs, "test")
+    assert set(seen.without_padding("trained")) == both

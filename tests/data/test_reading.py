@@ -150,9 +150,9 @@ def test_dicts_keep_their_keys_and_their_order(tmp_path):
 
 def test_types_of_columns():
     rows = [{"a": 1, "b": [{"c": "x"}], "d": None}, {"a": 2.0, "b": [], "d": [1]}]
-    assert str(infer_features(rows)) == (
-        "{'a': Value('float64'), 'b': List({'c': Value('string')}), 'd': List(Value('int64'))}"
-    )
+    types = {name: type(one).__name__ for name, one in infer_features(rows).items()}
+    assert types == {"a": "Value", "b": "Json", "d": "List"}
+    assert infer_features(rows)["a"].dtype == "float64"
     assert not infer_features([])
 
 

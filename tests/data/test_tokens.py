@@ -16,7 +16,6 @@ from toedit_collate.data import (
     encode,
     examples,
     format_of,
-    ids_and_labels,
     load_rows,
     open_data,
 )
@@ -309,8 +308,8 @@ def test_nothing_is_said_of_documents_longer_than_the_model_takes(monkeypatch, r
         tokenizer = make_tokenizer()
         tokenizer.model_max_length = 16
         if is_ours:
-            ids, _ = ids_and_labels(Data("x", "", lambda: []), row, "row 0", tokenizer)
-            assert len(ids) > 16
+            data = Data("x", "", lambda: [("row 0", row)])
+            assert len(next(examples(data, tokenizer)).ids) > 16
         else:
             tokenizer(LONG)
         assert bool(said) is not is_ours

@@ -12,8 +12,9 @@ import torch
 from ..errors import UnusableError
 from ..stores.journal import Texts, keys_of
 from ..stores.ragged import Array
-from .reading import Batch, Data, Row
-from .tokens import SAVE, SFT_DEFAULTS, Preparation, per_token, row_labels, tokenize, whole_numbers
+from .parsing import Row
+from .reading import Batch, Data
+from .tokens import SAVE, SFT_DEFAULTS, Preparation, per_token, row_labels, tokenize
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,8 @@ def find_documents(data: Data, batch: Batch) -> Documents:
     """
     ids, row, place, borders = [], [], [], []
     for number, (of, name) in enumerate(zip(batch.rows, batch.names, strict=True)):
-        tokens = whole_numbers(data, of, "input_ids", name)
+        tokens = per_token(data, of, "input_ids", None, name)
+        assert tokens is not None
         if (tokens < 0).any():
             raise data.error(f"{name} has the token {tokens.min()} in input_ids; ids are from 0")
         here, first = _documents_of_row(data, of, len(tokens), name)
@@ -92,26 +94,22 @@ def find_documents(data: Data, batch: Batch) -> Documents:
 
 def _documents_of_row(data: Data, row: Row, T: int, name: str) -> tuple[Array, Array]:
     """Places of the tokens that are no padding, and whether each is the first of its document."""
-    place = np.arange(T)
-    if row.get("seq_lengths") is not None:
-        lengths = whole_numbers(data, row, "seq_lengths", name)
+    first = np.zeros(T, bool)
+    lengths = per_token(data, row, "seq_lengths", None, name)
+    if lengths is not None:
         if lengths.sum() != T or (lengths < 0).any():
             raise data.error(
                 f"seq_lengths of {name} sum to {lengths.sum()}, but it has {T} tokens; {SAVE}"
             )
-        first = np.zeros(T, bool)
         first[(np.cumsum(lengths) - lengths)[lengths > 0]] = True
-        return place, first
-    if row.get("attention_mask") is not None:
-        mask = per_token(data, row, "attention_mask", T, name)
-        assert mask is not None
-        place = np.flatnonzero(mask)
-    first = np.zeros(len(place), bool)
+        return np.arange(T), first
+    mask = per_token(data, row, "attention_mask", T, name)
+    positions = per_token(data, row, "position_ids", T, name)
+    place = np.arange(T) if mask is None else np.flatnonzero(mask)
+    first = first[: len(place)]
     first[:1] = True
-    if row.get("position_ids") is not None:
+    if positions is not None:
         # The rule by which training tells documents: see `tokens.documents.find_documents`.
-        positions = per_token(data, row, "position_ids", T, name)
-        assert positions is not None
         first[1:] = np.diff(positions[place]) != 1
     return place, first
 
@@ -126,12 +124,8 @@ def labels_of(
     """
     rows = zip(batch.rows, documents.ids, batch.names, strict=True)
     labels = [row_labels(data, row, ids, name, prep) for row, ids, name in rows]
-    borders = np.searchsorted(documents.row_of_token, np.arange(len(labels) + 1))
-    parts = [
-        of_row[documents.place[borders[number] : borders[number + 1]]]
-        for number, of_row in enumerate(labels)
-    ]
-    return _joined(parts)
+    start = np.cumsum([0, *map(len, labels)])
+    return _joined(labels)[start[documents.row_of_token] + documents.place]
 
 
 def _joined(parts: list[Array]) -> Array:

@@ -12,7 +12,8 @@ from ..errors import UnusableError
 from ..stores.journal import Journal, Texts
 from ..stores.ragged import Array
 from .documents import Documents, find_documents
-from .reading import Batch, Data, Row
+from .parsing import Row
+from .reading import Batch, Data
 from .tokens import CHAT_COLUMNS, PER_TOKEN, SFT_DEFAULTS, Preparation, is_chat, tokenize
 
 # What is handled by itself, or never says something of each token.

@@ -19,15 +19,11 @@ import numpy as np
 from ..errors import UnusableError, first_line
 from ..stores.ragged import Array
 from ..tokens.removal import TOKEN_COLUMNS
-from .reading import Batch, Data, Row, check_text
+from .parsing import Row, check_text
+from .reading import Batch, Data
 
-COLUMNS = ("input_ids", "prompt", "messages", "conversations", "text")
-"""The columns that say what a row is; the first that it has decides, as in SFTTrainer."""
-# Documents longer than the model takes are nothing to warn of where they are read.
-_SILENT = {"verbose": False}
-_TOO_LONG = "sequence-length-is-longer-than-the-specified-maximum"
-# The text of chat data, which an edit of its tokens leaves behind.
 CHAT_COLUMNS = ("messages", "conversations", "prompt", "completion")
+"""The text of chat data, which an edit of its tokens leaves behind."""
 PER_TOKEN = ("input_ids", "labels", "attention_mask", "position_ids", *TOKEN_COLUMNS)
 """Columns that must have a value for each token."""
 SAVE = (
@@ -48,13 +44,13 @@ class Preparation:
         completion_only_loss: see `SFTConfig`.
         assistant_only_loss: see `SFTConfig`.
         dataset_text_field: the column of rows of plain text.
-        eos_token: see `SFTConfig`; None: the tokenizer's.
+        eos_token: None: the tokenizer's.
         chat_template_path: a .jinja file; None: the tokenizer's template.
         add_eos: end plain text with the end token, as SFTTrainer does; False: for trainers that
             don't.
 
     Raises:
-        UnusableError: a value is out of its range, or TRL's own model of a template is asked for.
+        UnusableError: `truncation_mode` is unknown, or has no `max_length`.
     """
 
     max_length: int | None = None
@@ -85,7 +81,7 @@ class Preparation:
         """Give a tokenizer the end token and the chat template, as SFTTrainer does; returns it.
 
         Raises:
-            UnusableError: it has no such token, or the template can't be read.
+            UnusableError: it has no such token, or the template is no .jinja file.
         """
         if self.eos_token is not None:
             if self.eos_token not in tokenizer.get_vocab():
@@ -94,8 +90,7 @@ class Preparation:
                     "one of its tokens"
                 )
             tokenizer.eos_token = self.eos_token
-        path = self.chat_template_path
-        if path is not None:
+        if (path := self.chat_template_path) is not None:
             if not (path.endswith((".jinja", ".j2")) and Path(path).is_file()):
                 raise UnusableError(
                     f"chat_template_path {path!r} is no .jinja file. A model's template adds "
@@ -109,65 +104,62 @@ SFT_DEFAULTS = Preparation()
 
 
 def format_of(row: Row, prep: Preparation = SFT_DEFAULTS) -> tuple[str, ...] | None:
-    """The columns of a row that its tokens come from; None: there are none.
+    """The columns that a row's tokens come from, chosen as SFTTrainer does; None: there are none.
 
     Example:
         >>> format_of({"id": 1, "text": "a"}), format_of({"body": "a"})
         (('text',), None)
     """
-    forms: tuple[tuple[str, ...], ...] = (
-        ("input_ids",), ("prompt", "completion"), ("messages",), ("conversations",),
-        (prep.dataset_text_field,),
-    )  # fmt: skip
+    pair = ("prompt", "completion")
+    forms = (("input_ids",), pair, ("messages",), ("conversations",), (prep.dataset_text_field,))
     return next((form for form in forms if row.get(form[0]) is not None), None)
 
 
 def check_format(
     data: Data, row: Row, name: str, prep: Preparation = SFT_DEFAULTS
 ) -> tuple[str, ...]:
-    """The columns of a row that its tokens come from, which hold what they should.
+    """The columns that a row's tokens come from, which hold what they should.
 
     Raises:
-        UnusableError: there are none, one is missing, or holds something else.
+        UnusableError: there are none, one is missing, or holds something else; names the row.
     """
-    form = format_of(row, prep)
+    form, field = format_of(row, prep), prep.dataset_text_field
     if form is None:
-        known = [*COLUMNS[:4], "completion", prep.dataset_text_field]
         if row.get("completion") is not None:
             raise data.error(f"prompt of {name} is missing; a completion needs one")
-        if null := [column for column in known if column in row]:
+        null = [column for column in ("input_ids", *CHAT_COLUMNS, field) if column in row]
+        if null:
             raise data.error(
                 f"{name} has null in {', '.join(null)}, and nothing else to read; remove the row"
             )
         raise data.error(
-            f"{name} has the columns {sorted(row)}, none of input_ids, {prep.dataset_text_field}, "
-            f"messages, or prompt and completion: rename the columns, or {SAVE}"
+            f"{name} has the columns {sorted(row)}, none of input_ids, {field}, messages, or "
+            f"prompt and completion: rename the columns, or {SAVE}"
         )
-    if form == ("prompt", "completion") and row.get("completion") is None:
+    if form == ("input_ids",):
+        return form
+    values = [row.get(column) for column in form]
+    if values[-1] is None:
         raise data.error(
             f"completion of {name} is missing; SFTTrainer takes a row with a prompt as prompt and "
             "completion: add it, or remove or rename the column prompt"
         )
-    if form == ("input_ids",):
+    if form != (field,) and all(map(is_chat, values)):
         return form
-    values = [row[column] for column in form]
-    texts = all(isinstance(value, str) for value in values) and form[0] in (
-        "prompt", prep.dataset_text_field
-    )  # fmt: skip
-    if not texts and not (all(map(is_chat, values)) and form[0] != prep.dataset_text_field):
-        shown = str(values[0] if len(values) == 1 else values)[:60]
+    if form[0] in CHAT_COLUMNS[:2] or not all(isinstance(value, str) for value in values):
         raise data.error(
             f"{' and '.join(form)} of {name} is neither text nor a list of messages with role and "
-            f"content: {shown}; see TRL's dataset formats"
+            f"content: {str(values[0] if len(values) == 1 else values)[:60]}; see TRL's dataset "
+            "formats"
         )
-    if prep.assistant_only_loss and texts:
+    if prep.assistant_only_loss:
         raise data.error(
             f"assistant_only_loss is for conversations, and {name} has text in "
             f"{' and '.join(form)}; SFTTrainer refuses it, too: leave it out"
         )
-    for column, value in zip(form, values, strict=True) if texts else ():
+    for column in form:
         try:
-            check_text(value, f"{column} of {name}")
+            check_text(row[column], f"{column} of {name}")
         except ValueError as error:
             raise data.error(str(error)) from None
     return form
@@ -193,13 +185,9 @@ def is_chat(value: Any) -> bool:
         >>> is_chat([{"role": "user", "content": "hi"}]), is_chat("hi")
         (True, False)
     """
-    return (
-        isinstance(value, Sequence)
-        and not isinstance(value, str)
-        and len(value) > 0
-        and all(
-            isinstance(m, dict) and isinstance(m.get("role", m.get("from")), str) for m in value
-        )
+    return isinstance(value, list) and all(
+        isinstance(one, dict) and isinstance(one.get("role", one.get("from")), str)
+        for one in value or [None]
     )
 
 
@@ -220,7 +208,8 @@ def encode(
     """
     end = (tokenizer.eos_token or "") if eos else ""
     ended = [text if text.endswith(end) else text + end for text in texts]
-    encoded = tokenizer(ended, return_special_tokens_mask=True, **_SILENT)
+    # Documents longer than the model takes are nothing to warn of where they are read.
+    encoded = tokenizer(ended, return_special_tokens_mask=True, verbose=False)
     masks = [np.array(mask, bool) for mask in encoded["special_tokens_mask"]]
     for text, whole, mask in zip(texts, ended, masks, strict=True):
         if len(whole) > len(text):
@@ -246,7 +235,7 @@ def tokenize(
         had its tokens, or is no plain text.
 
     Raises:
-        UnusableError: a row can't be read so; it is named.
+        UnusableError: a row can't be read so; names it.
     """
     added: list[Array | None] = [None] * len(batch.rows)
     texts: list[int] = []
@@ -267,37 +256,29 @@ def tokenize(
             row.update(prepare(row, name))
     if texts:
         some = [batch.rows[i][prep.dataset_text_field] for i in texts]
-        both = encode(tokenizer, some, eos=prep.add_eos)
-        for i, ids, special in zip(texts, *both, strict=True):
+        for i, ids, special in zip(texts, *encode(tokenizer, some, eos=prep.add_eos), strict=True):
             batch.rows[i]["input_ids"], added[i] = ids, special
     if prep.truncation_mode:
-        for i, (row, name) in enumerate(zip(batch.rows, batch.names, strict=True)):
-            added[i] = _truncate(data, row, name, prep, added[i])
+        N = prep.max_length
+        part = slice(N) if prep.truncation_mode == "keep_start" else slice(-(N or 0), None)
+        for row, name in zip(batch.rows, batch.names, strict=True):
+            if len(row["input_ids"]) > (N or 0):
+                _truncate(data, row, name, part)
+        added = [None if special is None else special[part] for special in added]
     return added
 
 
-def _truncate(
-    data: Data, row: Row, name: str, prep: Preparation, added: Array | None
-) -> Array | None:
-    """Cut a row in place; returns what is left of `added`."""
-    T, N = len(row["input_ids"]), prep.max_length
-    assert N is not None
-    if T <= N:
-        return added
+def _truncate(data: Data, row: Row, name: str, part: slice) -> None:
     if row.get("seq_lengths") is not None or row.get("position_ids") is not None:
         raise data.error(
-            f"{name} is packed (seq_lengths, position_ids) and longer than max_length {N}; leave "
+            f"{name} is packed (seq_lengths, position_ids) and longer than max_length; leave "
             "truncation_mode out"
         )
-    part = slice(None, N) if prep.truncation_mode == "keep_start" else slice(-N, None)
-    for column, value in row.items():
-        if column in PER_TOKEN and value is not None and len(value) == T:
-            row[column] = value[part]
-    return None if added is None else added[part]
+    row.update({name: row[name][part] for name in PER_TOKEN if row.get(name) is not None})
 
 
 class _Rows(list[Row]):
-    """Rows in memory, with the methods of a dataset that SFTTrainer's preparation calls."""
+    """Rows in memory, with the method of a dataset that SFTTrainer's preparation calls."""
 
     column_names = None  # it then looks at the first row
 
@@ -306,17 +287,18 @@ class _Rows(list[Row]):
         remove_columns: Any = None, **_: Any,
     ) -> _Rows:  # fmt: skip
         removed = [remove_columns] if isinstance(remove_columns, str) else remove_columns or []
-        done = [(row, function(dict(row), **(fn_kwargs or {}))) for row in self]
         return _Rows(
-            {**{n: v for n, v in row.items() if n not in removed}, **new} for row, new in done
+            {n: v for n, v in row.items() if n not in removed}
+            | function(dict(row), **(fn_kwargs or {}))
+            for row in self
         )
 
 
 def _preparation_of_trl(data: Data, tokenizer: Any, prep: Preparation) -> Callable[[Row, str], Row]:
-    """SFTTrainer's preparation of its dataset, for one row at a time; see `_prepare_dataset` there.
+    """`SFTTrainer._prepare_dataset` for one row at a time, so that an error names it.
 
-    A row by itself, so that an error names it. The method is private, and tests compare it with
-    a trainer's `train_dataset`. Without a trainer there are no other processes to wait for.
+    The method is private: tests compare it with the `train_dataset` of a trainer. Here there is no
+    trainer, and no other process to wait for.
     """
     try:
         from transformers.utils import logging
@@ -329,44 +311,40 @@ def _preparation_of_trl(data: Data, tokenizer: Any, prep: Preparation) -> Callab
             'pip install "toedit_collate[recipes]"'
         ) from None
     alone = SimpleNamespace(main_process_first=nullcontext)
-    prepare_dataset = FunctionType(
-        sft_trainer.SFTTrainer._prepare_dataset.__code__,
-        {
-            **vars(sft_trainer), "global_then_local_main_first": nullcontext,
-            "PartialState": lambda: alone, "logger": logging.get_logger("toedit_collate"),
-        },
-    )  # fmt: skip
+    own = {"PartialState": lambda: alone, "global_then_local_main_first": nullcontext}
+    own["logger"] = logging.get_logger("toedit_collate")
+    code = sft_trainer.SFTTrainer._prepare_dataset.__code__
+    prepare_dataset = FunctionType(code, vars(sft_trainer) | own)
     args = SimpleNamespace(**{one.name: one.default for one in dataclasses.fields(SFTConfig)})
     args.assistant_only_loss, args.max_length = prep.assistant_only_loss, None
     args.dataset_text_field = prep.dataset_text_field
-    tokenizer.deprecation_warnings[_TOO_LONG] = True
+    end = SimpleNamespace(eos_token=(tokenizer.eos_token or "") if prep.add_eos else "")
+    # Said once, of documents longer than the model takes: nothing to warn of here.
+    tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
 
     def prepare(row: Row, name: str) -> Row:
         columns = (*CHAT_COLUMNS, prep.dataset_text_field, "tools", "chat_template_kwargs")
         own = {one: row[one] for one in columns if row.get(one) is not None}
         is_pair = "prompt" in own
-        talks = not isinstance(own.get("completion"), str)
-        if talks and not tokenizer.chat_template:
+        if not is_pair:
+            own.pop("completion", None)
+        template, shown = tokenizer.chat_template, str(next(iter(own.values())))[:60]
+        if not template and not isinstance(own.get("completion"), str):
             raise data.error(
                 f"{name} holds messages, and the tokenizer has no chat template; use one with a "
                 "template (of an instruction-tuned model), or data with text"
             )
-        if not is_pair:
-            own.pop("completion", None)
-        template = tokenizer.chat_template
+        only_completion = prep.completion_only_loss
+        trainer = SimpleNamespace(
+            _tokenizer=end,
+            chat_template=None,
+            completion_only_loss=is_pair if only_completion is None else only_completion,
+        )
         try:
-            needs_marks = prep.assistant_only_loss and not has_generation_markers(template)
-            wanted = prep.completion_only_loss
-            trainer = SimpleNamespace(
-                _tokenizer=SimpleNamespace(
-                    eos_token=(tokenizer.eos_token or "") if prep.add_eos else ""
-                ),
-                chat_template=get_training_chat_template(tokenizer) if needs_marks else None,
-                completion_only_loss=is_pair if wanted is None else wanted,
-            )
+            if prep.assistant_only_loss and not has_generation_markers(template):
+                trainer.chat_template = get_training_chat_template(tokenizer)
             [made] = prepare_dataset(trainer, _Rows([own]), tokenizer, args, False, None, "train")
         except Exception as error:  # of many kinds: the template is a program
-            shown = str(own.get("messages") or own.get("conversations") or own.get("prompt"))[:60]
             raise data.error(
                 f"{name}: {shown} can't be tokenized as SFTTrainer does it ({first_line(error)}); "
                 "give messages that the chat template takes, with role and content"
@@ -374,32 +352,6 @@ def _preparation_of_trl(data: Data, tokenizer: Any, prep: Preparation) -> Callab
         return {column: list(made[column]) for column in ("input_ids", "labels")}
 
     return prepare
-
-
-def ids_and_labels(
-    data: Data, row: Row, name: str, tokenizer: Any, prep: Preparation = SFT_DEFAULTS
-) -> tuple[list[int], list[int]]:
-    """Token ids of one row, and its labels: -100 where a token has none.
-
-    Args:
-        data: where the row comes from, for messages.
-        row: stays as it is.
-        name: of the row, for messages.
-        tokenizer: or None, where the row has `input_ids`.
-        prep: how; see `Preparation`.
-
-    Raises:
-        UnusableError: the row can't be read so.
-
-    Example:
-        >>> row = {"input_ids": [5, 6], "labels": [-100, 6]}
-        >>> ids_and_labels(Data("a.jsonl", "", lambda: []), row, "line 1", None)
-        ([5, 6], [-100, 6])
-    """
-    own = dict(row)
-    tokenize(data, Batch([own], [name]), tokenizer, prep)
-    ids = whole_numbers(data, own, "input_ids", name)
-    return ids.tolist(), row_labels(data, own, ids, name, prep).tolist()
 
 
 def row_labels(
@@ -429,37 +381,28 @@ def row_labels(
     if by_completion is None:
         by_completion = row.get("prompt") is not None and row.get("completion") is not None
     labels = ids
-    for column in ("assistant_masks", *(("completion_mask",) if by_completion else ())):
+    for column in ("assistant_masks", *(["completion_mask"] if by_completion else [])):
         mask = per_token(data, row, column, len(ids), name)
-        if mask is not None:
-            labels = np.where(mask != 0, labels, -100)
+        labels = labels if mask is None else np.where(mask != 0, labels, -100)
     return labels
 
 
-def per_token(data: Data, row: Row, column: str, T: int, name: str) -> Array | None:
-    """A column with a whole number for each of T tokens: (T,) int64; None where it is absent.
+def per_token(data: Data, row: Row, column: str, T: int | None, name: str) -> Array | None:
+    """A column of whole numbers, one for each of T tokens: (T,) int64; None where it is absent.
+
+    Args:
+        data: where the row comes from, for messages.
+        row: has the column.
+        column: its name.
+        T: how many there must be; None: any number.
+        name: of the row, for messages.
 
     Raises:
         UnusableError: it holds something else.
     """
-    if row.get(column) is None:
+    value = row.get(column)
+    if value is None:
         return None
-    values = whole_numbers(data, row, column, name)
-    if len(values) != T:
-        raise data.error(
-            f"{column} of {name} holds {len(values)} numbers, not one for each of its {T} tokens; "
-            f"{SAVE}"
-        )
-    return values
-
-
-def whole_numbers(data: Data, row: Row, column: str, name: str) -> Array:
-    """A column of whole numbers, int64.
-
-    Raises:
-        UnusableError: it holds something else.
-    """
-    value = row[column]
     try:
         numbers = np.asarray(value)
         if numbers.ndim != 1 or (numbers.size and numbers.dtype.kind not in "iub"):
@@ -468,4 +411,9 @@ def whole_numbers(data: Data, row: Row, column: str, name: str) -> Array:
         raise data.error(
             f"{column} of {name} must be a list of whole numbers, got {str(value)[:40]}; {SAVE}"
         ) from None
+    if T is not None and len(numbers) != T:
+        raise data.error(
+            f"{column} of {name} holds {len(numbers)} numbers, not one for each of its {T} tokens; "
+            f"{SAVE}"
+        )
     return numbers.astype(np.int64)

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UnusableError, first_line
-from .reading import Data, Row, infer_features
+from .parsing import KINDS, OPEN, Row
+from .reading import Data, infer_features, with_json
 from .revise import Reviser
 from .tokens import PER_TOKEN
 
@@ -25,18 +26,7 @@ def check_output(output: Path) -> None:
     if output.exists() or output.is_symlink():
         raise UnusableError(f"--output {output}: is there already; remove it, or name another")
     ending = output.suffix.lower()
-    if ending in (
-        ".json",
-        ".ndjson",
-        ".csv",
-        ".tsv",
-        ".txt",
-        ".arrow",
-        ".gz",
-        ".bz2",
-        ".xz",
-        ".zst",
-    ):
+    if ending not in (".jsonl", ".parquet") and ending in {*KINDS, *OPEN}:
         raise UnusableError(
             f"--output {output}: a name that ends in {output.suffix!r}; write .jsonl or .parquet, "
             "or the name of a folder for datasets.load_from_disk"
@@ -89,21 +79,22 @@ def _write_dataset(
     features = data.features()
     if first is not None:
         _adapt(features, first, reviser)
+        rows = chain([first], rows)
+    as_json = [name for name, one in features.items() if isinstance(one, datasets.Json)]
     had_bars = not datasets.are_progress_bars_disabled()
     datasets.disable_progress_bars()
-    source = _Source(rows if first is None else chain([first], rows))
     try:
         dataset = datasets.Dataset.from_generator(
-            source, features=features, cache_dir=str(target.parent / "cache")
+            lambda: (with_json(row, as_json) for row in rows),
+            features=features,
+            cache_dir=str(target.parent / "cache"),
+            fingerprint=uuid.uuid4().hex,  # where the rows come from can't be hashed
         )
         bar.set_postfix_str("copying to its place")
         dataset.to_parquet(str(target)) if is_parquet else dataset.save_to_disk(str(target))
-    except Exception as error:
-        # datasets raises an error of its own from ours.
-        if source.error is not None:
-            raise source.error from None
-        if isinstance(error, OSError):
-            raise
+    except datasets.exceptions.DatasetGenerationError as error:
+        if isinstance(error.__cause__, UnusableError | OSError):  # of the rows, or a full disk
+            raise error.__cause__ from None
         raise data.error(
             f"a column does not fit its type, {features} ({first_line(error.__cause__ or error)}); "
             "write to a .jsonl file"
@@ -120,26 +111,7 @@ def _adapt(features: Any, first: Row, reviser: Reviser) -> None:
     for name in reviser.stale:
         features.pop(name, None)
     for name, feature in infer_features([first]).items():
-        is_ids = name in PER_TOKEN and name not in features
-        features.setdefault(name, datasets.List(datasets.Value("int64")) if is_ids else feature)
+        features.setdefault(name, feature)
     for name in {*PER_TOKEN, *reviser.aligned_columns([first])} & set(features):
         if isinstance(features[name], datasets.List):
             features[name] = datasets.List(features[name].feature)  # of any length
-
-
-class _Source:
-    """Rows for `Dataset.from_generator`, which wants to hash where they come from."""
-
-    def __init__(self, rows: Iterator[Row]) -> None:
-        self.error: UnusableError | None = None
-        self._rows = rows
-
-    def __call__(self) -> Iterator[Row]:
-        try:
-            yield from self._rows
-        except UnusableError as error:
-            self.error = error
-            raise
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return str, (uuid.uuid4().hex,)

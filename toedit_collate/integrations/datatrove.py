@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any
 
-from ..data.reading import check_text
+from ..data import check_text
 from ..policy import EditPolicy
 from .texts import TextEditor
 

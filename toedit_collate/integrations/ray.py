@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from ..data.reading import check_text
+from ..data import check_text
 from ..policy import EditPolicy
 from .texts import TextEditor
 

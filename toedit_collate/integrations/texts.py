@@ -9,8 +9,7 @@ from typing import Any
 import torch
 
 from ..config.policies import parse_policy
-from ..data import encode
-from ..data.reading import check_text
+from ..data import check_text, encode
 from ..editing.edit import edit_tokens
 from ..policy import EditPolicy
 from ..prior.prior import Prior

@@ -1,0 +1,213 @@
+"""Files of text as rows: JSON, CSV and plain text, compressed or not.
+
+The readers of pyarrow and pandas turn a text like "2024-03-01" into a date, and "NA" into nothing,
+and their errors name no line. These keep every text as it is.
+"""
+
+from __future__ import annotations
+
+import bz2
+import csv
+import gzip
+import io
+import json
+import lzma
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
+from pathlib import Path
+from typing import IO, Any
+
+from ..errors import UnusableError, first_line
+
+Row = dict[str, Any]
+Lines = Iterator[tuple[int, str]]
+_LONGEST_FIELD = 2**31 - 1  # of a .csv; Python's own limit, 128 KiB, is a short document
+KINDS = {
+    ".jsonl": "json", ".ndjson": "json", ".json": "json", ".csv": "csv", ".tsv": "tsv",
+    ".parquet": "parquet", ".arrow": "arrow", ".txt": "text",
+}  # fmt: skip
+
+
+def kind_of(path: str | Path) -> str:
+    """How a file is read, by its ending in any case: a value of `KINDS`; "" if by none of them."""
+    *_, first, last = ["", "", *(ending.lower() for ending in Path(path).suffixes)]
+    kind = KINDS.get(first if last in OPEN else last, "")
+    return kind if last not in OPEN or kind in PARSERS else ""
+
+
+def read_files(files: Iterable[str], label: str) -> Iterator[tuple[str, Row]]:
+    """All rows of files of text, each with its name for messages: "line 3".
+
+    Args:
+        files: each of a kind in `PARSERS`.
+        label: the beginning of errors: the option, and what the user named by it.
+
+    Raises:
+        UnusableError: a file or a line can't be read; names it.
+    """
+    for file in files:
+        is_only = label.endswith(file)
+        where, of_file = (label, "") if is_only else (f"{label}: {file}", f" of {file}")
+        number = 0
+        try:
+            with OPEN.get(Path(file).suffix.lower(), open)(file, "rb") as opened:
+                for name, row in PARSERS[kind_of(file)](_lines(opened)):
+                    number += 1
+                    yield name + of_file, row
+        except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+            reason = getattr(error, "strerror", None) or first_line(error)
+            raise UnusableError(f"{where}: can't be read after row {number} ({reason})") from None
+        except ValueError as error:
+            raise UnusableError(f"{where}: {error}") from None
+
+
+def check_text(text: Any, name: str) -> None:
+    """See that a value from outside is text: every text passes here before it is tokenized.
+
+    Args:
+        text: any value; one that is no `str` is never turned into one.
+        name: names it in the error: "text of line 3".
+
+    Raises:
+        ValueError: it is null, bytes or a number, or has half of a surrogate pair.
+
+    Example:
+        >>> check_text(None, "text of row 3")
+        Traceback (most recent call last):
+        ...
+        ValueError: text of row 3 is None, which is no text (NoneType); remove the row, or ...
+    """
+    if not isinstance(text, str):
+        raise ValueError(
+            f"{name} is {str(text)[:40]}, which is no text ({type(text).__name__}); remove the "
+            "row, or convert the value"
+        )
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:  # JSON can write half of a letter: "\ud800"
+        raise ValueError(
+            f"{name} has half of a surrogate pair, {error.object[error.start]!a}, which is no "
+            "text; remove it"
+        ) from None
+
+
+def _lines(file: IO[bytes]) -> Lines:
+    """The lines of UTF-8 text with their ends, and their numbers from 1."""
+    for number, line in enumerate(file, 1):
+        try:
+            yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f"line {number} can't be read ({first_line(error)}): {line[:40]!r}; the file must "
+                "be UTF-8"
+            ) from None
+
+
+def _parse_json(lines: Lines) -> Iterator[tuple[str, Row]]:
+    """A JSON object on each line; or an array of objects, or one object over several lines."""
+    is_first = True
+    for number, line in lines:
+        name = f"line {number}"
+        if is_first and (line.lstrip().startswith("[") or line.strip() == "{"):
+            text = line + "".join(rest for _, rest in lines)
+            found = _load_json(text, name)
+            for place, row in enumerate(found if isinstance(found, list) else [found]):
+                yield f"item {place} (from 0)", _checked(row, f"item {place} (from 0)", text)
+        elif line.strip():
+            is_first = False
+            yield name, _checked(_load_json(line, name), name, line)
+
+
+def _load_json(text: str, name: str) -> Any:
+    def without_repeats(pairs: list[tuple[str, Any]]) -> Row:
+        row = dict(pairs)
+        if len(row) < len(pairs):
+            keys = [key for key, _ in pairs]
+            twice = next(key for key in keys if keys.count(key) > 1)
+            raise KeyError(f"{name} has the key {twice!r} twice in one object; remove one of them")
+        return row
+
+    try:
+        return json.loads(text, object_pairs_hook=without_repeats)
+    except KeyError as error:
+        raise ValueError(error.args[0]) from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(
+            f"{name} is not JSON ({first_line(error)}): {text[:40]!r}; write one JSON object a "
+            "line, in UTF-8; a file that was cut short ends like that, too"
+        ) from None
+
+
+def _checked(row: Any, name: str, text: str) -> Row:
+    if not isinstance(row, dict):
+        raise ValueError(
+            f"{name} is a {type(row).__name__}; write one JSON object a line, "
+            '{"text": "..."} or {"input_ids": [...]}'
+        )
+    if "\\ud" in text.lower():  # a letter in two halves, or one half of it
+        for column, value in row.items():
+            check_text(json.dumps(value, ensure_ascii=False), f"{column} of {name}")
+    return row
+
+
+def _parse_csv(lines: Lines, delimiter: str = ",") -> Iterator[tuple[str, Row]]:
+    """Rows of values, all of them text; the first line names the columns."""
+    before = csv.field_size_limit(_LONGEST_FIELD)
+    reader = csv.reader((line for _, line in lines), strict=True, delimiter=delimiter)
+    header: list[str] | None = None
+    number = 1
+    try:
+        for values in reader:
+            if header is None:
+                header = values
+                if not header or len(set(header)) < len(header):
+                    raise ValueError(
+                        f"its first line must name the columns, each once, got {header}; write "
+                        "one, as in text or prompt,completion"
+                    )
+            elif values and len(values) != len(header):
+                raise ValueError(
+                    f"line {number} has {len(values)} fields, and the first line names "
+                    f"{len(header)} columns; put text with commas or quotes into quotes"
+                )
+            elif values:
+                yield f"line {number}", dict(zip(header, values, strict=True))
+            number = reader.line_num + 1
+    except csv.Error as error:
+        raise ValueError(
+            f"line {number} is not CSV ({first_line(error)}); put text with commas, quotes or "
+            'line ends into quotes, and write a quote in it twice: ""'
+        ) from None
+    finally:
+        csv.field_size_limit(before)
+
+
+def _parse_text(lines: Lines) -> Iterator[tuple[str, Row]]:
+    """Documents between blank lines; none begins or ends with a line end."""
+    document: list[str] = []
+    number = 0
+    for line in chain((line for _, line in lines), [""]):
+        if line.strip():
+            document.append(line)
+        elif document:
+            number += 1
+            yield f"document {number}", {"text": "".join(document).strip("\r\n")}
+            document = []
+
+
+def _open_zst(file: str, mode: str) -> Any:
+    import pyarrow
+
+    return io.BufferedReader(pyarrow.input_stream(file, compression="zstd"))
+
+
+PARSERS: dict[str, Callable[[Lines], Iterator[tuple[str, Row]]]] = {
+    "json": _parse_json,
+    "csv": _parse_csv,
+    "tsv": lambda lines: _parse_csv(lines, "\t"),
+    "text": _parse_text,
+}
+OPEN: dict[str, Callable[[str, Any], Any]] = {
+    ".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open, ".zst": _open_zst
+}  # fmt: skip
