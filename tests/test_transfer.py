@@ -8,6 +8,7 @@ from conftest import likely_ids, make_llama, make_tokenizer
 from torch.utils._pytree import tree_leaves
 
 from toedit_collate import EditPolicy, Prior, ToEditCollator, edit_tokens
+from toedit_collate.head import predictions
 from toedit_collate.stores.cache import DecisionCache
 
 READS = {
@@ -92,6 +93,28 @@ def test_the_far_edit_is_the_near_one(request):
         for field in ("input_ids", "selected", "changed", "dropped"):
             got = getattr(far, field).as_subclass(torch.Tensor)
             assert torch.equal(got, getattr(near[name], field)), (name, field)
+
+
+def test_a_gpu_draws_for_the_tokens_that_a_cpu_draws_for(request, monkeypatch):
+    """One more wait, where many tokens are open: for the exact P."""
+    ids, policy = likely_ids(make_llama(), 6, 40), EditPolicy(threshold=0.5, temperature=1.3)
+    rows = []
+    draw = predictions.draw_tokens
+    monkeypatch.setattr(predictions, "draw_tokens", lambda *a: rows.append(len(a[2])) or draw(*a))
+    edit_tokens(Prior(make_llama()), ids, policy=policy)
+    near, rows = sum(rows), []
+    waits, counts = request.getfixturevalue("waits"), []
+    for few in (predictions.FEW_DRAWS, 0):
+        monkeypatch.setattr(predictions, "FEW_DRAWS", few)
+        prior = Prior(make_llama())
+        edit_tokens(prior, ids, policy=policy)  # measures the likely competitors
+        waits.clear()
+        rows.clear()
+        edit_tokens(prior, ids, policy=policy)
+        counts.append((len(waits), sum(rows)))
+    assert counts[0][0] == 1
+    assert counts[0][1] > near > 0
+    assert counts[1] == (2, near)
 
 
 def test_a_collated_batch_takes_one_wait_and_its_counts_none(waits):

@@ -9,7 +9,11 @@ import torch
 from scipy import stats
 
 from toedit_collate import EditPolicy
-from toedit_collate.head.candidates import _most_probable, draw_tokens, surely_kept
+from toedit_collate.head import projection
+from toedit_collate.head.candidates import _most_probable, count_draws, draw_tokens, surely_kept
+from toedit_collate.head.logprob import Scores
+from toedit_collate.head.predictions import HeadPredictions
+from toedit_collate.head.projection import Head
 
 V = 40
 NUM_DRAWS = 20_000
@@ -31,7 +35,7 @@ POLICIES = {
 }
 
 
-def make_logits(observed_share, seed=0):
+def make_logits(observed_share, seed=0, V=V):
     """Logits whose id 7 has about that share."""
     logits = torch.randn(V, generator=torch.Generator().manual_seed(seed)) * 1.5
     rest = logits[torch.arange(V) != 7].logsumexp(0)
@@ -70,13 +74,86 @@ def test_draws_follow_the_distribution(name, share):
 
 @pytest.mark.parametrize("name", POLICIES)
 @pytest.mark.parametrize("observed", [7, 20])
-def test_each_draw_is_the_references(name, observed):
+@pytest.mark.parametrize("V", [40, 333])  # less than a chunk of ids; several, and a piece of one
+def test_each_draw_is_the_references(V, name, observed):
     policy = EditPolicy(**POLICIES[name])
-    logits = make_logits(0.7, seed=3)
+    logits = make_logits(0.7, seed=3, V=V)
+    forbidden = (3, 11, V - 1)
     uniforms = torch.linspace(0, 1 - 1e-9, 101, dtype=torch.float64)
-    got = draws(logits, policy, uniforms, observed=observed)
-    probabilities = reference.distribution(logits, observed, policy)
-    assert got.tolist() == [reference.draw(probabilities, observed, float(u)) for u in uniforms]
+    probabilities = reference.distribution(logits, observed, policy, forbidden)
+    expected = [reference.draw(probabilities, observed, float(u)) for u in uniforms]
+    got = draws(logits, policy, uniforms, observed=observed, forbidden=forbidden)
+    assert got.tolist() == expected
+    # As many draws of one token.
+    some = logits.unsqueeze(0).clone(), torch.tensor([observed]), uniforms.unsqueeze(0)
+    assert draw_tokens(policy, torch.tensor(forbidden), *some)[0].tolist() == expected
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 1.5])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("ties", [False, True])
+def test_draws_from_all_ids_follow_the_softmax_at_each_position(temperature, dtype, ties):
+    n, V, d = 20, 200, 4000
+    generator = torch.Generator().manual_seed(0)
+    logits = (torch.randn(n, V, generator=generator) * 2).to(dtype)
+    logits = logits.round() if ties else logits
+    observed = torch.randint(5, V, (n,), generator=generator)
+    uniforms = torch.rand(n, d, dtype=torch.float64, generator=generator)
+    forbidden = torch.tensor([0, 3, 199])
+    policy = EditPolicy(sampler="full", temperature=temperature)
+    drawn = draw_tokens(policy, forbidden, logits.clone(), observed, uniforms)
+    expected = logits.double().index_fill(1, forbidden, -math.inf).div(temperature).softmax(-1) * d
+    for ids, means in zip(drawn, expected, strict=True):
+        counts = torch.bincount(ids, minlength=V)
+        assert counts[forbidden].sum() == 0
+        likely = means >= 5  # what a chi-square test needs of a cell
+        cells = [*counts[likely].tolist(), int(counts[~likely].sum())]
+        wanted = [*means[likely].tolist(), float(means[~likely].sum())]
+        assert stats.chisquare(cells, wanted).pvalue > 1e-5
+
+
+def test_the_rows_of_a_block_do_not_change_a_draw(monkeypatch):
+    """Small whole numbers multiply without rounding, so only the samplers could differ."""
+    generator = torch.Generator().manual_seed(0)
+    n, V = 50, 1000
+    head = Head(torch.randint(-1, 2, (V, 16), generator=generator).bfloat16(), None, None, V)
+    states = torch.randint(-2, 3, (n, 16), generator=generator).bfloat16()
+    tokens = torch.randint(0, V, (n,), generator=generator)
+    uniforms = torch.rand(n, 8, dtype=torch.float64, generator=generator)
+    predictions = HeadPredictions(
+        head, states, tokens, lambda *_: None, lambda _: torch.tensor([1, 999])
+    )
+    selected = torch.ones(n, dtype=torch.bool)
+    scores = Scores(torch.zeros(n), selected, selected)
+    for settings in POLICIES.values():
+        policy = EditPolicy(**{**settings, "region": "all"})
+        drawn = set()
+        for block, piece in ((1, 1), (17, 5), (17, 17), (64, 64)):
+            monkeypatch.setattr(projection, "MAX_BLOCK_BYTES", block * V * 2)
+            monkeypatch.setattr(projection, "PIECE_ELEMENTS", piece * V)
+            drawn.add(
+                tuple(predictions.draw(policy, scores, selected, uniforms).flatten().tolist())
+            )
+        assert len(drawn) == 1
+        first = predictions.draw(policy, scores, selected, uniforms[:, 0])
+        assert first.tolist() == list(drawn.pop()[::8])
+
+
+def test_draws_are_counted():
+    drawn = torch.randint(0, 9, (30, 12), generator=torch.Generator().manual_seed(0))
+    for row, counted in zip(drawn.tolist(), count_draws(drawn).tolist(), strict=True):
+        filled = [pair for pair in counted if pair[1]]
+        assert filled == [[i, row.count(i)] for i in sorted(set(row))]
+        assert counted == filled + [[0, 0]] * (12 - len(filled))
+
+
+def test_a_token_stays_where_nothing_else_may_be_drawn():
+    others = torch.tensor([i for i in range(V) if i != 7])
+    uniforms = torch.tensor([0.0, 0.5, 1 - 2.0**-53], dtype=torch.float64)
+    for settings in POLICIES.values():
+        logits = make_logits(0.3).repeat(3, 1)
+        drawn = draw_tokens(EditPolicy(**settings), others, logits, torch.full((3,), 7), uniforms)
+        assert drawn.tolist() == [7, 7, 7]
 
 
 @pytest.mark.parametrize("sampler", [{"top_k": 4}, {"sampler": "top_p", "top_p": 0.5}])
@@ -136,7 +213,7 @@ def test_candidates_are_the_most_probable_by_logit_and_then_id(k, exclude, steps
     """Row by row against a sort in Python: many ties, minus zero, ids that are forbidden."""
     generator = torch.Generator().manual_seed(k)
     policy = EditPolicy(top_k=k, exclude_original=exclude, threshold=0.4)
-    for V in (2, 5, 64, 130):
+    for V in (2, 5, 64, 130, 700):
         logits = torch.randn(40, V, generator=generator) * 3
         if steps:
             logits = (logits * steps).round() / steps

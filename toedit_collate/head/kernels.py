@@ -11,8 +11,8 @@ from torch import Tensor
 from .projection import Head
 
 # Logits that one program reads at once: for each thread, as many 16-bit numbers as one load takes.
-_BLOCK = 2048
-_NUM_WARPS = 8
+BLOCK = 2048
+NUM_WARPS = 8
 
 
 def is_available(device: torch.device) -> bool:
@@ -63,5 +63,5 @@ def add_tile(others: Tensor, tile: Tensor, own: Tensor) -> None:
 
     with torch.cuda.device_of(tile):  # triton launches on the current device
         add_tile_kernel[(len(tile),)](
-            others, tile, own, tile.shape[1], tile.stride(0), BLOCK=_BLOCK, num_warps=_NUM_WARPS
+            others, tile, own, tile.shape[1], tile.stride(0), BLOCK=BLOCK, num_warps=NUM_WARPS
         )

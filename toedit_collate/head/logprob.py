@@ -26,6 +26,7 @@ ONLY_TILE_SHARE = 1 / 128
 ONLY_TILE_IDS = 256
 # The tiles of the final sum are at least this wide.
 MIN_COLUMNS = 512
+ALIGNED_IDS = 64
 # A row is given up only if its bound lies so far under the cut (nats) that rounding can't matter.
 # So which rows are given up, by whatever order of ids, decides nothing.
 MARGIN = 1e-4
@@ -254,7 +255,9 @@ def _sum_all(
     states, own = hidden, ids
     stop = 0
     while stop < head.vocab_size and len(rows):
-        start, stop = stop, min(head.vocab_size, stop + max(1, budget // len(rows)))
+        # Whole lines of memory, which the kernel loads at once.
+        width = max(ALIGNED_IDS, budget // len(rows) // ALIGNED_IDS * ALIGNED_IDS)
+        start, stop = stop, min(head.vocab_size, stop + width)
         tile = head.project(states, start, stop)
         if with_kernel:
             kernels.add_tile(others, tile, own - start)
