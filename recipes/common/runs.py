@@ -17,6 +17,7 @@ from transformers import Trainer, TrainingArguments
 
 from toedit_collate.config.arguments import PREFIX, EditArguments, RunArguments, as_arguments
 from toedit_collate.data.files import whole, write_json, write_text
+from toedit_collate.data.reading import is_local
 from toedit_collate.distributed import barrier
 from toedit_collate.policy import EditPolicy
 
@@ -178,7 +179,7 @@ def _finished(folder: str, settings: dict[str, Any]) -> RunReport | None:
 def _finish(trainer: Any, run_args: RunArguments) -> None:
     """Write the model card, push if that is wanted, and free the memory of the run."""
     name = run_args.given.get("dataset_name")
-    dataset = name if name and not Path(name).exists() else None  # of the hub
+    dataset = None if name is None or is_local(name) else name  # the card links to the hub
     if trainer.args.push_to_hub:
         trainer.push_to_hub(dataset_name=dataset)
     elif hasattr(trainer, "create_model_card"):

@@ -1,13 +1,13 @@
 """The linear process of the paper's section 3.2, simulated: does editing bound the test error?
 
-Source: arXiv:2412.14689, section 3 (Eqs. 4 to 6, Theorem 1) and its proof (Eqs. 28 and 29).
+Source: arXiv:2412.14689, section 3 (Eq. 4 to 8, Theorems 1 and 2) and the proof (Eq. 28 and 29).
 
-Preregistration (written before the first run of this file; a change of it belongs into a commit of
-its own).
+Preregistration. It was written before the first run of this file; a change of it belongs into a
+commit of its own. The numbers of equations and theorems were corrected afterwards.
 
 * Question: when every generation edits a share of the labels by the last generation's model, and
   the next model is fitted to the result, how does the test error grow, and when does it stay below
-  twice that of a fit to real data (Eq. 5), or within Theorem 1's closed form?
+  twice that of a fit to real data (Theorem 2, Eq. 6), or within Theorem 1's closed form?
 * Process, never the closed form: X is (T, d) of standard normals, y_0 = X w + noise. A generation
   fits w_n to (X, y_n) by least squares, chooses rows, and puts X w_n + fresh noise in their place.
   The test error is |w_n - w|^2, in units of sigma^2 d / (T - d - 1), that of the first fit.
@@ -36,7 +36,6 @@ import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[np.floating[Any]]
-Counts = tuple[int, ...]
 
 TOTAL_SHARES = tuple(round(0.1 * step, 1) for step in range(1, 11))
 TOLERANCE = 0.05
@@ -44,7 +43,7 @@ _RUNS_AT_ONCE = 1000
 
 
 @dataclass(frozen=True)
-class World:
+class Problem:
     """The regression problem.
 
     Attributes:
@@ -52,7 +51,7 @@ class World:
         samples: T, rows of data; more than d + 3, so that all moments exist.
         noise: sigma, standard deviation of the labels' noise.
         edits: n, how often the labels are edited.
-        runs: independent worlds.
+        runs: independent draws of the problem.
         seed: of all of them.
 
     Raises:
@@ -80,13 +79,13 @@ class World:
 
     @property
     def unit(self) -> float:
-        """Expected test error of the fit to real data: sigma^2 d / (T - d - 1) (Eq. 4, n = 1)."""
+        """Expected test error of the fit to real data: sigma^2 d / (T - d - 1) (Eq. 8, n = 1)."""
         return self.noise**2 * self.dimension / (self.samples - self.dimension - 1)
 
 
 @dataclass(frozen=True)
-class Arm:
-    """How many rows are edited in each generation, and which.
+class Schedule:
+    """How many rows are edited in each generation, and which: an arm of the study.
 
     Attributes:
         name: for tables.
@@ -96,47 +95,47 @@ class Arm:
     """
 
     name: str
-    counts: Counts
+    counts: tuple[int, ...]
     disjoint: bool = False
     decay: float | None = None
 
-    def closed_form(self, world: World) -> float:
-        """Theorem 1's error after all edits, in units of `World.unit`: 1 + sum of the shares.
+    def closed_form(self, problem: Problem) -> float:
+        """Theorem 1's error after all edits, in units of `Problem.unit`: 1 + sum of the shares.
 
         The proof writes the labels' noise as E_1 + sum of M_i E_{i+1}; the trace of a random M_i of
         share m then adds m. What it leaves out, between Eq. 28 and Eq. 29: the edited rows take the
         last model's own error along, M_i P E with the projection P on the columns of X.
         """
-        return 1 + sum(self.counts) / world.samples
+        return 1 + sum(self.counts) / problem.samples
 
-    def decaying_bound(self, world: World) -> float:
-        """The bound of Eq. 6, in units of `World.unit`; infinite where edits do not decay.
+    def decaying_bound(self, problem: Problem) -> float:
+        """The bound of Theorem 2, Eq. 7, in units of `Problem.unit`; infinite without decay.
 
         1 + sqrt(E tr (X'X)^-2) sqrt(E tr M_1) / (1 - eta), eta the ratio of the Frobenius norms of
         one M and the next, that is, the root of the ratio of their shares.
         """
         if self.decay is None or self.decay >= 1:
             return math.inf
-        T, d = world.samples, world.dimension
+        T, d = problem.samples, problem.dimension
         # E tr W^-2 of a Wishart matrix with T degrees of freedom and unit scale.
         trace = d * (T - 1) / ((T - d) * (T - d - 1) * (T - d - 3))
         beyond = math.sqrt(trace) * math.sqrt(self.counts[0]) / (1 - math.sqrt(self.decay))
-        return 1 + world.noise**2 * beyond / world.unit
+        return 1 + problem.noise**2 * beyond / problem.unit
 
 
 @dataclass(frozen=True)
 class Curve:
-    """What was measured in one arm, in units of `World.unit`.
+    """What was measured for one schedule, in units of `Problem.unit`.
 
     Attributes:
-        arm: of the study.
+        schedule: of the edits.
         mean: (n + 1,), test error of the fit to real data and after each edit.
         standard_error: (n + 1,), of `mean`, over runs.
-        closed_form: `Arm.closed_form`.
-        decaying_bound: `Arm.decaying_bound`.
+        closed_form: `Schedule.closed_form`.
+        decaying_bound: `Schedule.decaying_bound`.
     """
 
-    arm: Arm
+    schedule: Schedule
     mean: Array
     standard_error: Array
     closed_form: float
@@ -155,92 +154,104 @@ class Curve:
         return bool(abs(self.closed_form / self.mean[-1] - 1) <= TOLERANCE)
 
 
-def standard_arms(world: World) -> list[Arm]:
-    """The arms of the preregistration, for a world of any size."""
-    T, n = world.samples, world.edits
+def standard_schedules(problem: Problem) -> list[Schedule]:
+    """The arms of the preregistration, for a problem of any size."""
+    T, n = problem.samples, problem.edits
     halving = tuple(round(0.3 * 0.5**i * T) for i in range(n))
-    tenths = _split(T, n)
+    table_9 = tuple(round(0.125 * 0.94**i * T) for i in range(n))
     return [
-        Arm("no edit", (0,) * n),
-        Arm("full replacement", (T,) * n),
-        Arm("constant 30 %", (round(0.3 * T),) * n),
-        Arm("30 %, halving", halving, decay=0.5),
-        Arm("30 %, halving, disjoint", halving, disjoint=True, decay=0.5),
-        Arm("each row once, disjoint", tenths, disjoint=True),
-        Arm("Table 9's shares", tuple(round(0.125 * 0.94**i * T) for i in range(n)), decay=0.94),
+        Schedule("no edit", (0,) * n),
+        Schedule("full replacement", (T,) * n),
+        Schedule("constant 30 %", (round(0.3 * T),) * n),
+        Schedule("30 %, halving", halving, decay=0.5),
+        Schedule("30 %, halving, disjoint", halving, disjoint=True, decay=0.5),
+        Schedule("each row once, disjoint", _split(T, n), disjoint=True),
+        Schedule("Table 9's shares", table_9, decay=0.94),
     ]
 
 
-def arms_of_total_share(world: World, share: float) -> list[Arm]:
-    """Four ways to edit a share of all rows, (0, 1], in the edits of a world."""
-    T, n = world.samples, world.edits
-    total = round(share * T)
-    halving = _largest_remainder([0.5**i for i in range(n)], total)
+def schedules_of_total_share(problem: Problem, share: float) -> list[Schedule]:
+    """Four ways to edit a share of all rows, (0, 1], in the edits of a problem."""
+    n, total = problem.edits, round(share * problem.samples)
     equal = _split(total, n)
+    # Halving parts, rounded so that none is further than 1 from its due.
+    due = [0.5**i / sum(0.5**j for j in range(n)) * total for i in range(n)]
+    halving = [math.floor(one) for one in due]
+    for i in sorted(range(n), key=lambda i: halving[i] - due[i])[: total - sum(halving)]:
+        halving[i] += 1
     return [
-        Arm("at once", (total,) + (0,) * (n - 1)),
-        Arm("halving", halving, decay=0.5),
-        Arm("equal, disjoint", equal, disjoint=True),
-        Arm("equal, drawn anew", equal),
+        Schedule("at once", (total,) + (0,) * (n - 1)),
+        Schedule("halving", tuple(halving), decay=0.5),
+        Schedule("equal, disjoint", equal, disjoint=True),
+        Schedule("equal, drawn anew", equal),
     ]
 
 
-def simulate(world: World, arms: Sequence[Arm]) -> list[Curve]:
-    """Run the process: fit, resample, edit, refit. All arms share X, w and the first labels.
+def simulate(problem: Problem, schedules: Sequence[Schedule]) -> list[Curve]:
+    """Run the process: fit, resample, edit, refit. All schedules share X, w and the first labels.
 
     Args:
-        world: the problem.
-        arms: what to compare; an edit of more rows than there are, or disjoint edits of more rows
-            in all, can't be made.
+        problem: the regression problem.
+        schedules: what to compare; an edit of more rows than there are, or disjoint edits of more
+            rows in all, can't be made.
 
     Raises:
-        ValueError: an arm does not fit the world.
+        ValueError: a schedule does not fit the problem.
 
     Example:
-        >>> world = World(runs=400)
-        >>> none, full = simulate(world, standard_arms(world)[:2])
+        >>> problem = Problem(runs=400)
+        >>> none, full = simulate(problem, standard_schedules(problem)[:2])
         >>> bool(abs(none.mean[-1] - 1) < 0.2), bool(8 < full.mean[-1] < 14)
         (True, True)
     """
-    for arm in arms:
-        _check_fits(arm, world)
-    errors: list[list[Array]] = [[] for _ in arms]
-    streams = np.random.SeedSequence(world.seed).spawn(-(-world.runs // _RUNS_AT_ONCE))
-    done = 0
-    for stream in streams:
-        runs = min(_RUNS_AT_ONCE, world.runs - done)
-        done += runs
-        of_data, *of_arms = (np.random.default_rng(one) for one in stream.spawn(1 + len(arms)))
-        X = of_data.standard_normal((runs, world.samples, world.dimension))
-        w = of_data.standard_normal((runs, world.dimension))
-        y = _labels(X, w, world.noise, of_data)
+    T, d = problem.samples, problem.dimension
+    for one in schedules:
+        most = sum(one.counts) if one.disjoint else max(one.counts)
+        if len(one.counts) != problem.edits or min(one.counts) < 0 or most > T:
+            raise ValueError(
+                f"schedule {one.name!r} edits {one.counts} rows, which does not fit "
+                f"{problem.edits} edits of {T} rows; disjoint edits need a row for each"
+            )
+    errors: list[list[Array]] = [[] for _ in schedules]
+    streams = np.random.SeedSequence(problem.seed).spawn(-(-problem.runs // _RUNS_AT_ONCE))
+    for number, stream in enumerate(streams):
+        runs = min(_RUNS_AT_ONCE, problem.runs - number * _RUNS_AT_ONCE)
+        own, *others = (np.random.default_rng(one) for one in stream.spawn(1 + len(schedules)))
+        X = own.standard_normal((runs, T, d))
+        w = own.standard_normal((runs, d))
+        y = _labels(X, w, problem.noise, own)
         # (X'X)^-1 X': one factorisation serves all fits to this X.
         fit = np.linalg.solve(X.transpose(0, 2, 1) @ X, X.transpose(0, 2, 1))
-        for arm, rng, kept in zip(arms, of_arms, errors, strict=True):
-            kept.append(_run(arm, world, X, w, y, fit, rng))
-    return [
-        _curve(arm, world, np.concatenate(kept)) for arm, kept in zip(arms, errors, strict=True)
-    ]
+        for schedule, rng, kept in zip(schedules, others, errors, strict=True):
+            kept.append(_run(schedule, problem.noise, X, w, y, fit, rng))
+    curves = []
+    for schedule, kept in zip(schedules, errors, strict=True):
+        in_units = np.concatenate(kept) / problem.unit
+        deviation = in_units.std(0, ddof=1) / math.sqrt(len(in_units))
+        bounds = schedule.closed_form(problem), schedule.decaying_bound(problem)
+        curves.append(Curve(schedule, in_units.mean(0), deviation, *bounds))
+    return curves
 
 
 def _run(
-    arm: Arm, world: World, X: Array, w: Array, y: Array, fit: Array, rng: np.random.Generator
-) -> Array:
-    """Test errors of some runs of one arm: (runs, edits + 1)."""
+    schedule: Schedule, noise: float, X: Array, w: Array, y: Array, fit: Array,
+    rng: np.random.Generator,
+) -> Array:  # fmt: skip
+    """Test errors of some runs of one schedule: (runs, edits + 1)."""
     y = y.copy()
-    errors = np.empty((len(X), len(arm.counts) + 1))
-    order = rng.permuted(np.tile(np.arange(world.samples), (len(X), 1)), axis=1)
+    errors = np.empty((len(X), len(schedule.counts) + 1))
+    order = rng.permuted(np.tile(np.arange(X.shape[1]), (len(X), 1)), axis=1)
     begin = 0
-    for generation, count in enumerate((*arm.counts, 0)):
+    for generation, count in enumerate((*schedule.counts, 0)):
         fitted = np.einsum("rdt,rt->rd", fit, y)
         errors[:, generation] = ((fitted - w) ** 2).sum(-1)
         if not count:
             continue
-        if not arm.disjoint:
+        if not schedule.disjoint:
             order = rng.permuted(order, axis=1)
-        chosen = order[:, begin : begin + count] if arm.disjoint else order[:, :count]
+        chosen = order[:, begin : begin + count] if schedule.disjoint else order[:, :count]
         begin += count
-        drawn = _labels(X, fitted, world.noise, rng)
+        drawn = _labels(X, fitted, noise, rng)
         np.put_along_axis(y, chosen, np.take_along_axis(drawn, chosen, axis=1), axis=1)
     return errors
 
@@ -249,23 +260,12 @@ def _labels(X: Array, w: Array, noise: float, rng: np.random.Generator) -> Array
     return np.einsum("rtd,rd->rt", X, w) + noise * rng.standard_normal(X.shape[:2])
 
 
-def _curve(arm: Arm, world: World, errors: Array) -> Curve:
-    in_units = errors / world.unit
-    return Curve(
-        arm=arm,
-        mean=in_units.mean(0),
-        standard_error=in_units.std(0, ddof=1) / math.sqrt(len(errors)),
-        closed_form=arm.closed_form(world),
-        decaying_bound=arm.decaying_bound(world),
-    )
-
-
 def share_within_twice(shares: Sequence[float], errors: Sequence[float]) -> float:
     """Up to which total share the error stays within 2; between the points, by straight lines.
 
     Args:
         shares: ascending.
-        errors: at them, in units of `World.unit`.
+        errors: at them, in units of `Problem.unit`.
 
     Example:
         >>> share_within_twice([0.2, 0.4, 0.6], [1.4, 1.8, 2.2])
@@ -280,25 +280,6 @@ def share_within_twice(shares: Sequence[float], errors: Sequence[float]) -> floa
     return shares[-1]
 
 
-def _check_fits(arm: Arm, world: World) -> None:
-    most = sum(arm.counts) if arm.disjoint else max(arm.counts)
-    if len(arm.counts) != world.edits or min(arm.counts) < 0 or most > world.samples:
-        raise ValueError(
-            f"arm {arm.name!r} edits {arm.counts} rows, which does not fit {world.edits} edits of "
-            f"{world.samples} rows; disjoint edits need a row for each"
-        )
-
-
-def _split(total: int, parts: int) -> Counts:
+def _split(total: int, parts: int) -> tuple[int, ...]:
     """A whole number in nearly equal parts."""
     return tuple(total * (i + 1) // parts - total * i // parts for i in range(parts))
-
-
-def _largest_remainder(weights: Sequence[float], total: int) -> Counts:
-    """A whole number in parts of given weights, none further than 1 from its due."""
-    due = [weight / sum(weights) * total for weight in weights]
-    counts = [math.floor(one) for one in due]
-    by_rest = sorted(range(len(due)), key=lambda i: counts[i] - due[i])
-    for i in by_rest[: total - sum(counts)]:
-        counts[i] += 1
-    return tuple(counts)

@@ -1,4 +1,4 @@
-"""Studies: does editing pay? Questions that are written down first, answered by many small runs.
+"""Studies: does editing pay? Questions that are written down first, answered by small runs.
 
 A study is a YAML file: its question, what would count as yes, its arms and its budget stand in it
 before it is run. Words:
@@ -7,8 +7,3 @@ before it is run. Words:
     world: the data, the prior and the trainee that all arms of a study share.
     run: one training of one arm with one seed; a JSON file, so that a killed study goes on.
 """
-
-from .settings import CollapseStudy, Study, read_study
-from .write import make_study
-
-__all__ = ["CollapseStudy", "Study", "make_study", "read_study"]

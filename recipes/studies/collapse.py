@@ -1,4 +1,4 @@
-"""Generations of models that train on each other's text: Figure 1 and section 3.1, measured.
+"""Generations of models that train on text of the last one, and mixtures with such text.
 
 Each generation trains the same start on rows of the same number, which are, by arm:
     real: the real rows.
@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import torch
-from common.evaluation import frequency_deciles
 from common.ngrams import NGrams
 from torch import Tensor, nn
 
@@ -25,83 +25,67 @@ from toedit_collate.config.policies import parse_policy
 from toedit_collate.data.files import whole, write_json
 from toedit_collate.editing.edit import edit_tokens
 
-from .generate import write_rows
-from .prepare import prepare_world
-from .settings import CollapseStudy
+from .evaluation import frequency_deciles
+from .settings import Study
 from .summary import Result
 from .train import measure, train
 from .world import TokenRows, World
+from .writing import write_rows
 
 REAL = "real"
 WRITERS = ("replaced", "accumulated")
 
 
-def run_collapse(study: CollapseStudy, data: Path, prior: str, output: Path) -> list[Result]:
+def run_collapse(study: Study, world: World, output: Path) -> list[Result]:
     """Make all generations that are not made yet.
-
-    Args:
-        study: what to run.
-        data: the folder of its files.
-        prior: folder or hub id of the model that every generation starts from.
-        output: folder of the results.
 
     Returns:
         What was measured for each arm, generation and seed.
     """
-    world = prepare_world(study.world, data, prior, output)
-    world.check_output(output)
-    results = []
-    for seed in study.seeds:
-        chain = _Chain(study, world, seed, output)
-        results += chain.run()
-    return results
+    return [one for seed in study.seeds for one in Chain(study, world, seed, output).run()]
 
 
-class _Chain:
+class Chain:
     """All arms of one seed."""
 
-    def __init__(self, study: CollapseStudy, world: World, seed: int, output: Path) -> None:
+    def __init__(self, study: Study, world: World, seed: int, output: Path) -> None:
         self.study = study
         self.world = world
         self.seed = seed
-        told = json.dumps([study.world.told(), study.run.told()])
-        digest = hashlib.sha256(told.encode()).hexdigest()[:10]
+        settings = json.dumps([asdict(study.world), asdict(study.run)])
+        digest = hashlib.sha256(settings.encode()).hexdigest()[:10]
         self.folder = output / "runs" / f"seed-{seed}-{digest}"
         self.real = world.rows(study.world.train).input_ids
         counts = torch.bincount(self.real.flatten(), minlength=len(world.tokenizer))
         self.groups = frequency_deciles(counts)
 
     def run(self) -> list[Result]:
+        """Make all generations of all arms that are not made yet."""
         results = [self._generation(REAL, 0, self.real)]
-        written = self._next(REAL, 0)
-        results += self._mixtures(written)
+        written = self.rows_after(REAL, 0)
+        for share in self.study.fractions:
+            order = torch.randperm(len(self.real), generator=self._generator(900))
+            num = round(share * len(self.real))
+            rows = torch.cat([written[order[:num]], self.real[order[num:]]])
+            results.append(self._generation(f"mixture {share:.0%}", 1, rows))
         for arm in WRITERS:
             pool = [self.real, written]
             for generation in range(1, self.study.generations):
                 rows = pool[-1] if arm == "replaced" else self._draw(pool, generation)
                 results.append(self._generation(arm, generation, rows))
                 if generation + 1 < self.study.generations:
-                    pool.append(self._next(arm, generation))
+                    pool.append(self.rows_after(arm, generation))
         for name in self.study.policies:
-            last, rows = self.real, self._next(REAL, 0, name)
+            last, rows = self.real, self.rows_after(REAL, 0, name)
             for generation in range(1, self.study.generations):
                 results.append(self._generation(name, generation, rows, last))
-                last, rows = rows, self._next(name, generation)
+                last, rows = rows, self.rows_after(name, generation)
         return results
-
-    def _mixtures(self, written: Tensor) -> list[Result]:
-        found = []
-        for share in self.study.fractions:
-            order = torch.randperm(len(self.real), generator=_generator(self.seed, 900))
-            num = round(share * len(self.real))
-            rows = torch.cat([written[order[:num]], self.real[order[num:]]])
-            found.append(self._generation(f"mixture {share:.0%}", 1, rows))
-        return found
 
     def _draw(self, pool: list[Tensor], generation: int) -> Tensor:
         """As many rows as there are real ones, out of all that there are."""
         every = torch.cat(pool)
-        order = torch.randperm(len(every), generator=_generator(self.seed, generation))
+        order = torch.randperm(len(every), generator=self._generator(generation))
         return every[order[: len(self.real)]]
 
     def _generation(
@@ -116,8 +100,7 @@ class _Chain:
             found: Result = json.loads(path.read_text())
             return found
         seed = 1000 * self.seed + generation
-        data = TokenRows.of_text(rows)
-        model, trained = train(self.world, self.study.run, seed, rows=data)
+        model, trained = train(self.world, self.study.run, seed, rows=TokenRows(rows, rows))
         found = {
             "arm": arm, "generation": generation, "seed": self.seed,
             **trained, **measure(self.world, model, groups=self.groups),
@@ -125,7 +108,14 @@ class _Chain:
             "differs_from_real": _share(rows != self.real),
             "changed": None if last is None else _share(rows != last),
         }  # fmt: skip
-        self._make_next(arm, generation, rows, model)
+        if arm == REAL or arm in WRITERS:
+            bos = self.world.tokenizer.bos_token_id
+            text = write_rows(model, len(self.real), self.real.shape[1], bos, seed)
+            self._keep(text, arm, generation)
+        for name in [*self.study.policies] if arm == REAL else [arm]:
+            if name in self.study.policies:
+                edited = self.edit(model, rows, self.study.policies[name], generation + 1)
+                self._keep(edited, arm, generation, name)
         write_json(path, found)
         print(
             f"seed {self.seed}, {arm}, generation {generation}: test {found['test']['loss']:.4f}; "
@@ -134,19 +124,7 @@ class _Chain:
         )
         return found
 
-    def _make_next(self, arm: str, generation: int, rows: Tensor, model: nn.Module) -> None:
-        seed = 1000 * self.seed + generation
-        if arm == REAL or arm in WRITERS:
-            bos = self.world.tokenizer.bos_token_id
-            text = write_rows(model, len(self.real), self.real.shape[1], bos, seed)
-            self._keep(text, arm, generation)
-        names = list(self.study.policies) if arm == REAL else [arm]
-        for name in names:
-            if name in self.study.policies:
-                edited = self._edit(model, rows, self.study.policies[name], generation + 1)
-                self._keep(edited, arm, generation, name)
-
-    def _edit(self, model: nn.Module, rows: Tensor, policy: str, generation: int) -> Tensor:
+    def edit(self, model: nn.Module, rows: Tensor, policy: str, generation: int) -> Tensor:
         """The rows, edited by a model of the generation before."""
         prior, own = self.world.prior_of(model), parse_policy(policy, seed=self.seed)
         parts = [
@@ -158,13 +136,11 @@ class _Chain:
         return torch.cat(parts)
 
     def _keep(self, rows: Tensor, arm: str, generation: int, name: str = "") -> None:
-        with (
-            whole(self._path(arm, generation, f"{_slug(name)}.npy")) as place,
-            open(place, "wb") as f,
-        ):
-            np.save(f, rows.numpy().astype(np.int32))
+        target = self._path(arm, generation, f"{_slug(name)}.npy")
+        with whole(target) as place, open(place, "wb") as file:
+            np.save(file, rows.numpy().astype(np.int32))
 
-    def _next(self, arm: str, generation: int, name: str = "") -> Tensor:
+    def rows_after(self, arm: str, generation: int, name: str = "") -> Tensor:
         """What the model of a generation wrote, or the rows as it edited them."""
         own = name or (arm if arm in self.study.policies else "")
         path = self._path(arm, generation, f"{_slug(own)}.npy")
@@ -173,13 +149,12 @@ class _Chain:
     def _path(self, arm: str, generation: int, ending: str) -> Path:
         return self.folder / f"{_slug(arm)}-{generation}{ending}"
 
+    def _generator(self, more: int) -> torch.Generator:
+        return torch.Generator().manual_seed(1000 * self.seed + more)
+
 
 def _slug(name: str) -> str:
     return "".join(c if c.isalnum() else "_" for c in name)
-
-
-def _generator(seed: int, more: int) -> torch.Generator:
-    return torch.Generator().manual_seed(1000 * seed + more)
 
 
 def _share(mask: Tensor) -> float:

@@ -79,7 +79,7 @@ def draw_generations(rows: list[dict[str, Any]]) -> Any:
     return figure
 
 
-def draw_mixtures(rows: list[dict[str, Any]], shares: tuple[float, ...]) -> Any:
+def draw_mixtures(rows: list[dict[str, Any]], shares: list[float]) -> Any:
     """Test loss and that of the rarest tenth against the share of written text."""
     figure, (axis,) = new_figure(1, width=5.6, height=4.2)
     for number, name in enumerate(("test loss", "rarest tenth")):

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -27,18 +26,17 @@ class RunSettings:
         weight_decay: AdamW's.
         dropout: of embeddings and of what each layer adds.
         label_smoothing: as in `torch.nn.functional.cross_entropy`.
-        kl_weight: w in (1 - w) cross-entropy + w divergence from the prior, over all
-            of the vocabulary.
+        kl_weight: w in (1 - w) cross-entropy + w divergence from the prior, over the vocabulary.
         kl_beta: 0: that divergence is KL(prior || trainee); 1: KL(trainee || prior); between them
             the generalised Jensen-Shannon divergence, as TRL's `GKDTrainer` has it.
         on_policy: share of the steps for which the trainee completes the rows itself, and learns
-            from the prior on what it wrote, as TRL's `GKDTrainer` has it (its `lmbda`); with
-            `kl_weight` 1, since nothing else says what is right there.
+            from the prior on what it wrote (`lmbda` of TRL's `GKDTrainer`); needs `kl_weight` 1,
+            since only the prior can say what is right there.
         replay: rows of other text for each training row.
         lora_rank: 0: all weights are trained.
 
     Raises:
-        ValueError: `on_policy` is not between 0 and 1, or stands beside what it can't be had with.
+        ValueError: `on_policy` is not between 0 and 1, or is combined with what excludes it.
     """
 
     policy: str | None = None
@@ -69,17 +67,6 @@ class RunSettings:
         """The policy with a run's seed; None: no edit."""
         return None if self.policy is None else parse_policy(self.policy, seed=seed)
 
-    def told(self) -> dict[str, Any]:
-        """The fields that are not at their defaults: what a run is known by.
-
-        So runs that were kept are still found when a later version has more fields.
-        """
-        return {
-            one.name: getattr(self, one.name)
-            for one in dataclasses.fields(self)
-            if getattr(self, one.name) != one.default
-        }
-
 
 @dataclass(frozen=True, kw_only=True)
 class Rows:
@@ -95,7 +82,7 @@ class Rows:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Preparation(Rows):
+class Pretraining(Rows):
     """What a model is trained on once, before the first run of a study; no epoch is chosen.
 
     Attributes:
@@ -113,106 +100,76 @@ class WorldSettings:
 
     Attributes:
         trainee: fields of the prior's configuration that differ in the model that is trained from
-            random weights; None: training starts from the weights that the prior came with.
-        trainee_before: what the trainee is trained on beforehand; all runs start from what it is
-            then. None: nothing.
-        prior_before: what the prior is trained on beforehand, further than it was. None: nothing.
+            random weights; None: training starts from the weights of the prior.
+        trainee_before: what the trainee is trained on beforehand; None: nothing.
+        prior_before: what the prior is trained on beforehand; None: nothing.
         row_length: tokens of a row.
         train, validation, test: rows.
         others: further text to evaluate on, by name.
         replay: rows to mix in, for arms with `replay`.
-        answer_after: what stands before the final answer of a test conversation, as "####" in
-            GSM8K; then the share of right ones is measured. None: it is not.
+        answer_after: what precedes the final answer of a test conversation, as "####" in GSM8K;
+            then the share of right answers is measured. None: it is not.
     """
 
-    trainee: dict[str, Any] | None = None
-    trainee_before: Preparation | None = None
-    prior_before: Preparation | None = None
-    row_length: int = 256
     train: Rows
     validation: Rows
     test: Rows
+    trainee: dict[str, Any] | None = None
+    trainee_before: Pretraining | None = None
+    prior_before: Pretraining | None = None
+    row_length: int = 256
     others: dict[str, Rows] = field(default_factory=dict)
     replay: Rows | None = None
     answer_after: str | None = None
 
-    def told(self) -> dict[str, Any]:
-        """What a run is known by: all fields, those for preparation where there is one."""
-        content = dataclasses.asdict(self)
-        return {
-            name: value
-            for name, value in content.items()
-            if value is not None or name not in ("trainee_before", "prior_before")
-        }
 
-
-@dataclass(frozen=True)
-class Arm:
-    """One way of training: its trials, of which the best on validation is run with all seeds."""
-
-    name: str
-    trials: tuple[RunSettings, ...]
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Study:
-    """A question, and the runs that answer it.
+    """A question, and the runs that answer it: arms with trials, or generations of models.
 
     Attributes:
         name: of its file.
         question: in words.
         counts_as_yes: what would count as yes, written down before the first run.
         world: data, prior and trainee.
-        arms: the first is the one that the others are compared with.
         seeds: of the runs that count.
+        arms: ways of training, by name: the trials of each, of which the best on validation is run
+            with all seeds. The others are compared with the first.
         tuning_seed: of the trials, none of `seeds`.
+        run: how each generation is trained.
+        generations: how many models are trained one after the other; 0: the study has arms.
+        policies: of the arms that edit over generations, by name.
+        fractions: shares of written text in mixtures; empty: no mixtures are made.
     """
 
     name: str
     question: str
     counts_as_yes: str
     world: WorldSettings
-    arms: tuple[Arm, ...]
-    seeds: tuple[int, ...]
-    tuning_seed: int
+    seeds: list[int]
+    arms: dict[str, list[RunSettings]] = field(default_factory=dict)
+    tuning_seed: int | None = None
+    run: RunSettings = RunSettings()
+    generations: int = 0
+    policies: dict[str, str] = field(default_factory=dict)
+    fractions: list[float] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         if self.tuning_seed in self.seeds:
             raise ValueError(
-                f"tuning_seed={self.tuning_seed} is one of seeds={list(self.seeds)}: what was "
-                "tuned on a seed must be measured on others; take another"
+                f"tuning_seed={self.tuning_seed} is one of seeds={self.seeds}: what was tuned on a "
+                "seed must be measured on others; take another"
             )
+        if bool(self.arms) == bool(self.generations):
+            raise ValueError("a study has either arms or generations; write one of them")
 
 
-@dataclass(frozen=True, kw_only=True)
-class CollapseStudy:
-    """Generations of models that train on each other's text.
-
-    Attributes:
-        name, question, counts_as_yes, world, seeds: as in `Study`.
-        run: how each generation is trained.
-        generations: how many models are trained one after the other.
-        policies: of the arms that edit, by name.
-        fractions: shares of written text in the mixtures; empty: no mixtures are made.
-    """
-
-    name: str
-    question: str
-    counts_as_yes: str
-    world: WorldSettings
-    seeds: tuple[int, ...]
-    run: RunSettings
-    generations: int
-    policies: dict[str, str]
-    fractions: tuple[float, ...] = ()
-
-
-def read_study(path: Path, size: str | None = None) -> Study | CollapseStudy:
+def read_study(path: Path, size: str | None = None) -> Study:
     """A study from its YAML file.
 
     Args:
         path: of the file.
-        size: one of its `sizes`, the fields of which take the place of the file's; None: as it is.
+        size: one of its `sizes`, the fields of which replace those of the file; None: as it is.
 
     Raises:
         UnusableError: the file can't be read, or a field of it is unknown or wrong; it is named.
@@ -228,9 +185,27 @@ def read_study(path: Path, size: str | None = None) -> Study | CollapseStudy:
             )
         content, name = _merge(content, sizes[size]), f"{name}-{size}"
     try:
-        return _study(name, content)
+        base = content.pop("run", {})
+        content |= {"name": name, "run": _made(RunSettings, base, "run")}
+        content["world"] = _world(content["world"])
+        content["arms"] = {
+            arm: _trials(base, own or {}, f"arms.{arm}")
+            for arm, own in (content.get("arms") or {}).items()
+        }
+        study: Study = _made(Study, content, "the study")
+        return study
     except (TypeError, ValueError, KeyError) as error:
         raise UnusableError(f"--study {path}: {error}") from None
+
+
+def describe(settings: dict[str, Any]) -> str:
+    """The fields of `RunSettings` that are not at their defaults, and the epochs."""
+    default = asdict(RunSettings())
+    return ", ".join(
+        f"{name}={value}"
+        for name, value in settings.items()
+        if name == "epochs" or value != default[name]
+    )
 
 
 def _merge(content: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
@@ -243,62 +218,31 @@ def _merge(content: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _study(name: str, content: dict[str, Any]) -> Study | CollapseStudy:
-    common: dict[str, Any] = {
-        "name": name,
-        "question": str(content.pop("question")),
-        "counts_as_yes": str(content.pop("counts_as_yes")),
-        "world": _world(content.pop("world")),
-        "seeds": tuple(content.pop("seeds")),
-    }
-    base = _made(RunSettings, content.pop("run", {}), "run")
-    if "generations" in content:
-        content = {k: tuple(v) if isinstance(v, list) else v for k, v in content.items()}
-        _check_names(content, CollapseStudy, "the study")
-        return CollapseStudy(**common, run=base, **content)
-    arms = tuple(_arm(base, key, value or {}) for key, value in content.pop("arms").items())
-    _check_names(content, Study, "the study")
-    return Study(**common, arms=arms, **content)
+def _trials(base: dict[str, Any], own: dict[str, Any], where: str) -> list[RunSettings]:
+    shared = {name: value for name, value in own.items() if name != "trials"}
+    return [_made(RunSettings, {**base, **shared, **one}, where) for one in own.get("trials", [{}])]
 
 
-def _arm(base: RunSettings, name: str, content: dict[str, Any]) -> Arm:
-    own = dict(content)
-    trials = own.pop("trials", [{}])
-    where = f"arms.{name}"
-    return Arm(
-        name,
-        tuple(
-            _made(RunSettings, {**dataclasses.asdict(base), **own, **one}, where) for one in trials
-        ),
-    )
-
-
-def _world(content: dict[str, Any]) -> WorldSettings:
+def _world(content: dict[str, Any]) -> Any:
     own = dict(content)
     kinds = dict.fromkeys(("train", "validation", "test", "replay"), Rows)
-    kinds |= dict.fromkeys(("trainee_before", "prior_before"), Preparation)
+    kinds |= dict.fromkeys(("trainee_before", "prior_before"), Pretraining)
     for key, kind in kinds.items():
         if own.get(key) is not None:
             own[key] = _rows(own[key], f"world.{key}", kind)
     others = own.get("others") or {}
     own["others"] = {key: _rows(one, f"world.others.{key}", Rows) for key, one in others.items()}
-    made: WorldSettings = _made(WorldSettings, own, "world")
-    return made
+    return _made(WorldSettings, own, "world")
 
 
-def _rows(content: dict[str, Any], where: str, kind: type[Rows]) -> Rows:
-    made: Rows = _made(kind, content, where)
-    first, last = made.rows
-    return dataclasses.replace(made, rows=(int(first), int(last)))
+def _rows(content: dict[str, Any], where: str, kind: type) -> Any:
+    first, last = content["rows"]
+    return _made(kind, {**content, "rows": (int(first), int(last))}, where)
 
 
 def _made(kind: type, content: dict[str, Any], where: str) -> Any:
-    _check_names(content, kind, where)
-    return kind(**content)
-
-
-def _check_names(content: dict[str, Any], kind: type, where: str) -> None:
-    known = [one.name for one in dataclasses.fields(kind)]
+    known = [one.name for one in fields(kind)]
     for name in content:
         if name not in known:
             raise ValueError(f"{where} has no field {name!r}; {did_you_mean(name, known)}")
+    return kind(**content)

@@ -9,7 +9,7 @@ from typing import Any
 
 from common.comparison import standard_error
 
-from .settings import RunSettings, Study
+from .settings import Study, describe
 
 Result = dict[str, Any]
 Value = Callable[[Result], float]
@@ -31,24 +31,15 @@ def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
     return fmean(values), math.nan if error is None else error
 
 
-def counts(difference: float, error: float, num_seeds: int) -> bool:
-    """Whether a difference counts: 95 % of Student's t, and `SMALLEST`.
-
-    Example:
-        >>> counts(-0.5, 0.1, 3), counts(-0.5, 0.2, 3), counts(-0.01, 0.001, 3)
-        (True, False, False)
-    """
-    return abs(difference) > counts_from(error, num_seeds)
-
-
 def counts_from(error: float, num_seeds: int) -> float:
     """How large a difference with this standard error has to be to count, nats.
 
-    A study that saw none can only have missed a smaller one.
+    That is beyond 95 % of Student's t and `SMALLEST`. A study that saw no such difference can only
+    have missed a smaller one.
 
     Example:
-        >>> counts_from(0.01, 3), counts_from(0.001, 3)
-        (0.043, 0.02)
+        >>> counts_from(0.01, 3), counts_from(0.001, 3), counts_from(0.01, 1)
+        (0.043, 0.02, inf)
     """
     if num_seeds < 2:
         return math.inf
@@ -62,56 +53,48 @@ def summarize(study: Study, results: dict[str, list[Result]]) -> list[dict[str, 
         study: whose arms.
         results: of each arm, one for each seed, in the order of the seeds.
     """
-    first = results[study.arms[0].name]
+    first = next(iter(results.values()))
+    values: dict[str, Value] = {
+        "test loss": lambda one: one["test"]["loss"],
+        "best epoch": lambda one: one["best_epoch"],
+        "calibration error": lambda one: one["test"]["ece"],
+        "memorised spans": lambda one: one["memorised"],
+        "last validation loss": lambda one: one["validation"][-1],
+        "seconds": lambda one: one["seconds"],
+        **_losses_on_others(first[0]),
+    }
+    if "exact_match" in first[0]:
+        values["exact match"] = lambda one: one["exact_match"]
     rows = []
-    for arm in study.arms:
-        found = results[arm.name]
+    for arm, found in results.items():
+        measures = {}
+        for name, value in values.items():
+            mean, error = mean_and_error([value(one) for one in found])
+            pairs = zip(found, first, strict=False)
+            difference = mean_and_error([value(a) - value(b) for a, b in pairs])
+            measures[name] = {
+                "mean": mean, "standard_error": error,
+                "difference": difference[0], "difference_error": difference[1],
+            }  # fmt: skip
+        edits = [one["edit"] for one in found if "edit" in one]
         rows.append(
             {
-                "arm": arm.name,
+                "arm": arm,
                 "settings": found[0]["settings"],
-                "trials": len(arm.trials),
+                "trials": len(study.arms[arm]),
                 "seeds": [one["seed"] for one in found],
-                "changed": _changed(found),
-                "measures": {
-                    name: _measured(found, first, value) for name, value in _values(first[0])
-                },
+                "changed": fmean(e["changed"] / e["scored"] for e in edits) if edits else None,
+                "measures": measures,
             }
         )
     return rows
 
 
-def _values(example: Result) -> list[tuple[str, Value]]:
-    found: list[tuple[str, Value]] = [
-        ("test loss", lambda one: one["test"]["loss"]),
-        ("best epoch", lambda one: one["best_epoch"]),
-        ("calibration error", lambda one: one["test"]["ece"]),
-        ("memorised spans", lambda one: one["memorised"]),
-        ("last validation loss", lambda one: one["validation"][-1]),
-        ("seconds", lambda one: one["seconds"]),
-    ]
-    if "exact_match" in example:
-        found.append(("exact match", lambda one: one["exact_match"]))
-    for name in example["others"]:
-        found.append((f"{name} loss", lambda one, name=name: one["others"][name]))  # type: ignore[misc]
-    return found
-
-
-def _measured(found: list[Result], first: list[Result], value: Value) -> dict[str, float]:
-    mean, error = mean_and_error([value(one) for one in found])
-    pairs = zip(found, first, strict=False)
-    difference, difference_error = mean_and_error([value(a) - value(b) for a, b in pairs])
+def _losses_on_others(example: Result) -> dict[str, Value]:
     return {
-        "mean": mean,
-        "standard_error": error,
-        "difference": difference,
-        "difference_error": difference_error,
+        f"{name} loss": lambda one, name=name: one["others"][name]  # type: ignore[misc]
+        for name in example["others"]
     }
-
-
-def _changed(found: list[Result]) -> float | None:
-    shares = [one["edit"]["changed"] / one["edit"]["scored"] for one in found if "edit" in one]
-    return fmean(shares) if shares else None
 
 
 def losses_on_others(row: dict[str, Any]) -> list[str]:
@@ -120,83 +103,51 @@ def losses_on_others(row: dict[str, Any]) -> list[str]:
     return [name for name in row["measures"] if name.endswith(" loss") and name not in own]
 
 
-def format_study(study: Study, rows: list[dict[str, Any]]) -> str:
+def format_study(rows: list[dict[str, Any]]) -> str:
     """The table in Markdown."""
     others = losses_on_others(rows[0])
     head = ["arm", "changed", "test loss", "difference", "would count from",
             "after the last epoch", "best epoch", "calibration error", "memorised",
             *others]  # fmt: skip
     has_answers = "exact match" in rows[0]["measures"]
-    head += ["exact match"] * has_answers
-    lines = [f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
+    body = []
     for row in rows:
         measures = row["measures"]
-        test = measures["test loss"]
+        test, ece = measures["test loss"], measures["calibration error"]
+        bound = counts_from(test["difference_error"], len(row["seeds"]))
+        difference = _pm(test["difference"], test["difference_error"], "+")
+        bold = abs(test["difference"]) > bound
+        compared = [f"**{difference}**" if bold else difference,
+                    f"{bound:.3f}" if math.isfinite(bound) else ""]  # fmt: skip
         cells = [
             row["arm"],
             "" if row["changed"] is None else f"{row['changed']:.2%}",
             _pm(test["mean"], test["standard_error"]),
-            "" if row is rows[0] else _difference(test, len(row["seeds"])),
-            "" if row is rows[0] else _smallest(test, len(row["seeds"])),
+            *(["", ""] if row is rows[0] else compared),
             f"{measures['last validation loss']['mean']:.3f}",
             f"{measures['best epoch']['mean']:.1f}",
-            _pm(
-                measures["calibration error"]["mean"],
-                measures["calibration error"]["standard_error"],
-            ),
+            _pm(ece["mean"], ece["standard_error"]),
             f"{measures['memorised spans']['mean']:.2%}",
             *(_pm(measures[name]["mean"], measures[name]["standard_error"]) for name in others),
         ]
         if has_answers:
             right = measures["exact match"]
             cells.append(f"{right['mean']:.1%} ± {right['standard_error']:.1%}")
-        lines.append(f"| {' | '.join(cells)} |")
-    kept = [f"- {row['arm']}: {told(row['settings'])}" for row in rows]
+        body.append(cells)
     return "\n".join(
         [
-            *lines, "",
-            f"Losses are nats per token, means of {len(study.seeds)} seeds ± standard errors; "
+            _markdown([head + ["exact match"] * has_answers, *body]),
+            "",
+            f"Losses are nats per token, means of {len(rows[0]['seeds'])} seeds ± standard errors; "
             "the difference is from the first arm, paired by seed, bold where it is beyond 95 % of "
-            f"Student's t and {SMALLEST} nats, which is from where on it would count. `after the "
-            "last epoch` is the "
-            "validation loss at the end; all else is measured at the epoch that is best on "
+            f"Student's t and {SMALLEST} nats, from which on it counts. `after the last epoch` is "
+            "the validation loss at the end; all else is measured at the epoch that is best on "
             "validation.",
-            "", "Settings that were kept:", *kept,
+            "",
+            "Settings that were kept:",
+            *(f"- {row['arm']}: {describe(row['settings'])}" for row in rows),
         ]
-    )  # fmt: skip
-
-
-def told(settings: dict[str, Any]) -> str:
-    """What of the settings is not the default, in words."""
-    names = {"epochs", *RunSettings(**settings).told()}
-    return ", ".join(f"{name}={value}" for name, value in settings.items() if name in names)
-
-
-def format_generations(rows: list[dict[str, Any]]) -> str:
-    """The table of a study over generations, in Markdown."""
-    head = ["arm", "generation", "test loss", "rarest tenth", "changed", "differs from real",
-            "bigram entropy, bits", "distinct bigrams"]  # fmt: skip
-    lines = [f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
-    for row in rows:
-        cells = [
-            row["arm"],
-            str(row["generation"]),
-            *(_pm(*row["measures"][name]) for name in ("test loss", "rarest tenth")),
-            _share(row["measures"]["changed"][0]),
-            _share(row["measures"]["differs"][0]),
-            _pm(*row["measures"]["bigram entropy"]),
-            f"{row['measures']['distinct bigrams'][0]:.1%}",
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(
-        [
-            *lines, "",
-            "Losses are nats per token, means over seeds ± standard errors. `rarest tenth`: tokens "
-            "of the rarest tenth of the real text. The other columns are of the rows that the "
-            "generation was trained on: the share of tokens that the last edit changed (as the "
-            "paper's Table 9 has it), and of those that are not what they were in the real text.",
-        ]
-    )  # fmt: skip
+    )
 
 
 def summarize_generations(results: list[Result]) -> list[dict[str, Any]]:
@@ -212,10 +163,7 @@ def summarize_generations(results: list[Result]) -> list[dict[str, Any]]:
         "bigram entropy": lambda one: one["rows"]["bigram_entropy_bits"],
         "distinct bigrams": lambda one: one["rows"]["distinct_bigrams"],
         "top 64 bigrams": lambda one: one["rows"]["top_64_bigrams"],
-        **{
-            f"{name} loss": lambda one, name=name: one["others"][name]  # type: ignore[misc]
-            for name in results[0]["others"]
-        },
+        **_losses_on_others(results[0]),
     }
     return [
         {
@@ -231,23 +179,38 @@ def summarize_generations(results: list[Result]) -> list[dict[str, Any]]:
     ]
 
 
-def _difference(measure: dict[str, float], num_seeds: int) -> str:
-    value, error = measure["difference"], measure["difference_error"]
-    text = _pm(value, error, "+")
-    return f"**{text}**" if counts(value, error, num_seeds) else text
+def format_generations(rows: list[dict[str, Any]]) -> str:
+    """The table of a study over generations, in Markdown."""
+    head = ["arm", "generation", "test loss", "rarest tenth", "changed", "differs from real",
+            "bigram entropy, bits", "distinct bigrams"]  # fmt: skip
+    body = []
+    for row in rows:
+        measures = row["measures"]
+        shares = (measures[name][0] for name in ("changed", "differs"))
+        cells = [row["arm"], str(row["generation"])]
+        cells += [_pm(*measures[name]) for name in ("test loss", "rarest tenth")]
+        cells += ["" if math.isnan(share) else f"{share:.2%}" for share in shares]
+        cells += [_pm(*measures["bigram entropy"]), f"{measures['distinct bigrams'][0]:.1%}"]
+        body.append(cells)
+    return "\n".join(
+        [
+            _markdown([head, *body]),
+            "",
+            "Losses are nats per token, means over seeds ± standard errors. `rarest tenth`: tokens "
+            "of the rarest tenth of the real text. The other columns are of the rows that the "
+            "generation was trained on: the share of tokens that the last edit changed (as the "
+            "paper's Table 9 has it), and of those that are not what they were in the real text.",
+        ]
+    )
 
 
-def _smallest(measure: dict[str, float], num_seeds: int) -> str:
-    smallest = counts_from(measure["difference_error"], num_seeds)
-    return f"{smallest:.3f}" if math.isfinite(smallest) else ""
+def _markdown(rows: list[list[str]]) -> str:
+    lines = [f"| {' | '.join(cells)} |" for cells in rows]
+    return "\n".join([lines[0], f"|{' --- |' * len(rows[0])}", *lines[1:]])
 
 
 def _number(value: float | None) -> float:
     return math.nan if value is None else value  # as JSON has it where there was no such token
-
-
-def _share(value: float) -> str:
-    return "" if math.isnan(value) else f"{value:.2%}"
 
 
 def _pm(value: float, error: float, sign: str = "") -> str:

@@ -10,17 +10,17 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from common.evaluation import Evaluation, evaluate
 from torch import Tensor, nn
 
 from toedit_collate.config.precision import fast_dtype, fast_precision
 from toedit_collate.prior.prior import Prior
 from toedit_collate.training.collator import ToEditCollator
 
-from .completions import complete_rows, exact_match
+from .evaluation import evaluate
 from .loss import backward
 from .settings import RunSettings
 from .world import TokenRows, World
+from .writing import complete_rows, exact_match
 
 _WARM_UP, _LAST_RATE, _CLIP = 0.05, 0.1, 1.0
 
@@ -55,21 +55,18 @@ def train(
     rows = world.rows(world.settings.train) if rows is None else rows
     prior = prior or (world.prior if settings.policy or settings.kl_weight else None)
     model: Any = world.new_trainee(seed, settings.lora_rank)
+    backbone = (model.get_base_model() if settings.lora_rank else model).base_model
     _add_dropout(model, settings.dropout)
     collator = _collator(world, settings, seed, prior, rows)
-    soft = world.hidden_of(rows) if settings.kl_weight and prior is not None else None
-    chance = random.Random(seed)
-    extra = None if not settings.replay else world.rows(_replay(world))
-    generator = torch.Generator().manual_seed(seed)
-    orders = [
-        _order(len(rows), 0 if extra is None else len(extra), settings, generator)
-        for _ in range(settings.epochs)
-    ]
-    every = rows if extra is None else TokenRows.join([rows, extra])
+    teacher, soft = None, None
+    if settings.kl_weight and prior is not None:
+        teacher = prior.model.get_output_embeddings().weight  # type: ignore[operator]
+        soft = world.hidden_of(rows)
+    every, orders = _orders(world, settings, seed, rows)
     num_steps = sum(len(order) for order in orders)
     optimizer, schedule = _optimizer(model, settings, num_steps)
     head = model.get_output_embeddings().weight
-    teacher = None if soft is None or prior is None else _head_of(prior)
+    chance = random.Random(seed)
     losses: list[float] = []
     best: tuple[float, int, dict[str, Tensor]] | None = None
     seconds, epoch_loss = 0.0, 0.0
@@ -83,10 +80,13 @@ def train(
             ids, labels = _batch(collator, every, places, len(rows))
             states = None if soft is None else soft[places]
             if settings.on_policy and chance.random() < settings.on_policy:
-                ids, labels, states = _own(world, model, TokenRows(ids, labels, rows.is_padded))
+                given = TokenRows(ids, labels, rows.is_padded)
+                own = complete_rows(model, given, world.tokenizer, sample=True)
+                model.train()
+                ids, labels, states = own.input_ids, own.labels, world.hidden_of(own)
             ids, labels = ids.to(world.device), labels.to(world.device)
             with fast_precision(world.device):
-                hidden = _backbone(model)(input_ids=ids, use_cache=False).last_hidden_state
+                hidden = backbone(input_ids=ids, use_cache=False).last_hidden_state
             total += backward(
                 hidden, head, labels,
                 label_smoothing=settings.label_smoothing,
@@ -127,28 +127,22 @@ def measure(world: World, model: nn.Module, *, groups: Tensor | None = None) -> 
 
     With `answer_after`, also how many of the test rows' answers it finds.
     """
-    test = world.rows(world.settings.test)
-    seen = world.rows(world.settings.train)
+    own = world.settings
+    test, seen = world.rows(own.test), world.rows(own.train)
     others = {
-        name: _evaluate(model, world.rows(wanted)).loss
-        for name, wanted in world.settings.others.items()
+        name: evaluate(model, rows.input_ids, rows.labels).loss
+        for name, rows in ((name, world.rows(wanted)) for name, wanted in own.others.items())
     }
-    on_seen = _evaluate(model, seen)
-    after = world.settings.answer_after
-    right = (
-        {} if after is None else {"exact_match": exact_match(model, test, world.tokenizer, after)}
-    )
-    return {
+    on_seen = evaluate(model, seen.input_ids, seen.labels)
+    found = {
         "test": asdict(evaluate(model, test.input_ids, test.labels, groups=groups)),
-        **right,
         "others": others,
         "memorised": on_seen.memorised,
         "seen_loss": on_seen.loss,
     }
-
-
-def _evaluate(model: nn.Module, rows: TokenRows) -> Evaluation:
-    return evaluate(model, rows.input_ids, rows.labels)
+    if own.answer_after is not None:
+        found["exact_match"] = exact_match(model, test, world.tokenizer, own.answer_after)
+    return found
 
 
 def _collator(
@@ -165,7 +159,7 @@ def _collator(
             batch["attention_mask"] = (batch["input_ids"] != pad).long()
         return batch
 
-    # Of the whole vocabulary as candidates a cache would grow past all bounds.
+    # With the whole vocabulary as candidates, a cache would grow past all bounds.
     cache = None if policy.sampler == "full" else world.cache
     return ToEditCollator(
         prior, policy, base_collator=collate, tokenizer=world.tokenizer, cache=cache
@@ -185,23 +179,32 @@ def _batch(
     return ids, labels
 
 
-def _own(world: World, model: nn.Module, rows: TokenRows) -> tuple[Tensor, Tensor, Tensor]:
-    """Rows as the model itself completes them, and what the prior's backbone gives for them."""
-    own = complete_rows(model, rows, world.tokenizer, sample=True)
-    model.train()
-    return own.input_ids, own.labels, world.hidden_of(own)
-
-
-def _order(
-    num_rows: int, num_extra: int, settings: RunSettings, generator: torch.Generator
-) -> list[list[int]]:
-    """The rows of each step of an epoch."""
-    places = torch.randperm(num_rows, generator=generator)
-    if num_extra:
-        some = torch.randint(num_extra, (round(settings.replay * num_rows),), generator=generator)
-        places = torch.cat([places, num_rows + some])
-        places = places[torch.randperm(len(places), generator=generator)]
-    return [part.tolist() for part in places.split(settings.batch_rows)]
+def _orders(
+    world: World, settings: RunSettings, seed: int, rows: TokenRows
+) -> tuple[TokenRows, list[list[list[int]]]]:
+    """All rows, those to replay last; and for each epoch the rows of its steps."""
+    generator = torch.Generator().manual_seed(seed)
+    every, extra = rows, 0
+    if settings.replay:
+        if world.settings.replay is None:
+            raise ValueError("an arm has replay, and the world has no replay rows; add them")
+        more = world.rows(world.settings.replay)
+        every = TokenRows(
+            torch.cat([rows.input_ids, more.input_ids]),
+            torch.cat([rows.labels, more.labels]),
+            rows.is_padded or more.is_padded,
+        )
+        extra = len(more)
+    orders = []
+    for _ in range(settings.epochs):
+        places = torch.randperm(len(rows), generator=generator)
+        if extra:
+            size = (round(settings.replay * len(rows)),)
+            some = torch.randint(extra, size, generator=generator)
+            places = torch.cat([places, len(rows) + some])
+            places = places[torch.randperm(len(places), generator=generator)]
+        orders.append([part.tolist() for part in places.split(settings.batch_rows)])
+    return every, orders
 
 
 def _optimizer(model: nn.Module, settings: RunSettings, num_steps: int) -> tuple[Any, Any]:
@@ -218,19 +221,11 @@ def _optimizer(model: nn.Module, settings: RunSettings, num_steps: int) -> tuple
         fused=True,
     )
     warm_up = max(1, round(_WARM_UP * num_steps))
-    schedule = torch.optim.lr_scheduler.SequentialLR(
-        optimizer,
-        [
-            torch.optim.lr_scheduler.LinearLR(optimizer, 1 / warm_up, total_iters=warm_up),
-            torch.optim.lr_scheduler.CosineAnnealingLR(
-                optimizer,
-                max(1, num_steps - warm_up),
-                eta_min=_LAST_RATE * settings.learning_rate,
-            ),
-        ],
-        [warm_up],
-    )
-    return optimizer, schedule
+    lowest, rest_of_steps = _LAST_RATE * settings.learning_rate, max(1, num_steps - warm_up)
+    rates = torch.optim.lr_scheduler
+    warming = rates.LinearLR(optimizer, 1 / warm_up, total_iters=warm_up)
+    falling = rates.CosineAnnealingLR(optimizer, rest_of_steps, eta_min=lowest)
+    return optimizer, rates.SequentialLR(optimizer, [warming, falling], [warm_up])
 
 
 def _add_dropout(model: nn.Module, probability: float) -> None:
@@ -244,22 +239,3 @@ def _add_dropout(model: nn.Module, probability: float) -> None:
     for name, module in model.named_modules():
         if isinstance(module, nn.Embedding) or name.endswith((".o_proj", ".down_proj")):
             module.register_forward_hook(drop)
-
-
-def _backbone(model: Any) -> nn.Module:
-    inner = model.get_base_model() if hasattr(model, "peft_config") else model
-    backbone: nn.Module = inner.base_model
-    return backbone
-
-
-def _head_of(prior: Prior) -> Tensor:
-    head: Any = prior.model.get_output_embeddings()  # type: ignore[operator]
-    weight: Tensor = head.weight
-    return weight
-
-
-def _replay(world: World) -> Any:
-    wanted = world.settings.replay
-    if wanted is None:
-        raise ValueError("an arm has replay, and the world has no replay rows; add world.replay")
-    return wanted

@@ -43,20 +43,6 @@ class TokenRows:
     def __len__(self) -> int:
         return len(self.input_ids)
 
-    @staticmethod
-    def of_text(input_ids: Tensor) -> TokenRows:
-        """Rows without padding, every token of which has a label."""
-        return TokenRows(input_ids, input_ids)
-
-    @staticmethod
-    def join(parts: list[TokenRows]) -> TokenRows:
-        """The rows of all parts."""
-        return TokenRows(
-            torch.cat([part.input_ids for part in parts]),
-            torch.cat([part.labels for part in parts]),
-            any(part.is_padded for part in parts),
-        )
-
 
 class World:
     """Data, prior and trainee of a study; loaded once in a process.
@@ -65,8 +51,8 @@ class World:
         settings: of the study.
         data: the folder of its files.
         prior: folder or hub id of the prior, as it came.
-        prepared_prior: folder of what was made of it beforehand; None: it stays as it came.
-        prepared_trainee: folder of what training starts from; None: as `settings` have it.
+        prepared: folders of models that were trained beforehand (`prepare_world`), "prior" and
+            "trainee".
 
     Attributes:
         cache: of the decisions of all priors and policies, so that each is made once.
@@ -78,24 +64,21 @@ class World:
         settings: WorldSettings,
         data: Path,
         prior: str,
-        *,
-        prepared_prior: Path | None = None,
-        prepared_trainee: Path | None = None,
+        prepared: dict[str, Path] | None = None,
     ) -> None:
         self.settings = settings
         self.data = data
         self.prior_name = prior
-        self.prepared_prior = prepared_prior
-        self.prepared_trainee = prepared_trainee
+        self.prepared = prepared or {}
         self.tokenizer: Any = AutoTokenizer.from_pretrained(prior)
         self.cache = DecisionCache()
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._streams: dict[str, TokenRows] = {}
+        self._files: dict[str, TokenRows] = {}
 
     @cached_property
     def prior(self) -> Prior:
         """The frozen prior, in float32."""
-        return self.load_prior(str(self.prepared_prior or self.prior_name))
+        return self.load_prior(str(self.prepared.get("prior", self.prior_name)))
 
     def load_prior(self, name: str) -> Prior:
         """A prior of this world, in float32."""
@@ -108,7 +91,7 @@ class World:
         Raises:
             UnusableError: the file has fewer.
         """
-        every = self._every(wanted.file)
+        every = self._file(wanted.file)
         first, last = wanted.rows
         if not 0 <= first < last <= len(every):
             raise UnusableError(
@@ -118,15 +101,21 @@ class World:
         return TokenRows(every.input_ids[first:last], every.labels[first:last], every.is_padded)
 
     def new_trainee(self, seed: int, lora_rank: int = 0) -> nn.Module:
-        """A model to train: prepared, from random weights, or with those the prior came with.
+        """A model to train: prepared, from random weights, or with the weights of the prior.
 
         Args:
             seed: of the random weights.
             lora_rank: of an adapter on all linear layers; 0: all weights are trained.
         """
         set_seed(seed)
+        model: Any
         with quiet():
-            model = self._start()
+            if self.settings.trainee is None or "trainee" in self.prepared:
+                name = str(self.prepared.get("trainee", self.prior_name))
+                model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
+            else:
+                config = AutoConfig.from_pretrained(self.prior_name, **self.settings.trainee)
+                model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
             if lora_rank:
                 from peft import LoraConfig, get_peft_model
 
@@ -134,14 +123,8 @@ class World:
                     r=lora_rank, lora_alpha=2 * lora_rank, target_modules="all-linear"
                 )
                 model = get_peft_model(model, lora)
-        return model.to(self.device)
-
-    def _start(self) -> Any:
-        if self.settings.trainee is None or self.prepared_trainee is not None:
-            name = str(self.prepared_trainee or self.prior_name)
-            return AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
-        config = AutoConfig.from_pretrained(self.prior_name, **self.settings.trainee)
-        return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        trainee: nn.Module = model.to(self.device)
+        return trainee
 
     def check_output(self, output: Path) -> None:
         """See that the runs in a folder were made with this prior, these data and this precision.
@@ -149,14 +132,14 @@ class World:
         Raises:
             UnusableError: they were not.
         """
-        wanted = [self.settings.train, self.settings.validation, self.settings.test]
-        wanted += [*self.settings.others.values()]
-        wanted += [] if self.settings.replay is None else [self.settings.replay]
-        length = self.settings.row_length
-        rows = {f"{one.file} in rows of {length} tokens": self._digest(one) for one in wanted}
+        own = self.settings
+        length, replay = own.row_length, [] if own.replay is None else [own.replay]
+        wanted = [own.train, own.validation, own.test, *own.others.values(), *replay]
         precision = str(fast_dtype(self.device)).removeprefix("torch.")
-        now = {"prior": self.prior.fingerprint, "precision": precision, **rows}
-        if self.prepared_trainee is not None:
+        now = {"prior": self.prior.fingerprint, "precision": precision}
+        for one in wanted:
+            now[f"{one.file} in rows of {length} tokens"] = self._digest(one.file)
+        if "trainee" in self.prepared:
             now["prepared trainee"] = fingerprint(self.new_trainee(0), [])
         path = output / "made_with.json"
         there = json.loads(path.read_text()) if path.exists() else {}
@@ -182,41 +165,34 @@ class World:
         """A copy of a model as a prior with this world's tokenizer."""
         return Prior(copy.deepcopy(model), self.tokenizer)
 
-    def _every(self, name: str) -> TokenRows:
-        if name not in self._streams:
-            self._streams[name] = self._read(name)
-        return self._streams[name]
-
-    def _digest(self, wanted: Rows) -> str:
+    def _digest(self, name: str) -> str:
         """Of the tokens themselves: text that is read in another way makes other runs."""
-        rows = self._every(wanted.file)
+        rows = self._file(name)
         content = torch.stack([rows.input_ids, rows.labels]).numpy().tobytes()
         return hashlib.sha256(content).hexdigest()[:16]
 
-    def _read(self, name: str) -> TokenRows:
-        path = self.data / name
-        data = open_data(path, option="--data")
-        text: list[int] = []
+    def _file(self, name: str) -> TokenRows:
+        """All rows of a file: documents one after another, or one conversation each, padded."""
+        if name in self._files:
+            return self._files[name]
+        data = open_data(self.data / name, option="--data")
+        length, text = self.settings.row_length, list[int]()
         chats: list[tuple[list[int], list[int]]] = []
         first = next(data.batches()).rows[0]
-        prep = Preparation(assistant_only_loss="messages" in first)
-        for one in examples(data, self.tokenizer, prep):
+        preparation = Preparation(assistant_only_loss="messages" in first)
+        for one in examples(data, self.tokenizer, preparation):
             if format_of(one.row) == ("text",):  # ends with its end token already
                 text += one.ids
-            elif len(one.ids) <= self.settings.row_length:
+            elif len(one.ids) <= length:
                 chats.append((one.ids, one.labels))
-        return self._padded(chats) if chats else self._windows(text)
-
-    def _windows(self, ids: list[int]) -> TokenRows:
-        length = self.settings.row_length
-        whole = len(ids) // length * length
-        return TokenRows.of_text(torch.tensor(ids[:whole]).view(-1, length))
-
-    def _padded(self, chats: list[Any]) -> TokenRows:
-        length = self.settings.row_length
-        ids = torch.full((len(chats), length), self.tokenizer.pad_token_id)
-        labels = torch.full((len(chats), length), -100)
-        for place, (tokens, wanted) in enumerate(chats):
-            ids[place, : len(tokens)] = torch.tensor(tokens)
-            labels[place, : len(wanted)] = torch.tensor(wanted)
-        return TokenRows(ids, labels, is_padded=True)
+        if chats:
+            ids = torch.full((len(chats), length), self.tokenizer.pad_token_id)
+            labels = torch.full((len(chats), length), -100)
+            for place, (tokens, wanted) in enumerate(chats):
+                ids[place, : len(tokens)] = torch.tensor(tokens)
+                labels[place, : len(wanted)] = torch.tensor(wanted)
+            self._files[name] = TokenRows(ids, labels, is_padded=True)
+        else:
+            windows = torch.tensor(text[: len(text) // length * length]).view(-1, length)
+            self._files[name] = TokenRows(windows, windows)
+        return self._files[name]

@@ -4,8 +4,8 @@ import json
 
 import yaml
 from conftest import TEXT, make_llama, make_tokenizer
-from studies import make_study, read_study
-from studies.settings import Rows, WorldSettings
+from studies.engine import make_study
+from studies.settings import Rows, WorldSettings, read_study
 from studies.world import World
 
 TRAINEE = {

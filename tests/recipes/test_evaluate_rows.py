@@ -4,8 +4,8 @@ import math
 
 import pytest
 import torch
-from common.evaluation import NUM_BINS, SPAN, evaluate, frequency_deciles
 from conftest import VOCAB_SIZE, make_llama
+from studies.evaluation import NUM_BINS, SPAN, evaluate, frequency_deciles
 
 from toedit_collate.config.precision import fast_precision
 

@@ -12,12 +12,11 @@ import yaml
 from conftest import TEXT, make_llama, make_tokenizer
 from small_studies import arms_file, content_of, made, make_place, world_of
 from studies import engine as runs
-from studies import make_study, read_study
-from studies.completions import complete_rows, exact_match
-from studies.generate import write_rows
+from studies.engine import make_study
 from studies.loss import backward
-from studies.settings import Rows, RunSettings
+from studies.settings import Rows, RunSettings, read_study
 from studies.train import train
+from studies.writing import complete_rows, exact_match, write_rows
 
 from toedit_collate import Prior, edit_tokens
 from toedit_collate.config.policies import parse_policy
@@ -191,7 +190,7 @@ def test_sampled_rows_differ_and_follow_the_seed(place):
 
 
 def test_exact_match_compares_what_stands_behind_the_mark(place, monkeypatch):
-    from studies import completions
+    from studies import writing
     from studies.world import TokenRows
 
     tokenizer = make_tokenizer()
@@ -202,7 +201,7 @@ def test_exact_match_compares_what_stands_behind_the_mark(place, monkeypatch):
         ids = tokenizer(texts, padding=True, return_tensors="pt").input_ids
         return TokenRows(ids, ids.masked_fill(ids == tokenizer.pad_token_id, -100), True)
 
-    monkeypatch.setattr(completions, "complete_rows", lambda *a, **k: rows(given))
+    monkeypatch.setattr(writing, "complete_rows", lambda *a, **k: rows(given))
     assert exact_match(make_llama(1), rows(wanted), tokenizer, "####") == 3 / 6
 
 
@@ -330,8 +329,16 @@ def test_dropout_acts_in_training_only(place):
         assert torch.equal(dropped(input_ids=ids).logits, dropped(input_ids=ids).logits)
 
 
-def test_a_study_keeps_the_best_trial_and_goes_on_after_a_kill(place, tmp_path, monkeypatch):
+@pytest.fixture
+def no_figures(monkeypatch):
+    """To draw takes longer than these studies."""
     pytest.importorskip("matplotlib")
+    monkeypatch.setattr(runs, "save_figure", lambda *args: None)
+
+
+def test_a_study_keeps_the_best_trial_and_goes_on_after_a_kill(
+    place, tmp_path, monkeypatch, no_figures
+):
     path = arms_file(place)
     whole = made(path, place, tmp_path / "whole")
     assert "none: epochs=2, learning_rate=0.01" in whole
@@ -359,14 +366,12 @@ def test_a_study_keeps_the_best_trial_and_goes_on_after_a_kill(place, tmp_path, 
         row["measures"].pop(drop)
     assert one == two
     assert again == whole
-    assert {p.name for p in (tmp_path / "whole").iterdir()} >= {"arms.md", "arms.png", "arms.svg"}
     calls.clear()
     made(path, place, tmp_path / "killed")
     assert not calls
 
 
-def test_runs_of_another_prior_are_not_taken(place, tmp_path):
-    pytest.importorskip("matplotlib")
+def test_runs_of_another_prior_are_not_taken(place, tmp_path, no_figures):
     path = arms_file(place, "priors", arms={"none": {}}, seeds=[0])
     made(path, place, tmp_path)
     other = tmp_path / "other"
@@ -411,23 +416,22 @@ def test_generations(place, tmp_path, monkeypatch):
     assert 0 < found["edited-1"]["differs_from_real"] <= found["edited-2"]["differs_from_real"]
 
 
-def test_generations_edit_what_the_last_one_edited(place, tmp_path):
+def test_generations_edit_what_the_last_one_edited(place, tmp_path, no_figures):
     """The rows of generation 2 are those of generation 1, edited by its model."""
-    pytest.importorskip("matplotlib")
-    from studies import collapse
+    from studies.collapse import Chain
 
     path = content_of("chain", place, generations=3, policies={"edited": "region=all"}, seeds=[0])
     study = read_study(path)
-    chain = collapse._Chain(study, world_of(place), 0, tmp_path)
+    chain = Chain(study, world_of(place), 0, tmp_path)
     model = make_llama(9)
-    rows = chain._edit(model, chain.real, "region=all", 2)
+    rows = chain.edit(model, chain.real, "region=all", 2)
     wanted = edit_tokens(
         Prior(model, make_tokenizer()), chain.real, policy=parse_policy("region=all"), generation=2
     )
     assert torch.equal(rows, wanted.input_ids)
     made(path, place, tmp_path)
     (folder,) = (tmp_path / "runs").glob("seed-0-*")
-    first, second = (chain._next("edited", n) if n else chain._next("real", 0, "edited")
+    first, second = (chain.rows_after("edited", n) if n else chain.rows_after("real", 0, "edited")
                      for n in (0, 1))  # fmt: skip
     assert folder == chain.folder
     assert not torch.equal(first, second)
@@ -477,9 +481,9 @@ def test_a_size_changes_what_it_names(place):
     plain, more = read_study(path), read_study(path, "more")
     assert (plain.world.train.rows, more.world.train.rows) == ((0, 6), (0, 8))
     assert more.world.train.file == plain.world.train.file
-    assert [arm.trials[0].epochs for arm in more.arms] == [5, 5]
-    assert more.arms[0].trials[0].batch_rows == plain.arms[0].trials[0].batch_rows
-    assert (more.seeds, more.name) == ((3,), "sized-more")
+    assert [trials[0].epochs for trials in more.arms.values()] == [5, 5]
+    assert more.arms["none"][0].batch_rows == plain.arms["none"][0].batch_rows
+    assert (more.seeds, more.name) == ([3], "sized-more")
     with pytest.raises(UnusableError, match="did you mean more"):
         read_study(path, "mor")
 
@@ -533,3 +537,4 @@ def test_the_script_runs_a_study(place, tmp_path, monkeypatch, capsys):
     assert said.startswith("Is it so?")
     assert "| P >= 0.01 | " in said
     assert (tmp_path / "script.md").read_text().strip() in said
+    assert {path.suffix for path in tmp_path.glob("script.*")} == {".md", ".json", ".png", ".svg"}

@@ -7,14 +7,13 @@ from contextlib import nullcontext
 import pytest
 import torch
 import yaml
-from common.evaluation import evaluate
 from safetensors.torch import load_file, save_file
 from small_studies import TRAINEE, content_of, made, make_place, world_of
 from studies import engine as runs
-from studies import prepare, read_study
 from studies import world as worlds
-from studies.prepare import prepare_world
-from studies.settings import Rows
+from studies.engine import prepare_world
+from studies.evaluation import evaluate
+from studies.settings import Rows, read_study
 
 from toedit_collate.errors import UnusableError
 
@@ -68,7 +67,8 @@ def test_a_study_takes_the_models_it_prepared(place, tmp_path, monkeypatch):
 
     monkeypatch.setattr(runs, "train", watched)
     made(path, place, tmp_path)
-    assert {world.prepared_prior.parent for world in used} == {tmp_path / "prepared"}
+    used = [world for world in used if world.prepared]  # the others prepared them
+    assert {world.prepared["prior"].parent for world in used} == {tmp_path / "prepared"}
     kept = json.loads((tmp_path / "made_with.json").read_text())
     assert kept["prior"] == used[0].prior.fingerprint != world_of(place).prior.fingerprint
     assert kept["precision"] in ("bfloat16", "float32")
@@ -81,16 +81,16 @@ def test_a_study_takes_the_models_it_prepared(place, tmp_path, monkeypatch):
 
 def test_preparation_that_broke_off_is_made_again(place, tmp_path, monkeypatch):
     study = read_study(prepared_file(place, "broken"))
-    true = prepare.train
+    true = runs.train
 
     def dies(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(prepare, "train", dies)
+    monkeypatch.setattr(runs, "train", dies)
     with pytest.raises(KeyboardInterrupt):
         prepare_world(study.world, place, str(place / "prior"), tmp_path)
     assert not list(tmp_path.glob("prepared/*-*"))
-    monkeypatch.setattr(prepare, "train", true)
+    monkeypatch.setattr(runs, "train", true)
     prepare_world(study.world, place, str(place / "prior"), tmp_path)
     assert len(list(tmp_path.glob("prepared/*-*"))) == 2
 
@@ -101,16 +101,8 @@ def test_other_preparation_is_another_model(place, tmp_path):
     longer = dataclasses.replace(study.world.trainee_before, epochs=1)
     changed = dataclasses.replace(study.world, trainee_before=longer)
     other = prepare_world(changed, place, str(place / "prior"), tmp_path)
-    assert one.prepared_trainee != other.prepared_trainee
-    assert one.prepared_prior == other.prepared_prior
-
-
-def test_a_world_without_preparation_is_known_as_before(place):
-    """So that runs which were kept by an earlier version are found."""
-    settings = world_of(place).settings
-    assert "trainee_before" not in settings.told()
-    assert settings.told()["trainee"] == TRAINEE
-    assert settings.told()["answer_after"] is None
+    assert one.prepared["trainee"] != other.prepared["trainee"]
+    assert one.prepared["prior"] == other.prepared["prior"]
 
 
 def test_results_of_another_precision_are_not_taken(place, tmp_path, monkeypatch):

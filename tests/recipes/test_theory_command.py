@@ -15,6 +15,7 @@ def test_it_prints_the_table_and_when_the_bound_holds(capsys):
     assert "full replacement" in printed
     assert "equal, disjoint" in printed
     assert "Eq. 28" in printed
+    assert "Twice the error of real data (Theorem 2, Eq. 6) is exceeded in: full repl" in printed
 
 
 def test_files(capsys, tmp_path):
@@ -22,12 +23,12 @@ def test_files(capsys, tmp_path):
     folder = tmp_path / "new" / "folder"
     assert sorted(p.name for p in folder.iterdir()) == ["theory.json", "theory.png", "theory.svg"]
     record = json.loads((folder / "theory.json").read_text())
-    assert record["world"]["samples"] == 30
+    assert record["problem"]["samples"] == 30
     full = record["arms"][1]
     assert full["name"] == "full replacement"
     assert full["closed_form"] == 4
     assert len(full["mean"]) == len(full["standard_error"]) == 4
-    assert record["arms"][0]["bound_of_eq_6"] is None
+    assert record["arms"][0]["bound_of_eq_7"] is None
     assert set(record["total_share"]["arms"]) == set(record["total_share"]["within_twice"])
 
 

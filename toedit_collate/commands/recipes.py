@@ -60,9 +60,9 @@ def list_recipes() -> None:
                 show(f"{config.stem}: {config.read_text('utf-8').splitlines()[0][2:]}", 4)
     for name, summary in FOLDERS.items():
         show(f"{name}: {summary}", 0)
-        for path in sorted((recipes_folder() / name).glob("*.yaml")):
-            question = " ".join(read_yaml(path, "study")["question"].split())
-            show(f"{path.stem}: {question.partition('? ')[0].rstrip('?')}?", 4)
+    for path in sorted((recipes_folder() / "studies").glob("*.yaml")):
+        question = " ".join(read_yaml(path, "study")["question"].split())
+        show(f"{path.stem}: {question.partition('? ')[0].rstrip('?')}?", 4)
     print("\ntoedit recipes copy NAME DIR   copies a recipe, a config with its recipe, or a folder")
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from .. import __version__
 from ..policy import EditPolicy
 from ..training.collator import ToEditCollator
+from .policies import short_name
 
 
 def add_to_card(trainer: Any, name: str, policy: EditPolicy | None) -> None:
@@ -58,7 +59,7 @@ def editing_section(name: str, policy: EditPolicy | None, collator: Any) -> str:
         "resampled the tokens whose probability it put into the policy's region. Evaluation data "
         "was not edited.",
         "",
-        f"- Policy: `` {name} ``",
+        f"- Policy: `` {name} ``, that is, `` {short_name(policy)} ``",
         f"- Prior: {collator.prior.description}",
         f"- Of the {stats['scored']:,} tokens that one process has scored since the run last "
         f"started, {stats['selected']:,} were selected ({stats['selected_share']:.2%}), "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,8 +24,8 @@ class Evaluation:
         loss: mean negative log-probability of them, nats.
         ece: expected calibration error of the likeliest next token, in 15 bins of confidence: the
             mean distance between confidence and accuracy, 0 to 1.
-        memorised: share of the spans of 32 tokens in which the likeliest token is right at every
-            place, that is, which greedy decoding gives back whole; rows are cut in such spans.
+        memorised: share of the spans of 32 tokens that greedy decoding returns whole, that is, in
+            which the likeliest token is right at every place.
         deciles: mean loss of each group of tokens, where groups were given; NaN for an empty one.
     """
 
@@ -52,39 +51,38 @@ def evaluate(
         ValueError: there is no labelled token.
     """
     model.eval()
-    total: dict[str, Tensor] = {}
-    nll_of_group = torch.zeros(0 if groups is None else int(groups.max()) + 1, dtype=torch.float64)
-    count_of_group = torch.zeros_like(nll_of_group)
-    spans, right_spans = 0, 0
+    nll_sum, count, spans, right_spans = 0.0, 0, 0, 0
+    gaps = torch.zeros(NUM_BINS, dtype=torch.float64)
+    group_nll = torch.zeros(0 if groups is None else int(groups.max()) + 1, dtype=torch.float64)
+    group_count = torch.zeros_like(group_nll)
     with torch.no_grad():
-        for nll, confidence, right, target in _predictions(model, input_ids, labels):
+        for rows, wanted in zip(
+            input_ids.split(_ROWS_AT_ONCE), labels.split(_ROWS_AT_ONCE), strict=True
+        ):
+            target = wanted[:, 1:]
+            nll, confidence, right = _predict(model, rows, target)
             known = target != -100
-            spans_here, right_here = _spans(right, known)
-            spans, right_spans = spans + spans_here, right_spans + right_here
+            length = right.shape[1] // SPAN * SPAN
+            whole = known[:, :length].unflatten(1, (-1, SPAN)).all(-1)
+            spans += int(whole.sum())
+            right_spans += int((right[:, :length].unflatten(1, (-1, SPAN)).all(-1) & whole).sum())
             nll, confidence, right, target = (
                 x[known] for x in (nll.double(), confidence.double(), right, target)
             )
+            nll_sum, count = nll_sum + nll.sum().item(), count + len(nll)
             bins = (confidence * NUM_BINS).long().clamp(0, NUM_BINS - 1)
-            found = {
-                "nll": nll.sum(),
-                "count": torch.tensor(float(len(nll))).double(),
-                "gap": torch.zeros(NUM_BINS, dtype=torch.float64).index_add_(
-                    0, bins, confidence - right.double()
-                ),
-            }
-            total = {name: total.get(name, 0.0) + value for name, value in found.items()}
+            gaps.index_add_(0, bins, confidence - right.double())
             if groups is not None:
-                nll_of_group.index_add_(0, groups[target], nll)
-                count_of_group.index_add_(0, groups[target], torch.ones_like(nll))
-    if not total or not total["count"]:
+                group_nll.index_add_(0, groups[target], nll)
+                group_count.index_add_(0, groups[target], torch.ones_like(nll))
+    if not count:
         raise ValueError("labels hold no token to predict: all are -100, or rows have one token")
-    count = total["count"].item()
     return Evaluation(
-        tokens=int(count),
-        loss=total["nll"].item() / count,
-        ece=total["gap"].abs().sum().item() / count,
+        tokens=count,
+        loss=nll_sum / count,
+        ece=gaps.abs().sum().item() / count,
         memorised=right_spans / spans if spans else 0.0,
-        deciles=tuple((nll_of_group / count_of_group).tolist()),
+        deciles=tuple((group_nll / group_count).tolist()),
     )
 
 
@@ -111,32 +109,18 @@ def frequency_deciles(counts: Tensor, num_groups: int = 10) -> Tensor:
     return groups
 
 
-def _predictions(
-    model: nn.Module, input_ids: Tensor, labels: Tensor
-) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
-    """Loss, confidence, whether the likeliest token is right, and the target; (n, T - 1) each."""
+def _predict(model: Any, ids: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Loss, confidence, and whether the likeliest token is right; (n, T - 1) each."""
     device = next(model.parameters()).device
-    ids, of = input_ids.split(_ROWS_AT_ONCE), labels.split(_ROWS_AT_ONCE)
-    for rows, wanted in zip(ids, of, strict=True):
-        with fast_precision(device):
-            output: Any = model(input_ids=rows.to(device), use_cache=False)
-        target = wanted[:, 1:]
-        nll = torch.zeros(target.shape)
-        confidence, right = torch.zeros_like(nll), torch.zeros_like(target, dtype=torch.bool)
-        for place, logits in enumerate(output.logits[:, :-1]):
-            logits = logits.float().cpu()
-            total = logits.logsumexp(-1)
-            best, likeliest = logits.max(-1)
-            given = logits.gather(-1, target[place].clamp(min=0)[:, None])[:, 0]
-            nll[place] = total - given
-            confidence[place] = (best - total).exp()
-            right[place] = likeliest == target[place]
-        yield nll, confidence, right, target
-
-
-def _spans(right: Tensor, known: Tensor) -> tuple[int, int]:
-    """How many spans lie in some rows, and how many of them are right at every place."""
-    length = right.shape[1] // SPAN * SPAN
-    whole = known[:, :length].unflatten(1, (-1, SPAN)).all(-1)
-    good = right[:, :length].unflatten(1, (-1, SPAN)).all(-1) & whole
-    return int(whole.sum()), int(good.sum())
+    with fast_precision(device):
+        output = model(input_ids=ids.to(device), use_cache=False)
+    nll, confidence = torch.zeros(target.shape), torch.zeros(target.shape)
+    right = torch.zeros_like(target, dtype=torch.bool)
+    for place, logits in enumerate(output.logits[:, :-1]):
+        logits = logits.float().cpu()
+        total = logits.logsumexp(-1)
+        best, likeliest = logits.max(-1)
+        nll[place] = total - logits.gather(-1, target[place].clamp(min=0)[:, None])[:, 0]
+        confidence[place] = (best - total).exp()
+        right[place] = likeliest == target[place]
+    return nll, confidence, right
