@@ -1,9 +1,15 @@
 """Texts in, edited texts out; test_engines.py has the engines around it."""
 
+import contextlib
+import sys
+
+import numpy as np
 import pytest
 from conftest import TEXT, make_llama, make_tokenizer
 
 from toedit_collate import DecisionCache, EditPolicy, edit_tokens
+from toedit_collate.data import encode
+from toedit_collate.integrations.datatrove import ToEdit
 from toedit_collate.integrations.ray import ToEditBatches
 from toedit_collate.integrations.texts import TextEditor
 
@@ -89,7 +95,9 @@ def test_rays_batches(folder):
 
 
 def test_ray_fills_no_cache(folder, tmp_path):
-    with pytest.raises(ValueError, match=r"which batch is its last.*toedit apply --cache"):
+    with pytest.raises(
+        ValueError, match=r"which batch of an actor is the last.*toedit apply --cache"
+    ):
         ToEditBatches(folder, STRONG, cache=str(tmp_path))
 
 
@@ -100,3 +108,94 @@ def test_a_cache_is_filled_without_reading_what_others_wrote(folder, tmp_path):
         editor.flush()
     assert len(list(tmp_path.glob("*/*.safetensors"))) == 2
     assert editor._cache.num_documents == len(TEXTS)
+
+
+class Document:
+    def __init__(self, text):
+        self.text, self.id, self.metadata = text, "shard/7", {}
+
+
+class Step(ToEdit):
+    """Without datatrove's own statistics."""
+
+    def __init__(self, *args):
+        with contextlib.suppress(TypeError):
+            super().__init__(*args)
+
+    def track_time(self, _):
+        return contextlib.nullcontext()
+
+    def stat_update(self, *_, **__): ...
+
+
+NO_TEXTS = [None, b"one two", float("nan"), 7, True, ["a"], {"a": 1}, np.float64(1), "half \ud800"]
+
+
+@pytest.mark.parametrize("value", NO_TEXTS, ids=repr)
+@pytest.mark.parametrize("way", ["editor", "ray", "datatrove", "encode"])
+def test_what_is_no_text_is_refused_by_row(folder, way, value):
+    def run():
+        if way == "editor":
+            return TextEditor(folder, STRONG).edit(["fine", value])
+        if way == "ray":
+            column = np.empty(2, dtype=object)
+            column[:] = ["fine", None]
+            column[1] = value
+            return ToEditBatches(folder, STRONG)({"text": column})
+        if way == "datatrove":
+            return list(Step(folder, STRONG).run([Document(value)]))
+        return encode(make_tokenizer(), ["fine", value])
+
+    of = {"ray": r"text of row 1 \(from 0\) of a batch", "datatrove": "text of document 'shard/7'"}
+    name = of.get(way, r"text 1 \(from 0\)")
+    with pytest.raises(ValueError, match=rf"^{name} (is .*no text|has half of a surrogate pair)"):
+        run()
+
+
+def test_texts_of_numpy_are_texts(folder):
+    batch = {"text": np.array(TEXTS[:3])}
+    texts = list(ToEditBatches(folder, STRONG)(batch)["text"])
+    assert texts == [one.text for one in TextEditor(folder, STRONG).edit(TEXTS[:3])]
+
+
+def test_documents_of_datatrove_are_edited_in_their_order(folder):
+    found = [one.text for one in Step(folder, STRONG).run(map(Document, TEXTS))]
+    assert found == [one.text for one in TextEditor(folder, STRONG).edit(TEXTS)]
+
+
+@pytest.mark.parametrize("texts", [[], [""], ["", "the fox", ""]])
+def test_empty_texts(folder, texts):
+    edited = TextEditor(folder, STRONG).edit(texts)
+    assert [bool(one.text) for one in edited] == [bool(text) for text in texts]
+    assert [one.input_ids for one in edited if not one.text] == [[1]] * texts.count("")
+
+
+def test_twice_the_texts_are_twice_the_steps(folder, monkeypatch):
+    """Counted in Python's own instructions, not in seconds."""
+    editor = TextEditor(folder, STRONG)
+    monkeypatch.setattr(
+        TextEditor, "_edit_batch", lambda _, some: [(ids, range(len(ids)), [0] * 4) for ids in some]
+    )
+
+    def steps(texts) -> int:
+        count = 0
+
+        def trace(frame, event, _):
+            nonlocal count
+            if not frame.f_code.co_filename.endswith("texts.py"):
+                return None
+            frame.f_trace_opcodes = True
+            count += event == "opcode"
+            return trace
+
+        before = sys.gettrace()
+        sys.settrace(trace)
+        try:
+            editor.edit(texts)
+        finally:
+            sys.settrace(before)
+        return count
+
+    few, many = steps(TEXTS * 5), steps(TEXTS * 10)
+    assert few > 1000
+    assert many < 2.1 * few

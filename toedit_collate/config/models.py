@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,12 @@ from ..errors import UnusableError, first_line
 from ..prior.prior import Prior
 from ..stores.cache import DecisionCache
 from ..stores.journal import Journal
+from ..training.attach import attach
 from ..training.trainee import text_tokenizer
-from .arguments import EditArguments
+from .arguments import EditArguments, name_of
 from .priors import open_prior
+
+logger = logging.getLogger("toedit_collate")
 
 
 def load_tokenizer(name: str | None, args: Any, revision: str | None = None) -> Any:
@@ -135,6 +139,21 @@ def load_prior(edit: EditArguments, trainer: Any) -> Any:
         said=f"prior {edit.prior!r}",
         aligned_to=text_tokenizer(trainer.processing_class) if edit.prior_aligned else None,
     )
+
+
+def attach_edit(trainer: Any, edit: EditArguments) -> None:
+    """Edit the training batches of a trainer that another framework made; the log says so.
+
+    Raises:
+        ValueError: the prior does not fit the trainee.
+        UnusableError: the prior can't be loaded.
+    """
+    policy = edit.policy()
+    if policy is not None:
+        settings = attach_settings(edit, trainer.args.output_dir)
+        attach(trainer, load_prior(edit, trainer), policy, **settings)
+        name = name_of(edit.edit_policy, edit.changes())
+        logger.warning("toedit: training batches are edited (%s, prior: %s)", name, edit.prior)
 
 
 def attach_settings(edit: EditArguments, output_dir: str | None) -> dict[str, Any]:

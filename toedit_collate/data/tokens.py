@@ -192,7 +192,7 @@ def is_chat(value: Any) -> bool:
 
 
 def encode(
-    tokenizer: Any, texts: Sequence[str], *, eos: bool = True
+    tokenizer: Any, texts: Sequence[str], *, eos: bool = True, names: Sequence[str] | None = None
 ) -> tuple[list[list[int]], list[Array]]:
     """Token ids of texts as SFTTrainer makes them, each with its end token.
 
@@ -200,12 +200,18 @@ def encode(
         tokenizer: of transformers; one without an end token adds none.
         texts: one document each.
         eos: put an end token after those that have none.
+        names: of the texts, for errors; None: their places.
 
     Returns:
         ids: of each text.
         added: (T,) bool for each, True at special tokens that the text does not have: the end
             token, and what the tokenizer puts around it.
+
+    Raises:
+        ValueError: a value is no text; see `check_text`.
     """
+    for number, text in enumerate(texts):
+        check_text(text, f"text {number} (from 0)" if names is None else names[number])
     end = (tokenizer.eos_token or "") if eos else ""
     ended = [text if text.endswith(end) else text + end for text in texts]
     # Documents longer than the model takes are nothing to warn of where they are read.

@@ -8,29 +8,24 @@ toedit:
   prior: shared      # the frozen base of the LoRA trainee; or a folder, or a hub id
 ```
 
-Axolotl goes on without a plugin that can't be imported, so nothing is imported here that may be
-missing. That it edits is said in its log: "toedit: training batches are edited".
+Axolotl skips a plugin that can't be imported, so this file imports nothing that may be missing. Its
+log says "toedit: training batches are edited".
 """
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 from pydantic import BaseModel, model_validator  # Axolotl's own configs are made of it
 
-from ..config.arguments import name_of
-from ..config.models import attach_settings, check_shared, load_prior
+from ..config.models import attach_edit, check_shared
 from ..config.section import read_section
 from ..errors import UnusableError
-from ..training.attach import attach
 
 try:
     from axolotl.integrations.base import BasePlugin
 except ImportError:  # read without Axolotl, as the tests and the docs do
     BasePlugin = object
-
-logger = logging.getLogger("toedit_collate")
 
 # Settings of Axolotl under which a row is not a text to be predicted.
 _NOT_LANGUAGE_MODELLING = ("rl", "reward_model", "process_reward_model")
@@ -66,11 +61,7 @@ class ToEditPlugin(BasePlugin):  # type: ignore[misc, valid-type]
         return f"{__name__}.ToEditArgs"
 
     def post_trainer_create(self, cfg: Any, trainer: Any) -> None:
-        """Attach the edit; Axolotl calls this once, when trainer and callbacks are there.
-
-        Args:
-            cfg: its whole config.
-            trainer: its `Trainer`.
+        """Attach the edit; Axolotl calls this once, when trainer and callbacks exist.
 
         Raises:
             ValueError: the section can't be used, or the prior does not fit the trainee.
@@ -78,10 +69,4 @@ class ToEditPlugin(BasePlugin):  # type: ignore[misc, valid-type]
         """
         section = cfg.get("toedit")
         edit = read_section(None if section is None else dict(section))
-        policy = edit.policy()
-        if policy is None:
-            return
-        prior = load_prior(edit, trainer)
-        attach(trainer, prior, policy, **attach_settings(edit, trainer.args.output_dir))
-        name = name_of(edit.edit_policy, edit.changes())
-        logger.warning("toedit: training batches are edited (%s, prior: %s)", name, edit.prior)
+        attach_edit(trainer, edit)

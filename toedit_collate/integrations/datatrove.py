@@ -1,8 +1,7 @@
 """A step for datatrove: reader -> ToEdit -> writer, on one machine or on Slurm.
 
-datatrove keeps hold of tasks, finished marks, retries and nodes. A task that was killed begins anew
-and writes its file over; since an edit depends on the seed and on the text alone, the result is the
-same, however many tasks there are.
+datatrove manages tasks, retries and nodes. A task that was killed starts again and overwrites its
+file. An edit depends only on the seed and the text, so the number of tasks does not matter.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any
 
-from ..data import check_text
 from ..policy import EditPolicy
 from .texts import TextEditor
 
@@ -29,9 +27,9 @@ class ToEdit(PipelineStep):  # type: ignore[misc, valid-type]
     Args:
         prior: folder or hub id.
         policy: as commands take it, "paper" or "reference_code top_k=8"; or an `EditPolicy`.
-        with_ids: put the edited tokens into `metadata["input_ids"]`; a text that is tokenized again
-            may be split otherwise.
-        batch_documents: read so many documents at a time, which are then sorted by length.
+        with_ids: put the edited tokens into `metadata["input_ids"]`; tokenizing the edited text
+            again may give other tokens.
+        batch_documents: how many documents are read, and then sorted by length.
         options: of `TextEditor`: max_length, batch_tokens, cache, and of `Prior.from_pretrained`:
             dtype, device, ...
 
@@ -75,10 +73,9 @@ class ToEdit(PipelineStep):  # type: ignore[misc, valid-type]
         editor = TextEditor(self.prior, self.policy, **self.options)
         documents = iter(data)
         while batch := list(islice(documents, self.batch_documents)):
-            for document in batch:
-                check_text(document.text, f"text of document {document.id!r}")
+            names = [f"text of document {document.id!r}" for document in batch]
             with self.track_time("batch"):
-                edited = editor.edit([document.text for document in batch])
+                edited = editor.edit([document.text for document in batch], names)
             for document, one in zip(batch, edited, strict=True):
                 document.text = one.text
                 document.metadata["toedit"] = one.counts

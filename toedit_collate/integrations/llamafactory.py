@@ -11,27 +11,23 @@ toedit:
   prior: shared      # the frozen base of the LoRA trainee; or a folder, or a hub id
 ```
 
-`key=value` after the file overrides it, as LLaMA-Factory has it: `toedit.top_k=64`. Its own command
-can't do this: it refuses a key that it does not know, and its YAML has no place for callbacks.
+`key=value` after the file overrides it, as in LLaMA-Factory: `toedit.top_k=64`. Its own command
+refuses unknown keys, and its YAML has no place for callbacks.
 """
 
 from __future__ import annotations
 
-import logging
 import sys
 from collections.abc import Sequence
 from typing import Any
 
 from transformers import Trainer, TrainerCallback
 
-from ..config.arguments import EditArguments, name_of
-from ..config.models import attach_settings, check_shared, load_prior
+from ..config.arguments import EditArguments
+from ..config.models import attach_edit, check_shared
 from ..config.section import read_section
 from ..errors import UnusableError
-from ..training.attach import attach
 from ..training.call_site import calling_instance
-
-logger = logging.getLogger("toedit_collate")
 
 _STAGES = ("pt", "sft")
 # Ways to train in LLaMA-Factory in which no Trainer of transformers gets our callback.
@@ -39,36 +35,18 @@ _OTHER_TRAINERS = ("use_mca", "use_hyper_parallel", "use_ray")
 
 
 class AttachCallback(TrainerCallback):
-    """Attaches the edit to the trainer that it was given to, once that is made.
-
-    For a framework that takes callbacks before there is a model: a shared prior is the trainee's.
-
-    Args:
-        edit: what the section says.
-    """
+    """Attaches the edit of a section to the trainer that it is given to, once that exists."""
 
     def __init__(self, edit: EditArguments) -> None:
         self.edit = edit
 
     def on_init_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Attach to the trainer, in whose constructor this is called."""
-        policy, trainer = self.edit.policy(), calling_instance(Trainer)
-        if policy is None:
-            return
-        prior = load_prior(self.edit, trainer)
-        attach(trainer, prior, policy, **attach_settings(self.edit, args.output_dir))
-        name = name_of(self.edit.edit_policy, self.edit.changes())
-        logger.warning("toedit: training batches are edited (%s, prior: %s)", name, self.edit.prior)
+        """Attach to the trainer whose constructor calls this."""
+        attach_edit(calling_instance(Trainer), self.edit)
 
 
 def read_config(config: dict[str, Any]) -> tuple[dict[str, Any], EditArguments]:
-    """Take the section out of a config of LLaMA-Factory.
-
-    Args:
-        config: the whole of it; left as it is.
-
-    Returns:
-        What LLaMA-Factory gets, and what the section says.
+    """Split a config into what LLaMA-Factory gets, and what the section says.
 
     Raises:
         UnusableError: there is no section, it can't be used, or the config trains on something
@@ -83,8 +61,8 @@ def read_config(config: dict[str, Any]) -> tuple[dict[str, Any], EditArguments]:
     rest = dict(config)
     if "toedit" not in rest:
         raise UnusableError(
-            "the config has no section toedit; add `toedit: {policy: paper}`, or train without "
-            "editing by llamafactory-cli"
+            "the config has no section toedit; add `toedit: {policy: paper}`, or use "
+            "llamafactory-cli to train without editing"
         )
     try:
         edit = read_section(rest.pop("toedit"))
@@ -110,14 +88,7 @@ def read_config(config: dict[str, Any]) -> tuple[dict[str, Any], EditArguments]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run `train FILE.yaml [key=value ...]`.
-
-    Args:
-        argv: the arguments; None: those of this process.
-
-    Returns:
-        The exit status: 0, or 2 where the arguments can't be used.
-    """
+    """Run `train FILE.yaml [key=value ...]`; returns 2 if the arguments can't be used, else 0."""
     words = list(sys.argv[1:] if argv is None else argv)
     if len(words) < 2 or words[0] != "train" or not words[1].endswith((".yaml", ".yml", ".json")):
         print(

@@ -10,8 +10,8 @@ dataset.map_batches(
 )
 ```
 
-Ray makes an actor that was killed anew. A run whose driver was killed goes on where it was if Ray
-Data keeps marks of what was written, by its `CheckpointConfig`.
+Ray restarts an actor that was killed. A run whose driver was killed continues where it was if Ray
+Data records what was written (its `CheckpointConfig`).
 """
 
 from __future__ import annotations
@@ -20,9 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from ..data import check_text
 from ..policy import EditPolicy
-from .texts import TextEditor
+from .texts import COUNTS, TextEditor
 
 
 class ToEditBatches:
@@ -49,11 +48,10 @@ class ToEditBatches:
         **options: Any,
     ) -> None:
         if "cache" in options:
-            # What an actor has decided and not written is lost with it, while Ray knows its rows
-            # as done: such a cache would lack documents.
+            # An actor does not know its last batch: decisions that it has not written are lost.
             raise ValueError(
-                "cache: Ray tells no actor which batch is its last, so a decision cache can't be "
-                "filled from here; fill it by toedit_collate.integrations.datatrove or `toedit "
+                "cache: Ray does not say which batch of an actor is the last, so a decision cache "
+                "can't be filled from here; use toedit_collate.integrations.datatrove or `toedit "
                 "apply --cache`"
             )
         self._editor = TextEditor(prior, policy, **options)
@@ -70,12 +68,8 @@ class ToEditBatches:
                 f"column {self._column!r} is not among {sorted(batch)}; pass column=NAME"
             )
         texts = list(batch[self._column])
-        for number, text in enumerate(texts):
-            check_text(text, f"{self._column} of row {number} (from 0) of a batch")
-        edited = self._editor.edit(texts)
-        counts = {
-            name: np.array([one.counts[name] for one in edited], np.int64)
-            for name in ("scored", "selected", "changed", "dropped")
-        }
+        names = [f"{self._column} of row {n} (from 0) of a batch" for n in range(len(texts))]
+        edited = self._editor.edit(texts, names)
+        counts = {n: np.array([getattr(one, n) for one in edited], np.int64) for n in COUNTS}
         new = np.array([one.text for one in edited], dtype=object)
         return {**batch, self._column: new, **counts}

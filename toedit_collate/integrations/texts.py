@@ -9,15 +9,15 @@ from typing import Any
 import torch
 
 from ..config.policies import parse_policy
-from ..data import check_text, encode
+from ..data import encode
 from ..editing.edit import edit_tokens
 from ..policy import EditPolicy
 from ..prior.prior import Prior
 from ..stores.cache import DecisionCache
 from ..stores.ragged import Array
 
-# The folder is as large as it must be: a training run without the prior needs all documents.
-_NO_LIMIT = 2**62
+COUNTS = ("scored", "selected", "changed", "dropped")
+_NO_LIMIT = 2**62  # bytes of a cache: a training run without the prior needs all documents
 
 
 @dataclass(frozen=True)
@@ -25,14 +25,14 @@ class EditedText:
     """One text after its edit.
 
     Attributes:
-        text: edited; where no token changed, exactly as it came.
-        input_ids: its tokens, with those that the tokenizer put around it, and its end token: the
+        text: edited; if no token changed, exactly the source.
+        input_ids: its tokens, with those that the tokenizer puts around it, and its end token: the
             document that SFTTrainer, a recipe or `toedit apply` makes of the same text.
         scored: tokens that the policy was applied to.
         selected: of them, those in its region.
         changed: of them, those that became another.
         dropped: tokens that were removed.
-        is_lossy: the tokenizer does not give this text back from its tokens, so that more than the
+        is_lossy: the tokenizer does not return this text from its tokens, so that more than the
             changed tokens may read otherwise.
     """
 
@@ -47,7 +47,7 @@ class EditedText:
     @property
     def counts(self) -> dict[str, int]:
         """The counts alone."""
-        return {n: getattr(self, n) for n in ("scored", "selected", "changed", "dropped")}
+        return {name: getattr(self, name) for name in COUNTS}
 
 
 class TextEditor:
@@ -85,9 +85,9 @@ class TextEditor:
         self.policy = parse_policy(policy) if isinstance(policy, str) else policy
         if self.policy.target != "both":  # now, not in each of a thousand tasks
             raise ValueError(
-                f"target={self.policy.target!r} can't go into one edited text, of which inputs "
-                "and labels come alike; leave it to the training run, and use target='both' here: "
-                "a decision cache serves all targets"
+                f"target={self.policy.target!r} does not fit into one edited text, whose inputs "
+                "and labels are the same; leave it to the training run, and use target='both' "
+                "here: a decision cache serves all targets"
             )
         self.prior = Prior.from_pretrained(prior, **prior_options)
         self._max_length, self._batch_tokens = max_length, batch_tokens
@@ -95,82 +95,74 @@ class TextEditor:
             None if cache is None else DecisionCache(cache, max_bytes=_NO_LIMIT, fill_only=True)
         )
 
-    def edit(self, texts: Sequence[str]) -> list[EditedText]:
-        """Edit texts; the answers come in their order.
+    def edit(self, texts: Sequence[str], names: Sequence[str] | None = None) -> list[EditedText]:
+        """Edit texts; the results have the order of the texts.
+
+        Args:
+            texts: of any number; time and memory grow in proportion to it.
+            names: of the texts, for errors; None: their places.
 
         Raises:
-            ValueError: a value is no text (null, bytes, a number), or the prior can't score it;
-                names it by its place among `texts`.
+            ValueError: a value is no text (null, bytes, a number), which is never turned into one;
+                or the prior can't score it.
         """
-        for number, text in enumerate(texts):
-            check_text(text, f"text {number} (from 0)")
         if not len(texts):
             return []
-        all_ids, added = encode(self.prior.tokenizer, list(texts))
-        pieces = {
-            (number, start): ids[start : start + self._max_length]
+        all_ids, added = encode(self.prior.tokenizer, texts, names=names)
+        windows = [
+            (number, start, ids[start : start + self._max_length])
             for number, ids in enumerate(all_ids)
             for start in range(0, len(ids), self._max_length)
-        }
-        edited: list[list[tuple[int, Any]]] = [[] for _ in texts]
-        order = sorted(pieces, key=lambda w: -len(pieces[w]))  # what does not fit fails at once
+        ]
+        edited: list[Any] = [None] * len(windows)
+        # The longest first: what does not fit into memory fails at once.
+        order = sorted(range(len(windows)), key=lambda i: -len(windows[i][2]))
         done = 0
         while done < len(order):
-            num = max(1, self._batch_tokens // len(pieces[order[done]]))
+            num = max(1, self._batch_tokens // len(windows[order[done]][2]))
             some = order[done : done + num]
-            for (number, start), one in self._edit_batch({w: pieces[w] for w in some}).items():
-                edited[number].append((start, one))
+            for i, one in zip(some, self._edit_batch([windows[i][2] for i in some]), strict=True):
+                edited[i] = one
             done += num
-        return [
-            self._join(text, ids, special, sorted(windows, key=lambda w: w[0]))
-            for text, ids, special, windows in zip(texts, all_ids, added, edited, strict=True)
-        ]
+        parts: list[list[tuple[int, Any]]] = [[] for _ in texts]
+        for (number, start, _), one in zip(windows, edited, strict=True):
+            parts[number].append((start, one))
+        return [self._join(*one) for one in zip(texts, all_ids, added, parts, strict=True)]
 
     def flush(self) -> None:
         """Write what the cache has not written yet."""
         if self._cache is not None:
             self._cache.flush()
 
-    def _edit_batch(self, pieces: dict[Any, list[int]]) -> dict[Any, Any]:
+    def _edit_batch(self, pieces: list[list[int]]) -> list[tuple[list[int], list[int], Array]]:
         """For each window: its tokens, where each was in it, and its four counts."""
-        T = max(map(len, pieces.values()))
+        T = max(map(len, pieces))
         input_ids = torch.zeros(len(pieces), T, dtype=torch.int64)
-        mask = torch.zeros_like(input_ids)
-        for row, ids in enumerate(pieces.values()):
+        mask = torch.arange(T) < torch.tensor([len(ids) for ids in pieces]).unsqueeze(-1)
+        for row, ids in enumerate(pieces):
             input_ids[row, : len(ids)] = torch.tensor(ids)
-            mask[row, : len(ids)] = 1
         result = edit_tokens(
-            self.prior, input_ids, attention_mask=mask, policy=self.policy, cache=self._cache
+            self.prior, input_ids, attention_mask=mask.long(), policy=self.policy, cache=self._cache
         )
-        counts = torch.stack(
-            [
-                one.sum(-1)
-                for one in (result.scored, result.selected, result.changed, result.dropped)
-            ]
-        ).T
-        source = torch.where(mask.bool(), torch.arange(T), -1)
+        counts = torch.stack([getattr(result, name).sum(-1) for name in COUNTS], -1).cpu().numpy()
+        source = torch.where(mask, torch.arange(T), -1)
         source = source if result.source is None else result.source.cpu()
-        found = {}
-        for row, window in enumerate(pieces):
-            kept = source[row] >= 0
-            ids = result.input_ids[row].cpu()[kept].tolist()
-            found[window] = (ids, source[row][kept].tolist(), counts[row].cpu())
-        return found
+        return [
+            (ids[place >= 0].tolist(), place[place >= 0].tolist(), count)
+            for ids, place, count in zip(result.input_ids.cpu(), source, counts, strict=True)
+        ]
 
     def _join(
-        self, text: str, ids: list[int], special: Array, windows: list[tuple[int, Any]]
+        self, text: str, ids: list[int], special: Array, parts: list[tuple[int, Any]]
     ) -> EditedText:
         tokenizer: Any = self.prior.tokenizer
-        new: list[int] = []
-        plain: list[int] = []
-        total = torch.zeros(4, dtype=torch.int64)
-        for start, (window_ids, source, counts) in windows:
-            new += window_ids
-            plain += [i for i, s in zip(window_ids, source, strict=True) if not special[start + s]]
-            total += counts
-        scored, selected, changed, dropped = total.tolist()
-        before = [i for i, s in zip(ids, special, strict=True) if not s]
+        new = [token for _, (tokens, _, _) in parts for token in tokens]
+        at = [start + place for start, (_, places, _) in parts for place in places]
+        totals = [sum(int(count[n]) for _, (_, _, count) in parts) for n in range(len(COUNTS))]
+        before = [token for token, mark in zip(ids, special, strict=True) if not mark]
         is_lossy = tokenizer.decode(before, clean_up_tokenization_spaces=False) != text
-        if changed or dropped:
+        if totals[2] or totals[3]:
+            plain = [token for token, place in zip(new, at, strict=True) if not special[place]]
             text = tokenizer.decode(plain, clean_up_tokenization_spaces=False)
-        return EditedText(text, new, scored, selected, changed, dropped, is_lossy)
+        counts = dict(zip(COUNTS, totals, strict=True))
+        return EditedText(text, new, **counts, is_lossy=is_lossy)
