@@ -108,6 +108,11 @@ def edit_batch(
     check_documents(
         batch.documents, batch.tokens, vocab_size=prior.vocab_size, max_length=prior.max_length
     )
+    if policy.num_draws > 1 and prior.aligner is not None:
+        raise ValueError(
+            f"num_draws={policy.num_draws} needs a prior with the trainee's own tokenizer: a token "
+            "of another one is drawn piece by piece; use num_draws=1"
+        )
     draws = Draws(policy.seed, epoch if policy.redraw == "epoch" else None, generation)
     if cache is not None and not return_logprob:
         return prior.run_gathered(
@@ -132,7 +137,9 @@ def _algorithm_1(
     where = (scorable if return_logprob else editable).nonzero().squeeze(-1)
 
     predictions = prior.predict(batch, where)
-    uniforms = batch.uniforms(where, draws)  # on the host, while the device predicts
+    uniforms = batch.uniforms(
+        where, draws, policy.num_draws
+    )  # on the host, while the device predicts
     sample = predictions.exact_logprob(evenly_spread(editable[where], num_sampled))
     scores = predictions.score(policy, exact=return_logprob)
     check_finite(scores.is_finite)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -30,6 +32,9 @@ class EditResult:
             where no token was removed.
         logprob: None, or (B, T) float32: log P(x_i | x_<i) in nats at every token but the first of
             each document; NaN there and at padding.
+        draws: None, or with `num_draws` K > 1 (B, T, K, 2) int32: for each label the different ids
+            among its draws and how often each was drawn, K in all; `labels` then are as given, and
+            `changed` is that of the first draw. A label that was not drawn is its own only id.
         sample_logprob: (S,) float32, exact log P in nats of some scored tokens (`num_sampled`).
 
     Example:
@@ -60,3 +65,26 @@ class EditResult:
     source: Tensor | None
     logprob: Tensor | None
     sample_logprob: Tensor
+    draws: Tensor | None = None
+
+
+def count_draws(drawn: Tensor) -> Tensor:
+    """The different ids among the draws of each token, and how often each was drawn.
+
+    Args:
+        drawn: (n, K) int64.
+
+    Returns:
+        (n, K, 2) int64: ids, ascending, and their counts, which add up to K. Unused places are at
+        the end and have the count 0.
+
+    Example:
+        >>> count_draws(torch.tensor([[5, 3, 5]])).tolist()
+        [[[3, 1], [5, 2], [0, 0]]]
+    """
+    ordered = drawn.sort(-1).values
+    is_new = F.pad(ordered[:, 1:] != ordered[:, :-1], (1, 0))
+    place = is_new.cumsum(-1)
+    ids = torch.zeros_like(drawn).scatter_(-1, place, ordered)
+    counts = torch.zeros_like(drawn).scatter_add_(-1, place, torch.ones_like(drawn))
+    return torch.stack([ids, counts], -1)

@@ -17,7 +17,7 @@ from .checks import check_labels, check_mask, check_rising, check_tensors
 from .documents import Documents, document_ids_of, find_documents, mask_of_padding, mask_of_pairs
 from .draws import Draws, Words, document_keys, token_uniforms
 from .removal import remaining_columns, remaining_positions, take_columns
-from .result import EditResult
+from .result import EditResult, count_draws
 
 # Masks of tokens that are learned from, in batches without labels.
 _LABEL_MASKS = ("completion_mask", "assistant_masks")
@@ -205,7 +205,8 @@ class TokenBatch:
 
         Args:
             where: (n,) int64 on the host, which of the M tokens.
-            new_tokens: (n,) int64, on any device, like all that follow.
+            new_tokens: (n,) int64, on any device, like all that follow; or (n, K), several draws
+                for each label.
             selected: (n,) bool.
             scored: (M,) bool, on the host.
             dropped: (n,) bool; None: no token is removed.
@@ -221,6 +222,9 @@ class TokenBatch:
                 "T) mask, or set drop_below=None"
             )
         device, shape = self.output_device, self.input_ids.shape
+        drawn = new_tokens if new_tokens.dim() == 2 else None
+        if drawn is not None:
+            new_tokens = drawn[:, 0]
         cells = send(self.documents.index[where], device)
 
         def spread(values: Tensor, background: float) -> Tensor:
@@ -235,7 +239,7 @@ class TokenBatch:
         labels = None
         if self.labels is not None:
             labels = send(self.labels, device)
-            if target != "inputs":
+            if target != "inputs" and drawn is None:
                 labels = torch.where(changed & (labels != -100), tokens.to(labels.dtype), labels)
         every = torch.zeros_like(self.input_ids, dtype=torch.bool)
         every.view(-1)[self.documents.index] = scored
@@ -260,7 +264,20 @@ class TokenBatch:
             scored=send(every, device),
             logprob=None if logprob is None else spread(logprob, math.nan),
             sample_logprob=send(sample_logprob, device),
+            draws=None if drawn is None else self._with_draws(cells, drawn),
         )
+
+    def _with_draws(self, cells: Tensor, drawn: Tensor) -> Tensor:
+        """The draws of all labels, (B, T, K, 2) int32, from (n, K) draws at n cells of the rows."""
+        assert self.labels is not None
+        labels = send(self.labels, self.output_device).reshape(-1)
+        full = torch.zeros(
+            (len(labels), drawn.shape[1], 2), dtype=torch.int32, device=labels.device
+        )
+        full[:, 0, 0], full[:, 0, 1] = labels, drawn.shape[1]
+        full[cells] = count_draws(send(drawn, self.output_device)).int()
+        full[labels == -100] = 0
+        return full.view(*self.input_ids.shape, *full.shape[1:])
 
     def revised(
         self, new_tokens: Tensor, dropped: Tensor, *, pad_id: int, target: Target = "both"

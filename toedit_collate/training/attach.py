@@ -10,6 +10,7 @@ from ..policy import EditPolicy
 from ..prior.base import BasePrior
 from .callback import ToEditCallback
 from .collator import ToEditCollator
+from .drawn_loss import install_drawn_loss
 from .trainee import check_trainee, check_trainer, text_tokenizer
 from .training_loader import edit_training_loaders_of
 
@@ -64,6 +65,8 @@ def attach(
     collator = ToEditCollator(prior, policy, **kwargs)
     if trainer.model is not None:
         check_trainee(trainer.model, prior)
+        if collator.policy.num_draws > 1:
+            install_drawn_loss(trainer, trainer.model)
     callback = ToEditCallback(collator, refresh)
     trainer.data_collator = collator  # type: ignore[assignment]
     edit_training_loaders_of(trainer, collator)

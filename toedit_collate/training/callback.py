@@ -25,6 +25,7 @@ from .checkpoints import (
     saved_attributes,
 )
 from .collator import ToEditCollator
+from .drawn_loss import install_drawn_loss
 from .refresh import Refresh, Refresher, check_refresh
 from .snapshot import unwrap_wrappers
 from .stats import shares
@@ -172,6 +173,8 @@ class ToEditCallback(TrainerCallback):
             self._take(self._make(model))
             self._made_for = model
         self._take_places()
+        if self.collator.policy.num_draws > 1:
+            install_drawn_loss(trainer, model)
         stats, batch_size = self.collator.editor.stats, getattr(trainer, "_train_batch_size", 0)
         # A Trainer that ran out of memory begins again with smaller batches (auto_find_batch_size).
         given_up = self._attempt

@@ -58,6 +58,31 @@ def uses_drawn_labels(model: Any) -> bool:
     return hasattr(unwrap_model(model), _MARK)
 
 
+def check_uses_drawn_labels(model: Any) -> None:
+    """Refuse a Trainer's model that would ignore the draws of its batches.
+
+    Raises:
+        ValueError: says how to install the loss.
+    """
+    if not uses_drawn_labels(model):
+        raise ValueError(
+            "the policy has num_draws > 1, and the model in training does not know labels that are "
+            "made of many draws: it would ignore them and learn the source text. Use "
+            "attach(trainer, prior, policy), or pass callbacks=[ToEditCallback(collator)]"
+        )
+
+
+def install_drawn_loss(trainer: Any, model: Any) -> None:
+    """Give a Trainer's model the loss of drawn labels.
+
+    Raises:
+        ValueError: the Trainer's loss can't be that of drawn labels; names the option.
+    """
+    if trainer is not None:
+        check_can_use_draws(trainer)
+    use_drawn_labels(model)
+
+
 def use_drawn_labels(model: Any) -> None:
     """Let a model compute its loss from `draws`, where a batch has them.
 

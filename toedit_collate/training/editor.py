@@ -13,6 +13,7 @@ import torch
 from ..distributed import barrier, world_size
 from ..editing.edit import check_types, edit_batch
 from ..editing.with_journal import BatchEdit, edit_with_journal
+from ..head.soft_labels import KEY as DRAWS
 from ..policy import EditPolicy
 from ..prior.base import BasePrior
 from ..stores.cache import DecisionCache, Identity
@@ -23,6 +24,7 @@ from ..tokens.result import EditResult
 from ..tokens.token_batch import TokenBatch
 from .batch_keys import check_keys, other_input
 from .call_site import CallSite, Origin, Purpose
+from .drawn_loss import check_uses_drawn_labels
 from .stats import EditStats
 from .trainee import (
     check_needs_no_labels,
@@ -90,6 +92,11 @@ class BatchEditor:
             )
         self.prior = prior
         self.policy = EditPolicy() if policy is None else policy
+        if self.policy.num_draws > 1 and journal is not None:
+            raise ValueError(
+                f"num_draws={self.policy.num_draws} can't be combined with a journal, which keeps "
+                "one token for each place; use a DecisionCache, which keeps the draws"
+            )
         self.journal = journal
         self.cache = cache
         self.on_edit = on_edit
@@ -194,6 +201,8 @@ class BatchEditor:
             check_trainer(trainer)
             processing_class = getattr(trainer, "processing_class", None)
             self.fit(trainer.model, trainer.args, processing_class, [trainer.data_collator])
+        if trainer is not None and self.policy.num_draws > 1:
+            check_uses_drawn_labels(trainer.model)
         check_keys(batch)
         if trainer is not None and "labels" not in batch:
             check_needs_no_labels(trainer, batch)
@@ -333,6 +342,8 @@ def _with_edit(batch: dict[str, Any], result: EditResult) -> dict[str, Any]:
     edited = {**batch, "input_ids": result.input_ids}
     if "labels" in batch:
         edited["labels"] = result.labels
+    if result.draws is not None:
+        edited[DRAWS] = result.draws
     if result.source is not None:
         edited |= shrink_other_keys(batch, result)
     return edited
