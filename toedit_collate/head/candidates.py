@@ -140,28 +140,6 @@ def draw_among(
     return torch.where(target < 0, own, other).view(uniforms.shape)
 
 
-def count_draws(drawn: Tensor) -> Tensor:
-    """The different ids among the draws of each token, and how often each was drawn.
-
-    Args:
-        drawn: (n, d) int64.
-
-    Returns:
-        (n, d, 2) int64: ids, ascending, and their counts, which add up to d. Places that are left
-        over are at the end, with the count 0.
-
-    Example:
-        >>> count_draws(torch.tensor([[5, 3, 5]])).tolist()
-        [[[3, 1], [5, 2], [0, 0]]]
-    """
-    ordered = drawn.sort(-1).values
-    is_new = F.pad(ordered[:, 1:] != ordered[:, :-1], (1, 0))
-    place = is_new.cumsum(-1)
-    ids = torch.zeros_like(drawn).scatter_(-1, place, ordered)
-    counts = torch.zeros_like(drawn).scatter_add_(-1, place, torch.ones_like(drawn))
-    return torch.stack([ids, counts], -1)
-
-
 def _allowed(logits: Tensor, observed: Tensor, policy: EditPolicy, forbidden: Tensor) -> Tensor:
     """The logits, -inf at ids that may not be drawn; changed in place."""
     logits.index_fill_(-1, forbidden, -math.inf)

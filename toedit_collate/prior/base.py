@@ -57,7 +57,7 @@ class Predictions(Protocol):
 
         Returns:
             int64 on `device`, the shape of `uniforms`: the tokens, resampled where they are
-            selected. `head.candidates.count_draws` counts the ids of several draws.
+            selected. `tokens.result.count_draws` counts the ids of several draws.
         """
         ...
 
