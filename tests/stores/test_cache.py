@@ -131,7 +131,7 @@ def float16(x):
     return float(torch.tensor(x).half())
 
 
-LOGITS = st.floats(width=32, allow_nan=True, allow_infinity=True)
+LOGITS = st.floats(width=32, allow_nan=False, allow_infinity=True)
 
 
 @st.composite

@@ -16,7 +16,7 @@ from ..stores.ragged import Array
 from ..tokens.checks import check_finite
 from ..tokens.content import content_digests
 from ..tokens.draws import Draws
-from ..tokens.result import EditResult
+from ..tokens.result import EditResult, count_draws
 from ..tokens.token_batch import TokenBatch, evenly_spread
 from ..transfer import fetch
 from .editable import find_editable
@@ -46,12 +46,7 @@ def edit_with_cache(
     Raises:
         ValueError: as `edit_tokens`; or the prior stands for a cache that lacks a document.
     """
-    if policy.region == "all" and policy.sampler == "full":
-        raise ValueError(
-            "a decision cache keeps the candidates of each selected token, and with region='all' "
-            "and sampler='full' these are the whole vocabulary for every token; use "
-            "sampler='top_k' with a large top_k, or no cache"
-        )
+    check_can_be_cached(policy)
     cache.open(Identity.of(prior, policy))
     documents = batch.documents
     editable = find_editable(prior, policy, batch)
@@ -62,7 +57,7 @@ def edit_with_cache(
     sample = torch.zeros(0)
     missing = editable & ~torch.from_numpy(known)[documents.document]
     if missing.any():
-        new, decided, sample = _decide(prior, policy, batch, digests, missing, num_sampled)
+        new, decided, sample = _decide(prior, policy, batch, digests, missing, draws, num_sampled)
         cache.add(decided)
         decisions = Decisions.concatenate([decisions, decided])
         numbers = np.concatenate([numbers, new])
@@ -75,7 +70,11 @@ def edit_with_cache(
     selected = torch.zeros_like(editable).index_fill_(0, at[~is_dropped], True)
     dropped = torch.zeros_like(editable).index_fill_(0, at[is_dropped], True)
     new_tokens = batch.tokens.clone()
-    new_tokens[at[~is_dropped]] = _draw(policy, batch, decisions, at[~is_dropped], draws)
+    if policy.num_draws > 1:
+        new_tokens = new_tokens.unsqueeze(-1).repeat(1, policy.num_draws)
+        new_tokens[at] = _drawn_before(decisions, policy.num_draws)
+    else:
+        new_tokens[at[~is_dropped]] = _draw(policy, batch, decisions, at[~is_dropped], draws)
     where = editable.nonzero().squeeze(-1)
     return batch.result(
         where=where,
@@ -89,12 +88,41 @@ def edit_with_cache(
     )
 
 
+def check_can_be_cached(policy: EditPolicy) -> None:
+    """Refuse a policy whose decisions a cache can't keep.
+
+    Raises:
+        ValueError: says which policy it can keep instead.
+    """
+    if policy.num_draws > 1:
+        if policy.redraw != "never":
+            raise ValueError(
+                f"a decision cache keeps the {policy.num_draws} draws of each label, and "
+                "redraw='epoch' draws again in every epoch; use redraw='never' to draw once, or no "
+                "cache"
+            )
+    elif policy.region == "all" and policy.sampler == "full":
+        raise ValueError(
+            "a decision cache keeps the candidates of each selected token, and with region='all' "
+            "and sampler='full' these are the whole vocabulary for every token; use "
+            "EditPolicy.distill(redraw='never'), whose draws are kept, sampler='top_k' with a "
+            "large top_k, or no cache"
+        )
+
+
+def _drawn_before(decisions: Decisions, num_draws: int) -> Tensor:
+    """The draws that a cache kept: (n, num_draws) int64 of the n decided tokens, ids ascending."""
+    counts = decisions.weights.long()
+    return torch.from_numpy(decisions.ids).repeat_interleave(counts).view(-1, num_draws)
+
+
 def _decide(
     prior: BasePrior,
     policy: EditPolicy,
     batch: TokenBatch,
     digests: np.ndarray,
     wanted: Tensor,
+    draws: Draws,
     num_sampled: int,
 ) -> tuple[np.ndarray, Decisions, Tensor]:
     """Score the documents with `wanted` tokens, (M,) bool.
@@ -112,15 +140,24 @@ def _decide(
     dropped = policy.drops(scores.logprob)
     is_selected, is_dropped = fetch(policy.selects(scores.logprob) & ~dropped, dropped)
     selected = is_selected.nonzero().squeeze(-1)
-    found = list(predictions.candidates(policy, selected))
+    found: list[Candidates] = []
+    if policy.num_draws > 1:
+        uniforms = batch.uniforms(where, draws, policy.num_draws)
+        drawn = predictions.draw(policy, scores, policy.selects(scores.logprob), uniforms)
+        counted = count_draws(fetch(drawn)[0][selected])
+        found.append(Candidates(counted[..., 0], counted[..., 1]))
+        impossible = 0.0
+    else:
+        found = list(predictions.candidates(policy, selected))
+        impossible = -math.inf
     if policy.sampler == "top_k" and found:  # k columns: all of them in one wait
         found = [Candidates(*map(torch.cat, zip(*((f.ids, f.logits) for f in found), strict=True)))]
-    ids, logits = [torch.zeros(0, dtype=torch.int64)], [torch.zeros(0)]
+    ids, logits = [torch.zeros(0, dtype=torch.int64)], []
     num_candidates = torch.zeros(len(where), dtype=torch.int64)
     widths = [num_candidates[:0]]
     for candidates in found:
         host_ids, host_logits = fetch(candidates.ids, candidates.logits)
-        possible = host_logits > -math.inf
+        possible = host_logits > impossible
         widths.append(possible.sum(-1))
         ids.append(host_ids[possible])
         logits.append(host_logits[possible])
@@ -145,7 +182,7 @@ def _decide(
             position=batch.documents.position[where[decided]].numpy(),
             num_candidates=num_candidates[decided].numpy(),
             ids=torch.cat(ids).numpy(),
-            weights=torch.cat(logits),
+            weights=torch.cat(logits) if logits else torch.zeros(0),
             num_unscored=per_document(unscored),
             unscored=batch.documents.position[unscored].numpy(),
         ),

@@ -33,8 +33,9 @@ class EditResult:
         logprob: None, or (B, T) float32: log P(x_i | x_<i) in nats at every token but the first of
             each document; NaN there and at padding.
         draws: None, or with `num_draws` K > 1 (B, T, K, 2) int32: for each label the different ids
-            among its draws and how often each was drawn, K in all; `labels` then are as given, and
-            `changed` is that of the first draw. A label that was not drawn is its own only id.
+            among its draws and how often each was drawn, K in all. `labels` then are as given, and
+            `tokens` and `changed` are those of the most frequent draw. A label that was not drawn
+            is its own only id.
         sample_logprob: (S,) float32, exact log P in nats of some scored tokens (`num_sampled`).
 
     Example:
@@ -88,3 +89,22 @@ def count_draws(drawn: Tensor) -> Tensor:
     ids = torch.zeros_like(drawn).scatter_(-1, place, ordered)
     counts = torch.zeros_like(drawn).scatter_add_(-1, place, torch.ones_like(drawn))
     return torch.stack([ids, counts], -1)
+
+
+def most_drawn(counted: Tensor) -> Tensor:
+    """The most frequent draw of each token, of equal ones the lowest id.
+
+    Args:
+        counted: (n, K, 2) int64, of `count_draws`.
+
+    Returns:
+        (n,) int64.
+
+    Example:
+        >>> most_drawn(count_draws(torch.tensor([[5, 3, 5], [7, 2, 9]]))).tolist()
+        [5, 2]
+    """
+    ids, counts = counted.unbind(-1)
+    # Ids ascend, so the smallest place among equal counts is that of the lowest id.
+    rank = counts * counts.shape[1] - torch.arange(counts.shape[1], device=counts.device)
+    return ids.gather(-1, rank.argmax(-1, keepdim=True)).squeeze(-1)

@@ -17,7 +17,7 @@ from .checks import check_labels, check_mask, check_rising, check_tensors
 from .documents import Documents, document_ids_of, find_documents, mask_of_padding, mask_of_pairs
 from .draws import Draws, Words, document_keys, token_uniforms
 from .removal import remaining_columns, remaining_positions, take_columns
-from .result import EditResult, count_draws
+from .result import EditResult, count_draws, most_drawn
 
 # Masks of tokens that are learned from, in batches without labels.
 _LABEL_MASKS = ("completion_mask", "assistant_masks")
@@ -222,9 +222,9 @@ class TokenBatch:
                 "T) mask, or set drop_below=None"
             )
         device, shape = self.output_device, self.input_ids.shape
-        drawn = new_tokens if new_tokens.dim() == 2 else None
-        if drawn is not None:
-            new_tokens = drawn[:, 0]
+        counted = count_draws(send(new_tokens, device)) if new_tokens.dim() == 2 else None
+        if counted is not None:
+            new_tokens = most_drawn(counted)
         cells = send(self.documents.index[where], device)
 
         def spread(values: Tensor, background: float) -> Tensor:
@@ -239,7 +239,7 @@ class TokenBatch:
         labels = None
         if self.labels is not None:
             labels = send(self.labels, device)
-            if target != "inputs" and drawn is None:
+            if target != "inputs" and counted is None:
                 labels = torch.where(changed & (labels != -100), tokens.to(labels.dtype), labels)
         every = torch.zeros_like(self.input_ids, dtype=torch.bool)
         every.view(-1)[self.documents.index] = scored
@@ -264,18 +264,17 @@ class TokenBatch:
             scored=send(every, device),
             logprob=None if logprob is None else spread(logprob, math.nan),
             sample_logprob=send(sample_logprob, device),
-            draws=None if drawn is None else self._with_draws(cells, drawn),
+            draws=None if counted is None else self._all_draws(cells, counted),
         )
 
-    def _with_draws(self, cells: Tensor, drawn: Tensor) -> Tensor:
-        """The draws of all labels, (B, T, K, 2) int32, from (n, K) draws at n cells of the rows."""
+    def _all_draws(self, cells: Tensor, counted: Tensor) -> Tensor:
+        """The draws of all labels, (B, T, K, 2) int32, from (n, K, 2) at n cells of the rows."""
         assert self.labels is not None
         labels = send(self.labels, self.output_device).reshape(-1)
-        full = torch.zeros(
-            (len(labels), drawn.shape[1], 2), dtype=torch.int32, device=labels.device
-        )
-        full[:, 0, 0], full[:, 0, 1] = labels, drawn.shape[1]
-        full[cells] = count_draws(send(drawn, self.output_device)).int()
+        K = counted.shape[1]
+        full = torch.zeros((len(labels), K, 2), dtype=torch.int32, device=labels.device)
+        full[:, 0, 0], full[:, 0, 1] = labels, K
+        full[cells] = counted.int()
         full[labels == -100] = 0
         return full.view(*self.input_ids.shape, *full.shape[1:])
 

@@ -156,8 +156,12 @@ def list_identities(path: Path) -> list[Identity]:
 
 
 def decision_record(policy: EditPolicy) -> dict[str, Any]:
-    """The fields of a policy that decide: its record without `seed`, `redraw` and `target`."""
-    record = {name: value for name, value in policy.record().items() if name not in _OF_DRAWS}
+    """The fields of a policy that decide: its record without `seed`, `redraw` and `target`.
+
+    With several draws for a label, the draws themselves are kept, so the seed decides, too.
+    """
+    left_out = _OF_DRAWS if policy.num_draws == 1 else ("redraw", "target")
+    record = {name: value for name, value in policy.record().items() if name not in left_out}
     return json.loads(json.dumps(record))
 
 
