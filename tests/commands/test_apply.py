@@ -22,8 +22,8 @@ from trainees import (
 )
 
 from toedit_collate import EditPolicy, Prior, ToEditCollator, attach, edit_tokens
-from toedit_collate.commands.apply import edit as edit_module
-from toedit_collate.commands.apply.report import as_python
+from toedit_collate.commands import apply as apply_module
+from toedit_collate.commands.apply import as_python
 from toedit_collate.commands.main import main
 from toedit_collate.config.options import add_policy, policy_of
 from toedit_collate.policy import OPTIONS
@@ -241,7 +241,7 @@ class TestCache:
 
     def test_killed_and_started_again(self, tmp_path, capsys, prior_folder, monkeypatch):
         """What was written before the kill is not scored again; the rest is."""
-        monkeypatch.setattr(edit_module, "SECONDS_BETWEEN_WRITES", 0.0)
+        monkeypatch.setattr(apply_module, "SECONDS_BETWEEN_WRITES", 0.0)
         data = write(tmp_path / "data.jsonl", [{"input_ids": t} for t in documents(80, seed=3)])
         cache = tmp_path / "cache"
         options = [
@@ -250,13 +250,13 @@ class TestCache:
         ]  # fmt: skip
         code = (
             "import sys, os, signal\n"
-            "from toedit_collate.commands.apply import edit\n"
-            "edit.SECONDS_BETWEEN_WRITES = 0.0\n"
-            "write = edit.Editor.write\n"
+            "from toedit_collate.commands import apply\n"
+            "apply.SECONDS_BETWEEN_WRITES = 0.0\n"
+            "write = apply.Scorer.write\n"
             "def then_die(self):\n"
             "    write(self)\n"
             "    os.kill(os.getpid(), signal.SIGKILL)\n"
-            "edit.Editor.write = then_die\n"
+            "apply.Scorer.write = then_die\n"
             "from toedit_collate.commands.main import main\n"
             "main(sys.argv[1:])"
         )
@@ -270,7 +270,7 @@ class TestCache:
 
     def test_interrupted(self, tmp_path, capsys, prior_folder, data, monkeypatch):
         options = ("--prior", prior_folder, "--data", data, "--cache", tmp_path / "cache")
-        monkeypatch.setattr(edit_module.Editor, "_held", _interrupt_at(20))
+        monkeypatch.setattr(apply_module.Scorer, "_in_cache", _interrupt_at(20))
         status, _, error = apply(capsys, *options, "--batch-tokens", "16", *AS_OPTIONS)
         assert status == 130
         assert re.search(r"interrupted after 0 rows; what was decided is kept", error)
@@ -302,8 +302,8 @@ class TestCache:
 
 
 def _interrupt_at(call):
-    """In place of `Editor._held`: what Ctrl-C does in the middle of the work."""
-    held = edit_module.Editor._held
+    """In place of `Scorer._in_cache`: what Ctrl-C does in the middle of the work."""
+    held = apply_module.Scorer._in_cache
     calls = []
 
     def interrupted(self):

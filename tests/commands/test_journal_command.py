@@ -22,8 +22,9 @@ from trainees import Recorder, by_first_token, dataset, documents, make_prior, m
 from transformers import DataCollatorForSeq2Seq
 
 from toedit_collate import EditPolicy, Journal, attach
+from toedit_collate.commands import journal as journal_command
 from toedit_collate.commands.main import main
-from toedit_collate.data import open_data, writing
+from toedit_collate.data import open_data
 from toedit_collate.data.reading import BATCH_SIZE
 from toedit_collate.data.revise import Reviser
 from toedit_collate.stores.journal.files import file_of, list_files
@@ -819,7 +820,7 @@ def test_a_full_disk_leaves_no_half_file(journal, tmp_path, capsys, monkeypatch)
     def fail(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(writing, "write_rows", fail)
+    monkeypatch.setattr(journal_command, "write_rows", fail)
     status, _, error = toedit(
         capsys, "export", journal, "--data", data, "--output", tmp_path / "out.jsonl"
     )
@@ -836,7 +837,7 @@ def test_an_interrupt_leaves_no_half_file(journal, tmp_path, monkeypatch):
         target.write_text("half a li")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(writing, "write_rows", interrupted)
+    monkeypatch.setattr(journal_command, "write_rows", interrupted)
     with pytest.raises(KeyboardInterrupt):
         main(["journal", "export", str(journal), "--data", str(data),
               "--output", str(tmp_path / "out.jsonl")])  # fmt: skip

@@ -1,8 +1,9 @@
-"""`toedit journal`: its options, and the actions `show` and `export`."""
+"""`toedit journal`: look into a journal, check it, and write the data that a generation saw."""
 
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -10,17 +11,23 @@ from typing import Any
 
 import numpy as np
 
-from ...config.options import DATA_HELP, add_reading, preparation_of, whole
-from ...config.priors import open_tokenizer
-from ...errors import UnusableError
-from ...policy import EditPolicy
-from ...stores.journal import Journal
-from ...stores.journal.files import list_files, read_valid, scan_files
-from ...stores.journal.frames import Frame
-from ...stores.segments import DamagedFileError
+from ..config import options
+from ..config.priors import open_tokenizer
+from ..data import find_documents, open_data, tokenize
+from ..data.documents import check_known
+from ..data.files import whole
+from ..data.progress import progress_bar
+from ..data.revise import Reviser, replay
+from ..data.writing import check_output, write_rows
+from ..errors import UnusableError
+from ..policy import EditPolicy
+from ..stores.journal import Journal
+from ..stores.journal.files import SegmentFile, list_files, read_valid, scan_files, without_void
+from ..stores.journal.frames import Frame
+from ..stores.segments import DamagedFileError
 
 _DATA = (
-    f"the source data: {DATA_HELP}. Best is what was trained on, saved by "
+    f"the source data: {options.DATA_HELP}. Best is what was trained on, saved by "
     "trainer.train_dataset.save_to_disk(FOLDER): it is tokenized (and packed) as in training. Text "
     "and chats are tokenized by --tokenizer"
 )
@@ -50,7 +57,7 @@ def add_journal(commands: Any) -> None:
     _add_generation(show, "only this one; default: all")
     show.add_argument(
         "--limit",
-        type=whole,
+        type=options.whole,
         default=20,
         metavar="N",
         help="how many changes to show; default: %(default)s",
@@ -99,11 +106,13 @@ def _add_common(parser: Any, name: str, run: Any, tokenizer: str) -> None:
 
 
 def _add_generation(parser: Any, meaning: str) -> None:
-    parser.add_argument("--generation", type=whole, metavar="N", help=f"its number; {meaning}")
+    parser.add_argument(
+        "--generation", type=options.whole, metavar="N", help=f"its number; {meaning}"
+    )
 
 
 def _add_reading(parser: Any) -> None:
-    add_reading(parser, max_length="whole documents")
+    options.add_reading(parser, max_length="whole documents")
     parser.add_argument("--split", metavar="NAME", help="of a folder that holds several")
 
 
@@ -169,13 +178,6 @@ def _check_generation(journal: Journal, generation: int, *, lowest: int) -> None
         raise UnusableError(
             f"--generation {generation}: not in the journal; write {source}one of {held}"
         )
-
-
-def _verify(args: argparse.Namespace) -> int:
-    from .verify import verify
-
-    prep = preparation_of(args)
-    return 0 if verify(args.path, args.data, args.tokenizer, args.split, prep) else 1
 
 
 # show
@@ -260,18 +262,11 @@ def _token(token: int, tokenizer: Any) -> str:
 
 
 def _export(args: argparse.Namespace) -> None:
-    from ...data import open_data
-    from ...data.documents import check_known
-    from ...data.files import whole as whole_output
-    from ...data.progress import progress_bar
-    from ...data.revise import Reviser, replay
-    from ...data.writing import check_output, write_rows
-
     check_output(args.output)
     journal = open_journal(args.path)
     generation = journal.generations[-1] if args.generation is None else args.generation
     _check_generation(journal, generation, lowest=0)
-    data, prep = open_data(args.data, args.split), preparation_of(args)
+    data, prep = open_data(args.data, args.split), options.preparation_of(args)
     reviser = Reviser(
         data,
         lambda batch, documents: replay(data, batch, documents, journal, generation),
@@ -280,7 +275,7 @@ def _export(args: argparse.Namespace) -> None:
         with_text=not args.no_text,
     )
     with (
-        whole_output(args.output, "--output", replace=False) as target,
+        whole(args.output, "--output", replace=False) as target,
         progress_bar(data.count_rows, "rows") as bar,
     ):
 
@@ -311,3 +306,139 @@ def _export(args: argparse.Namespace) -> None:
             f"The column {', '.join(sorted(reviser.stale))} was left out: it holds the text of the "
             "source. With --tokenizer, and without --no-text, the edited text is written as text."
         )
+
+
+# verify
+
+
+def _verify(args: argparse.Namespace) -> int:
+    """Print a line for each file, all problems, and a verdict. Returns 0 for a sound journal."""
+    check_journal(args.path)
+    tokenizer = named_tokenizer(args.tokenizer)
+    problems: list[str] = []
+    try:
+        files = list_files(args.path)
+    except DamagedFileError as error:  # one is missing; check the others
+        problems.append(str(error))
+        files = scan_files(args.path)[0]
+    frames = {file.path.name: _check_file(file, problems) for file in files}
+    readable = {name: frame for name, frame in frames.items() if frame is not None}
+    valid = dict(zip(readable, without_void(list(readable.values())), strict=True))
+    num_void = sum(len(readable[name].keys) - len(valid[name].keys) for name in valid)
+    if num_void:
+        are = "edit is" if num_void == 1 else "edits are"
+        print(f"{num_void:,} {are} void: the run was killed, and resumed from before (fine)")
+    generations: dict[int, dict[str, Frame]] = {}
+    for name, frame in valid.items():
+        if len(frame.keys):
+            generations.setdefault(frame.info["generation"], {})[name] = frame
+    for generation, of in sorted(generations.items()):
+        _check_edits(generation, of, problems)
+    if args.data and problems:
+        print("--data was not replayed: repair the journal first")
+    elif args.data:
+        journal = open_journal(args.path)
+        for data in args.data:
+            _replay_data(journal, args, data, tokenizer, problems)
+    for problem in problems:
+        print(f"problem: {problem}")
+    number = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+    print(f"{args.path}: {f'not sound, {number}' if problems else 'sound'}")
+    return 1 if problems else 0
+
+
+def _check_file(file: SegmentFile, problems: list[str]) -> Frame | None:
+    """Read a file and print a line about it; None: it has a problem."""
+    name = file.path.name
+    try:
+        frame = file.read()
+    except (DamagedFileError, OSError) as error:
+        problems.append(str(error))
+        print(f"{name}: DAMAGED")
+        return None
+    wrong = _wrong_changes(frame)
+    note = ", with a problem" if wrong else ""
+    if file.generation == 0:
+        print(f"{name}: notes a resumed run{note}")
+    else:
+        documents, changes = len(frame.keys), len(frame.changes)
+        print(f"{name}: {_plural(documents, 'document')}, {_plural(changes, 'change')}{note}")
+    if wrong:
+        problems.append(f"{name}: {wrong}")
+    return None if wrong else frame
+
+
+def _wrong_changes(frame: Frame) -> str:
+    """What no writer writes, although the checksum is right; "": nothing."""
+    position, old, new = frame.changes.T
+    document = np.repeat(np.arange(len(frame.keys)), frame.counts)
+    if ((np.diff(position) <= 0) & (np.diff(document) == 0)).any():
+        return "changes of a document are out of order"
+    if (position < 1).any():
+        return "the first token of a document is changed, which is never edited"
+    if (new < -1).any() or (new == old).any():
+        return "a change changes nothing"
+    return ""
+
+
+def _check_edits(generation: int, frames: dict[str, Frame], problems: list[str]) -> None:
+    """Check that there is one prior and policy, and one edit of each document."""
+    origins = {
+        json.dumps([f.info["prior"], f.info["policy"]], sort_keys=True): (
+            f"{made_with(f.info)} ({name})"
+        )
+        for name, f in frames.items()
+    }
+    if len(origins) > 1:
+        problems.append(
+            f"generation {generation} was made in {len(origins)} ways: "
+            f"{' and '.join(origins.values())}; keep the files of one of the runs"
+        )
+    frame = Frame.joined(list(frames.values()))
+    ends = np.cumsum(frame.counts)
+    order = np.argsort(frame.keys, kind="stable")
+    again = np.flatnonzero(frame.keys[order][1:] == frame.keys[order][:-1]) + 1
+    different: dict[int, None] = {}
+    for now, before in zip(order[again], order[again - 1], strict=True):
+        a, b = (frame.changes[ends[n] - frame.counts[n] : ends[n]] for n in (now, before))
+        if not np.array_equal(a, b):
+            different[int(frame.keys[now])] = None
+    if different:
+        some = ", ".join(f"{key:016x}" for key in list(different)[:3])
+        problems.append(
+            f"generation {generation} edited {_plural(len(different), 'document')} twice, and "
+            f"differently ({some}{', ...' if len(different) > 3 else ''}): replay uses the edit of "
+            "the earlier step, while training may have used the other one, too; did two runs "
+            "write to the journal?"
+        )
+    alike = sum(int(key) not in different for key in frame.keys[order][again])
+    twice = f", {alike:,} of them recorded again with the same edit (fine)" if alike else ""
+    print(f"generation {generation}: {_plural(len(frame.keys) - len(again), 'document')}{twice}")
+
+
+def _replay_data(
+    journal: Journal, args: argparse.Namespace, path: str, tokenizer: Any, problems: list[str]
+) -> None:
+    """Replay all documents of a data file through all generations, and print a line about it."""
+    data, prep = open_data(path, args.split), options.preparation_of(args)
+    tokenizer = prep.set_up(tokenizer)
+    known = dict.fromkeys(journal.generations, 0)
+    num_documents = 0
+    for batch in data.batches():
+        tokenize(data, batch, tokenizer, prep)
+        documents = find_documents(data, batch).cut(prep.window)
+        num_documents += len(documents.keys)
+        for generation in known:
+            known[generation] += int(journal.look_up(documents.keys, generation).known.sum())
+        try:
+            replay(data, batch, documents, journal, max(known))
+        except UnusableError as error:
+            problems.append(str(error))
+            return
+    check_known(max(known.values()), path, min(known))
+    counts = ", ".join(f"{count:,} in generation {number}" for number, count in known.items())
+    print(f"{path}: {num_documents:,} documents, all replayed; the journal knows {counts}")
+
+
+def _plural(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

@@ -1,0 +1,478 @@
+"""`toedit apply`: score a dataset once, offline, for training runs without the prior."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import sys
+import tempfile
+import time
+from collections import Counter, deque
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..config import options
+from ..config.priors import open_prior
+from ..data import (
+    Batch,
+    Data,
+    Documents,
+    Preparation,
+    find_documents,
+    labels_of,
+    open_data,
+    tokenize,
+)  # fmt: skip
+from ..data.documents import check_ids
+from ..data.files import whole
+from ..data.progress import progress_bar
+from ..data.revise import Reviser
+from ..data.tokens import check_first
+from ..data.writing import check_output, write_rows
+from ..editing.edit import edit_tokens
+from ..errors import UnusableError
+from ..policy import EditPolicy
+from ..prior.prior import Prior
+from ..stores.cache import DecisionCache, Identity
+from ..stores.cache.identity import list_identities
+from ..stores.ragged import Array, ranges
+from ..stores.segments import DamagedFileError
+
+_BEST = (
+    ". Best is what will be trained on, saved by trainer.train_dataset.save_to_disk(FOLDER): it "
+    "is tokenized (and packed) as in training. Text and chats are tokenized by the prior's "
+    "tokenizer"
+)
+# Number and count of processes, and the number on this machine, as launchers set them. Slurm sets
+# its variables in a step of srun only, not in the batch script around it.
+_LAUNCHERS = (
+    ("RANK", "WORLD_SIZE", "LOCAL_RANK"),  # torchrun, accelerate launch
+    ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"),  # srun
+)
+# The cache grows as needed: a training run without the prior needs all documents.
+_NO_LIMIT = 2**62
+# Documents are sorted by length within so many times the tokens that are scored at once.
+BATCHES_PER_WINDOW = 16
+# The cache is written at least this often, so that a run that is killed loses little.
+SECONDS_BETWEEN_WRITES = 60.0
+
+
+def add_apply(commands: Any) -> None:
+    """Add `apply` to the subcommands of an argparse parser."""
+    parser = commands.add_parser(
+        "apply",
+        help="score a dataset once, offline: fill a decision cache, or write the edited dataset",
+        description="Score all documents of a dataset with the prior. With --cache, store what is "
+        "decided about them: training runs then edit them without the prior, with a fresh draw in "
+        "each epoch. With --output, write the dataset with one edit, that of epoch 0, as token "
+        "ids: nothing is tokenized again. A command that was killed continues where it was, if it "
+        "has --cache.",
+    )
+    options.add_data(parser, required=True, more=_BEST)
+    parser.add_argument("--cache", type=Path, metavar="DIR", help="folder of the decision cache")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="OUT",
+        help="a new .jsonl or .parquet file; or, with any other name, a new folder for "
+        "datasets.load_from_disk",
+    )
+    options.add_reading(parser, max_length="whole documents", batch_tokens=16_384)
+    parser.add_argument(
+        "--shard",
+        type=_shard,
+        metavar="I/N",
+        help="score the I-th of N equal parts of the data, counted from 0: start N processes, one "
+        "for each GPU, with the same --cache; default: the process's own part under torchrun, "
+        "accelerate launch or srun (--output then gets -0000I-of-0000N in its name), else all",
+    )
+    options.add_prior(parser, required=True)
+    options.add_policy(
+        parser,
+        more="; the training run must have the same",
+        notes=dict.fromkeys(("seed", "redraw"), "; only --output depends on it"),
+    )
+    parser.set_defaults(run=_run)
+
+
+def _shard(text: str) -> tuple[int, int]:
+    number, slash, count = text.partition("/")
+    if not (slash and number.isdecimal() and count.isdecimal() and int(number) < int(count)):
+        raise argparse.ArgumentTypeError(
+            f"must be I/N with 0 <= I < N, as in 0/8 to 7/8, got {text!r}"
+        )
+    return int(number), int(count)
+
+
+def part_of_process(environment: Mapping[str, str]) -> tuple[int, int, int] | None:
+    """The number of this process, the count of processes, and its number on this machine.
+
+    Returns:
+        None: it is the only process.
+
+    Example:
+        >>> part_of_process({"RANK": "1", "WORLD_SIZE": "4", "LOCAL_RANK": "0"})
+        (1, 4, 0)
+        >>> part_of_process({"SLURM_PROCID": "0", "SLURM_NTASKS": "8"})  # a batch script
+    """
+    for names in _LAUNCHERS:
+        number, count, local = (environment.get(name, "") for name in names)
+        if number.isdecimal() and count.isdecimal() and int(number) < int(count) > 1:
+            return int(number), int(count), int(local if local.isdecimal() else number)
+    return None
+
+
+def _run(args: argparse.Namespace) -> int:
+    ours = None if args.shard else part_of_process(os.environ)
+    args.shard = args.shard or (0, 1)
+    if ours is not None:
+        number, count, local = ours
+        args.shard = number, count
+        if args.device is None and torch.cuda.is_available():
+            args.device = f"cuda:{local % torch.cuda.device_count()}"
+        if args.output is not None:
+            args.output = args.output.with_stem(f"{args.output.stem}-{number:05}-of-{count:05}")
+    # Of several processes on one terminal, one shows its progress.
+    return _apply(args, options.policy_of(args), shows_progress=ours is None or ours[2] == 0)
+
+
+def _apply(args: argparse.Namespace, policy: EditPolicy, *, shows_progress: bool) -> int:
+    if args.cache is None and args.output is None:
+        raise UnusableError(
+            "nothing to make: give --cache DIR, for training without the prior, or --output OUT"
+        )
+    if args.output is not None:
+        if policy.target != "both":
+            raise UnusableError(
+                f"--target {policy.target}: --output writes one edited text, which becomes inputs "
+                "and labels; give --target to the training run only, or give --cache"
+            )
+        check_output(args.output)
+    data, prep = open_data(args.data, args.split), options.preparation_of(args)
+    check_first(data, prep)
+    cache = None if args.cache is None else _open_cache(args.cache)
+    prior = open_prior(args.prior, **options.prior_options(args))
+    prep.set_up(prior.tokenizer)
+    scorer = Scorer(prior, policy, cache, args.batch_tokens)
+    number, count = args.shard
+    desc = f"part {number}/{count}" if count > 1 else None
+    begin = time.monotonic()
+
+    def count_rows() -> int | None:
+        return (total := data.count_rows()) and len(range(number, total, count))
+
+    try:
+        if cache is not None:
+            cache.open(Identity.of(prior, policy))
+            cache.refresh()
+        with progress_bar(count_rows, "rows", desc=desc, shown=shows_progress) as bar:
+            windows = read_windows(data, prior, prep, args.batch_tokens, args.shard)
+            edited = (scorer.edit(window, bar) for window in windows)
+            _write(args.output, edited, data, prep, prior.tokenizer, bar)
+            if not scorer.counts["rows"] and count == 1:  # a part of few rows may be empty
+                raise data.error("it holds no rows; check the path")
+        scorer.write()
+    except KeyboardInterrupt:
+        scorer.write()
+        kept = "" if cache is None else "; what was decided is kept: start again to continue"
+        print(f"interrupted after {scorer.counts['rows']:,} rows{kept}", file=sys.stderr)
+        return 130
+    except DamagedFileError as error:
+        raise UnusableError(str(error)) from None
+    _print_report(args, prep, scorer.counts, time.monotonic() - begin, prior)
+    if cache is not None:
+        _print_cache(args.cache, policy, scorer.counts, cache)
+    return 0
+
+
+def _open_cache(path: Path) -> DecisionCache:
+    try:
+        cache = DecisionCache(path, max_bytes=_NO_LIMIT)
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):  # fail before hours of scoring, not after
+            pass
+    except OSError as error:
+        raise UnusableError(
+            f"--cache {path}: can't be written to ({error}); name a folder, new or of a cache"
+        ) from None
+    return cache
+
+
+def _write(
+    output: Path | None, edited: Iterator[Any], data: Any, prep: Any, tokenizer: Any, bar: Any
+) -> None:
+    """Write the edited rows. All columns follow the tokens, and text is decoded from them."""
+    if output is None:
+        deque(edited, maxlen=0)  # go through them
+        return
+    now: list[Any] = []  # the tokens of the rows, and which of them are dropped
+
+    def edit(_: Any, documents: Any) -> Any:
+        texts = documents.texts()
+        texts.tokens[:], texts.removed[:] = now
+        return texts, np.ones(len(documents.keys), bool)
+
+    def rows() -> Iterator[Any]:
+        for batch, *now[:] in edited:
+            yield from reviser.revise(batch)
+
+    reviser = Reviser(data, edit, tokenizer, prep, with_text=True)
+    with whole(output, "--output", replace=False) as target:
+        write_rows(data, reviser, rows(), target, output.suffix, bar)
+
+
+def _print_report(
+    args: argparse.Namespace, prep: Any, counts: Counter[str], seconds: float, prior: Any
+) -> None:
+    num_scored, num_tokens = counts["scored"], counts["tokens"]
+    print(
+        f"{counts['rows']:,} rows, {counts['documents']:,} documents, {num_tokens:,} tokens: "
+        f"{num_scored:,} scored, {counts['selected']:,} selected "
+        f"({counts['selected'] / max(num_scored, 1):.2%})\n"
+        f"{seconds:,.1f} s, {num_tokens / max(seconds, 1e-9):,.0f} tokens/s, on {prior.device}"
+    )
+    if args.output is not None:
+        print(
+            f"{args.output}: the edit of epoch 0: {counts['changed']:,} changed "
+            f"({counts['changed'] / max(num_scored, 1):.2%}), {counts['dropped']:,} removed"
+        )
+    if counts["rows_from_text"]:
+        print(
+            f"Note: {counts['rows_from_text']:,} of the rows held text or chats, tokenized as "
+            f"SFTTrainer does, {'with' if prep.add_eos else 'without'} an end token after text. If "
+            "training sets other fields of SFTConfig, give them here, too (--max-length, "
+            "--truncation-mode, ...). If it packs by wrapped: "
+            "trainer.train_dataset.save_to_disk(FOLDER), and --data FOLDER."
+        )
+
+
+def _print_cache(
+    path: Path, policy: EditPolicy, counts: Counter[str], cache: DecisionCache
+) -> None:
+    identity = cache.identity
+    assert identity is not None
+    new, known = counts["decided"], counts["editable"] - counts["decided"]
+    print(
+        f"{path}: {cache.num_documents:,} documents in {cache.nbytes:,} bytes; {new:,} new, "
+        f"{known:,} known already"
+        + (f" ({counts['new_bytes'] / counts['new_tokens']:.2f} bytes a token)" if new else "")
+    )
+    # If the cache holds several priors, say which one.
+    several = sum(one.policy == identity.policy for one in list_identities(path)) > 1
+    prior = f'cache.prior(policy, "{identity.digest[:12]}")' if several else "cache.prior(policy)"
+    print(
+        "\nTo train without the prior:\n\n"
+        "    from toedit_collate import DecisionCache, EditPolicy, ToEditCollator\n\n"
+        f'    policy, cache = {as_python(policy)}, DecisionCache("{path}")\n'
+        f"    collator = ToEditCollator({prior}, policy, tokenizer=tokenizer, cache=cache)\n"
+        f"    # or, with SFTTrainer: attach(trainer, {prior}, policy, cache=cache)"
+    )
+
+
+def as_python(policy: EditPolicy) -> str:
+    """The policy as Python code, without default values."""
+    arguments = (
+        f"{field.name}={getattr(policy, field.name)!r}"
+        for field in dataclasses.fields(policy)
+        if getattr(policy, field.name) != field.default
+    )
+    return f"EditPolicy({', '.join(arguments)})"
+
+
+class Window(NamedTuple):
+    """Some rows of the data, and their N documents of M tokens.
+
+    Attributes:
+        rows: as they were read.
+        documents: of the rows; longer ones are cut.
+        labels: (M,) int64, -100 for a token without one.
+    """
+
+    rows: Batch
+    documents: Documents
+    labels: Array
+
+    def padded(self, batch_tokens: int) -> Iterator[tuple[Tensor, Tensor, Tensor, Array]]:
+        """The documents, those of similar length together, one to a row.
+
+        Args:
+            batch_tokens: the most tokens in a batch, padding included. A longer document gets a
+                batch of its own.
+
+        Yields:
+            input_ids: (B, T) int64, padded on the right.
+            real: (B, T) bool, False at padding.
+            labels: (B, T) int64, -100 at padding and for tokens without a label.
+            members: (m,) int64, which of the M tokens these are, row by row.
+        """
+        start, lengths = self.documents.start, self.documents.lengths
+        # The longest first: if they do not fit into memory, the command fails at once.
+        order = np.argsort(-lengths, kind="stable")
+        done = 0
+        while done < len(order):
+            T = int(lengths[order[done]])
+            chosen = order[done : done + max(1, batch_tokens // T)]
+            done += len(chosen)
+            members = ranges(start[chosen], lengths[chosen])
+            real = torch.arange(T) < torch.from_numpy(lengths[chosen]).unsqueeze(-1)
+            input_ids = torch.zeros(real.shape, dtype=torch.int64)
+            input_ids[real] = torch.from_numpy(self.documents.tokens[members])
+            labels = torch.full_like(input_ids, -100)
+            labels[real] = torch.from_numpy(self.labels[members])
+            yield input_ids, real, labels, members
+
+
+def read_windows(
+    data: Data, prior: Prior, prep: Preparation, batch_tokens: int, shard: tuple[int, int]
+) -> Iterator[Window]:
+    """Read the data, some rows at a time.
+
+    Args:
+        data: rows with tokens, text or chats.
+        prior: its tokenizer makes tokens of text; it must be able to score the documents.
+        prep: how rows become tokens, and longer documents windows.
+        batch_tokens: how many tokens are scored at once.
+        shard: I and N, to read the I-th of N parts.
+
+    Raises:
+        UnusableError: a row can't be used.
+    """
+    rows, tokenized = Batch([], []), Batch([], [])
+    num_tokens = num_read = 0
+    for batch in data.batches():
+        # Row by row in turn, so that the parts have the same size, and documents of all lengths.
+        mine = slice((shard[0] - num_read) % shard[1], None, shard[1])
+        num_read += len(batch.rows)
+        # The original rows are kept: the output depends on which columns they have.
+        part = Batch([dict(row) for row in batch.rows[mine]], batch.names[mine])
+        tokenize(data, part, prior.tokenizer, prep)
+        rows.rows.extend(batch.rows[mine])
+        tokenized.rows.extend(part.rows)
+        tokenized.names.extend(part.names)
+        num_tokens += sum(len(row["input_ids"]) for row in part.rows)
+        if num_tokens >= BATCHES_PER_WINDOW * batch_tokens:
+            yield _window(data, prior, prep, rows, tokenized)
+            rows, tokenized, num_tokens = Batch([], []), Batch([], []), 0
+    if tokenized.rows:
+        yield _window(data, prior, prep, rows, tokenized)
+
+
+def _window(data: Data, prior: Prior, prep: Preparation, rows: Batch, tokenized: Batch) -> Window:
+    documents = find_documents(data, tokenized)
+    labels = labels_of(data, tokenized, documents, prep)
+    documents = documents.cut(prep.window)
+    longest = prior.max_length
+    too_long = documents.lengths > (np.inf if longest is None else longest)
+    if too_long.any():
+        number = int(np.flatnonzero(too_long)[0])
+        raise data.error(
+            f"a document of {tokenized.names[documents.row[number]]} has "
+            f"{documents.lengths[number]} tokens, more than the prior's {longest} positions; cut "
+            f"it into windows with --max-length {longest}, or shorten it as in training"
+        )
+    check_ids(data, tokenized, documents, prior.vocab_size)
+    return Window(Batch(rows.rows, tokenized.names), documents, labels)
+
+
+class Scorer:
+    """Edits windows, and fills the cache.
+
+    Args:
+        prior: scores what is not in the cache.
+        policy: of the edit.
+        cache: or None.
+        batch_tokens: how many tokens are scored at once.
+
+    Attributes:
+        counts: what was done so far. `editable` documents have a token that the policy is applied
+            to. `decided` of them were not in the cache before; they take `new_bytes` in it, and
+            have about `new_tokens`.
+    """
+
+    def __init__(
+        self, prior: Prior, policy: EditPolicy, cache: DecisionCache | None, batch_tokens: int
+    ) -> None:
+        self.counts: Counter[str] = Counter()
+        self._prior, self._policy, self._cache = prior, policy, cache
+        self._batch_tokens = batch_tokens
+        self._begun_at = self._written_at = time.monotonic()
+
+    def edit(self, window: Window, bar: Any) -> tuple[Batch, Array, Array]:
+        """Edit a window.
+
+        Args:
+            window: of the data.
+            bar: of progress; counts rows.
+
+        Returns:
+            The rows as they were read; (M,) int64, their tokens after the edit of epoch 0; (M,)
+            bool, the tokens that the edit drops.
+
+        Raises:
+            UnusableError: the prior can't score it, or the cache can't be written.
+        """
+        tokens = window.documents.tokens.copy()
+        removed = np.zeros(len(tokens), bool)
+        for input_ids, real, labels, members in window.padded(self._batch_tokens):
+            tokens[members], removed[members] = self._edit_batch(input_ids, real, labels)
+            speed = self.counts["tokens"] / (time.monotonic() - self._begun_at)
+            bar.set_postfix_str(
+                f"{self.counts['tokens']:,} tokens, {speed:,.0f} tokens/s", refresh=False
+            )
+            bar.update(0)
+        self.counts["rows"] += len(window.rows.rows)
+        self.counts["rows_from_text"] += sum(not row.get("input_ids") for row in window.rows.rows)
+        bar.update(len(window.rows.rows))
+        if time.monotonic() - self._written_at > SECONDS_BETWEEN_WRITES:
+            self.write()
+        return window.rows, tokens, removed
+
+    def write(self) -> None:
+        """Write the cache; raises an UnusableError if it can't be written."""
+        self._written_at = time.monotonic()
+        try:
+            if self._cache is not None:
+                self._cache.flush()
+        except OSError as error:
+            raise UnusableError(
+                f"--cache can't be written ({error}); make room, and start again: what was written "
+                "before is kept"
+            ) from None
+
+    def _edit_batch(self, input_ids: Tensor, real: Tensor, labels: Tensor) -> tuple[Array, Array]:
+        documents, num_bytes = self._in_cache()
+        try:
+            result = edit_tokens(
+                self._prior, input_ids, attention_mask=real.long(), labels=labels,
+                policy=self._policy, cache=self._cache,
+            )  # fmt: skip
+        except ValueError as error:  # the prior returned NaN, or a file of the cache is damaged
+            raise UnusableError(str(error)) from None
+        counts, num_tokens = self.counts, int(real.sum())
+        counts["documents"] += len(input_ids)
+        counts["tokens"] += num_tokens
+        for name in ("scored", "selected", "changed", "dropped"):
+            counts[name] += int(getattr(result, name).sum())
+        counts["editable"] += int(result.scored.any(-1).sum())
+        now = self._in_cache()
+        counts["decided"] += now[0] - documents
+        counts["new_bytes"] += now[1] - num_bytes
+        # Approximation: count the whole batch as new if any document is new. After a restart, a
+        # batch is almost always all new or all known.
+        counts["new_tokens"] += num_tokens if now[0] > documents else 0
+        edited = result.input_ids
+        if result.source is not None:  # tokens were dropped: put the others back in their places
+            rows, columns = (result.source >= 0).nonzero().unbind(-1)
+            edited = input_ids.clone()
+            edited[rows, result.source[rows, columns]] = result.input_ids[rows, columns]
+        return edited[real].numpy(), result.dropped[real].numpy()
+
+    def _in_cache(self) -> tuple[int, int]:
+        """Documents and bytes in the cache."""
+        return (0, 0) if self._cache is None else (self._cache.num_documents, self._cache.nbytes)
