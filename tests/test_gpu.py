@@ -4,14 +4,13 @@ import pytest
 import reference
 import torch
 from conftest import likely_ids, make_llama, make_tokenizer
-from plan_trial import Trial, on_one
+from planned_step import RealStep
 from running import CONFIGS
 from torch.utils.data import DataLoader
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from toedit_collate import EditPolicy, Journal, Prior, ToEditCollator, edit_tokens
-from toedit_collate.commands.plan.cards import find_card
-from toedit_collate.commands.plan.estimate import estimate
+from toedit_collate.commands.plan import CARDS, Sharding, make_plan, read_run
 from toedit_collate.head import kernels
 
 pytestmark = [
@@ -237,9 +236,7 @@ def test_a_lora_step_takes_the_memory_that_was_planned(small_prior):
     if torch.cuda.mem_get_info()[0] < 40 * 2**30:
         pytest.skip("takes 40 GiB")
     config = CONFIGS / f"sft_lora_llama3_8b{'_small_prior' * small_prior}.yaml"
-    smaller = ["--per_device_train_batch_size", "2"]
-    plan = on_one(estimate(config, find_card("a100-80gb"), overrides=smaller))
-    trial = Trial(plan, "cuda")
-    assert trial.peak(edited=True) == pytest.approx(plan.memory.peak, rel=0.25)
-    unedited = max(b for name, b in plan.memory.moments.items() if name != "edit pass")
-    assert trial.peak(edited=False) == pytest.approx(unedited, rel=0.25)
+    full_rows = "--packing true --packing_strategy wrapped --per_device_train_batch_size 2"
+    run = read_run(config, full_rows.split())
+    plan = make_plan(run, CARDS["a100-80gb"], Sharding(), 0.4)
+    assert RealStep(run, "cuda").peak() == pytest.approx(plan.peak, rel=0.25)

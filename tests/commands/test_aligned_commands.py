@@ -137,30 +137,3 @@ def test_inspect_counts_the_ways_of_scoring(tmp_path, capsys, prior_folder, trai
     assert sum(ways[name]["tokens"] for name in scored) == of_all["tokens"] > 0
     assert ways["begins inside one"]["tokens"] > 0 == ways["begins inside one"]["selected"]
     assert any(line.startswith("chain of several") for line in printed.splitlines())
-
-
-def test_bench(tmp_path, capsys, prior_folder, trainee_folder):
-    data = tmp_path / "text.jsonl"
-    data.write_text("".join(json.dumps({"text": TEXT[n:] + " 12 345"}) + "\n" for n in range(4)))
-    options = (
-        "bench", "--prior", prior_folder, "--data", data, "--batch-size", "2", "--max-length", "48",
-        "--pairs", "2", "--dtype", "float32", "--json", "-",
-    )  # fmt: skip
-    status, printed, error = run(capsys, *options, "--prior-aligned", trainee_folder)
-    assert status == 0, error
-    (part,) = json.loads(printed)["parts"].items()
-    assert part[0] == "aligned"
-    names = [row["name"] for row in part[1]["rows"]]
-    assert len(names) == 3
-    assert names[0] == "own tokens"
-    assert all(row["ratio"] > 0 for row in part[1]["rows"][1:])
-    assert 0.5 < part[1]["aligned_share"] <= 1
-    status, _, error = run(capsys, *options, "--prior-aligned", prior_folder)
-    assert status == 2
-    assert "is the prior's own, for which nothing is aligned; name another one" in error
-
-
-def test_bench_of_random_weights(capsys, trainee_folder):
-    status, _, error = run(capsys, "bench", "--prior-aligned", trainee_folder)
-    assert status == 2
-    assert "random weights have no tokenizer; add --prior" in error

@@ -32,17 +32,15 @@ def place(tmp_path_factory):
 
 COMMANDS = {
     "inspect": "inspect --prior {place}/prior --data {place}/data.jsonl --html {out}/a.html",
-    "report": "report --prior {place}/prior --data {place}/data.jsonl --output {out} --map none",
-    "theory": "theory --output {out} --runs 4 --edits 2 --samples 20",
     "plan": "plan --config {config} --json {out}/plan.json",
     "recipes": "recipes copy pretrain_tiny {out}/new",
 }
 READS = {
     "journal show": ("journal show {place}/journal", "stores.journal.files.read_frame"),
     "journal verify": ("journal verify {place}/journal", "stores.journal.files.read_frame"),
-    "bench": ("bench --prior {place}/prior", "commands.bench.run.run_bench"),
+    "bench": ("bench --prior {place}/prior", "commands.bench.run_bench"),
     "demo": ("demo", "commands.demo.run.run_demo"),
-    "sft": ("sft --config {config}", "commands.sft.run.run_sft"),
+    "sft": ("sft --config {config}", "commands.sft._run"),
 }
 
 

@@ -14,7 +14,7 @@ from ...editing.edit import EditResult, edit_tokens
 from ...policy import EditPolicy
 from ...prior.families import find_trunk, unwrap_model
 from ...prior.prior import Prior
-from ..measuring.timing import compare
+from ..bench import compare
 
 Batch = dict[str, Any]
 """What `edit_tokens` takes of a collated batch: input_ids, attention_mask and labels."""
@@ -80,7 +80,7 @@ class Cost:
 def edit_cost(prior: Prior, batches: list[Batch], policy: EditPolicy, most: int = 15) -> Cost:
     """Compare the edit pass with the forward pass that it can't do without.
 
-    At most `most` pairs are timed; fewer, but three at least, where that takes too long.
+    At most `most` pairs are timed; fewer, but five at least, where that takes too long.
     """
     trunk = find_trunk(unwrap_model(prior.model))
 
@@ -93,14 +93,12 @@ def edit_cost(prior: Prior, batches: list[Batch], policy: EditPolicy, most: int 
     def edit(number: int) -> object:
         return edit_tokens(prior, **batches[number % len(batches)], policy=policy)
 
-    times = compare(
-        {"edit": edit, "forward": forward}, prior.device, pairs=most, seconds=_SECONDS, least=3
-    )
-    ratios = times.ratios("edit", "forward")
+    times = compare({"edit": edit, "forward": forward}, prior.device, rounds=most, seconds=_SECONDS)
+    ratios = [a / b for a, b in zip(times["edit"], times["forward"], strict=True)]
     return Cost(
         ratio=statistics.median(ratios),
         lowest=min(ratios),
         highest=max(ratios),
         num_pairs=len(ratios),
-        forward_ms=times.milliseconds("forward"),
+        forward_ms=1000 * statistics.median(times["forward"]),
     )

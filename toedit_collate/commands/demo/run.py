@@ -12,8 +12,8 @@ from ...data.demo_model import make_prior, perplexity, read_corpus
 from ...data.demo_text import Corpus, enough_examples, plain_text, python_topics
 from ...errors import UnusableError
 from ...prior.prior import Prior
-from ..measuring.threads import fastest_threads
 from .report import COMPARED, section, show_cost, show_passage, show_runs, show_shares
+from .threads import fastest_threads
 from .tune import BATCH_SIZE, max_length, training_batches
 
 
