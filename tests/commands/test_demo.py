@@ -379,7 +379,7 @@ def _write(path: Path, rows: str | bytes | list) -> Path:
         ("x.doc", "a", r"ends in '\.doc'; give files of one kind of \.jsonl"),
         ("x.csv", "a,b\n1,2\n", r"line 2 has \['a', 'b'\]; .*rename"),
         ("x.jsonl", [{"body": "a"}], r"line 1 has \['body'\]; .*rename the columns"),
-        ("x.jsonl", [{"prompt": "a"}], r"line 1 has \['prompt'\]"),
+        ("x.jsonl", [{"prompt": "a"}], r"completion of line 1 is missing"),
         ("x.jsonl", ["text"], r"line 1 is a str"),
         ("x.jsonl", '{"text": "a"}\n{"text', r"line 2 is not JSON .*one JSON object a line"),
         ("x.jsonl", [{"text": 5}], r"text of line 1 is neither text nor .*5"),

@@ -40,7 +40,7 @@ READS = {
     "journal verify": ("journal verify {place}/journal", "stores.journal.files.read_frame"),
     "bench": ("bench --prior {place}/prior", "commands.bench.run_bench"),
     "demo": ("demo", "commands.demo.run.run_demo"),
-    "sft": ("sft --config {config}", "commands.sft._run"),
+    "sft": ("sft --config {config}", "commands.sft.run_sft"),
 }
 
 
