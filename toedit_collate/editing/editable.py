@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..policy import EditPolicy, Protect
 from ..prior.base import BasePrior
-from ..tokens.protection import rule_mask, structure_mask
+from ..tokens.protection import id_mask, rule_mask
 from ..tokens.token_batch import TokenBatch
 
 
@@ -23,10 +23,9 @@ def find_editable(prior: BasePrior, policy: EditPolicy, batch: TokenBatch) -> Te
         )
     if policy.scope == "loss" and batch.labels is not None:
         editable &= batch.labels.reshape(-1)[batch.documents.index] != -100
-    special = set(prior.special_ids) if policy.protect_special else set()
-    runs = prior.template_sequences if policy.protect_special else []
-    ids = special | set(policy.protected_token_ids)
-    editable &= ~structure_mask(batch.tokens, batch.documents.document, ids, runs)
+    if policy.protect_special:
+        editable &= ~prior.protection.mask(batch.tokens, batch.documents)
+    editable &= ~id_mask(batch.tokens, policy.protected_token_ids)
     if isinstance(policy.protect, str):
         editable &= ~rule_mask(policy.protect, batch.tokens, batch.documents, prior.tokenizer)
     elif policy.protect is not None:

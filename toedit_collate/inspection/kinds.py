@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ..tokens.protection import special_token_ids, structure_mask, template_sequences
+from ..tokens.documents import find_documents
+from ..tokens.protection import Protection
 
 # A token has one of these seven forms. A token in code or markup counts there as well.
 FORMS = (
@@ -88,8 +89,7 @@ class Reader:
                 "Prior(model, tokenizer)"
             )
         self.tokenizer = tokenizer
-        self._special = torch.tensor(sorted(special_token_ids(tokenizer)), dtype=torch.int64)
-        self._runs = template_sequences(tokenizer)
+        self._protection = Protection.of(tokenizer)
         self._known: dict[int, str] = {}
         self._anchor = self._find_anchor()
 
@@ -111,7 +111,8 @@ class Reader:
         """
         pieces = self.pieces(ids)
         tokens = torch.tensor(ids, dtype=torch.int64)
-        template = structure_mask(tokens, torch.zeros_like(tokens), self._special, self._runs)
+        documents = find_documents(tokens.unsqueeze(0), None, None)
+        template = self._protection.mask(tokens, documents)
         return Text(pieces, find_kinds(pieces, template.numpy()))
 
     def pieces(self, ids: list[int]) -> list[str]:

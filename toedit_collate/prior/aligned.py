@@ -23,7 +23,7 @@ from ..tokens.alignment.document import AlignedDocument, Aligner
 from ..tokens.alignment.groups import Groups, first_tokens
 from ..tokens.alignment.ways import ways_of
 from ..tokens.checks import check_same_tokenizer
-from ..tokens.protection import special_token_ids, template_sequences
+from ..tokens.protection import Protection
 from ..tokens.token_batch import TokenBatch
 from ..transfer import send
 from .base import BasePrior
@@ -78,8 +78,7 @@ class AlignedPrior(BasePrior):
         self._prior = prior
         self.tokenizer = tokenizer
         self.generation = prior.generation
-        self.special_ids = special_token_ids(tokenizer)
-        self.template_sequences = template_sequences(tokenizer)
+        self.protection = Protection.of(tokenizer)
         self.aligner = DocumentAligner(Aligner(trainee, own))
         first = first_tokens(trainee, own, special=self.aligner.one.special)
         self._groups = Groups.of(first, len(trainee.bytes))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NoReturn, Protocol, TypeVar
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from ..head.candidates import Candidates
 from ..head.logprob import Scores
 from ..policy import EditPolicy
+from ..tokens.protection import Protection
 from ..tokens.token_batch import TokenBatch
 from .swap import PreparedSwap
 
@@ -84,15 +86,14 @@ class BasePrior(ABC):
     Attributes:
         generation: number of swaps so far; 0: the weights are the ones it was made with.
         tokenizer: of the ids; None: not known.
-        special_ids: ids that stand for no text.
-        template_sequences: the runs of ids that the chat template writes.
+        protection: what its tokenizer says must not be edited; and, within `protecting`, what the
+            trainee's says.
         aligner: aligns the documents of a batch in DataLoader workers; None: nothing to align.
     """
 
     generation: int = 0
     tokenizer: Any = None
-    special_ids: set[int]
-    template_sequences: list[list[int]]
+    protection: Protection
     aligner: Any = None
 
     def __getstate__(self) -> NoReturn:
@@ -148,7 +149,26 @@ class BasePrior(ABC):
         """The prior that scores its own tokens: itself, unless it is aligned to a tokenizer."""
         return self
 
+    @property
+    def special_ids(self) -> frozenset[int]:
+        """Ids that stand for no text."""
+        return self.protection.special_ids
+
     # Editing one batch.
+
+    @contextmanager
+    def protecting(self, protection: Protection) -> Iterator[None]:
+        """Protect what another tokenizer says, too, for the time of an edit.
+
+        Not for longer: a prior may edit for several trainees, and an edit must not depend on which
+        of them came first.
+        """
+        own = self.protection
+        self.protection = own | protection
+        try:
+            yield
+        finally:
+            self.protection = own
 
     def scorable(self, batch: TokenBatch) -> Tensor:
         """Which tokens have a probability, (M,) bool on the host: never the first of a document."""

@@ -150,8 +150,7 @@ class ModelPrior(BasePrior):
         """
         self._vocabulary = Vocabulary(self.head.vocab_size, tokenizer)
         self.tokenizer = tokenizer
-        self.special_ids = self._vocabulary.special_ids
-        self.template_sequences = self._vocabulary.template_sequences
+        self.protection = self._vocabulary.protection
 
     def forbidden_ids(self, *, forbid_special: bool, device: torch.device | None = None) -> Tensor:
         """The ids that must not be drawn: (m,) int64, on the prior's device or another.
@@ -159,7 +158,8 @@ class ModelPrior(BasePrior):
         Ids that no token of the tokenizer has are padding of the vocabulary, and stand for no text.
         """
         device = self.device if device is None else device
-        return self._vocabulary.forbidden(forbid_special=forbid_special, device=device)
+        special = self.special_ids if forbid_special else frozenset()
+        return self._vocabulary.forbidden(special, device)
 
     # Scoring a batch.
 

@@ -2,104 +2,122 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from ..policy import parse_rules
+from .chat_template import BETWEEN, ChatPatterns, special_token_ids
 from .documents import Documents
 from .rules import find_spans
 from .spelling import Spelling, text_of
 
-logger = logging.getLogger("toedit_collate")
 
-# Stand-ins for what people say, to see which tokens of a rendered conversation the template adds.
-_CONTENTS = ("Xylophone", "Quizmaster", "Jackdaw", "Vortex", "Zephyr")
+@dataclass(frozen=True)
+class Protection:
+    """What tokenizers say must not be edited: their special tokens, and their templates' text.
 
+    Example:
+        >>> Protection(frozenset({7})) | Protection(frozenset({8}))
+        Protection(special_ids=frozenset({8, 7}), templates=())
 
-def special_token_ids(tokenizer: Any) -> set[int]:
-    """Ids of special tokens, and of added tokens that the chat template writes.
-
-    Args:
-        tokenizer: of the prior; None: no token is known to be special.
+    Attributes:
+        special_ids: ids that stand for no text; they are not drawn, either.
+        templates: what the chat templates write, each with the tokenizer that reads it.
     """
-    if tokenizer is None:
-        return set()
-    ids = set(tokenizer.all_special_ids)
-    template = _template_text(tokenizer)
-    for token_id, token in getattr(tokenizer, "added_tokens_decoder", {}).items():
-        if token.special or token.content in template:
-            ids.add(token_id)
-    return ids
 
+    special_ids: frozenset[int] = frozenset()
+    templates: tuple[tuple[ChatPatterns, Any], ...] = ()
 
-def template_sequences(tokenizer: Any) -> list[list[int]]:
-    r"""The runs of tokens that the chat template puts around what people say.
+    @classmethod
+    def of(cls, tokenizer: Any) -> Protection:
+        """What a tokenizer says; nothing for None."""
+        if tokenizer is None:
+            return cls()
+        patterns = ChatPatterns.of(tokenizer)
+        templates = ((patterns, tokenizer),) if patterns.patterns else ()
+        return cls(frozenset(special_token_ids(tokenizer)), templates)
 
-    For ChatML, for example: `<|im_start|>user\n` and `<|im_end|>\n<|im_start|>assistant\n`. A
-    template that cannot be rendered, or a tokenizer without one, has none.
+    def __or__(self, other: Protection) -> Protection:
+        """What either of two says."""
+        known = {patterns for patterns, _ in self.templates}
+        added = tuple(one for one in other.templates if one[0] not in known)
+        return Protection(self.special_ids | other.special_ids, self.templates + added)
 
-    Args:
-        tokenizer: of the prior, or None.
-    """
-    if tokenizer is None or not getattr(tokenizer, "chat_template", None):
-        return []
-    found: set[tuple[int, ...]] = set()
-    roles: tuple[str, ...]
-    for opening in (("user", "assistant"), ("system", "user", "assistant")):
-        roles = (*opening, "user", "assistant")
-        contents = _CONTENTS[: len(roles)]
-        messages = [
-            {"role": role, "content": content}
-            for role, content in zip(roles, contents, strict=True)
-        ]
-        for prompt in (False, True):
-            try:
-                text = tokenizer.apply_chat_template(
-                    messages[:-1] if prompt else messages,
-                    tokenize=False,
-                    add_generation_prompt=prompt,
+    def mask(self, tokens: Tensor, documents: Documents) -> Tensor:
+        """Which tokens are special, or written by a template.
+
+        Args:
+            tokens: (M,) int64, of all documents, one after another.
+            documents: of the batch.
+
+        Returns:
+            (M,) bool.
+
+        Raises:
+            ValueError: the tokenizer of a template is not known.
+        """
+        found = id_mask(tokens, self.special_ids).numpy()
+        special = found.copy()
+        for patterns, tokenizer in self.templates:
+            if tokenizer is None:
+                raise ValueError(
+                    "the prior's chat template is known, but no tokenizer to read the tokens with; "
+                    "pass one: prior.set_tokenizer(tokenizer)"
                 )
-            except Exception as error:  # templates are programs: they may raise anything
-                logger.debug("chat template not rendered with roles %s: %s", roles, error)
-                continue
-            found.update(_runs_between(tokenizer, text, contents[:-1] if prompt else contents))
-    return [list(run) for run in sorted(found)]
+            spelled = Spelling.of(tokenizer).of_tokens(tokens.tolist(), tokenizer, with_names=True)
+            found |= _written(patterns, spelled, documents, special)
+        return torch.from_numpy(found)
 
 
-def structure_mask(
-    tokens: Tensor, document: Tensor, special_ids: Iterable[int], sequences: list[list[int]]
-) -> Tensor:
-    """Where special tokens and runs of the chat template stand; a run lies in one document.
+def _written(
+    patterns: ChatPatterns,
+    spelled: list[bytes],
+    documents: Documents,
+    special: npt.NDArray[np.bool_],
+) -> npt.NDArray[np.bool_]:
+    """Which of M tokens a template wrote, by the bytes that they stand for: (M,) bool."""
+    starts = documents.start.tolist()
+    apart: list[bytes] = []  # no text goes on from one document into the next
+    for start, length in zip(starts, documents.lengths, strict=True):
+        apart.append(BETWEEN.encode())
+        apart += spelled[start : start + length]
+    text, begin, end = text_of([*apart, BETWEEN.encode()])
+    here = np.arange(len(spelled)) + documents.document.numpy() + 1
+    begin, end = begin[here], end[here]
+    written = np.zeros(len(text), dtype=bool)
+    for span_begin, span_end in patterns.spans(text):
+        written[span_begin:span_end] = True
+    for start, length in zip(starts, documents.lengths, strict=True):
+        last = start + length - 1
+        while last > start and special[last]:
+            last -= 1
+        edges = int(begin[start]), int(end[start + length - 1]), int(end[last])
+        for span_begin, span_end in patterns.edges(text, *edges):
+            written[span_begin:span_end] = True
+    blank = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32) == ord(" ")
 
-    Args:
-        tokens: (M,) int64, of all documents, one after another.
-        document: (M,) int64, the number of each token's document.
-        special_ids: ids.
-        sequences: runs of ids (`template_sequences`).
+    def has(characters: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+        count = np.concatenate([[0], np.cumsum(characters)])
+        return count[end] > count[begin]
 
-    Returns:
-        (M,) bool.
-    """
-    given, number = tokens.numpy(), document.numpy()
-    ids = np.fromiter(special_ids, dtype=np.int64)
-    if len(given) == 0:
+    # A word of the message may begin with the blank that the template puts before it.
+    return has(written & ~blank) | (has(written) & ~has(~written & ~blank))
+
+
+def id_mask(tokens: Tensor, ids: Iterable[int]) -> Tensor:
+    """Which of (M,) int64 tokens are among some ids: (M,) bool."""
+    if tokens.numel() == 0:
         return torch.zeros(0, dtype=torch.bool)
-    is_special = np.zeros(int(given.max()) + 1, dtype=bool)
-    is_special[ids[ids < len(is_special)]] = True
-    mask = is_special[given]
-    for run in sequences:
-        begin = np.flatnonzero(given[: max(0, len(given) - len(run) + 1)] == run[0])
-        for offset, token_id in enumerate(run[1:], 1):
-            begin = begin[given[begin + offset] == token_id]
-        begin = begin[number[begin] == number[begin + len(run) - 1]]
-        for offset in range(len(run)):
-            mask[begin + offset] = True
-    return torch.from_numpy(mask)
+    given, wanted = tokens.numpy(), np.fromiter(ids, dtype=np.int64)
+    is_wanted = np.zeros(int(given.max()) + 1, dtype=bool)
+    is_wanted[wanted[wanted < len(is_wanted)]] = True
+    return torch.from_numpy(is_wanted[given])
 
 
 def rule_mask(rules: str, tokens: Tensor, documents: Documents, tokenizer: Any) -> Tensor:
@@ -136,29 +154,3 @@ def rule_mask(rules: str, tokens: Tensor, documents: Documents, tokenizer: Any) 
             last = int(np.searchsorted(begin, span_end, side="left"))
             here[first:last] = True
     return torch.from_numpy(mask)
-
-
-def _template_text(tokenizer: Any) -> str:
-    template = getattr(tokenizer, "chat_template", None) or ""
-    return " ".join(template.values()) if isinstance(template, dict) else str(template)
-
-
-def _runs_between(tokenizer: Any, text: str, contents: tuple[str, ...]) -> list[tuple[int, ...]]:
-    """The tokens of `text` before, between and behind `contents`."""
-    if any(content not in text for content in contents) or not tokenizer.is_fast:
-        return []
-    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    runs: list[tuple[int, ...]] = []
-    run: list[int] = []
-    spans = [(text.index(content), text.index(content) + len(content)) for content in contents]
-    special = set(tokenizer.all_special_ids)
-    for token_id, (begin, end) in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True):
-        if any(begin < span_end and span_begin < end for span_begin, span_end in spans):
-            runs.append(tuple(run))
-            run = []
-        else:
-            run.append(token_id)
-    runs.append(tuple(run))
-    # A lone ordinary token (a line feed, say) occurs in text too: only runs that a reader would
-    # recognise as the template's count.
-    return [run for run in runs if len(run) > 1 or (run and run[0] in special)]

@@ -44,29 +44,53 @@ class Spelling:
             if getattr(token, "special", False):
                 self._special.add(token_id)
         self._bytes: dict[int, bytes] = {}
+        self._with_names: dict[int, bytes] = {}
 
     @classmethod
     def of(cls, tokenizer: Any) -> Spelling:
         """That of a tokenizer; made once."""
         known = _KNOWN.get(tokenizer)
-        if known is None or len(tokenizer) != known._num_tokens:
+        made_of = (len(tokenizer), tuple(tokenizer.all_special_ids))
+        if known is None or known._made_of != made_of:
             known = _KNOWN[tokenizer] = cls(tokenizer)
-            known._num_tokens = len(tokenizer)
+            known._made_of = made_of
         return known
 
-    _num_tokens = 0
+    _made_of: tuple[int, tuple[int, ...]] = (0, ())
 
-    def of_tokens(self, ids: Sequence[int], tokenizer: Any) -> list[bytes]:
-        """The bytes of each token; `BORDER` for a special one, nothing for an unknown id."""
-        missing = [i for i in set(ids) if i not in self._bytes]
+    def of_tokens(
+        self, ids: Sequence[int], tokenizer: Any, *, with_names: bool = False
+    ) -> list[bytes]:
+        """The bytes of each token; nothing for an unknown id.
+
+        Args:
+            ids: of the tokens.
+            tokenizer: that made them.
+            with_names: write special tokens by their names; otherwise, as `BORDER`.
+        """
+        spelled = self._with_names if with_names else self._bytes
+        missing = [i for i in set(ids) if i not in spelled]
         if missing:
             names = tokenizer.convert_ids_to_tokens(missing)
             for token_id, name in zip(missing, names, strict=True):
-                self._bytes[token_id] = self._spell(token_id, name)
-        return [self._bytes[i] for i in ids]
+                spelled[token_id] = self._spell(token_id, name, with_names)
+        return [spelled[i] for i in ids]
 
-    def _spell(self, token_id: int, name: str | None) -> bytes:
+    def text(self, text: str, tokenizer: Any) -> str:
+        """A text as its tokens spell it, special tokens by their names."""
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        spelled = self.of_tokens(ids, tokenizer, with_names=True)
+        return b"".join(spelled).decode("utf-8", errors="surrogateescape")
+
+    def names(self, ids: Sequence[int], tokenizer: Any) -> list[str]:
+        """The names of special tokens, the longest first."""
+        spelled = self.of_tokens(ids, tokenizer, with_names=True)
+        return sorted({one.decode() for one in spelled} - {""}, key=lambda n: (-len(n), n))
+
+    def _spell(self, token_id: int, name: str | None, with_names: bool) -> bytes:
         if token_id in self._special:
+            if with_names:
+                return self._added.get(token_id, name or "").encode()
             return BORDER.encode()
         if token_id in self._added:
             return self._added[token_id].encode()

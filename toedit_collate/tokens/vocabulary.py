@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .protection import special_token_ids, template_sequences
+from .protection import Protection
 
 
 def num_ids(tokenizer: Any) -> int:
@@ -30,8 +30,7 @@ class Vocabulary:
         ValueError: the tokenizer has more tokens than there are ids.
 
     Attributes:
-        special_ids: ids that stand for no text.
-        template_sequences: the runs of ids that the chat template writes.
+        protection: what the tokenizer says must not be edited.
     """
 
     def __init__(self, size: int, tokenizer: Any = None) -> None:
@@ -50,21 +49,24 @@ class Vocabulary:
             )
         self.size = size
         self.tokenizer = tokenizer
-        self.special_ids = special_token_ids(tokenizer)
-        self.template_sequences = template_sequences(tokenizer)
+        self.protection = Protection.of(tokenizer)
         self._no_text = torch.zeros(size, dtype=torch.bool)
         if tokenizer is not None:
             # Ids that no token has: padding of the vocabulary, and holes in the tokenizer.
             self._no_text[:] = True
             self._no_text[sorted(known - beyond)] = False
-        self._on_device: dict[tuple[bool, torch.device], Tensor] = {}
+        self._on_device: dict[tuple[frozenset[int], torch.device], Tensor] = {}
 
-    def forbidden(self, *, forbid_special: bool, device: torch.device) -> Tensor:
-        """The ids that must not be drawn: (m,) int64 on a device; made once for each."""
-        key = (forbid_special, device)
+    def forbidden(self, special_ids: frozenset[int], device: torch.device) -> Tensor:
+        """The ids that must not be drawn: (m,) int64 on a device; made once for each.
+
+        Args:
+            special_ids: ids that must not be drawn, besides those that no token has.
+            device: where they are wanted.
+        """
+        key = (special_ids, device)
         if key not in self._on_device:
             forbidden = self._no_text.clone()
-            if forbid_special:
-                forbidden[[i for i in self.special_ids if i < self.size]] = True
+            forbidden[[i for i in special_ids if i < self.size]] = True
             self._on_device[key] = forbidden.nonzero().squeeze(-1).to(device)
         return self._on_device[key]

@@ -102,6 +102,7 @@ class ToEditCollator:
         editor = BatchEditor(
             prior, policy, tokenizer=tokenizer, journal=journal, cache=cache, on_edit=on_edit
         )
+        editor.protect_tokens_of([base_collator])
         self._editor: BatchEditor | None = editor
         self.key = editor.key
         self.base_collator: BaseCollator = base_collator or DefaultCollator(editor.tokenizer)

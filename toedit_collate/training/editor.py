@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import uuid
 import weakref
@@ -19,6 +20,7 @@ from ..prior.base import BasePrior
 from ..stores.cache import DecisionCache, Identity
 from ..stores.journal import Journal
 from ..tokens.checks import check_same_tokenizer
+from ..tokens.protection import Protection
 from ..tokens.removal import shrink_other_keys
 from ..tokens.result import EditResult
 from ..tokens.token_batch import TokenBatch
@@ -32,6 +34,7 @@ from .trainee import (
     check_trainer,
     find_tokenizer,
     text_tokenizer,
+    tokenizer_of,
 )
 
 logger = logging.getLogger("toedit_collate")
@@ -108,6 +111,7 @@ class BatchEditor:
         self._is_at: tuple[int, int] | None = None  # generation and epoch
         self._fitted: Callable[[], Any] = lambda: None
         self._warned_about: set[str] = set()
+        self._protection = Protection()  # by the trainee's tokenizers
         self.tokenizer: Any = None
         self.adopt_tokenizer(tokenizer)
         self.tokenizer = prior.tokenizer if tokenizer is None else tokenizer
@@ -136,6 +140,15 @@ class BatchEditor:
         if self.tokenizer is None:
             self.tokenizer = tokenizer
         check_same_tokenizer(tokenizer, self.prior.tokenizer, self.prior.vocab_size)
+        self._protection |= Protection.of(tokenizer)
+
+    def protect_tokens_of(self, collators: Iterable[Any]) -> None:
+        """Protect what the tokenizers of collators say, too, if they mean the same by the ids."""
+        for tokenizer in map(tokenizer_of, collators):
+            if tokenizer is not None and self.prior.tokenizer is not None:
+                with contextlib.suppress(ValueError):
+                    check_same_tokenizer(tokenizer, self.prior.tokenizer, self.prior.vocab_size)
+                    self._protection |= Protection.of(tokenizer)
 
     def fit(
         self, model: Any, args: Any, processing_class: Any, collators: Iterable[Any] = ()
@@ -159,6 +172,7 @@ class BatchEditor:
         if tokenizer is None:
             tokenizer = find_tokenizer(model, collators)
         self.adopt_tokenizer(tokenizer)
+        self.protect_tokens_of(collators)
         check_trainee(model, self.prior)
         self._fitted = weakref.ref(model)
 
@@ -182,10 +196,11 @@ class BatchEditor:
                 several processes.
         """
         self._check(batch, site)
-        epoch, step = self._progress(origin, site)
-        with self.stats.timing(self.prior.device):
-            source = self._read(batch, origin, device)
-            edit = self._edit(source, epoch, step)
+        with self.prior.protecting(self._protection):
+            epoch, step = self._progress(origin, site)
+            with self.stats.timing(self.prior.device):
+                source = self._read(batch, origin, device)
+                edit = self._edit(source, epoch, step)
         self._count(source, edit)
         if self.on_edit is not None:
             self.on_edit(batch, edit.final)
@@ -320,7 +335,8 @@ class BatchEditor:
         self._is_at = (self.prior.generation, epoch)
         if world_size() > 1 and self.stores:
             if self.cache is not None:
-                self.cache.open(Identity.of(self.prior, self.policy))
+                with self.prior.protecting(self._protection):
+                    self.cache.open(Identity.of(self.prior, self.policy))
             self.flush()
             barrier()
             for store in self.stores:

@@ -111,13 +111,9 @@ def find_tokenizer(model: Any, collators: Iterable[Any]) -> Any:
     Returns:
         None where there is none; nothing is downloaded.
     """
-    for collator in collators:
-        while collator is not None:
-            tokenizer = text_tokenizer(getattr(collator, "tokenizer", None))
-            if hasattr(tokenizer, "get_vocab"):
-                return tokenizer
-            inside = ("data_collator", "base_collator")
-            collator = next((c for n in inside if (c := getattr(collator, n, None))), None)
+    known = next((t for t in map(tokenizer_of, collators) if t is not None), None)
+    if known is not None:
+        return known
     name = getattr(getattr(model, "config", None), "_name_or_path", "")
     if not name or not _has_tokenizer(name):
         return None
@@ -144,6 +140,17 @@ def _has_tokenizer(name: str) -> bool:
         return any(isinstance(try_to_load_from_cache(name, file), str) for file in files)
     except HFValidationError:  # no name on the hub
         return False
+
+
+def tokenizer_of(collator: Any) -> Any:
+    """The tokenizer of a collator, or of what stands inside it; None where there is none."""
+    while collator is not None:
+        tokenizer = text_tokenizer(getattr(collator, "tokenizer", None))
+        if hasattr(tokenizer, "get_vocab"):
+            return tokenizer
+        inside = ("data_collator", "base_collator")
+        collator = next((c for n in inside if (c := getattr(collator, n, None))), None)
+    return None
 
 
 def text_tokenizer(processing_class: Any) -> Any:

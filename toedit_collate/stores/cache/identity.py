@@ -39,7 +39,8 @@ class Identity:
         max_length: the longest document in tokens; None: no limit.
         pad_id: the id to pad rows with.
         special_ids: ids that are never edited or drawn if the policy protects them.
-        template_sequences: the runs of ids that the chat template writes.
+        template_patterns: texts that the chat template writes (`ChatPatterns`).
+        template_tails: texts that it writes at the end of a conversation.
     """
 
     prior: str
@@ -50,7 +51,8 @@ class Identity:
     max_length: int | None
     pad_id: int
     special_ids: tuple[int, ...]
-    template_sequences: tuple[tuple[int, ...], ...]
+    template_patterns: tuple[str, ...]
+    template_tails: tuple[str, ...]
 
     @classmethod
     def of(cls, prior: Any, policy: EditPolicy) -> Identity:
@@ -63,8 +65,8 @@ class Identity:
             return prior.identity_for(policy)
         tokenizer = prior.tokenizer
         size = 0 if tokenizer is None else len(tokenizer)
-        special_ids = tuple(sorted(prior.special_ids))
-        now = (prior.fingerprint, policy, tokenizer, size, special_ids, prior.vocab_size)
+        protection = prior.protection
+        now = (prior.fingerprint, policy, tokenizer, size, protection, prior.vocab_size)
         last = _LAST.get(prior)
         if last is not None and last[0] == now:
             return last[1]
@@ -76,8 +78,9 @@ class Identity:
             vocab_size=prior.vocab_size,
             max_length=prior.max_length,
             pad_id=prior.pad_id,
-            special_ids=special_ids,
-            template_sequences=tuple(tuple(run) for run in prior.template_sequences),
+            special_ids=tuple(sorted(protection.special_ids)),
+            template_patterns=tuple(p for one, _ in protection.templates for p in one.patterns),
+            template_tails=tuple(t for one, _ in protection.templates for t in one.tails),
         )
         _LAST[prior] = (now, identity)
         return identity
@@ -120,8 +123,8 @@ class Identity:
             values = {field.name: record[field.name] for field in dataclasses.fields(cls)}
             if record["checksum"] != _checksum(values):
                 raise ValueError("its checksum is wrong")
-            values["special_ids"] = tuple(values["special_ids"])
-            values["template_sequences"] = tuple(map(tuple, values["template_sequences"]))
+            for name in ("special_ids", "template_patterns", "template_tails"):
+                values[name] = tuple(values[name])
             identity = cls(**values)
         except (KeyError, OSError, RecursionError, TypeError, ValueError) as error:
             raise DamagedFileError(

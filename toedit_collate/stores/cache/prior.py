@@ -9,6 +9,8 @@ from torch import Tensor
 
 from ...policy import EditPolicy
 from ...prior.base import BasePrior
+from ...tokens.chat_template import ChatPatterns
+from ...tokens.protection import Protection
 from ...tokens.token_batch import TokenBatch
 from .identity import Identity, decision_record, describe_difference, tokenizer_hash
 
@@ -29,8 +31,7 @@ class CachedPrior(BasePrior):
 
     def __init__(self, identity: Identity) -> None:
         self.identity = identity
-        self.special_ids = set(identity.special_ids)
-        self.template_sequences = [list(run) for run in identity.template_sequences]
+        self.set_tokenizer(None)
 
     def set_tokenizer(self, tokenizer: Any) -> None:
         """Compare `tokenizer` with that of the prior, whose special tokens and template count.
@@ -52,6 +53,9 @@ class CachedPrior(BasePrior):
                     "with a prior that has this one"
                 )
         self.tokenizer = tokenizer
+        patterns = ChatPatterns(self.identity.template_patterns, self.identity.template_tails)
+        templates = ((patterns, tokenizer),) if patterns.patterns else ()
+        self.protection = Protection(frozenset(self.identity.special_ids), templates)
 
     def identity_for(self, policy: EditPolicy) -> Identity:
         """The identity, if the decisions were made with this policy.
