@@ -1,5 +1,5 @@
 # The environment must be active: see "Tests" in README.md.
-.PHONY: check test slow docs bench gpu
+.PHONY: check test slow docs bench
 
 check:  ## lint, format, types, import contracts
 	ruff check .
@@ -19,5 +19,3 @@ docs:  ## build the pages, and fail on a broken link
 bench:  ## how long draws take on this machine
 	python benchmarks/draws.py
 
-gpu:  ## all checks and figures of a machine with a GPU, at most 9 minutes
-	bash .ci/gpu.sh
