@@ -6,6 +6,10 @@ python recipes/paper/report.py --prior NAME --data FILE [--data FILE] --output D
 from __future__ import annotations
 
 import argparse
+import csv
+import dataclasses
+import io
+import json
 import math
 import re
 import sys
@@ -16,11 +20,12 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # recipes: `common`, `paper`
 
-from common.figures import check_can_draw
+from common.figures import check_can_draw, save_figure
 
-from paper.data_report import SetSettings, measure_set, write_report
-from paper.data_report.baselines import check_can_filter
-from paper.data_report.measure import Measured
+from paper import draw
+from paper.compare import check_can_filter, compare_baselines, coverage, warnings_of
+from paper.measure import Measured, SetSettings, measure_set
+from paper.page import as_page
 from toedit_collate.config.guard import run_guarded
 from toedit_collate.config.options import (
     DATA_HELP,
@@ -32,12 +37,14 @@ from toedit_collate.config.options import (
     prior_options,
 )
 from toedit_collate.config.priors import open_prior
+from toedit_collate.data.files import as_json, write_text
 from toedit_collate.errors import UnusableError
 from toedit_collate.inspection.inspecting import describe
 from toedit_collate.inspection.kinds import Reader
 from toedit_collate.inspection.reading import as_data
 
 _NAMED = re.compile(r"(?P<name>[^=/\\]+)=(?P<file>.+)")
+Rows = list[list[Any]]
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -82,13 +89,23 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def run_report(args: argparse.Namespace, options: dict[str, Any]) -> int:
+def run_report(args: argparse.Namespace, options: dict[str, Any]) -> None:
     """Make a report.
 
     Raises:
         UnusableError: an argument can't be used, or the data can't.
     """
-    map_method = _check(args)
+    try:  # everything that is needed in the end
+        check_can_draw()
+        if args.map == "tsne" or args.baselines:
+            check_can_filter()
+        args.output.mkdir(parents=True, exist_ok=True)
+    except ImportError as error:
+        raise UnusableError(str(error)) from None
+    except OSError as error:
+        raise UnusableError(
+            f"--output {args.output}: can't be made ({error}); name a folder"
+        ) from None
     named = _names(args.data)
     opened = {name: as_data(source) for name, source in named.items()}  # before the prior loads
     prior = open_prior(args.prior, **options)
@@ -104,35 +121,14 @@ def run_report(args: argparse.Namespace, options: dict[str, Any]) -> int:
         except ValueError as error:
             raise UnusableError(f"--data {named[name]}: {error}") from None
         _print_set(sets[-1], time.monotonic() - begin)
-    reader = Reader(prior.tokenizer)
-    try:
-        record = write_report(
-            sets, args.output, reader=reader, prior=describe(prior), map_method=map_method,
-            with_baselines=args.baselines, seed=args.seed,
-        )  # fmt: skip
-    except OSError as error:
-        raise UnusableError(f"--output {args.output}: can't be written ({error})") from None
+    record = write_report(
+        sets, args.output, reader=Reader(prior.tokenizer), prior=describe(prior),
+        map_method=None if args.map == "none" else args.map, with_baselines=args.baselines,
+        seed=args.seed,
+    )  # fmt: skip
     for warning in record["warnings"]:
         print(f"Warning: {warning}")
     print(f"{args.output / 'report.html'}, report.json, figures/*.png, *.svg, *.csv")
-    return 0
-
-
-def _check(args: argparse.Namespace) -> str | None:
-    """See that everything is there that is needed in the end; which map to draw."""
-    map_method = None if args.map == "none" else args.map
-    try:
-        check_can_draw()
-        if map_method == "tsne" or args.baselines:
-            check_can_filter()
-        args.output.mkdir(parents=True, exist_ok=True)
-    except ImportError as error:
-        raise UnusableError(str(error)) from None
-    except OSError as error:
-        raise UnusableError(
-            f"--output {args.output}: can't be made ({error}); name a folder"
-        ) from None
-    return map_method
 
 
 def _names(sources: list[str]) -> dict[str, str]:
@@ -161,6 +157,168 @@ def _print_set(of: Measured, seconds: float) -> None:
         f"perplexity {of.probabilities.perplexity:.1f}; P >= 0.99: {of.share_from(0.99):.2%}, "
         f">= 0.999: {of.share_from(0.999):.2%}; concentration of pairs {index:.2f}{interval}"
     )
+
+
+def write_report(
+    sets: Sequence[Measured],
+    output: Path,
+    *,
+    reader: Reader,
+    prior: str,
+    map_method: str | None = "pca",
+    with_baselines: bool = False,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Write what was measured of one or several sets.
+
+    Args:
+        sets: the first is what the others are compared with.
+        output: a folder; made if absent, files of an older report are replaced.
+        reader: makes text of token ids.
+        prior: what scored, in words.
+        map_method: of the map of documents: "pca", "tsne", which needs scikit-learn, or None.
+        with_baselines: compare the filters of section 2.2; needs scikit-learn.
+        seed: of map and filters.
+
+    Returns:
+        The content of report.json.
+
+    Raises:
+        ImportError: matplotlib or scikit-learn is not installed.
+        UnusableError: the folder can't be written.
+    """
+    baselines = []
+    if with_baselines:
+        pools = sets[1:] or sets
+        baselines = [one for pool in pools for one in compare_baselines(sets[0], pool, seed=seed)]
+    covered = [coverage(sets[0].log_perplexity, of.log_perplexity) for of in sets]
+    warnings = warnings_of(sets)
+    tables = {
+        "sets": _overview(sets, covered),
+        "deciles": _deciles(sets),
+        "what_if": _whatif(sets),
+        "bigrams": _bigrams(sets, reader),
+    }
+    if baselines:
+        tables["baselines"] = [
+            ["set", "filter", "kept", "perplexity", "coverage of the first", "concentration"],
+            *(
+                [one.pool, one.name, f"{one.kept:,}", f"{one.perplexity:.1f}",
+                 f"{one.coverage:.0%}", f"{one.concentration:.2f}"]
+                for one in baselines
+            ),
+        ]  # fmt: skip
+    drawn = {
+        "deciles": draw.draw_deciles(sets),
+        "histogram": draw.draw_histogram(sets),
+        "perplexity": draw.draw_perplexity(sets),
+        "ngrams": draw.draw_buckets(sets),
+        "bigrams": draw.draw_bigrams(sets, reader),
+        "what_if": draw.draw_whatif(sets),
+    }
+    if map_method is not None:
+        try:
+            points = draw.embedding_map(sets, map_method, seed=seed)
+        except ValueError as error:  # too little data; the rest can be shown
+            warnings.append(f"There is no map: {error}.")
+        else:
+            drawn["map"] = draw.draw_map(sets, points, map_method)
+            places = zip(sets, points, strict=True)
+            tables["map"] = [["set", "x", "y"]]
+            tables["map"] += [[of.name, *point] for of, some in places for point in some]
+    folder = output / "figures"
+    for name, figure in drawn.items():
+        save_figure(figure, folder, name)
+    for name, rows in tables.items():
+        lines = io.StringIO()
+        csv.writer(lines, lineterminator="\n").writerows(rows)
+        write_text(folder / f"{name}.csv", lines.getvalue())
+    record = {
+        "prior": prior,
+        "sets": [of.record() for of in sets],
+        "coverage": covered,
+        "baselines": [dataclasses.asdict(one) for one in baselines],
+        "warnings": warnings,
+    }
+    text = as_json(record)
+    write_text(output / "report.json", text + "\n")
+    # On a screen, sets are columns: there are fewer of them than of what is said of each.
+    shown = {**tables, "sets": [list(row) for row in zip(*tables["sets"], strict=True)]}
+    shown["what_if"] = _whatif_of_sets(sets)
+    numbers = {name: f"{name}.csv" if name in tables else None for name in drawn}
+    write_text(output / "report.html", as_page(warnings, shown, numbers, prior))
+    clean: dict[str, Any] = json.loads(text)
+    return clean
+
+
+def _overview(sets: Sequence[Measured], covered: list[float]) -> Rows:
+    head = [
+        "set", "documents", "read by the prior", "tokens", "with a label", "perplexity",
+        "P >= 0.99", "P >= 0.999",
+        "coverage of the first", "entropy of tokens (bits)", "entropy of pairs (bits)",
+        "concentration of tokens", "concentration of pairs (95 %)", "top 40 pairs",
+        "top 64 pairs",
+    ]  # fmt: skip
+    rows: Rows = [head]
+    for of, reached in zip(sets, covered, strict=True):
+        ngrams = of.ngrams.record()
+        one, two = ngrams["unigrams"], ngrams["bigrams"]
+        low, high = two["concentration_low"], two["concentration_high"]
+        rows.append(
+            [
+                of.name, f"{of.num_documents:,}", f"{of.num_scored:,}", f"{of.num_tokens:,}",
+                f"{of.probabilities.total:,}", f"{of.probabilities.perplexity:.1f}",
+                f"{of.share_from(0.99):.2%}", f"{of.share_from(0.999):.2%}", f"{reached:.0%}",
+                f"{one['entropy_bits']:.2f}", f"{two['entropy_bits']:.2f}",
+                f"{one['concentration']:.1f}",
+                f"{two['concentration']:.2f}"
+                + ("" if math.isnan(low) else f" ({low:.2f} to {high:.2f})"),
+                f"{ngrams['top_40_bigrams_share']:.1%}", f"{ngrams['top_64_bigrams_share']:.1%}",
+            ]
+        )  # fmt: skip
+    return rows
+
+
+def _deciles(sets: Sequence[Measured]) -> Rows:
+    rows: Rows = [["P", *(of.name for of in sets)]]
+    for i in range(10):
+        shares = (of.deciles[i] / max(int(of.deciles.sum()), 1) for of in sets)
+        rows.append([f"{i / 10:.1f} to {(i + 1) / 10:.1f}", *(f"{100 * s:.2f} %" for s in shares)])
+    return rows
+
+
+def _whatif(sets: Sequence[Measured]) -> Rows:
+    rows: Rows = [
+        ["set", "table", "setting", "selected", "would change", "standard error",
+         "KL (nats a token)", "standard error"]
+    ]  # fmt: skip
+    for of in sets:
+        for one in of.whatif.results():
+            rows.append(
+                [
+                    of.name, one["table"], one["setting"], f"{one['selected_share']:.3%}",
+                    f"{one['changed_share']:.4%}", f"{one['changed_share_error']:.4%}",
+                    f"{one['kl']:.3g}", f"{one['kl_error']:.2g}",
+                ]
+            )  # fmt: skip
+    return rows
+
+
+def _whatif_of_sets(sets: Sequence[Measured]) -> Rows:
+    rows: Rows = [["setting", *(of.name for of in sets)]]
+    for found in zip(*(of.whatif.results() for of in sets), strict=True):
+        name = f"{found[0]['table']}: {found[0]['setting']}"
+        rows.append([name, *(f"{one['changed_share']:.4%}" for one in found)])
+    return rows
+
+
+def _bigrams(sets: Sequence[Measured], reader: Reader) -> Rows:
+    rows: Rows = [["set", "rank", "pair", "share"]]
+    for of in sets:
+        total = max(int(of.ngrams.counts[2].sum()), 1)
+        for rank, (pair, count) in enumerate(of.ngrams.top_bigrams(64), 1):
+            rows.append([of.name, rank, draw.bigram_text(reader, pair), f"{count / total:.4%}"])
+    return rows
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -8,10 +8,12 @@ import pytest
 import torch
 from common.ngrams import NGrams, bucket_of, collision_index, entropy
 from conftest import TEXT, likely_ids, make_llama, make_tokenizer
-from paper.data_report import SetSettings, measure_set, write_report
-from paper.data_report.compare import coverage, warnings_of
-from paper.data_report.map import embedding_map
-from paper.data_report.whatif import WhatIf
+from paper import measure
+from paper.compare import coverage, warnings_of
+from paper.draw import embedding_map
+from paper.measure import SetSettings, measure_set
+from paper.report import write_report
+from paper.whatif import Setting, WhatIf
 from reference import distribution, document_logits
 
 from toedit_collate import Prior
@@ -96,8 +98,6 @@ def test_what_settings_would_change(prior, rows):
 
 
 def test_a_threshold_between_the_strata_is_refused():
-    from paper.data_report.whatif import Setting
-
     from toedit_collate import EditPolicy
 
     with pytest.raises(ValueError, match=r"threshold of x must be one of .* got 0.3"):
@@ -158,7 +158,7 @@ def test_the_folder(prior, rows, measured, tmp_path):
     )  # fmt: skip
     assert json.loads((tmp_path / "report.json").read_text()) == record
     figures = {path.name for path in (tmp_path / "figures").iterdir()}
-    for name in ("histogram", "perplexity", "ngrams", "bigrams", "what_if", "map"):
+    for name in ("deciles", "histogram", "perplexity", "ngrams", "bigrams", "what_if", "map"):
         assert {f"{name}.png", f"{name}.svg"} <= figures
     for name in ("deciles", "sets", "what_if", "bigrams", "baselines", "map"):
         assert f"{name}.csv" in figures
@@ -192,8 +192,6 @@ def test_too_little_for_a_map(prior, tmp_path):
 
 
 def test_memory_is_bounded(prior, rows, monkeypatch):
-    from paper.data_report import measure
-
     monkeypatch.setattr(measure, "MAX_SAMPLED", 4)
     seen = measure_set(prior, iter(rows * 5), SetSettings(batch_tokens=60))
     assert seen.num_documents == 50
@@ -207,8 +205,6 @@ def test_short_documents_blur_no_distribution(prior):
 
 
 def test_large_sets_are_sampled_and_all_their_ngrams_counted(prior, rows, monkeypatch):
-    from paper.data_report import measure
-
     monkeypatch.setattr(measure, "READ_WHOLE", 100)
     whole = measure_set(prior, rows * 4, SetSettings(batch_tokens=60))
     assert 20 < whole.num_scored < 30

@@ -14,9 +14,11 @@ from common.ngrams import NUM_BUCKETS, TOP_BIGRAMS
 from toedit_collate.inspection.findings import HISTOGRAM_BINS
 from toedit_collate.inspection.kinds import Reader
 
-from .measure import Measured
+from .measure import EMBEDDED, Measured
+from .table import read_tables
 
 Array = npt.NDArray[np.float64]
+_BEFORE_TSNE = 50  # dimensions
 
 
 def _panels(sets: Sequence[Measured], *, height: float) -> Any:
@@ -45,6 +47,38 @@ def draw_histogram(sets: Sequence[Measured]) -> Any:
         axis.set_ylabel("% of tokens")
         log_scale(axis, y=True, steps=(1.0, 3.0))
         axis.set_ylim(max(lowest / 1.5, 0.01), 100)  # the same for all: they are compared
+    return figure
+
+
+def draw_deciles(sets: Sequence[Measured]) -> Any:
+    """Shares of tokens in ten intervals of probability, a bar for each set (Table 8)."""
+    paper = [row[0] for row in read_tables()["8"]["rows"].values()]
+    bars = {of.name: 100 * of.deciles / max(of.deciles.sum(), 1) for of in sets}
+    bars["the paper's biomedicine"] = np.array(paper)
+    figure, (axis,) = new_figure(width=9, height=0.5 * len(bars) + 1.3)
+    from matplotlib import colormaps
+
+    for number in range(10):
+        color = colormaps["cividis"](0.08 + 0.1 * number)
+        for place, shares in enumerate(bars.values()):
+            left, share = shares[:number].sum(), shares[number]
+            label = f"{number / 10:.1f}" if place == 0 else None
+            axis.barh(place, share, 0.75, left, color=color, label=label)
+            if share >= 4:
+                ink = "white" if number < 6 else "black"
+                text = f"{share:.0f}"
+                axis.text(
+                    left + share / 2, place, text, ha="center", va="center", color=ink, fontsize=8
+                )
+    axis.set_yticks(range(len(bars)), list(bars))
+    axis.invert_yaxis()
+    axis.set_xlim(0, 100)
+    axis.set_xlabel("% of tokens")
+    axis.grid(False)
+    axis.legend(
+        title="P of the token, from", ncols=10, fontsize=7, title_fontsize=7, frameon=False,
+        loc="lower center", bbox_to_anchor=(0.5, 1.0), handlelength=1, columnspacing=1,
+    )  # fmt: skip
     return figure
 
 
@@ -122,6 +156,53 @@ def bigram_text(reader: Reader, pair: tuple[int, int]) -> str:
         "\N{OPEN BOX}" if letter == " " else letter if letter.isprintable() else repr(letter)[1:-1]
         for letter in text
     )
+
+
+def embedding_map(sets: Sequence[Measured], method: str, *, seed: int = 0) -> list[Array]:
+    """Mean hidden states of documents on a plane (Figure 4).
+
+    Args:
+        sets: whose sampled documents have states.
+        method: "pca", or "tsne", which needs scikit-learn.
+        seed: of t-SNE.
+
+    Returns:
+        For each set, (n, 2).
+
+    Raises:
+        ImportError: t-SNE without scikit-learn.
+        ValueError: the prior shows no hidden states.
+    """
+    groups = [[one.state for one in of.sample if one.state is not None][:EMBEDDED] for of in sets]
+    if sum(map(len, groups)) < 3:
+        raise ValueError("a map needs the hidden states of three documents or more")
+    points = np.concatenate([np.stack(group) for group in groups if group]).astype(np.float64)
+    points = _principal(points, 2 if method == "pca" else _BEFORE_TSNE)
+    if method == "tsne":
+        from sklearn.manifold import TSNE  # type: ignore[import-untyped]
+
+        perplexity = min(30.0, (len(points) - 1) / 3)
+        points = TSNE(2, perplexity=perplexity, random_state=seed, init="pca").fit_transform(points)
+    return np.split(points, np.cumsum([len(group) for group in groups])[:-1])
+
+
+def _principal(points: Array, dimensions: int) -> Array:
+    """Principal components: (n, D) -> (n, `dimensions`), 0 where there are no more.
+
+    By NumPy: to import scikit-learn takes longer than all else that the map needs.
+
+    Example:
+        >>> _principal(np.array([[0.0, 0.0], [3.0, 4.0], [6.0, 8.0]]), 1).round(6).tolist()
+        [[-5.0], [0.0], [5.0]]
+    """
+    left, sizes, right = np.linalg.svd(points - points.mean(0), full_matrices=False)
+    # The sign of a component is free: that of its largest weight is made positive.
+    largest = np.abs(right).argmax(1)
+    signs = np.sign(right[np.arange(len(right)), largest])
+    flat = np.zeros((len(points), dimensions))
+    found = (left * sizes * np.where(signs == 0, 1, signs))[:, :dimensions]
+    flat[:, : found.shape[1]] = found
+    return flat
 
 
 def draw_map(sets: Sequence[Measured], points: Sequence[Array], method: str) -> Any:

@@ -1,10 +1,17 @@
-"""One set of data, read once: everything that the report says of it."""
+"""One set of data, read once: everything that the report says of it.
+
+Words:
+    stratum: positions whose observed tokens have a P between two bounds. Some of each are looked at
+        closely, with the whole distribution, and stand for the others.
+    bucket: one of 10,000 numbers that an n-gram is hashed to.
+    concentration: the chance that two n-grams drawn from a set fall into one bucket, times the
+        number of buckets: 1 if all are equally frequent.
+"""
 
 from __future__ import annotations
 
 import heapq
 import random
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
@@ -19,10 +26,9 @@ from toedit_collate.data import Preparation
 from toedit_collate.data.progress import progress_bar
 from toedit_collate.data.tokens import SFT_DEFAULTS
 from toedit_collate.editing.editable import find_editable
-from toedit_collate.inspection.findings import Probabilities
+from toedit_collate.inspection.findings import THRESHOLDS, Probabilities
 from toedit_collate.inspection.reading import (
     Source,
-    SourceDocument,
     as_data,
     as_token_batch,
     in_batches,
@@ -120,8 +126,6 @@ class Measured:
 
     def share_from(self, p: float) -> float:
         """Share of tokens with a label whose P is at or above one of `THRESHOLDS`."""
-        from toedit_collate.inspection.findings import THRESHOLDS
-
         return float(self.probabilities.at_least[THRESHOLDS.index(p)]) / max(
             self.probabilities.total, 1
         )
@@ -163,23 +167,6 @@ def measure_set(
     Raises:
         ValueError: there is no document that could be scored.
         UnusableError: the data can't be read.
-
-    Example:
-        >>> from toedit_collate import Prior
-        >>> from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-        >>> from tokenizers import Tokenizer, models, pre_tokenizers
-        >>> words = enumerate("? the sea is 42 miles wide".split())
-        >>> raw = Tokenizer(models.WordLevel({word: i for i, word in words}, unk_token="?"))
-        >>> raw.pre_tokenizer = pre_tokenizers.Whitespace()
-        >>> tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw)
-        >>> config = LlamaConfig(
-        ...     vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=2,
-        ...     num_attention_heads=2,
-        ... )
-        >>> prior = Prior(LlamaForCausalLM(config), tokenizer)
-        >>> measured = measure_set(prior, ["the sea is 42 miles wide", "the sea is wide"])
-        >>> measured.num_tokens, measured.share_from(0.99)
-        (10, 0.0)
     """
     settings = SetSettings() if settings is None else settings
     data = as_data(source)
@@ -190,29 +177,28 @@ def measure_set(
     documents = read_documents(data, prior.tokenizer, prep, vocab_size=prior.vocab_size)
     special = np.array(sorted(prior.special_ids), np.int64)
     sample = _Reservoir(random.Random(settings.seed))
-    for batch in _with_bar(
-        in_batches(islice(documents, settings.limit), settings.batch_tokens), settings, measured
-    ):
-        texts = [_without(document.ids, special) for document in batch]
-        for document, ids in zip(batch, texts, strict=True):
-            measured.ngrams.add(ids)
-            measured.num_documents += 1
-            measured.num_tokens += len(document.ids)
-        weight = 1 if measured.probabilities.total < READ_WHOLE else THEN_EVERY
-        read = [i for i, document in enumerate(batch) if document.number % weight == 0]
-        if read:
-            some = [batch[i] for i in read]
-            scored = score_batch(prior, as_token_batch(some))
-            _add(measured, scored, [texts[i] for i in read], weight, sample)
+    batches = in_batches(islice(documents, settings.limit), settings.batch_tokens)
+    with progress_bar(
+        lambda: None, "tokens", desc=measured.name[-30:], shown=settings.progress
+    ) as bar:
+        for batch in batches:
+            arrays = (np.array(document.ids, np.int64) for document in batch)
+            texts = [ids[~np.isin(ids, special)] for ids in arrays]
+            num_tokens = sum(len(document.ids) for document in batch)
+            for ids in texts:
+                measured.ngrams.add(ids)
+            measured.num_documents += len(batch)
+            measured.num_tokens += num_tokens
+            weight = 1 if measured.probabilities.total < READ_WHOLE else THEN_EVERY
+            read = [i for i, document in enumerate(batch) if document.number % weight == 0]
+            if read:
+                scored = score_batch(prior, as_token_batch([batch[i] for i in read]))
+                _add(measured, scored, [texts[i] for i in read], weight, sample)
+            bar.update(num_tokens)
     if not measured.num_documents:
         raise ValueError(f"{measured.name} has no document of two tokens or more")
     measured.sample = sample.documents
     return measured
-
-
-def _without(ids: list[int], special: Ids) -> Ids:
-    every = np.array(ids, np.int64)
-    return every[~np.isin(every, special)]
 
 
 def _add(
@@ -230,7 +216,9 @@ def _add(
     measured.whatif.add(scored, editable & labelled, weight)
     document = torch.as_tensor(scored.batch.documents.document)[scored.where]
     counts = torch.bincount(document[labelled], minlength=len(texts))
-    means = _mean_of_documents(scored.logprob, document, labelled, len(texts))
+    sums = torch.zeros(len(texts), dtype=torch.float64)
+    sums.index_add_(0, document[labelled], scored.logprob[labelled].double())
+    means = sums / counts  # NaN where there is no label
     states = _mean_states(scored, document, len(texts))
     for number, ids in enumerate(texts):
         state = None if states is None else states[number]
@@ -266,14 +254,6 @@ class _Reservoir:
         push(self._heap, (key, self._count, one))
 
 
-def _mean_of_documents(values: Tensor, document: Tensor, which: Tensor, count: int) -> Tensor:
-    """Means of some of n values over their documents: (count,), NaN where there is none."""
-    sums = torch.zeros(count, dtype=torch.float64).index_add_(
-        0, document[which], values[which].double()
-    )
-    return sums / torch.bincount(document[which], minlength=count)
-
-
 def _mean_states(scored: Scored, document: Tensor, count: int) -> Floats | None:
     """Mean hidden states: (count, D)."""
     states = getattr(scored.predictions, "states", None)
@@ -285,13 +265,3 @@ def _mean_states(scored: Scored, document: Tensor, count: int) -> Floats | None:
     counts = torch.bincount(there, minlength=count).clamp_(min=1).unsqueeze(-1)
     (means,) = fetch(sums / counts)
     return means.numpy()
-
-
-def _with_bar(
-    batches: Iterator[list[SourceDocument]], settings: SetSettings, measured: Measured
-) -> Iterator[list[SourceDocument]]:
-    name = measured.name[-30:]
-    with progress_bar(lambda: None, "tokens", desc=name, shown=settings.progress) as bar:
-        for batch in batches:
-            yield batch
-            bar.update(sum(len(document.ids) for document in batch))

@@ -41,15 +41,13 @@ class Setting:
 def standard_settings() -> list[Setting]:
     """The settings of the paper's Tables 5 to 7, and of the authors' script."""
     samplers: tuple[Sampler, ...] = ("top_k", "top_p", "full")
+    above = (0.999, 0.99, 0.9, 0.5)
     with warnings.catch_warnings():  # that top-p 0.99 changes nothing is one of the results
         warnings.simplefilter("ignore")
         return [
             *(Setting("Table 5", f"sampler {s}", EditPolicy(sampler=s)) for s in samplers),
             *(Setting("Table 6", f"top-k, k = {k}", EditPolicy(top_k=k)) for k in (2, 8, 64)),
-            *(
-                Setting("Table 7", f"P >= {p}", EditPolicy(threshold=p))
-                for p in (0.999, 0.99, 0.9, 0.5)
-            ),
+            *(Setting("Table 7", f"P >= {p}", EditPolicy(threshold=p)) for p in above),
             *(
                 Setting("Table 7", f"P <= {p}", EditPolicy(threshold=p, region="below"))
                 for p in (0.1, 0.01, 0.001)
