@@ -2,32 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from toedit_collate.config.arguments import DataArguments
-from toedit_collate.data import load_rows, parse_source
+from toedit_collate.data import Data, check_text, format_of, load_rows, parse_source
+from toedit_collate.data.tokens import check_format, is_chat
 from toedit_collate.errors import UnusableError
-
-_FORMATS = ("text", "messages", "prompt and completion", "input_ids")
-
-
-def load_source(source: str | Mapping[str, Any]) -> Any:
-    """Load what a `held_out` entry names.
-
-    Args:
-        source: "file", "file:split", "hub_id", "hub_id:config" or "hub_id:config:split"; or the
-            keyword arguments of `datasets.load_dataset`.
-
-    Raises:
-        UnusableError: it can't be loaded.
-    """
-    if isinstance(source, Mapping):
-        import datasets
-
-        return datasets.load_dataset(**{"split": "train", **source})
-    name, config, split = parse_source(source)
-    return load_rows(name, config, split)
 
 
 def load_training(data: DataArguments, tokenizer: Any) -> Any:
@@ -45,9 +25,12 @@ def load_training(data: DataArguments, tokenizer: Any) -> Any:
         raise UnusableError(
             "dataset_name is missing; name a hub dataset, or a local .jsonl or .parquet file"
         )
+    name, config, split = parse_source(data.dataset_name, "dataset_name")
+    if split == "train":
+        split = data.dataset_train_split
     rows = load_rows(
-        data.dataset_name, data.dataset_config, data.dataset_train_split,
-        streaming=data.dataset_streaming,
+        name, data.dataset_config or config, split, streaming=data.dataset_streaming,
+        option="dataset_name",
     )  # fmt: skip
     if data.dataset_limit is not None:
         rows = first_rows(rows, data.dataset_limit)
@@ -68,7 +51,10 @@ def load_held_out(
     """
     sets = {}
     for name, source in data.held_out_sources.items():
-        rows = in_trl_format(load_source(source), data, tokenizer, f"held_out: {name}")
+        loaded = load_rows(
+            *parse_source(str(source), f"held_out: {name}"), option=f"held_out: {name}"
+        )
+        rows = in_trl_format(loaded, data, tokenizer, f"held_out: {name}")
         if "text" in rows.column_names:
             rows = rows.map(
                 _windows,
@@ -86,6 +72,8 @@ def _windows(
     batch: dict[str, list[Any]], tokenizer: Any, max_length: int | None
 ) -> dict[str, list[Any]]:
     windows = []
+    for number, text in enumerate(batch["text"]):
+        check_text(text, f"text {number} (from 0)")
     for ids in tokenizer(batch["text"], add_special_tokens=True, verbose=False)["input_ids"]:
         step = max_length or max(len(ids), 1)
         # A window of one token has none that could be scored.
@@ -122,39 +110,57 @@ def in_trl_format(rows: Any, data: DataArguments, tokenizer: Any, what: str) -> 
                 f"dataset_format must be one of {', '.join(FORMATS)}, got {data.dataset_format!r}"
             )
         # A held-out set, or data prepared beforehand, may have one of TRL's formats already.
-        if FORMATS[data.dataset_format].fits(_columns(rows)) or not _is_known(_columns(rows)):
+        if FORMATS[data.dataset_format].fits(_columns(rows)) or _format(rows, what) is None:
             rows = to_trl_format(rows, data.dataset_format)
-    columns = _columns(rows)
-    if not _is_known(columns):
+    form = _format(rows, what)
+    if form is None:
         raise UnusableError(
-            f"{what} has the columns {', '.join(sorted(columns))}, and SFTTrainer wants "
-            f"{', '.join(_FORMATS[:-1])} or {_FORMATS[-1]}; say which is which, as in "
+            f"{what} has the columns {', '.join(sorted(_columns(rows)))}, and SFTTrainer wants "
+            "text, messages, prompt and completion, or input_ids; say which is which, as in "
             "dataset_columns: {text: body}, or name a dataset_format"
         )
-    _check_template(rows, tokenizer, what)
-    return rows
-
-
-def _columns(rows: Any) -> set[str]:
-    names = rows.column_names
-    if names is None:  # of a stream, until it is read
-        names = list(next(iter(rows)))
-    return set(names)
-
-
-def _is_known(columns: set[str]) -> bool:
-    return bool(columns & {"text", "messages", "input_ids"}) or {"prompt", "completion"} <= columns
-
-
-def _check_template(rows: Any, tokenizer: Any, what: str) -> None:
-    first = next(iter(rows), None)
-    if first is None:
-        raise UnusableError(f"{what} has no rows")
-    talks = any(isinstance(first.get(n), list) for n in ("messages", "prompt", "completion"))
-    if talks and not getattr(tokenizer, "chat_template", None):
+    rows = _checked(rows, form, Data(what, "", lambda: []))
+    if is_chat(next(iter(rows))[form[-1]]) and not getattr(tokenizer, "chat_template", None):
         raise UnusableError(
             f"{what} holds conversations, and the tokenizer of "
             f"{getattr(tokenizer, 'name_or_path', '')!r} has no chat template; name one by "
             "chat_template_path (a .jinja file, or a model that has one), or start from an "
             "instruction-tuned model"
         )
+    return rows
+
+
+def _checked(rows: Any, form: tuple[str, ...], data: Data) -> Any:
+    """Rows that hold what their format says; those of a stream are checked as they come.
+
+    Raises:
+        UnusableError: one holds null, or a number for a text; names it.
+    """
+
+    def check(row: dict[str, Any], number: int) -> dict[str, Any]:
+        check_format(data, row, f"row {number} (from 0)")
+        return {}
+
+    if not hasattr(rows, "select"):
+        return rows.map(check, with_indices=True, features=rows.features)
+    columns = [rows.data.column(name) for name in form if name in rows.column_names]
+    is_text = isinstance(rows[0][form[0]], str)
+    if len(columns) < len(form) or any(
+        column.null_count or (is_text and str(column.type) not in ("string", "large_string"))
+        for column in columns
+    ):  # a pass over the rows tells which
+        for number, row in enumerate(rows):
+            check(row, number)
+    return rows
+
+
+def _columns(rows: Any) -> set[str]:
+    return set(rows.column_names or next(iter(rows)))  # of a stream, its first row tells
+
+
+def _format(rows: Any, what: str) -> tuple[str, ...] | None:
+    """The format of the first row; None: it is none of TRL's."""
+    first = next(iter(rows), None)
+    if first is None:
+        raise UnusableError(f"{what} has no rows")
+    return format_of(first)

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from toedit_collate.data import check_text
+
 Row = dict[str, Any]
 Message = dict[str, str]
 
@@ -128,6 +130,8 @@ def _value(row: Row, column: str, is_required: bool = True) -> str:
             f"a row has nothing in the column {column!r}, only in {seen or 'no other'}; filter the "
             "dataset, name another column by dataset_columns, or another dataset_format"
         )
+    if value is not None:
+        check_text(value, f"{column} of a row")
     return value or ""
 
 

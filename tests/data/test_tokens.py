@@ -43,7 +43,7 @@ ROWS = {
     "messages and text": [{"messages": CHAT, "text": "something else"}],
     "chat pair": [
         {"prompt": USER, "completion": ANSWER},
-        {"prompt": USER * 3, "completion": ANSWER, "messages": CHAT},
+        {"prompt": USER * 3, "completion": ANSWER},
     ],
     "conversations": [
         {"conversations": [{"from": "user", "value": "the"}, {"from": "assistant", "value": "fox"}]}
@@ -228,6 +228,7 @@ def test_added_tokens_of_a_text_are_marked():
         ({"text": ["a"]}, {}, r"text of line 2 is neither text nor .*: \['a'\]; see TRL"),
         ({"messages": "a"}, {}, r"messages of line 2 is neither text nor a list of messages"),
         ({"messages": []}, {}, r"messages of line 2 is neither text nor a list of messages"),
+        ({"messages": [{"role": "user", "content": 5}]}, {}, r"messages of line 2 has the con"),
         ({"prompt": "a", "completion": ANSWER}, {}, r"prompt and completion of line 2 is neither"),
         ({"body": "a"}, {}, r"line 2 has the columns \['body'\], none of input_ids, text, "),
         ({"text": "a"}, {"assistant_only_loss": True}, r"assistant_only_loss is for conversations"),

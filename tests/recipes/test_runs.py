@@ -184,6 +184,46 @@ class TestData:
         for name in ("splits", "whole"):
             assert load_rows(str(tmp_path / name), split="train[:1]")["text"][:] == ["one"]
 
+    @pytest.mark.parametrize("streaming", [False, True])
+    @pytest.mark.parametrize(
+        ("bad", "message"),
+        [
+            ({"text": None}, r"row 1 \(from 0\) has null in text, and nothing else to read"),
+            ({"text": 5}, r"text of row 1 \(from 0\) is neither text nor"),
+            ({"prompt": "a", "completion": None}, r"completion of row 1 \(from 0\) is missing"),
+            ({"prompt": "a"}, r"completion of row 1 \(from 0\) is missing"),
+        ],
+    )
+    def test_rows_that_are_no_text_are_named(self, tmp_path, bad, message, streaming):
+        """Before SFTTrainer meets them: it then has no attribute 'endswith'."""
+        good = {"text": "a"} if "text" in bad else {"prompt": "a", "completion": "b"}
+        path = tmp_path / "x.jsonl"
+        path.write_text(f"{json.dumps(good)}\n{json.dumps(bad)}\n")
+        data = DataArguments(dataset_name=str(path), dataset_streaming=streaming)
+        with pytest.raises(UnusableError, match=rf"{path}: {message}"):
+            list(load_training(data, make_tokenizer()))
+
+    @pytest.mark.parametrize("streaming", [False, True])
+    def test_a_part_of_a_file_by_its_name(self, tmp_path, streaming):
+        (tmp_path / "x.csv").write_text("text\none\ntwo\n")
+        name = f"{tmp_path}/x.csv:train[1:]"
+        data = DataArguments(dataset_name=name, dataset_streaming=streaming)
+        assert list(load_training(data, make_tokenizer())) == [{"text": "two"}]
+
+    def test_conversations_are_one_of_trls_formats(self, tmp_path):
+        row = {"conversations": [{"from": "user", "value": "a"}, {"from": "gpt", "value": "b"}]}
+        (tmp_path / "x.jsonl").write_text(json.dumps(row))
+        data = DataArguments(dataset_name=str(tmp_path / "x.jsonl"))
+        assert list(load_training(data, make_tokenizer())) == [row]
+
+    def test_held_out_text_is_checked(self, tmp_path):
+        (tmp_path / "x.jsonl").write_text('{"text": "a b"}\n{"text": null}')
+        data = DataArguments(held_out={"own": f"{tmp_path}/x.jsonl"})
+        with pytest.raises(
+            UnusableError, match=r"held_out: own: row 1 \(from 0\) has null in text"
+        ):
+            load_held_out(data, make_tokenizer(), None)
+
     @pytest.mark.parametrize("name", ["gone.jsonl", "./gone", "nobody/nothing"])
     def test_what_is_not_there(self, name):
         with pytest.raises(UnusableError, match=name.replace(".", r"\.")):

@@ -150,7 +150,7 @@ class DataArguments:
 
     dataset_name: str | None = _optional(
         "Hub id; or a local .jsonl, .parquet, .csv or .txt file (documents between blank lines), "
-        "several by *, or a folder of save_to_disk."
+        "compressed or not, several by *, a part as in file:train[:90%%], or a folder."
     )
     dataset_config: str | None = _optional("Name of the hub dataset's configuration.")
     dataset_train_split: str = field(
@@ -167,7 +167,7 @@ class DataArguments:
     dataset_limit: int | None = _optional("Train on the first so many rows.")
     held_out: dict[str, Any] | str | None = _optional(
         "Held-out sets whose perplexity is measured after training: name -> file, file:split, "
-        "hub_id, hub_id:config or hub_id:config:split; or the keyword arguments of load_dataset."
+        "hub_id, hub_id:config or hub_id:config:split."
     )
     held_out_limit: int | None = _optional("Measure on the first so many rows of each.")
 

@@ -138,13 +138,19 @@ def check_format(
         )
     if form == ("input_ids",):
         return form
-    values = [row.get(column) for column in form]
+    values: list[Any] = [row.get(column) for column in form]
     if values[-1] is None:
         raise data.error(
             f"completion of {name} is missing; SFTTrainer takes a row with a prompt as prompt and "
             "completion: add it, or remove or rename the column prompt"
         )
     if form != (field,) and all(map(is_chat, values)):
+        for content in (one.get("content", one.get("value")) for chat in values for one in chat):
+            if not isinstance(content, str | list | dict | None):
+                raise data.error(
+                    f"{' and '.join(form)} of {name} has the content {str(content)[:40]}, which is "
+                    f"no text ({type(content).__name__}); remove the row, or convert the value"
+                )
         return form
     if form[0] in CHAT_COLUMNS[:2] or not all(isinstance(value, str) for value in values):
         raise data.error(
