@@ -139,6 +139,7 @@ def test_a_batch_without_editable_tokens_asks_for_nothing(tmp_path):
     ids = likely_ids(make_llama(), 2, 30)
     edit_tokens(prior, ids, cache=cache)
     stand_in = cache.prior()
+    stand_in.set_tokenizer(make_tokenizer())
     result = edit_tokens(stand_in, ids, labels=torch.full_like(ids, -100), cache=cache)
     assert not result.scored.any()
     other = ids.flip(1)

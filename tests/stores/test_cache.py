@@ -46,7 +46,8 @@ def identity(**changes):
         "max_length": 64,
         "pad_id": 2,
         "special_ids": (0, 1),
-        "template_sequences": ((3, 4), (5,)),
+        "template_patterns": ("<|user|>\n",),
+        "template_tails": ("\n",),
     }
     return Identity(**{**facts, **changes})
 
@@ -659,7 +660,7 @@ class TestCachedPrior:
         assert isinstance(cached, CachedPrior)
         for name in (
             "vocab_size", "max_length", "pad_id", "fingerprint", "special_ids",
-            "template_sequences", "generation", "is_sharded",
+            "generation", "is_sharded",
         ):  # fmt: skip
             assert getattr(cached, name) == getattr(filled, name), name
         assert isinstance(cached, BasePrior)
@@ -672,6 +673,9 @@ class TestCachedPrior:
 
     def test_cannot_score_or_be_swapped(self, folder, filled):
         cached = DecisionCache(folder).prior()
+        with pytest.raises(ValueError, match=r"no tokenizer to read.*prior\.set_tokenizer"):
+            edit_tokens(cached, torch.ones(1, 4, dtype=torch.int64))
+        cached.set_tokenizer(filled.tokenizer)
         with pytest.raises(ValueError, match="toedit apply --cache"):
             edit_tokens(cached, torch.ones(1, 4, dtype=torch.int64))
         for refuse in (cached.prepare_swap, cached.complete_swap):

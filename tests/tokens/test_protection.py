@@ -1,9 +1,8 @@
 import pytest
 import torch
-from conftest import likely_ids, make_llama, make_tokenizer
+from conftest import likely_ids, make_llama
 
 from toedit_collate import EditPolicy, Prior, edit_tokens
-from toedit_collate.tokens.protection import special_token_ids, structure_mask, template_sequences
 
 ALL = EditPolicy(region="below", threshold=0.99999, exclude_original=True, scope="all")
 
@@ -52,50 +51,6 @@ def test_special_tokens_are_not_drawn_either(chat_prior, tokenizer):
     assert not torch.isin(result.input_ids, special).any()
     free = edit_tokens(chat_prior, ids, policy=policy.replace(protect_special=False))
     assert torch.isin(free.input_ids, special).any()
-
-
-def test_special_ids_come_from_tokenizer_and_template(tokenizer):
-    assert special_token_ids(None) == set()
-    assert special_token_ids(tokenizer) == {0, 1, 2, 3, 4}
-    other = make_tokenizer()
-    other.add_tokens(["<think>", "plainword"])
-    think = other.convert_tokens_to_ids("<think>")
-    assert think not in special_token_ids(other)
-    other.chat_template = other.chat_template + "{{ '<think>' }}"
-    found = special_token_ids(other)
-    assert think in found
-    assert other.convert_tokens_to_ids("plainword") not in found
-
-
-def test_templates_of_plain_text_and_odd_ones():
-    tokenizer = make_tokenizer()
-    tokenizer.chat_template = (
-        "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}"
-        "{% endif %}{{ '### ' + m.role + ':\n' + m.content + '\n\n' }}{% endfor %}"
-    )
-    runs = [tokenizer.decode(run) for run in template_sequences(tokenizer)]
-    assert any("### user:" in run for run in runs)
-    tokenizer.chat_template = "{{ raise_exception('never') }}"
-    assert template_sequences(tokenizer) == []
-    tokenizer.chat_template = None
-    assert template_sequences(tokenizer) == []
-    assert template_sequences(None) == []
-
-
-def test_structure_mask_marks_whole_runs_only():
-    tokens = torch.tensor([9, 1, 2, 3, 1, 2, 1, 2, 3, 1, 2, 3])
-    document = torch.arange(12) // 6
-    mask = structure_mask(tokens, document, torch.tensor([9]), [[1, 2, 3], [1] * 13])
-    assert mask.long().tolist() == [1, 1, 1, 1, 0, 0, 1, 1, 1, 1, 1, 1]
-
-
-def test_a_run_lies_in_one_document():
-    """A packed row is no conversation: the end of one and the beginning of the next are no run."""
-    tokens = torch.tensor([5, 1, 2, 3, 1, 2, 3])
-    mask = structure_mask(
-        tokens, torch.tensor([0, 0, 0, 1, 1, 1, 1]), torch.tensor([9]), [[1, 2, 3]]
-    )
-    assert mask.long().tolist() == [0, 0, 0, 0, 1, 1, 1]
 
 
 class TestUserProtection:

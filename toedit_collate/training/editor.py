@@ -145,10 +145,10 @@ class BatchEditor:
     def protect_tokens_of(self, collators: Iterable[Any]) -> None:
         """Protect what the tokenizers of collators say, too, if they mean the same by the ids."""
         for tokenizer in map(tokenizer_of, collators):
-            if tokenizer is not None and self.prior.tokenizer is not None:
-                with contextlib.suppress(ValueError):
+            with contextlib.suppress(ValueError):
+                if tokenizer is not None and self.prior.tokenizer is not None:
                     check_same_tokenizer(tokenizer, self.prior.tokenizer, self.prior.vocab_size)
-                    self._protection |= Protection.of(tokenizer)
+                self._protection |= Protection.of(tokenizer)
 
     def fit(
         self, model: Any, args: Any, processing_class: Any, collators: Iterable[Any] = ()
