@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from toedit_collate.data.files import whole
+from toedit_collate.errors import UnusableError
 
-# Okabe and Ito's colours: told apart by readers who are colour-blind, too.
+# Okabe and Ito's colours: colour-blind readers, too, tell them apart.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C8C8C")
 LINES = ("-", "--", "-.", ":")
 
@@ -16,12 +17,12 @@ def check_can_draw() -> None:
     """See that figures can be drawn, before hours of work.
 
     Raises:
-        ImportError: matplotlib is not installed.
+        UnusableError: matplotlib is not installed.
     """
     try:
         import matplotlib  # type: ignore[import-not-found]  # noqa: F401
     except ImportError:
-        raise ImportError(
+        raise UnusableError(
             'figures need matplotlib, which is not installed; pip install "toedit_collate[plot]"'
         ) from None
 
@@ -30,7 +31,7 @@ def new_figure(columns: int = 1, rows: int = 1, *, width: float = 6.4, height: f
     """A figure and its axes in a row-major list; `width` and `height` of one panel, in inches.
 
     Raises:
-        ImportError: matplotlib is not installed.
+        UnusableError: matplotlib is not installed.
     """
     check_can_draw()
     from matplotlib.figure import Figure  # no pyplot: it would choose a backend for the process
@@ -44,26 +45,12 @@ def new_figure(columns: int = 1, rows: int = 1, *, width: float = 6.4, height: f
     return figure, list(axes.flat)
 
 
-def write_figure(figure: Any, path: Path, option: str = "") -> None:
-    """Write a figure in the format that the name ends in.
-
-    Args:
-        figure: of matplotlib.
-        path: of the file.
-        option: that named it, for the message.
-
-    Raises:
-        UnusableError: it can't be written.
-    """
-    with whole(path, option) as place:
-        figure.savefig(place, dpi=150, format=path.suffix[1:])
-
-
 def save_figure(figure: Any, folder: Path, name: str) -> list[Path]:
     """Write `name`.png and `name`.svg into a folder, which is made; returns their paths."""
     paths = [folder / f"{name}.png", folder / f"{name}.svg"]
     for path in paths:
-        write_figure(figure, path)
+        with whole(path) as place:
+            figure.savefig(place, dpi=150, format=path.suffix[1:])
         figure.set_layout_engine("none")  # it is laid out now: that takes as long as to draw it
     return paths
 
@@ -71,13 +58,9 @@ def save_figure(figure: Any, folder: Path, name: str) -> list[Path]:
 def log_scale(
     axis: Any, *, x: bool = False, y: bool = False, steps: tuple[float, ...] = (1.0,)
 ) -> None:
-    """Logarithmic scales with plain numbers: exponents and the small ticks cost most of a draw.
+    """Logarithmic scales with plain numbers, and ticks at `steps` times each power of ten.
 
-    Args:
-        axis: of `new_figure`.
-        x: the horizontal one.
-        y: the vertical one.
-        steps: a tick at these times each power of ten.
+    Exponents and the small ticks cost most of the time of a draw.
     """
     from matplotlib.ticker import LogLocator, NullLocator
 

@@ -8,12 +8,13 @@ classifier; all on the sampled documents. They need scikit-learn.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from common.ngrams import NUM_BUCKETS, bucket_of, collision_index
+
+from toedit_collate.errors import UnusableError
 
 from .measure import MIN_TOKENS, Measured, Sampled
 
@@ -50,10 +51,20 @@ def coverage(first: Array, other: Array) -> float:
 
 
 def warnings_of(sets: Sequence[Measured]) -> list[str]:
-    """What is suspicious in later sets beside the first, in sentences."""
+    """What is suspicious in later sets, compared with the first, in sentences."""
     first, found = sets[0], []
     for other in sets[1:]:
-        found += _concentrated(first, other)
+        for n, name in ((1, "tokens"), (2, "pairs of tokens")):
+            theirs, low, _ = other.ngrams.concentration(n)
+            ours, _, high = first.ngrams.concentration(n)
+            # NaN, where there is one document alone, compares as False: no warning.
+            if theirs > MUCH_MORE * ours and low > high:
+                found.append(
+                    f"{other.name} is over-concentrated compared with {first.name}: two {name} "
+                    f"drawn from it agree {theirs / ours:.1f} times as often (index {theirs:.1f} "
+                    f"against {ours:.1f}, and their 95 % intervals are apart). Text that models "
+                    "wrote often looks so."
+                )
         reached = coverage(first.log_perplexity, other.log_perplexity)
         if reached < LITTLE_COVERAGE:
             found.append(
@@ -63,58 +74,18 @@ def warnings_of(sets: Sequence[Measured]) -> list[str]:
     return found
 
 
-def _concentrated(first: Measured, other: Measured) -> list[str]:
-    found = []
-    for n, name in ((1, "tokens"), (2, "pairs of tokens")):
-        theirs, low, _ = other.ngrams.concentration(n)
-        ours, _, high = first.ngrams.concentration(n)
-        # NaN, where there is one document alone, compares as False: no warning.
-        if theirs > MUCH_MORE * ours and low > high:
-            found.append(
-                f"{other.name} is over-concentrated beside {first.name}: two {name} drawn from it "
-                f"agree {theirs / ours:.1f} times as often (index {theirs:.1f} against {ours:.1f}, "
-                "and their 95 % intervals are apart). Text that models wrote often looks so."
-            )
-    return found
-
-
-@dataclass(frozen=True)
-class Baseline:
-    """What a filter keeps of a set.
-
-    Attributes:
-        name: of the filter; "all": the set itself.
-        pool: the set's name.
-        kept: documents.
-        perplexity: geometric mean over documents.
-        coverage: of the first set's perplexities, by what is kept.
-        concentration: of the bigrams of what is kept.
-    """
-
-    name: str
-    pool: str
-    kept: int
-    perplexity: float
-    coverage: float
-    concentration: float
-
-
 def check_can_filter() -> None:
-    """See that scikit-learn is there.
-
-    Raises:
-        ImportError: it is not.
-    """
+    """Raise `UnusableError` where scikit-learn is not installed."""
     try:
         import sklearn  # type: ignore[import-untyped]  # noqa: F401
     except ImportError:
-        raise ImportError(
+        raise UnusableError(
             "t-SNE and baselines need scikit-learn, which is not installed; "
             'pip install "toedit_collate[analysis]"'
         ) from None
 
 
-def compare_baselines(first: Measured, pool: Measured, *, seed: int = 0) -> list[Baseline]:
+def compare_baselines(first: Measured, pool: Measured, *, seed: int = 0) -> list[dict[str, Any]]:
     """Filter a set by each method, towards the first set where a method has a target.
 
     Args:
@@ -122,8 +93,10 @@ def compare_baselines(first: Measured, pool: Measured, *, seed: int = 0) -> list
         pool: what is filtered; half of its sampled documents are kept.
         seed: of draws.
 
-    Raises:
-        ImportError: scikit-learn is not installed.
+    Returns:
+        For each filter ("all": the set itself) its `name`; `pool`, the set's name; how many
+        documents are `kept`; their `perplexity` (geometric mean over documents), `coverage` of the
+        first set's perplexities, and `concentration` of bigrams.
     """
     check_can_filter()
     rng = np.random.default_rng(seed)
@@ -141,14 +114,14 @@ def compare_baselines(first: Measured, pool: Measured, *, seed: int = 0) -> list
         "classifier": _classifier(target_counts, raw_counts, keep, seed),
     }
     return [
-        Baseline(
-            name=name,
-            pool=pool.name,
-            kept=len(chosen),
-            perplexity=float(np.exp(perplexity[chosen].mean())),
-            coverage=coverage(first.log_perplexity, perplexity[chosen]),
-            concentration=_concentration([raw[i] for i in chosen]),
-        )
+        {
+            "name": name,
+            "pool": pool.name,
+            "kept": len(chosen),
+            "perplexity": float(np.exp(perplexity[chosen].mean())),
+            "coverage": coverage(first.log_perplexity, perplexity[chosen]),
+            "concentration": collision_index(raw_counts[chosen][:, NUM_BUCKETS:].sum(0)),
+        }
         for name, chosen in choices.items()
     ]
 
@@ -157,22 +130,19 @@ def _features(documents: list[Sampled]) -> Any:
     """Hashed uni- and bigrams: an (n, 2 x 10,000) sparse matrix of counts."""
     from scipy.sparse import csr_array  # scikit-learn brings it
 
-    rows, columns = [], []
-    for number, one in enumerate(documents):
+    columns = []
+    for one in documents:
         pairs = (one.ids[:-1] << 32) | one.ids[1:]
-        found = np.concatenate([bucket_of(one.ids), NUM_BUCKETS + bucket_of(pairs)])
-        columns.append(found)
-        rows.append(np.full(len(found), number))
-    row, column = np.concatenate(rows), np.concatenate(columns)
-    ones = np.ones(len(row))
-    return csr_array((ones, (row, column)), shape=(len(documents), 2 * NUM_BUCKETS))
+        columns.append(np.concatenate([bucket_of(one.ids), NUM_BUCKETS + bucket_of(pairs)]))
+    rows = np.repeat(np.arange(len(documents)), [len(found) for found in columns])
+    counts = (np.ones(len(rows), np.int64), (rows, np.concatenate(columns)))
+    return csr_array(counts, shape=(len(documents), 2 * NUM_BUCKETS))
 
 
 def _dsir(target: Any, raw: Any, keep: int, rng: np.random.Generator) -> Any:
     """Draw without replacement by importance weights, bag-of-n-grams models of both sides."""
     ours, theirs = (np.asarray(one.sum(0)).ravel() + 1.0 for one in (target, raw))
-    ratio = np.log(ours / ours.sum()) - np.log(theirs / theirs.sum())
-    weights = raw @ ratio
+    weights = raw @ (np.log(ours / ours.sum()) - np.log(theirs / theirs.sum()))
     # The highest of weights plus Gumbel noise: a draw without replacement.
     return np.argsort(-(weights + rng.gumbel(size=len(weights))))[:keep]
 
@@ -184,36 +154,25 @@ def _density(raw: Any, keep: int, rng: np.random.Generator) -> Any:
     from sklearn.preprocessing import StandardScaler, normalize
 
     dimensions = max(1, min(16, raw.shape[0] - 1))
-    points = TruncatedSVD(dimensions, random_state=0).fit_transform(normalize(raw))
+    rows = normalize(raw.astype(float))
+    points = TruncatedSVD(dimensions, random_state=0).fit_transform(rows)
     points = StandardScaler().fit_transform(points)
     density = KernelDensity(bandwidth="scott").fit(points).score_samples(points)
     return np.argsort(density - rng.gumbel(size=len(density)))[:keep]
 
 
 def _classifier(target: Any, raw: Any, keep: int, seed: int) -> Any:
-    """Keep what looks most like the target to a logistic regression that never saw it.
-
-    Each half of the set is judged by a classifier that was fitted without it.
-    """
+    """Keep what looks most like the target to a logistic regression that was fitted without it."""
     from scipy.sparse import vstack
     from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import StratifiedKFold, cross_val_predict
     from sklearn.preprocessing import normalize
 
-    ours, theirs = normalize(target), normalize(raw)
-    order = np.random.default_rng(seed).permutation(theirs.shape[0])
-    scores = np.zeros(theirs.shape[0])
-    for judged, fitted in ((order[::2], order[1::2]), (order[1::2], order[::2])):
-        if not len(judged) or not len(fitted):
-            continue
-        inputs = vstack([ours, theirs[fitted]])
-        answers = np.concatenate([np.ones(ours.shape[0]), np.zeros(len(fitted))])
-        model = LogisticRegression(max_iter=300, class_weight="balanced").fit(inputs, answers)
-        scores[judged] = model.decision_function(theirs[judged])
-    return np.argsort(-scores, kind="stable")[:keep]
-
-
-def _concentration(documents: list[Sampled]) -> float:
-    counts = np.zeros(NUM_BUCKETS, np.int64)
-    for one in documents:
-        np.add.at(counts, bucket_of((one.ids[:-1] << 32) | one.ids[1:]), 1)
-    return collision_index(counts)
+    rows = normalize(vstack([target, raw]).astype(float))
+    answers = np.repeat([1, 0], [target.shape[0], raw.shape[0]])
+    if min(np.bincount(answers)) < 2:
+        return np.arange(keep)
+    model = LogisticRegression(max_iter=300, class_weight="balanced")
+    halves = StratifiedKFold(2, shuffle=True, random_state=seed)
+    scores = cross_val_predict(model, rows, answers, cv=halves, method="decision_function")
+    return np.argsort(-scores[target.shape[0] :], kind="stable")[:keep]

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import dataclasses
 import io
 import json
 import math
@@ -95,13 +94,11 @@ def run_report(args: argparse.Namespace, options: dict[str, Any]) -> None:
     Raises:
         UnusableError: an argument can't be used, or the data can't.
     """
-    try:  # everything that is needed in the end
-        check_can_draw()
-        if args.map == "tsne" or args.baselines:
-            check_can_filter()
+    check_can_draw()
+    if args.map == "tsne" or args.baselines:
+        check_can_filter()
+    try:
         args.output.mkdir(parents=True, exist_ok=True)
-    except ImportError as error:
-        raise UnusableError(str(error)) from None
     except OSError as error:
         raise UnusableError(
             f"--output {args.output}: can't be made ({error}); name a folder"
@@ -169,7 +166,7 @@ def write_report(
     with_baselines: bool = False,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Write what was measured of one or several sets.
+    """Write what was measured of one or several sets; returns the content of report.json.
 
     Args:
         sets: the first is what the others are compared with.
@@ -180,12 +177,8 @@ def write_report(
         with_baselines: compare the filters of section 2.2; needs scikit-learn.
         seed: of map and filters.
 
-    Returns:
-        The content of report.json.
-
     Raises:
-        ImportError: matplotlib or scikit-learn is not installed.
-        UnusableError: the folder can't be written.
+        UnusableError: matplotlib or scikit-learn is not installed, or the folder can't be written.
     """
     baselines = []
     if with_baselines:
@@ -203,8 +196,8 @@ def write_report(
         tables["baselines"] = [
             ["set", "filter", "kept", "perplexity", "coverage of the first", "concentration"],
             *(
-                [one.pool, one.name, f"{one.kept:,}", f"{one.perplexity:.1f}",
-                 f"{one.coverage:.0%}", f"{one.concentration:.2f}"]
+                [one["pool"], one["name"], f"{one['kept']:,}", f"{one['perplexity']:.1f}",
+                 f"{one['coverage']:.0%}", f"{one['concentration']:.2f}"]
                 for one in baselines
             ),
         ]  # fmt: skip
@@ -237,7 +230,7 @@ def write_report(
         "prior": prior,
         "sets": [of.record() for of in sets],
         "coverage": covered,
-        "baselines": [dataclasses.asdict(one) for one in baselines],
+        "baselines": baselines,
         "warnings": warnings,
     }
     text = as_json(record)

@@ -131,8 +131,7 @@ class Curve:
         schedule: of the edits.
         mean: (n + 1,), test error of the fit to real data and after each edit.
         standard_error: (n + 1,), of `mean`, over runs.
-        closed_form: `Schedule.closed_form`.
-        decaying_bound: `Schedule.decaying_bound`.
+        closed_form, decaying_bound: those of the schedule.
     """
 
     schedule: Schedule

@@ -79,11 +79,11 @@ def run_theory(settings: dict[str, Any], output: Path | None) -> None:
     Raises:
         UnusableError: a value is out of its range, or nothing can be written there.
     """
+    if output is not None:
+        figures.check_can_draw()
     try:
         problem = Problem(**settings)
-        if output is not None:
-            figures.check_can_draw()
-    except (ValueError, ImportError) as error:
+    except ValueError as error:
         raise UnusableError(f"--{error}") from None
     curves = simulate(problem, standard_schedules(problem))
     sweep: Sweep = {}

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -29,8 +28,7 @@ ROWS_PER_STRATUM = 6  # in each batch
 Floats = npt.NDArray[np.float64]
 
 
-@dataclass(frozen=True)
-class Setting:
+class Setting(NamedTuple):
     """A row of Tables 5 to 7."""
 
     table: str
@@ -153,17 +151,10 @@ class WhatIf:
             inside = self.tokens[cut:] if setting.policy.region == "above" else self.tokens[:cut]
             changed, changed_error = self._mean(self._changed[:, number])
             kl, kl_error = self._mean(self._kl[:, number])
-            found.append(
-                {
-                    "table": setting.table,
-                    "setting": setting.name,
-                    "selected_share": float(inside.sum() / total),
-                    "changed_share": changed,
-                    "changed_share_error": changed_error,
-                    "kl": kl,
-                    "kl_error": kl_error,
-                }
-            )
+            one: dict[str, Any] = {"table": setting.table, "setting": setting.name}
+            one |= {"selected_share": float(inside.sum() / total)}
+            one |= {"changed_share": changed, "changed_share_error": changed_error}
+            found.append({**one, "kl": kl, "kl_error": kl_error})
         return found
 
     def _mean(self, totals: Floats) -> tuple[float, float]:

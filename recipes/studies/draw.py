@@ -27,9 +27,8 @@ def draw_arms(rows: list[dict[str, Any]], results: dict[str, list[Result]]) -> A
         mean = [sum(values) / len(values) for values in zip(*curves, strict=True)]
         left.plot(range(1, len(mean) + 1), mean, line, color=color, label=row["arm"], lw=1.4)
         test = row["measures"]["test loss"]
-        middle.errorbar(
-            test["difference"], -number, xerr=2 * test["difference_error"], fmt="o", color=color
-        )
+        spread = 2 * (test["difference_error"] or 0)
+        middle.errorbar(test["difference"], -number, xerr=spread, fmt="o", color=color)
         others = [row["measures"][name]["mean"] for name in losses_on_others(row)]
         if others:
             away = sum(others) / len(others)
@@ -55,26 +54,24 @@ def draw_arms(rows: list[dict[str, Any]], results: dict[str, list[Result]]) -> A
 def draw_generations(rows: list[dict[str, Any]]) -> Any:
     """Three panels: test loss, loss on the rarest tenth, and entropy, over generations."""
     figure, axes = new_figure(3, width=5.2, height=4.2)
-    names = ("test loss", "rarest tenth", "bigram entropy")
     arms = list(dict.fromkeys(row["arm"] for row in rows if "mixture" not in row["arm"]))
     start = next(row for row in rows if row["generation"] == 0)
-    for axis, name in zip(axes, names, strict=True):
+    panels = {
+        "test loss": "test loss",
+        "rarest tenth": "rarest tenth",
+        "bigram entropy": "entropy of the training rows' bigrams",
+    }
+    for axis, (name, title) in zip(axes, panels.items(), strict=True):
         for number, arm in enumerate(arms):
             found = [start, *(r for r in rows if r["arm"] == arm and r is not start)]
-            values = [row["measures"][name] for row in found]
             if arm == start["arm"]:
-                axis.axhline(values[0][0], color="black", lw=1, label=f"{arm} text, every time")
-                continue
-            axis.errorbar(
-                [row["generation"] for row in found], [mean for mean, _ in values],
-                yerr=[2 * error for _, error in values],
-                fmt=f"o{LINES[number % 4]}", color=color_of(number), ms=4, label=arm,
-            )  # fmt: skip
+                real = start["measures"][name]["mean"]
+                axis.axhline(real, color="black", lw=1, label=f"{arm} text, every time")
+            else:
+                _plot(axis, [row["generation"] for row in found], found, name, number, arm)
         axis.set_xlabel("generation")
-        axis.set_ylabel({"bigram entropy": "bits"}.get(name, "nats per token"))
-        axis.set_title(
-            {"bigram entropy": "entropy of the training rows' bigrams"}.get(name, name), fontsize=10
-        )
+        axis.set_ylabel("bits" if name == "bigram entropy" else "nats per token")
+        axis.set_title(title, fontsize=10)
     axes[0].legend(fontsize=7.5, frameon=False)
     return figure
 
@@ -82,18 +79,22 @@ def draw_generations(rows: list[dict[str, Any]]) -> Any:
 def draw_mixtures(rows: list[dict[str, Any]], shares: list[float]) -> Any:
     """Test loss and that of the rarest tenth against the share of written text."""
     figure, (axis,) = new_figure(1, width=5.6, height=4.2)
+    found = [next(r for r in rows if r["arm"] == f"mixture {share:.0%}") for share in shares]
     for number, name in enumerate(("test loss", "rarest tenth")):
-        values = []
-        for share in shares:
-            values.append(
-                next(r for r in rows if r["arm"] == f"mixture {share:.0%}")["measures"][name]
-            )
-        axis.errorbar(
-            [100 * share for share in shares], [mean for mean, _ in values],
-            yerr=[2 * error for _, error in values],
-            fmt=f"o{LINES[number]}", color=color_of(number), label=name,
-        )  # fmt: skip
+        _plot(axis, [100 * share for share in shares], found, name, number, name)
     axis.set_xlabel("written by a model, % of the tokens")
     axis.set_ylabel("nats per token")
     axis.legend(frameon=False)
     return figure
+
+
+def _plot(
+    axis: Any, places: list[float], rows: list[dict[str, Any]], name: str, number: int, label: str
+) -> None:
+    """The means of a measure, with bars of two standard errors."""
+    measures = [row["measures"][name] for row in rows]
+    axis.errorbar(
+        places, [one["mean"] for one in measures],
+        yerr=[2 * (one["standard_error"] or 0) for one in measures],
+        fmt=f"o{LINES[number % 4]}", color=color_of(number), ms=4, label=label,
+    )  # fmt: skip

@@ -13,18 +13,11 @@ from common.figures import check_can_draw, save_figure
 
 from toedit_collate.config.quiet import quiet
 from toedit_collate.data.files import whole, write_json, write_text
-from toedit_collate.errors import UnusableError
 
 from .collapse import run_collapse
 from .draw import draw_arms, draw_generations, draw_mixtures
 from .settings import Pretraining, RunSettings, Study, WorldSettings, describe
-from .summary import (
-    Result,
-    format_generations,
-    format_study,
-    summarize,
-    summarize_generations,
-)
+from .summary import Result, format_generations, format_study, summarize, summarize_generations
 from .train import measure, train
 from .world import World
 
@@ -46,10 +39,7 @@ def make_study(study: Study, data: Path, prior: str, output: Path) -> str:
         UnusableError: figures can't be drawn here, the data do not suffice, or the runs in
             `output` were made in another way.
     """
-    try:
-        check_can_draw()
-    except ImportError as error:
-        raise UnusableError(str(error)) from None
+    check_can_draw()
     world = prepare_world(study.world, data, prior, output)
     world.check_output(output)
     if study.generations:

@@ -85,7 +85,7 @@ def backward(
                 p.mul_(1 - kl_weight).add_(slopes, alpha=kl_weight)
             else:
                 p = log_p.exp_()
-            p.scatter_add_(1, wanted[:, None], torch.full((len(wanted), 1), -hard))
+            p.scatter_add_(1, wanted[:, None], p.new_full((len(wanted), 1), -hard))
             if even:
                 p.sub_(even / p.shape[1])
             slope = p.div_(count).to(dtype)

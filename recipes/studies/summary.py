@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from statistics import fmean
 from typing import Any
 
-from common.comparison import standard_error
+from common.comparison import compare, markdown, plus_minus
 
 from .settings import Study, describe
 
@@ -20,38 +20,27 @@ _STUDENT = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23,
             2.20, 2.18, 2.16, 2.14, 2.13, 2.12, 2.11, 2.10, 2.09, 2.09)  # fmt: skip
 
 
-def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
-    """Mean, and its standard error; NaN for the error of one value.
-
-    Example:
-        >>> mean_and_error([1.0, 3.0])
-        (2.0, 1.0)
-    """
-    error = standard_error(values)
-    return fmean(values), math.nan if error is None else error
-
-
-def counts_from(error: float, num_seeds: int) -> float:
+def counts_from(error: float | None, num_seeds: int) -> float:
     """How large a difference with this standard error has to be to count, nats.
 
     That is beyond 95 % of Student's t and `SMALLEST`. A study that saw no such difference can only
     have missed a smaller one.
 
     Example:
-        >>> counts_from(0.01, 3), counts_from(0.001, 3), counts_from(0.01, 1)
+        >>> counts_from(0.01, 3), counts_from(0.001, 3), counts_from(None, 1)
         (0.043, 0.02, inf)
     """
-    if num_seeds < 2:
+    if error is None:
         return math.inf
     return max(_STUDENT[min(num_seeds - 2, len(_STUDENT) - 1)] * error, SMALLEST)
 
 
 def summarize(study: Study, results: dict[str, list[Result]]) -> list[dict[str, Any]]:
-    """A row of the table for each arm.
+    """A row of the table for each arm: `measures`, by name, are those of `compare`.
 
     Args:
         study: whose arms.
-        results: of each arm, one for each seed, in the order of the seeds.
+        results: of each arm, one for each seed.
     """
     first = next(iter(results.values()))
     values: dict[str, Value] = {
@@ -67,15 +56,6 @@ def summarize(study: Study, results: dict[str, list[Result]]) -> list[dict[str, 
         values["exact match"] = lambda one: one["exact_match"]
     rows = []
     for arm, found in results.items():
-        measures = {}
-        for name, value in values.items():
-            mean, error = mean_and_error([value(one) for one in found])
-            pairs = zip(found, first, strict=False)
-            difference = mean_and_error([value(a) - value(b) for a, b in pairs])
-            measures[name] = {
-                "mean": mean, "standard_error": error,
-                "difference": difference[0], "difference_error": difference[1],
-            }  # fmt: skip
         edits = [one["edit"] for one in found if "edit" in one]
         rows.append(
             {
@@ -84,10 +64,21 @@ def summarize(study: Study, results: dict[str, list[Result]]) -> list[dict[str, 
                 "trials": len(study.arms[arm]),
                 "seeds": [one["seed"] for one in found],
                 "changed": fmean(e["changed"] / e["scored"] for e in edits) if edits else None,
-                "measures": measures,
+                "measures": _measures(values, found, first),
             }
         )
     return rows
+
+
+def _measures(
+    values: dict[str, Value], found: list[Result], first: list[Result]
+) -> dict[str, dict[str, float | None]]:
+    return {
+        name: compare(
+            {one["seed"]: value(one) for one in found}, {one["seed"]: value(one) for one in first}
+        )
+        for name, value in values.items()
+    }
 
 
 def _losses_on_others(example: Result) -> dict[str, Value]:
@@ -106,37 +97,34 @@ def losses_on_others(row: dict[str, Any]) -> list[str]:
 def format_study(rows: list[dict[str, Any]]) -> str:
     """The table in Markdown."""
     others = losses_on_others(rows[0])
-    head = ["arm", "changed", "test loss", "difference", "would count from",
-            "after the last epoch", "best epoch", "calibration error", "memorised",
-            *others]  # fmt: skip
     has_answers = "exact match" in rows[0]["measures"]
-    body = []
+    table = [["arm", "changed", "test loss", "difference", "would count from",
+              "after the last epoch", "best epoch", "calibration error", "memorised",
+              *others, *["exact match"] * has_answers]]  # fmt: skip
     for row in rows:
         measures = row["measures"]
-        test, ece = measures["test loss"], measures["calibration error"]
+        test = measures["test loss"]
         bound = counts_from(test["difference_error"], len(row["seeds"]))
-        difference = _pm(test["difference"], test["difference_error"], "+")
-        bold = abs(test["difference"]) > bound
-        compared = [f"**{difference}**" if bold else difference,
-                    f"{bound:.3f}" if math.isfinite(bound) else ""]  # fmt: skip
+        difference = plus_minus(test["difference"], test["difference_error"], "+.3f")
+        if abs(test["difference"]) > bound:
+            difference = f"**{difference}**"
+        limit = f"{bound:.3f}" if math.isfinite(bound) else ""
         cells = [
             row["arm"],
             "" if row["changed"] is None else f"{row['changed']:.2%}",
-            _pm(test["mean"], test["standard_error"]),
-            *(["", ""] if row is rows[0] else compared),
+            _mean(test),
+            *(["", ""] if row is rows[0] else [difference, limit]),
             f"{measures['last validation loss']['mean']:.3f}",
             f"{measures['best epoch']['mean']:.1f}",
-            _pm(ece["mean"], ece["standard_error"]),
+            _mean(measures["calibration error"]),
             f"{measures['memorised spans']['mean']:.2%}",
-            *(_pm(measures[name]["mean"], measures[name]["standard_error"]) for name in others),
+            *(_mean(measures[name]) for name in others),
+            *([_mean(measures["exact match"], ".1%")] if has_answers else []),
         ]
-        if has_answers:
-            right = measures["exact match"]
-            cells.append(f"{right['mean']:.1%} ± {right['standard_error']:.1%}")
-        body.append(cells)
+        table.append(cells)
     return "\n".join(
         [
-            _markdown([head + ["exact match"] * has_answers, *body]),
+            markdown(table),
             "",
             f"Losses are nats per token, means of {len(rows[0]['seeds'])} seeds ± standard errors; "
             "the difference is from the first arm, paired by seed, bold where it is beyond 95 % of "
@@ -152,9 +140,6 @@ def format_study(rows: list[dict[str, Any]]) -> str:
 
 def summarize_generations(results: list[Result]) -> list[dict[str, Any]]:
     """A row for each arm and generation."""
-    groups: dict[tuple[str, int], list[Result]] = {}
-    for one in results:
-        groups.setdefault((one["arm"], one["generation"]), []).append(one)
     values: dict[str, Value] = {
         "test loss": lambda one: one["test"]["loss"],
         "rarest tenth": lambda one: _number(one["test"]["deciles"][-1]),
@@ -165,15 +150,15 @@ def summarize_generations(results: list[Result]) -> list[dict[str, Any]]:
         "top 64 bigrams": lambda one: one["rows"]["top_64_bigrams"],
         **_losses_on_others(results[0]),
     }
+    groups: dict[tuple[str, int], list[Result]] = {}
+    for one in results:
+        groups.setdefault((one["arm"], one["generation"]), []).append(one)
     return [
         {
             "arm": arm,
             "generation": generation,
             "seeds": [one["seed"] for one in found],
-            "measures": {
-                name: mean_and_error([value(one) for one in found])
-                for name, value in values.items()
-            },
+            "measures": _measures(values, found, []),
         }
         for (arm, generation), found in groups.items()
     ]
@@ -181,20 +166,19 @@ def summarize_generations(results: list[Result]) -> list[dict[str, Any]]:
 
 def format_generations(rows: list[dict[str, Any]]) -> str:
     """The table of a study over generations, in Markdown."""
-    head = ["arm", "generation", "test loss", "rarest tenth", "changed", "differs from real",
-            "bigram entropy, bits", "distinct bigrams"]  # fmt: skip
-    body = []
+    table = [["arm", "generation", "test loss", "rarest tenth", "changed", "differs from real",
+              "bigram entropy, bits", "distinct bigrams"]]  # fmt: skip
     for row in rows:
         measures = row["measures"]
-        shares = (measures[name][0] for name in ("changed", "differs"))
+        shares = (measures[name]["mean"] for name in ("changed", "differs"))
         cells = [row["arm"], str(row["generation"])]
-        cells += [_pm(*measures[name]) for name in ("test loss", "rarest tenth")]
+        cells += [_mean(measures[name]) for name in ("test loss", "rarest tenth")]
         cells += ["" if math.isnan(share) else f"{share:.2%}" for share in shares]
-        cells += [_pm(*measures["bigram entropy"]), f"{measures['distinct bigrams'][0]:.1%}"]
-        body.append(cells)
+        distinct = measures["distinct bigrams"]["mean"]
+        table.append([*cells, _mean(measures["bigram entropy"]), f"{distinct:.1%}"])
     return "\n".join(
         [
-            _markdown([head, *body]),
+            markdown(table),
             "",
             "Losses are nats per token, means over seeds ± standard errors. `rarest tenth`: tokens "
             "of the rarest tenth of the real text. The other columns are of the rows that the "
@@ -204,14 +188,9 @@ def format_generations(rows: list[dict[str, Any]]) -> str:
     )
 
 
-def _markdown(rows: list[list[str]]) -> str:
-    lines = [f"| {' | '.join(cells)} |" for cells in rows]
-    return "\n".join([lines[0], f"|{' --- |' * len(rows[0])}", *lines[1:]])
-
-
 def _number(value: float | None) -> float:
     return math.nan if value is None else value  # as JSON has it where there was no such token
 
 
-def _pm(value: float, error: float, sign: str = "") -> str:
-    return f"{value:{sign}.3f}" if math.isnan(error) else f"{value:{sign}.3f} ± {error:.3f}"
+def _mean(measure: dict[str, float | None], form: str = ".3f") -> str:
+    return plus_minus(measure["mean"], measure["standard_error"], form)
