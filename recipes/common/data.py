@@ -144,11 +144,13 @@ def _checked(rows: Any, form: tuple[str, ...], data: Data) -> Any:
     if not hasattr(rows, "select"):
         return rows.map(check, with_indices=True, features=rows.features)
     columns = [rows.data.column(name) for name in form if name in rows.column_names]
-    is_text = isinstance(rows[0][form[0]], str)
-    if len(columns) < len(form) or any(
-        column.null_count or (is_text and str(column.type) not in ("string", "large_string"))
+    is_list = isinstance(rows[0][form[0]], list)
+    is_fine = [
+        not column.null_count
+        and (str(column.type) == "string" or (is_list and "timestamp" not in str(column.type)))
         for column in columns
-    ):  # a pass over the rows tells which
+    ]
+    if not all(is_fine) or len(columns) < len(form):  # a pass over the rows tells which
         for number, row in enumerate(rows):
             check(row, number)
     return rows

@@ -148,6 +148,22 @@ def test_dicts_keep_their_keys_and_their_order(tmp_path):
     assert set(found[0]) == {name for row in CHATS for name in row}
 
 
+def test_numbers_keep_their_digits(tmp_path):
+    row = {"hash": 2**64 - 1, "meta": {"score": 0.1234567890123, "none": None}, "x": 1e-9}
+    path = tmp_path / "x.jsonl"
+    path.write_bytes(json_lines([row, {**row, "hash": 1}]))
+    assert trained_on(path)[0] == row == rows_of(path)[0]
+
+
+def test_two_csv_files_may_be_read_at_once(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.csv").write_text(f"text\nx\n{name * 200_000}\n")
+    first, second = (iter(open_data(tmp_path / f"{n}.csv").read()) for n in "ab")
+    next(second)
+    assert len(list(first)) == 2
+    assert len(list(second)) == 1
+
+
 def test_types_of_columns():
     rows = [{"a": 1, "b": [{"c": "x"}], "d": None}, {"a": 2.0, "b": [], "d": [1]}]
     types = {name: type(one).__name__ for name, one in infer_features(rows).items()}
@@ -180,6 +196,7 @@ def test_types_of_columns():
         ("x.jsonl", b'{"text":"a","text":"b"}', r"line 1 has the key 'text' twice in one object"),
         ("x.jsonl", b'{"a":{"b":1,"b":2}}', r"line 1 has the key 'b' twice in one object"),
         ("x.jsonl", b'{"a": 1}\n{"text": "\\uD800"}', r"text of line 2 has half of a sur"),
+        ("x.jsonl", b'{"a\\ud800": 1}', r"'a\\ud800' of line 1 has half of a surrogate pair"),
         ("x.jsonl", b'{"m": [{"c": "\\udc00"}]}', r"m of line 1 has half of a surrogate pair"),
         ("x.csv", b'text,n\n"a",1\nb\n', r"line 3 has 1 fields, and the first line names 2"),
         ("x.csv", b'text\n"a" b\n', r"line 2 is not CSV .*write a quote in it twice"),

@@ -6,10 +6,12 @@ import itertools
 import json
 
 import pytest
+import torch
 from conftest import make_llama, make_tokenizer
 from transformers import tokenization_utils_base
 from trl import SFTConfig, SFTTrainer
 
+from toedit_collate import Prior
 from toedit_collate.data import (
     Data,
     Preparation,
@@ -20,6 +22,7 @@ from toedit_collate.data import (
     open_data,
 )
 from toedit_collate.errors import UnusableError
+from toedit_collate.tokens.documents import find_documents
 
 pytestmark = pytest.mark.usefixtures("no_bars")
 USER = [{"role": "user", "content": "the fox?"}]
@@ -262,6 +265,25 @@ def test_rows_that_can_not_be_tokenized_are_named(tmp_path, row, options, messag
 def test_options_that_can_not_be_followed_are_refused_by_name(options, message):
     with pytest.raises(UnusableError, match=message):
         Preparation(**options).set_up(make_tokenizer())
+
+
+def test_a_prior_protects_what_is_set_up():
+    """As training does: the tokens of a template that it was not loaded with, too."""
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = None
+    prior = Prior(make_llama(), tokenizer)
+    ids = tokenizer.apply_chat_template(CHAT, chat_template=TEMPLATE, return_dict=True)["input_ids"]
+
+    def protected() -> int:
+        mask = prior.protection.mask(
+            torch.tensor(ids), find_documents(torch.tensor([ids]), None, None)
+        )
+        return int(mask.sum())
+
+    before = protected()
+    tokenizer.chat_template = TEMPLATE
+    Preparation(eos_token="<|im_end|>").set_up_prior(prior)
+    assert protected() > before + 4
 
 
 def test_packed_rows_are_not_truncated(tmp_path):

@@ -158,7 +158,7 @@ def _apply(args: argparse.Namespace, policy: EditPolicy, *, shows_progress: bool
     check_first(data, prep)
     cache = None if args.cache is None else _open_cache(args.cache)
     prior = open_prior(args.prior, **options.prior_options(args))
-    prep.set_up(prior.tokenizer)
+    prep.set_up_prior(prior)
     scorer = Scorer(prior, policy, cache, args.batch_tokens)
     number, count = args.shard
     desc = f"part {number}/{count}" if count > 1 else None

@@ -147,13 +147,14 @@ def _checked(row: Any, name: str, text: str) -> Row:
         )
     if "\\ud" in text.lower():  # a letter in two halves, or one half of it
         for column, value in row.items():
-            check_text(json.dumps(value, ensure_ascii=False), f"{column} of {name}")
+            shown = column if column.isprintable() else repr(column)
+            check_text(json.dumps({column: value}, ensure_ascii=False), f"{shown} of {name}")
     return row
 
 
 def _parse_csv(lines: Lines, delimiter: str = ",") -> Iterator[tuple[str, Row]]:
     """Rows of values, all of them text; the first line names the columns."""
-    before = csv.field_size_limit(_LONGEST_FIELD)
+    csv.field_size_limit(_LONGEST_FIELD)
     reader = csv.reader((line for _, line in lines), strict=True, delimiter=delimiter)
     header: list[str] | None = None
     number = 1
@@ -179,8 +180,6 @@ def _parse_csv(lines: Lines, delimiter: str = ",") -> Iterator[tuple[str, Row]]:
             f"line {number} is not CSV ({first_line(error)}); put text with commas, quotes or "
             'line ends into quotes, and write a quote in it twice: ""'
         ) from None
-    finally:
-        csv.field_size_limit(before)
 
 
 def _parse_text(lines: Lines) -> Iterator[tuple[str, Row]]:

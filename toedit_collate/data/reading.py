@@ -395,7 +395,8 @@ def infer_features(rows: Iterable[Row]) -> Any:
     for row in rows:
         for name, value in row.items():
             is_ids = isinstance(value, list) and all(type(one) is int for one in value)
-            seen.setdefault(name, set()).add("ids" if is_ids else type(value))
+            is_long = type(value) is int and not -(2**63) <= value < 2**63
+            seen.setdefault(name, set()).add("ids" if is_ids else list if is_long else type(value))
     plain = {str: "string", bool: "bool", int: "int64", float: "float64"}
     features = {}
     for name, types in seen.items():

@@ -17,7 +17,9 @@ from typing import Any
 import numpy as np
 
 from ..errors import UnusableError, first_line
+from ..prior.base import BasePrior
 from ..stores.ragged import Array
+from ..tokens.protection import Protection
 from ..tokens.removal import TOKEN_COLUMNS
 from .parsing import Row, check_text
 from .reading import Batch, Data
@@ -83,6 +85,8 @@ class Preparation:
         Raises:
             UnusableError: it has no such token, or the template is no .jinja file.
         """
+        if tokenizer is None:  # the rows have tokens
+            return None
         if self.eos_token is not None:
             if self.eos_token not in tokenizer.get_vocab():
                 raise UnusableError(
@@ -97,6 +101,16 @@ class Preparation:
                     f"tokens to the vocabulary: {SAVE}"
                 )
             tokenizer.chat_template = Path(path).read_text(encoding="utf-8")
+        return tokenizer
+
+    def set_up_prior(self, prior: BasePrior) -> Any:
+        """Set up a prior's tokenizer, and protect what it then says, too; returns it.
+
+        Training does so: it protects the special tokens and the template of either tokenizer.
+        """
+        tokenizer = self.set_up(prior.tokenizer)
+        if self.eos_token is not None or self.chat_template_path is not None:
+            prior.protection |= Protection.of(tokenizer)
         return tokenizer
 
 

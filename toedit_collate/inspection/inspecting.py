@@ -105,7 +105,7 @@ def inspect_edits(
     prep = preparation or Preparation(max_length=max_length, assistant_only_loss=assistant_only)
     if prep.max_length is None:
         prep = replace(prep, max_length=prior.max_length)
-    tokenizer = prep.set_up(prior.tokenizer)
+    tokenizer = prep.set_up_prior(prior)
     documents = read_documents(data, tokenizer, prep, vocab_size=prior.vocab_size)
     if find is not None:
         documents = _matching(documents, find, reader)
