@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from .. import __version__
 from ..policy import EditPolicy
 from ..training.collator import ToEditCollator
 from .policies import short_name
@@ -55,7 +55,7 @@ def editing_section(name: str, policy: EditPolicy | None, collator: Any) -> str:
         title,
         "",
         "Training batches were token-edited on the fly by "
-        f"[toedit_collate](https://arxiv.org/abs/2412.14689) {__version__}: a frozen prior model "
+        f"[toedit_collate](https://arxiv.org/abs/2412.14689) {version('toedit_collate')}: a frozen prior model "
         "resampled the tokens whose probability it put into the policy's region. Evaluation data "
         "was not edited.",
         "",
