@@ -55,9 +55,9 @@ def editing_section(name: str, policy: EditPolicy | None, collator: Any) -> str:
         title,
         "",
         "Training batches were token-edited on the fly by "
-        f"[toedit_collate](https://arxiv.org/abs/2412.14689) {version('toedit_collate')}: a frozen prior model "
-        "resampled the tokens whose probability it put into the policy's region. Evaluation data "
-        "was not edited.",
+        f"[toedit_collate](https://arxiv.org/abs/2412.14689) {version('toedit_collate')}: a frozen "
+        "prior model resampled the tokens whose probability it put into the policy's region. "
+        "Evaluation data was not edited.",
         "",
         f"- Policy: `` {name} ``, that is, `` {short_name(policy)} ``",
         f"- Prior: {collator.prior.description}",
