@@ -211,10 +211,11 @@ class TestTraining:
             if name != "labels":
                 labels = [t if begin <= n < end else -100 for n, t in enumerate(text)]
                 ids = torch.tensor([text])
+                cached = cache.prior()
+                cached.set_tokenizer(real.tokenizer)  # that the chat template is read with
                 result = edit_tokens(
-                    cache.prior(), ids, labels=torch.tensor([labels]), policy=AGGRESSIVE,
-                    cache=cache,
-                )  # fmt: skip
+                    cached, ids, labels=torch.tensor([labels]), policy=AGGRESSIVE, cache=cache
+                )
                 expected = edit_tokens(real, ids, labels=torch.tensor([labels]), policy=AGGRESSIVE)
                 assert torch.equal(result.input_ids, expected.input_ids)
 

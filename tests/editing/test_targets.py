@@ -74,7 +74,7 @@ def test_a_cache_serves_all_targets(prior, ids, labels, target):
 
 def test_a_cache_is_not_filled_with_whole_vocabularies(prior, ids):
     policy = EVERY.replace(sampler="full")
-    with pytest.raises(ValueError, match=r"region='all' and sampler='full'.*use sampler="):
+    with pytest.raises(ValueError, match=r"region='all' and sampler='full'.*use EditPolicy"):
         edit_tokens(prior, ids, policy=policy, cache=DecisionCache())
 
 

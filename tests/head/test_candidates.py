@@ -10,10 +10,11 @@ from scipy import stats
 
 from toedit_collate import EditPolicy
 from toedit_collate.head import projection
-from toedit_collate.head.candidates import _most_probable, count_draws, draw_tokens, surely_kept
+from toedit_collate.head.candidates import _most_probable, draw_tokens, surely_kept
 from toedit_collate.head.logprob import Scores
 from toedit_collate.head.predictions import HeadPredictions
 from toedit_collate.head.projection import Head
+from toedit_collate.tokens.result import count_draws
 
 V = 40
 NUM_DRAWS = 20_000

@@ -146,9 +146,7 @@ def test_a_tokenizer_with_holes():
     from toedit_collate.tokens.vocabulary import Vocabulary, num_ids
 
     assert num_ids(Holes()) == VOCAB_SIZE - 1
-    forbidden = Vocabulary(VOCAB_SIZE, Holes()).forbidden(
-        forbid_special=False, device=torch.device("cpu")
-    )
+    forbidden = Vocabulary(VOCAB_SIZE, Holes()).forbidden(frozenset(), torch.device("cpu"))
     assert torch.equal(forbidden, torch.arange(1, VOCAB_SIZE, 2))
     with pytest.raises(ValueError, match=r"tokenizer has 160 tokens, up to id 318.*only 200"):
         Vocabulary(200, Holes())
