@@ -1,18 +1,11 @@
-"""The small prior of the demo: a tokenizer and a Llama, trained on some text in a minute.
-
-`make_prior` trains one; `demo_model` keeps one for the tiny recipes.
-"""
+"""A small model that is trained within a minute: for the demo and the tiny recipes."""
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import shutil
-import time
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from itertools import islice
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,17 +14,15 @@ from torch import Tensor
 
 from ..errors import UnusableError
 from ..prior.prior import Prior
-from .demo_text import DEMO, DEMO_MODELS, Corpus, DemoExample, demo_rows, hold_out
+from .demo_text import DEMO, DEMO_MODELS, python_topics
 from .files import whole, write_json
 from .progress import progress_bar
-from .reading import Data, open_data
-from .tokens import check_format, format_of
 
 VOCAB_SIZE = 1024
 CONTEXT = 256
 BATCH_SIZE = 4
-NUM_STEPS = 500  # three quarters of a minute on two CPU cores
-# Of the Llama that is made, beside its vocabulary.
+NUM_STEPS = 500  # 45 seconds on two CPU cores
+# Of the Llama, apart from its vocabulary.
 SHAPE: dict[str, Any] = {
     "hidden_size": 128,
     "intermediate_size": 320,
@@ -41,7 +32,7 @@ SHAPE: dict[str, Any] = {
     "max_position_embeddings": CONTEXT,
     "tie_word_embeddings": True,
 }
-_WARM_UP = 0.03  # share of the training
+_WARM_UP = 0.03  # share of the steps
 _SPECIAL = ("<|bos|>", "<|eos|>", "<|pad|>")
 _CHAT_TEMPLATE = (
     "{% for m in messages %}{{ m['role'] + ':\\n' + m['content'] + '<|eos|>\\n' }}{% endfor %}"
@@ -49,75 +40,49 @@ _CHAT_TEMPLATE = (
 )
 
 
-@dataclass(frozen=True)
-class MadePrior:
-    """A prior, and how it came about.
-
-    Attributes:
-        prior: frozen.
-        num_steps: of training that were made.
-        num_tokens: that it saw in them.
-        seconds: that they took.
-        is_whole: all steps were made; False: the time was up before.
-    """
-
-    prior: Prior
-    num_steps: int
-    num_tokens: int
-    seconds: float
-    is_whole: bool
-
-
 def make_prior(
-    texts: list[str],
-    *,
-    seed: int,
-    steps: int = NUM_STEPS,
-    seconds: float = math.inf,
-    vocab_size: int = VOCAB_SIZE,
-) -> MadePrior:
-    """Train a byte-level BPE tokenizer and a Llama on `texts`; a progress bar goes to stderr.
+    texts: list[str], *, seed: int, steps: int | None = None, vocab_size: int = VOCAB_SIZE
+) -> Prior:
+    """Train a byte-level BPE tokenizer and a Llama on `texts`; shows a progress bar on stderr.
 
     Args:
         texts: the documents.
-        seed: of weights and windows.
-        steps: how many to make.
-        seconds: end by then, annealed, even if fewer steps were made.
-        vocab_size: the most tokens that the tokenizer may have.
+        seed: of the weights and of the choice of windows.
+        steps: of training; None: `NUM_STEPS`.
+        vocab_size: the largest vocabulary of the tokenizer.
     """
     torch.manual_seed(seed)
     tokenizer = make_tokenizer(texts, vocab_size)
-    encoded = tokenizer(texts)["input_ids"]
     eos = tokenizer.eos_token_id
-    stream = torch.tensor([token for ids in encoded for token in (*ids, eos)])
+    stream = torch.tensor([i for ids in tokenizer(texts)["input_ids"] for i in (*ids, eos)])
     model = _make_model(tokenizer)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    started = time.perf_counter()
-    num_steps = _train(model.to(device), stream, steps, seconds)
-    return MadePrior(
-        prior=Prior(model, tokenizer),
-        num_steps=num_steps,
-        num_tokens=num_steps * BATCH_SIZE * CONTEXT,
-        seconds=time.perf_counter() - started,
-        is_whole=num_steps == steps,
-    )
+    _train(model.to(device), stream, NUM_STEPS if steps is None else steps)
+    return Prior(model, tokenizer)
 
 
 @torch.no_grad()
-def perplexity(prior: Prior, texts: list[str]) -> float:
-    """Of a prior per token, each text scored on its own, up to the prior's positions."""
+def perplexity(model: Any, documents: Iterable[tuple[list[int], list[int]]]) -> float:
+    """Perplexity per label of documents, each scored on its own.
+
+    Args:
+        model: a causal language model, in eval mode.
+        documents: ids and labels of each; -100: no label.
+    """
     total, count = 0.0, 0
-    for ids in prior.tokenizer(texts, verbose=False)["input_ids"]:
-        row = torch.tensor([ids[: prior.max_length]], device=prior.device)
-        if row.shape[1] > 1:
-            loss = prior.model(input_ids=row, labels=row, use_cache=False).loss
-            total += float(loss) * (row.shape[1] - 1)
-            count += row.shape[1] - 1
+    for ids, labels in documents:
+        num_labels = sum(label != -100 for label in labels[1:])
+        if num_labels:
+            row = torch.tensor([ids], device=model.device)
+            target = torch.tensor([labels], device=model.device)
+            loss = model(input_ids=row, labels=target, use_cache=False).loss
+            total += float(loss) * num_labels
+            count += num_labels
     return math.exp(total / max(count, 1))
 
 
 def make_tokenizer(texts: list[str], vocab_size: int = VOCAB_SIZE) -> Any:
-    """A byte-level BPE tokenizer of at most `VOCAB_SIZE` tokens."""
+    """A byte-level BPE tokenizer with a chat template."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -143,7 +108,7 @@ def make_tokenizer(texts: list[str], vocab_size: int = VOCAB_SIZE) -> Any:
 
 
 def make_config(tokenizer: Any) -> Any:
-    """The configuration of a small Llama with this tokenizer."""
+    """The configuration of the small Llama with this tokenizer."""
     from transformers import LlamaConfig
 
     return LlamaConfig(
@@ -161,51 +126,36 @@ def _make_model(tokenizer: Any) -> Any:
     return LlamaForCausalLM(make_config(tokenizer))
 
 
-def _train(model: Any, stream: Tensor, steps: int, seconds: float) -> int:
-    """Train on random windows of `stream`; returns the number of steps that were made."""
+def _train(model: Any, stream: Tensor, steps: int) -> None:
+    """Train on random windows of `stream`, a row of token ids."""
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
     others = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
-    optimizers = [Muon(matrices, lr=0.03), torch.optim.AdamW(others, lr=0.03, betas=(0.9, 0.95))]
+    optimizers = [_Muon(matrices, lr=0.03), torch.optim.AdamW(others, lr=0.03, betas=(0.9, 0.95))]
     peaks = [optimizer.param_groups[0]["lr"] for optimizer in optimizers]
     length = min(CONTEXT, len(stream))
     model.train()
-    num_steps, started = 0, time.perf_counter()
     with progress_bar(lambda: steps, "steps", desc="training the prior") as bar:
-        while num_steps < steps:
-            # Where the time runs out first, by the clock: so that it ends annealed there, too.
-            done = max(num_steps / steps, (time.perf_counter() - started) / seconds)
-            if done >= 1:
-                break
+        for step in range(steps):
+            done = step / steps
             factor = min(1.0, done / _WARM_UP + 0.05, (1 - done) / (1 - _WARM_UP))
             for optimizer, peak in zip(optimizers, peaks, strict=True):
                 optimizer.param_groups[0]["lr"] = peak * factor
             starts = torch.randint(0, len(stream) - length + 1, (BATCH_SIZE,)).tolist()
             ids = torch.stack([stream[s : s + length] for s in starts]).to(model.device)
-            loss = model(input_ids=ids, labels=ids, use_cache=False).loss
-            loss.backward()
+            model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
             torch.nn.utils.clip_grad_norm_(others, 1.0)
             for optimizer in optimizers:
                 optimizer.step()
                 optimizer.zero_grad()
-            num_steps += 1
             bar.update()
-            if num_steps % 10 == 0:
-                bar.set_postfix_str(f"perplexity {math.exp(loss.item()):.0f}", refresh=False)
     model.zero_grad(set_to_none=True)
-    return num_steps
 
 
-class Muon(torch.optim.Optimizer):
-    """For the 2-D weights between embedding and head (Jordan et al., 2024).
+class _Muon(torch.optim.Optimizer):
+    """Muon (Jordan et al., 2024): descends along the orthogonal part of a matrix's gradient.
 
-    `torch.optim` has one from torch 2.9 on, but it computes in bf16, which many CPUs are slow at:
-    in the demo's minute it made 133 steps where this one made 661. With AdamW, a step is worth
-    about a third.
-
-    Args:
-        params: matrices.
-        lr: size of a step, of a matrix whose singular values are all 1.
-        momentum: of the gradient's running mean.
+    With AdamW, a step is worth about a third. `torch.optim.Muon` needs torch 2.9 and computes in
+    bfloat16, which many CPUs are slow at: it made 133 steps where this one made 661.
     """
 
     def __init__(self, params: Iterable[Tensor], lr: float, momentum: float = 0.95) -> None:
@@ -213,7 +163,6 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Make one step."""
         for group in self.param_groups:
             for weight in group["params"]:
                 gradient, momentum = weight.grad, group["momentum"]
@@ -225,44 +174,33 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalize(matrix: Tensor) -> Tensor:
-    """Bring the singular values of a matrix near 1, by five Newton-Schulz steps.
-
-    Args:
-        matrix: (n, m) float.
-
-    Returns:
-        (n, m), with the same singular vectors.
-    """
-    wide = matrix.shape[0] <= matrix.shape[1]
-    x = matrix if wide else matrix.T
+    """Bring the singular values of an (n, m) matrix near 1, by five Newton-Schulz steps."""
+    is_wide = matrix.shape[0] <= matrix.shape[1]
+    x = matrix if is_wide else matrix.T
     x = x / (x.norm() + 1e-7)
     for _ in range(5):
         gram = x @ x.T
         x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
-    return x if wide else x.T
-
-
-# By then the machine is busy with something else: a model that was cut short is of no use.
-LONGEST = 1800.0  # seconds
+    return x if is_wide else x.T
 
 
 def demo_model(name: str = DEMO) -> Path:
-    """A small model that was trained on those passages; trained at the first call, in a minute.
+    """A small model with a tokenizer and a chat template; the first call trains it, in a minute.
 
     Args:
-        name: of `DEMO_MODELS`; each has a tokenizer of its own.
+        name: of `DEMO_MODELS`; each has its own tokenizer.
 
     Returns:
-        Its folder, with a tokenizer and a chat template: under `$XDG_CACHE_HOME` or `~/.cache`.
+        Its folder, in `$XDG_CACHE_HOME` or `~/.cache`.
 
     Raises:
-        UnusableError: the training took too long, or the folder can't be written; nothing is kept.
+        UnusableError: the folder cannot be written.
     """
     folder = _folder_of(name)
-    if not (folder / "config.json").is_file():
+    if not _is_there(folder):
         print(
-            f"Training {name}, a small model for the tiny recipes, once, in {NUM_STEPS} steps; it "
-            f"is kept in {folder}",
+            f"Training {name}, a small model for the tiny recipes ({NUM_STEPS} steps). It is kept "
+            f"in {folder}",
             flush=True,
         )
         _make(folder, DEMO_MODELS[name])
@@ -270,28 +208,16 @@ def demo_model(name: str = DEMO) -> Path:
 
 
 def demo_config(name: str = DEMO) -> Path:
-    """The configuration and the tokenizer of such a model: enough to train one from scratch.
-
-    Args:
-        name: of `DEMO_MODELS`.
-
-    Returns:
-        Their folder, beside those of `demo_model`; nothing is trained.
+    """The folder with the configuration and the tokenizer of such a model; trains nothing.
 
     Raises:
-        UnusableError: it can't be written.
+        UnusableError: the folder cannot be written.
     """
     trained = _folder_of(name)
     folder = trained.with_name(f"{trained.name}-config")
-    if not (folder / "config.json").is_file():
-        tokenizer = make_tokenizer(_texts("train"), DEMO_MODELS[name])
-        try:
-            with whole(folder, replace=False) as place:
-                tokenizer.save_pretrained(place)
-                make_config(tokenizer).save_pretrained(place)
-        except UnusableError:
-            if not (folder / "config.json").is_file():  # another process was first
-                raise
+    if not _is_there(folder):
+        tokenizer = make_tokenizer(python_topics()[0], DEMO_MODELS[name])
+        _save(folder, tokenizer, make_config(tokenizer))
     return folder
 
 
@@ -301,77 +227,32 @@ def _folder_of(name: str) -> Path:
     return cache / "toedit_collate" / kept_as
 
 
-def _texts(split: str) -> list[str]:
-    return [row["text"] for row in demo_rows("docs", split)]
+def _is_there(folder: Path) -> bool:
+    return (folder / "config.json").is_file()
 
 
 def _make(folder: Path, vocab_size: int) -> None:
-    texts, held_out = _texts("train"), _texts("test")
-    made = make_prior(texts, seed=0, steps=NUM_STEPS, seconds=LONGEST, vocab_size=vocab_size)
-    if not made.is_whole:
-        raise UnusableError(
-            f"the small model of toedit-demo got {made.num_steps} of {NUM_STEPS} steps in "
-            f"{made.seconds:.0f} s, and is not kept; start again when the machine is less busy, or "
-            "name a model of your own"
-        )
-    quality = perplexity(made.prior, held_out)
-    shutil.rmtree(folder, ignore_errors=True)  # without a config: what is left of another
-    try:
-        with whole(folder, replace=False) as place:
-            cast(Any, made.prior.model).save_pretrained(place)
-            made.prior.tokenizer.save_pretrained(place)
-            write_json(
-                place / "training.json", {"steps": made.num_steps, "held_out_perplexity": quality}
-            )
-    except UnusableError:
-        if not (folder / "config.json").is_file():  # another process was first
-            raise
+    texts, held_out = python_topics()
+    prior = make_prior(texts, seed=0, steps=NUM_STEPS, vocab_size=vocab_size)
+    rows = [ids[:CONTEXT] for ids in prior.tokenizer(held_out, verbose=False)["input_ids"]]
+    quality = perplexity(prior.model, [(ids, ids) for ids in rows])
+    shutil.rmtree(folder, ignore_errors=True)  # a folder without a config is not complete
+    record = {"steps": NUM_STEPS, "held_out_perplexity": quality}
+    _save(folder, prior.tokenizer, prior.model, record)
     print(
-        f"Its perplexity is {quality:.1f} per token on passages that it has not seen. To make it "
-        f"anew, remove {folder}",
+        f"Its perplexity on held-out passages is {quality:.1f} per token. To train it again, "
+        f"delete {folder}",
         flush=True,
     )
 
 
-MAX_DOCUMENTS = 20_000  # of a file; the rest is left unread
-
-
-def read_corpus(source: str, split: str | None = None) -> Corpus:
-    """Read documents of text or chats; one in eight is held out.
-
-    Args:
-        source: see `open_data`.
-        split: of a folder with several, or of a hub dataset.
-
-    Raises:
-        UnusableError: it can't be read, or holds no documents of a known format.
-    """
-    data = open_data(source, split)
-    examples = list(islice(_examples(data), MAX_DOCUMENTS))
-    kinds = {tuple(example) for example in examples}
-    if len(kinds) > 1:
-        raise data.error(f"documents of {len(kinds)} formats {sorted(kinds)}; keep to one")
-    if len(examples) < 2:
-        raise data.error(
-            f"{len(examples)} documents; the demo needs at least 2, to train on some and hold out "
-            "others"
-        )
-    train, held_out = hold_out(examples, key=lambda example: json.dumps(example, sort_keys=True))
-    first = "the first " if len(examples) == MAX_DOCUMENTS else ""
-    name = f"{source}: {first}{len(train):,} documents to train on, {len(held_out):,} held out"
-    return Corpus(name, train, held_out)
-
-
-def _examples(data: Data) -> Iterator[DemoExample]:
-    """The columns of each document that the demo uses; empty documents are skipped."""
-    for batch in data.batches():
-        for row, name in zip(batch.rows, batch.names, strict=True):
-            form = format_of(row)
-            if form is None or form == ("input_ids",):
-                raise data.error(
-                    f"{name} has {sorted(row)}; the demo reads text, messages, or prompt and "
-                    "completion: rename the columns"
-                )
-            last = row.get(form[-1])
-            if last.strip() if isinstance(last, str) else last != []:
-                yield {column: row[column] for column in check_format(data, row, name)}
+def _save(folder: Path, tokenizer: Any, model: Any, record: dict[str, Any] | None = None) -> None:
+    try:
+        with whole(folder, replace=False) as place:
+            tokenizer.save_pretrained(place)
+            cast(Any, model).save_pretrained(place)
+            if record is not None:
+                write_json(place / "training.json", record)
+    except UnusableError:
+        if not _is_there(folder):  # else another process was faster
+            raise

@@ -1,0 +1,144 @@
+"""Trains a smaller model with or without the edits of a prior."""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from transformers import (
+    DataCollatorForSeq2Seq,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
+
+from ...data.demo_model import perplexity
+from ...data.progress import progress_bar
+from ...inspection.reading import SourceDocument
+from ...policy import EditPolicy
+from ...prior.prior import Prior
+from ...stores.cache import DecisionCache
+from ...training.attach import attach
+
+BATCH_SIZE = 8
+EVALUATE_EVERY = 20  # steps
+
+
+@dataclass
+class Run:
+    """A training run.
+
+    Attributes:
+        perplexities: steps -> perplexity on the held-out documents after these steps.
+        time_share: seconds of the edit pass / seconds of the training steps.
+    """
+
+    perplexities: dict[int, float] = field(default_factory=dict)
+    time_share: float = 0.0
+
+
+def smaller_model(prior: Prior) -> Any:
+    """The prior's model in float32 with half of its layers: the first ones and the last."""
+    model = copy.deepcopy(prior.model).float().requires_grad_(True)
+    config: Any = model.config
+    num_layers = config.num_hidden_layers
+    keep = max(1, num_layers // 2)
+    layers = next(
+        module
+        for module in model.modules()
+        if isinstance(module, torch.nn.ModuleList) and len(module) == num_layers
+    )
+    del layers[max(1, keep - 1) : num_layers - (keep > 1)]
+    config.num_hidden_layers = keep
+    return model
+
+
+def train(
+    prior: Prior, documents: list[SourceDocument], held_out: list[SourceDocument],
+    policy: EditPolicy | None, *, steps: int, seed: int, deadline: float,
+) -> Run:  # fmt: skip
+    """Train the smaller model on the documents, epoch after epoch.
+
+    Args:
+        prior: edits the batches.
+        documents: to train on.
+        held_out: to measure perplexity on.
+        policy: of the edits; None: train without edits.
+        steps: how many to make.
+        seed: of the order of the documents.
+        deadline: stop at this time, of `time.monotonic`.
+    """
+    run, model = Run(), smaller_model(prior)
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = Trainer(
+            model,
+            TrainingArguments(
+                folder,
+                max_steps=steps,
+                per_device_train_batch_size=BATCH_SIZE,
+                learning_rate=0.25 / model.config.hidden_size,
+                lr_scheduler_type="constant_with_warmup",
+                warmup_steps=5,
+                seed=seed,
+                remove_unused_columns=False,
+                logging_steps=1,
+                save_strategy="no",
+                report_to="none",
+                disable_tqdm=True,
+                use_cpu=prior.device.type == "cpu",
+                dataloader_pin_memory=False,
+            ),
+            train_dataset=[  # type: ignore[arg-type]
+                {"input_ids": one.ids, "labels": one.labels} for one in documents
+            ],
+            data_collator=DataCollatorForSeq2Seq(prior.tokenizer),
+        )
+        trainer.remove_callback(PrinterCallback)
+        if policy is not None:
+            # The candidates of the whole vocabulary are too many to store.
+            cache = None if policy.sampler == "full" else DecisionCache()
+            attach(trainer, prior, policy, cache=cache)
+        title = f"training {'without' if policy is None else 'with'} edits"
+        trainer.add_callback(_Progress(run, model, held_out, deadline, title))
+        trainer.train()
+        shares = [log.get("toedit/time_share", 0.0) for log in trainer.state.log_history]
+    run.time_share = sum(shares) / max(1, len(shares))
+    return run
+
+
+class _Progress(TrainerCallback):
+    """Measures held-out perplexity, shows a progress bar, and stops at the deadline."""
+
+    def __init__(
+        self, run: Run, model: Any, held_out: list[SourceDocument], deadline: float, title: str
+    ) -> None:
+        self.run = run
+        self.model = model
+        self.held_out = [(one.ids, one.labels) for one in held_out]
+        self.deadline = deadline
+        self.title = title
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._measure(0)
+        self.bar = progress_bar(lambda: state.max_steps, "steps", desc=self.title)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.bar.update()
+        if time.monotonic() > self.deadline:
+            control.should_training_stop = True
+        is_last = control.should_training_stop or state.global_step == state.max_steps
+        if is_last or state.global_step % EVALUATE_EVERY == 0:
+            self._measure(state.global_step)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.bar.close()
+
+    def _measure(self, step: int) -> None:
+        self.model.eval()
+        self.run.perplexities[step] = perplexity(self.model, self.held_out)
+        self.model.train()
