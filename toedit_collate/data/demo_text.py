@@ -59,7 +59,8 @@ def python_topics() -> tuple[list[str], list[str]]:
     held_out = set(by_hash[: int(len(topics) * HELD_OUT_SHARE)])
     # Some topics contain others: paragraphs of a held-out topic must not be trained on.
     hidden = {paragraph for name in held_out for paragraph in _prose(topics[name])}
-    train, test = [], []
+    train: list[str] = []
+    test: list[str] = []
     for name in sorted(topics):
         if name in held_out:
             test += _passages(_prose(topics[name]))
