@@ -16,6 +16,6 @@ slow:  ## the long tests
 docs:  ## build the pages, and fail on a broken link
 	NO_MKDOCS_2_WARNING=1 mkdocs build --strict --site-dir build/site
 
-bench:  ## how long draws take on this machine
-	python benchmarks/draws.py
+bench:  ## what editing costs on this machine
+	toedit bench
 

@@ -20,13 +20,12 @@ from transformers import AutoTokenizer
 
 from toedit_collate import EditPolicy, Prior, edit_tokens
 from toedit_collate.prior.families import find_trunk
-from toedit_collate.tokens.token_batch import TokenBatch
 
 SAMPLERS = {
     "top_k=8": {"top_k": 8},
     "top_k=64": {"top_k": 64},
     "top_p=0.9": {"sampler": "top_p", "top_p": 0.9},
-    "full": {"sampler": "rejection"},
+    "full": {"sampler": "full"},
 }
 REGIONS = {
     "P >= 0.99": {},
@@ -49,23 +48,6 @@ def load_rows(prior: str, data: str, rows: int, length: int) -> Tensor:
     raise SystemExit(f"{data} has {len(ids)} tokens, fewer than --rows {rows} x --length {length}")
 
 
-def many_draws(prior: Prior, ids: Tensor, num_draws: int) -> Callable[[], object]:
-    """Draw so many ids for every token from the whole vocabulary."""
-    policy = EditPolicy(region="all", target="labels", sampler="rejection")
-    batch = TokenBatch.of(ids, None, None, None)
-    where = prior.scorable(batch).nonzero().squeeze(-1)
-    uniforms = torch.rand(len(where), num_draws, dtype=torch.float64)
-
-    @torch.no_grad()
-    def run() -> object:
-        predictions = prior.predict(batch, where)
-        scores = predictions.score(policy)
-        selected = policy.selects(scores.logprob)
-        return predictions.draw(policy, scores, selected, uniforms)
-
-    return run
-
-
 def make_cases(prior: Prior, ids: Tensor, num_draws: list[int]) -> dict[str, Callable[[], object]]:
     """What is measured, by name; the first is what the others are compared with."""
     trunk = find_trunk(prior.model)
@@ -86,7 +68,10 @@ def make_cases(prior: Prior, ids: Tensor, num_draws: list[int]) -> dict[str, Cal
                 prior, ids, labels=ids, policy=policy
             )
     for number in num_draws:
-        cases[f"every token, full, {number} draws"] = many_draws(prior, ids, number)
+        policy = EditPolicy.distill(num_draws=number)
+        cases[f"every token, full, {number} draws"] = lambda policy=policy: edit_tokens(
+            prior, ids, labels=ids, policy=policy
+        )
     return cases
 
 

@@ -471,7 +471,9 @@ def format_table(table: Row) -> str:
     import textwrap
 
     width = max(len(row["name"]) for row in table["rows"]) if table["rows"] else 0
-    lines = ["", table["title"], f"{'':{width}}  ratio  quartiles            ms  extra MiB"]
+    has_memory = any("extra_mib" in row for row in table["rows"])
+    header = f"{'':{width}}  ratio  quartiles            ms{'  extra MiB' * has_memory}"
+    lines = ["", table["title"], header]
     for row in table["rows"]:
         spread = f"{row['low']:.3f} - {row['high']:.3f}"
         line = f"{row['name']:{width}}  {row['ratio']:5.3f}  {spread:13}  {row['ms']:9.1f}"

@@ -50,7 +50,7 @@ _QUANTIZED = {"4bit": 0.5 + 4 / 64, "4bit nested": 0.5 + 1 / 64, "8bit": 1.0, "i
 # head, by the threshold of region="above". Counted with a prior of 10M weights on prose and chat,
 # the mean of both (benchmarks/head_work.py). A low threshold selects more tokens, and each
 # selected token is drawn, too.
-_HEAD_PASSES = ((0.999, 0.09), (0.99, 0.19), (0.9, 0.34), (0.5, 0.56), (0.1, 1.0), (0.01, 1.35))
+_HEAD_PASSES = ((0.999, 0.10), (0.99, 0.19), (0.9, 0.34), (0.5, 0.56), (0.1, 1.02), (0.01, 1.39))
 _HEAD_PASSES_BELOW, _HEAD_PASSES_ALL = 1.1, 1.0
 _EDIT_TILES = 2.5  # float32 tiles of logits that the edit pass has alive at once (counted)
 # Besides tensors: CUDA's context and libraries, and memory that the allocator cannot use.
