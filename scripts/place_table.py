@@ -1,6 +1,6 @@
 """The table of docs/frameworks.md: in each place, rows edited and the loss, with and without.
 
-    python tests/place_table.py toedit-sft        # in an environment that has it: version_matrix.py
+    python scripts/place_table.py toedit-sft        # in an environment that has it: version_matrix.py
 
 A tiny Llama trains eight steps of two rows, twice: on the rows as they are, and edited by a policy
 that changes every token that it may. A row counts as edited if no text of the data is in it whole.
@@ -20,7 +20,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 os.environ["AXOLOTL_DO_NOT_TRACK"] = "1"
-sys.path.insert(0, str(pathlib.Path(__file__).parent))
+TESTS = pathlib.Path(__file__).resolve().parents[1] / "tests"
+sys.path[:0] = [str(TESTS), str(TESTS / "helpers")]
 
 import torch
 import yaml

@@ -1,8 +1,8 @@
 """Run the tests in other versions of the libraries around us: the table in docs/versions.md.
 
-    python tests/version_matrix.py oldest --make /tmp/oldest        # makes an environment, and runs
-    python tests/version_matrix.py oldest --python /tmp/oldest/bin/python  # in one that is there
-    python tests/version_matrix.py oldest --python ... --write      # its line goes into the table
+    python scripts/version_matrix.py oldest --make /tmp/oldest        # makes an environment, and runs
+    python scripts/version_matrix.py oldest --python /tmp/oldest/bin/python  # in one that is there
+    python scripts/version_matrix.py oldest --python ... --write      # its line goes into the table
 
 `oldest` is what pyproject.toml says are the lowest versions, so that its bounds are what was run.
 It needs Python 3.11 itself.
@@ -26,11 +26,11 @@ LIBRARIES = ("torch", "transformers", "accelerate", "trl", "peft", "datasets")
 # For the tests themselves.
 _TOOLS = ["pytest", "pytest-xdist", "hypothesis", "scipy", "pydantic", "matplotlib", "scikit-learn"]
 
-ALL = ["tests", "toedit_collate"]
+ALL = ["tests", "toedit_collate", "recipes"]
 # What meets the libraries around us.
 OUTSIDE = [
     "tests/training", "tests/prior", "tests/integrations", "tests/commands/test_sft_command.py",
-    "tests/test_recipes.py",
+    "tests/recipes/test_recipes.py",
 ]  # fmt: skip
 
 
@@ -104,7 +104,7 @@ _VERSIONS = (
 
 def lowest_versions() -> list[str]:
     """The lower bounds of pyproject.toml, as pins: of the core, and of the extra `recipes`."""
-    import tomllib  # not in Python 3.10, where pytest imports this file to look for doctests
+    import tomllib  # not in Python 3.10
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     asked = [*project["dependencies"], *project["optional-dependencies"]["recipes"]]

@@ -1,6 +1,6 @@
 """The plugin in Axolotl itself: real runs on a CPU, where Axolotl is installed.
 
-Axolotl pins its own versions, so it has an environment of its own: see tests/version_matrix.py.
+Axolotl pins its own versions, so it has an environment of its own: see scripts/version_matrix.py.
 """
 
 import json

@@ -1,7 +1,7 @@
 """LLaMA-Factory itself with the section `toedit:`, on a CPU, where it is installed.
 
 LLaMA-Factory pins its own versions, so it has an environment of its own: see
-tests/version_matrix.py.
+scripts/version_matrix.py.
 """
 
 import itertools
