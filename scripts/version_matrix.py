@@ -1,8 +1,8 @@
 """Run the tests in other versions of the libraries around us: the table in docs/versions.md.
 
     python scripts/version_matrix.py oldest --make /tmp/oldest        # makes an environment, and runs
-    python scripts/version_matrix.py oldest --python /tmp/oldest/bin/python  # in one that is there
-    python scripts/version_matrix.py oldest --python ... --write      # its line goes into the table
+    python scripts/version_matrix.py oldest --python /tmp/oldest/bin/python  # in an existing one
+    python scripts/version_matrix.py oldest --python ... --write      # writes its line of the table
 
 `oldest` is what pyproject.toml says are the lowest versions, so that its bounds are what was run.
 It needs Python 3.11 itself.
