@@ -1,6 +1,6 @@
 """The table of docs/frameworks.md: in each place, rows edited and the loss, with and without.
 
-    python scripts/place_table.py toedit-sft        # in an environment that has it: version_matrix.py
+    python scripts/place_table.py toedit-sft  # version_matrix.py makes the environment
 
 A tiny Llama trains eight steps of two rows, twice: on the rows as they are, and edited by a policy
 that changes every token that it may. A row counts as edited if no text of the data is in it whole.

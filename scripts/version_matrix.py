@@ -1,6 +1,6 @@
 """Run the tests in other versions of the libraries around us: the table in docs/versions.md.
 
-    python scripts/version_matrix.py oldest --make /tmp/oldest        # makes an environment, and runs
+    python scripts/version_matrix.py oldest --make /tmp/oldest  # makes an environment, runs
     python scripts/version_matrix.py oldest --python /tmp/oldest/bin/python  # in an existing one
     python scripts/version_matrix.py oldest --python ... --write      # writes its line of the table
 
