@@ -20,12 +20,14 @@ from trainees import (
     make_trainee,
     make_trainer,
 )
+from trl import SFTConfig, SFTTrainer
 
 from toedit_collate import EditPolicy, Prior, ToEditCollator, attach, edit_tokens
 from toedit_collate.commands import apply as apply_module
 from toedit_collate.commands.apply import as_python
 from toedit_collate.commands.main import main
 from toedit_collate.config.options import add_policy, policy_of
+from toedit_collate.data import load_rows
 from toedit_collate.policy import OPTIONS
 from toedit_collate.stores.cache import DecisionCache
 
@@ -134,6 +136,69 @@ class TestTraining:
                 sum(ids != row["input_ids"] for (ids, _), row in zip(found, rows, strict=True)) > 5
             )
         assert edited(ours, given, epoch=0) != edited(ours, given, epoch=1)
+
+    @pytest.mark.parametrize(
+        ("form", "options", "config"),
+        [
+            ("both", (), {"max_length": None}),
+            ("pair", ("--max-length", "9"), {"max_length": 9}),
+            (
+                "text",
+                ("--max-length", "9"),
+                {"max_length": 9, "packing": True, "packing_strategy": "bfd"},
+            ),
+            (
+                "chat",
+                ("--max-length", "9"),
+                {"max_length": 9, "packing": True, "packing_strategy": "bfd_split"},
+            ),
+            (
+                "chat",
+                ("--max-length", "9", "--truncation-mode", "keep_end"),
+                {"max_length": 9, "truncation_mode": "keep_end"},
+            ),
+            (
+                "pair",
+                ("--no-completion-only-loss",),
+                {"completion_only_loss": False, "max_length": None},
+            ),
+            ("text", ("--eos-token", "<|im_end|>"), {"eos_token": "<|im_end|>"}),
+        ],
+    )
+    def test_decisions_are_those_of_documents_in_training(
+        self, tmp_path, capsys, prior_folder, options, config, form
+    ):
+        """Rows of a file, cut and labelled by SFTTrainer: a document without a decision raises."""
+        words = ["the", "quick", "brown", "fox", "jumps", "over", "the", "lazy", "dog", "again"]
+        texts = [" ".join(words[n:] + words[:n]) for n in range(6)]
+        pairs = [{"prompt": text[:11], "completion": text[11:]} for text in texts]
+        user, assistant = {"role": "user"}, {"role": "assistant"}
+        rows = {
+            "text": [{"text": text} for text in texts],
+            "pair": pairs,
+            "both": [{"text": "another", **pair} for pair in pairs],
+            "chat": [
+                {"messages": [user | {"content": t[:9]}, assistant | {"content": t}]} for t in texts
+            ],
+        }[form]
+        data, cache = write(tmp_path / "rows.jsonl", rows), tmp_path / "cache"
+        policy = ("--region", "below", "--threshold", "0.9", "--exclude-original")
+        applied(
+            capsys, "--prior", prior_folder, "--data", data, "--cache", cache, *policy, *options
+        )
+        as_policy = EditPolicy(region="below", threshold=0.9, exclude_original=True)
+        held = DecisionCache(cache)
+        args = SFTConfig(
+            str(tmp_path / "run"), report_to="none", use_cpu=True, bf16=False, disable_tqdm=True,
+            num_train_epochs=1, save_strategy="no", gradient_checkpointing=False, **config,
+        )  # fmt: skip
+        trainer = SFTTrainer(
+            make_llama(), args, train_dataset=load_rows(str(data)),
+            processing_class=make_tokenizer(),
+        )  # fmt: skip
+        collator = attach(trainer, held.prior(as_policy), as_policy, cache=held)
+        trainer.train()
+        assert collator.stats["changed"] > 6
 
     def test_a_document_that_is_not_in_it(self, tmp_path, capsys, prior_folder, data, rows):
         cache = DecisionCache(tmp_path / "cache")
