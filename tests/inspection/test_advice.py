@@ -3,7 +3,14 @@
 import pytest
 
 from toedit_collate.config.policies import parse_policy
-from toedit_collate.inspection.advice import LABELS, TOO_FEW, notes, recommend, recommended_policy
+from toedit_collate.inspection.advice import (
+    LABELS,
+    ONE_LABEL,
+    TOO_FEW,
+    notes,
+    recommend,
+    recommended_policy,
+)
 from toedit_collate.inspection.findings import COLUMNS, Findings, KindTally, Probabilities
 
 TOKENS = 100_000
@@ -34,7 +41,14 @@ def test_redrawn_labels_are_recommended_with_their_condition():
     advice = recommend(findings)
     assert advice.title.startswith(f"Use {LABELS!r} if the prior is larger than the model")
     assert "train without edits" in advice.title
-    assert "60 % of the labels become another token" in advice.reason
+    assert "60 % of the drawn labels differ from the text" in advice.reason
+
+
+def test_many_draws_are_recommended_before_one():
+    assert recommended_policy(seen({LABELS: 0.5, ONE_LABEL: 0.6})) == LABELS
+    other_tokenizer = seen({"paper": 0.1})
+    other_tokenizer.alignment = {"paper": KindTally(("way",))}
+    assert repr(ONE_LABEL) in recommend(other_tokenizer).title
 
 
 @pytest.mark.parametrize("shares", [{"threshold=0.5": 0.04}, {"target=labels": 0.9 * TOO_FEW}])
@@ -58,9 +72,12 @@ def test_changed_digits_code_and_markup_are_named(kinds, remedy):
 
 
 def test_notes_on_labels_and_on_too_few_changes():
-    few, labels = notes(seen({"paper": 0.0001, LABELS: {None: 0.6, "digits": 0.3}}))
+    few, labels, many = notes(
+        seen({"paper": 0.0001, ONE_LABEL: {None: 0.6, "digits": 0.3}, LABELS: 0.6})
+    )
     assert few.startswith("paper: changes 0.01 % of the tokens, which is too little")
-    assert labels == f"{LABELS}: only labels change; the model reads the original text."
+    assert labels == f"{ONE_LABEL}: only labels change; the model reads the original text."
+    assert many.endswith("Each becomes 64 draws; the first is shown here.")
 
 
 def test_a_training_run_gets_its_own_counts_and_no_recommendation():

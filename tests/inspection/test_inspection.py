@@ -18,6 +18,7 @@ POLICIES = {
     "hot": EditPolicy(threshold=0.2, sampler="top_p", top_p=0.9, temperature=1.5),
     "below": EditPolicy(region="below", threshold=0.05, scope="all"),
     "dropping": EditPolicy(threshold=0.5, drop_below=0.01, exclude_original=True),
+    "first draws": EditPolicy.distill(num_draws=3),
 }
 
 
@@ -54,6 +55,10 @@ def test_the_edits_are_those_of_edit_tokens(prior, name):
         expected = edited_one_by_one(prior, row, POLICIES[name])
         edit = document.edits[name]
         after = [token for token in edit.after if token is not None]
+        if POLICIES[name].target == "labels":  # the inputs stay
+            assert expected.input_ids[0].tolist() == row["input_ids"]
+            one = POLICIES[name].replace(num_draws=1, target="both")
+            expected = edited_one_by_one(prior, row, one)
         assert after == expected.input_ids[0].tolist()
         assert edit.selected.tolist() == expected.selected[0].tolist()
         assert edit.scored.tolist() == expected.scored[0].tolist()

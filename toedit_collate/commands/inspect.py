@@ -45,8 +45,7 @@ def add_inspect(commands: Any) -> None:
         nargs="+",
         action="extend",
         metavar="POLICY",
-        help=f"{POLICY_HELP}; several are compared; default: paper, reference_code and redrawn "
-        "labels",
+        help=f"{POLICY_HELP}; several are compared; default: paper, reference_code and distill",
     )
     parser.add_argument(
         "--protect",
@@ -122,15 +121,16 @@ def _run(args: argparse.Namespace) -> int:
 
 def _inspect(args: argparse.Namespace) -> Inspection:
     from ..config.priors import open_prior
-    from ..inspection.advice import LABELS
+    from ..inspection.advice import LABELS, ONE_LABEL
     from ..inspection.inspecting import inspect_edits, named_policies
     from ..inspection.reading import as_data
 
     if args.prior is None:
         raise UnusableError("--prior is missing; name a causal language model, or --journal DIR")
     changes = {} if args.protect is None else {"protect": args.protect}
+    labels = LABELS if args.prior_aligned is None else ONE_LABEL
     try:
-        policies = named_policies(args.policy or ("paper", "reference_code", LABELS), **changes)
+        policies = named_policies(args.policy or ("paper", "reference_code", labels), **changes)
     except (TypeError, ValueError) as error:
         raise UnusableError(f"--policy: {error}") from None
     data = as_data(args.data, args.split)

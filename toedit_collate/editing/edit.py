@@ -108,11 +108,7 @@ def edit_batch(
     check_documents(
         batch.documents, batch.tokens, vocab_size=prior.vocab_size, max_length=prior.max_length
     )
-    if policy.num_draws > 1 and prior.aligner is not None:
-        raise ValueError(
-            f"num_draws={policy.num_draws} needs a prior with the trainee's own tokenizer: a token "
-            "of another one is drawn piece by piece; use num_draws=1"
-        )
+    check_num_draws(prior, policy)
     draws = Draws(policy.seed, epoch if policy.redraw == "epoch" else None, generation)
     if cache is not None and not return_logprob:
         return prior.run_gathered(
@@ -162,6 +158,15 @@ def _algorithm_1(
         pad_id=prior.pad_id,
         target=policy.target,
     )
+
+
+def check_num_draws(prior: BasePrior, policy: EditPolicy) -> None:
+    """Raise a ValueError if a policy draws many labels from a prior with another tokenizer."""
+    if policy.num_draws > 1 and prior.aligner is not None:
+        raise ValueError(
+            f"num_draws={policy.num_draws} needs a prior with the trainee's own tokenizer: a token "
+            "of another one is drawn piece by piece; use num_draws=1"
+        )
 
 
 def check_types(prior: Any, policy: Any, journal: Any = None, cache: Any = None) -> None:

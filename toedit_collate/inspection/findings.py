@@ -199,3 +199,8 @@ class Findings:
         """Whether this policy redraws labels and leaves the inputs as they are."""
         policy = self.policies[name]
         return policy is not None and policy.target == "labels"
+
+    def num_draws(self, name: str) -> int:
+        """How many draws each label becomes; an `Edit` has the first of them."""
+        policy = self.policies[name]
+        return 1 if policy is None else policy.num_draws

@@ -16,6 +16,7 @@ import torch
 from ..config.policies import parse_policy, short_name
 from ..data import Preparation
 from ..data.progress import progress_bar
+from ..editing.edit import check_num_draws
 from ..policy import PRESETS, EditPolicy
 from ..prior.base import BasePrior
 from ..tokens.alignment.ways import WAYS
@@ -77,7 +78,8 @@ def inspect_edits(
         Tables, documents and a recommendation; `to_html` makes a page of them.
 
     Raises:
-        ValueError: the prior has no tokenizer; a policy is unknown; there is no document.
+        ValueError: the prior has no tokenizer; a policy is unknown, or the prior cannot follow it;
+            there is no document.
         UnusableError: the data cannot be read.
 
     Example:
@@ -100,6 +102,8 @@ def inspect_edits(
         [0.0, 1.0]
     """
     chosen = named_policies(policies)
+    for policy in chosen.values():
+        check_num_draws(prior, policy)
     reader = Reader(prior.tokenizer)
     data = as_data(data)
     prep = preparation or Preparation(max_length=max_length, assistant_only_loss=assistant_only)

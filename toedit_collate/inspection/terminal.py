@@ -169,7 +169,7 @@ def _document(
         lines.append(f"-- {name}: {', '.join(counts)}")
         places = sorted(edit.changed + edit.removed)[:num_edits]
         if seen.targets_labels(name):
-            lines += label_lines(seen, document, edit, places)
+            lines += label_lines(seen, document, edit, places, seen.num_draws(name))
         elif places:
             lines.append(passages(seen, document, edit, places, color))
             lines += [_detail(seen, document, edit, place) for place in places]
@@ -191,10 +191,12 @@ def passages(seen: Findings, document: Document, edit: Edit, places: list[int], 
 
 
 def label_lines(
-    seen: Findings, document: Document, edit: Edit, places: list[int], context: int = 12
-) -> list[str]:
+    seen: Findings, document: Document, edit: Edit, places: list[int], num_draws: int,
+    context: int = 12,
+) -> list[str]:  # fmt: skip
     """A table of changed labels: the text before each, the text's own token, and the new label."""
-    rows = [["   after the text", "the text has", "the label is", "P of each"]]
+    label = "the label is" if num_draws == 1 else f"first of {num_draws} draws"
+    rows = [["   after the text", "the text has", label, "P of each"]]
     for i in places:
         new = edit.after[i]
         assert new is not None  # `target="labels"` removes nothing

@@ -19,7 +19,7 @@ from ...config.options import (
 )
 from ...errors import UnusableError
 
-POLICY = "region=all top_k=64 target=labels"
+POLICY = "distill redraw=never"
 
 
 def add_demo(commands: Any) -> None:

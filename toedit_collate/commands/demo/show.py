@@ -177,11 +177,15 @@ def _inspect(
 
 
 def _show_labels(seen: Inspection, name: str, color: bool) -> None:
+    policy = cast(EditPolicy, seen.policies[name])
+    draws = policy.num_draws
+    several = "a token that" if draws == 1 else f"{draws} tokens that"
     _heading("2. What the prior draws", color)
     print(
         wrap(
             f"The policy '{name}' does not change the text. It changes the labels: at each "
-            "position, the model learns a token that the prior draws there. Each epoch draws anew."
+            f"position, the model learns {several} the prior draws there. "
+            + ("Each epoch draws anew." if policy.redraw == "epoch" else "They are drawn once.")
         )
     )
 
@@ -194,17 +198,18 @@ def _show_labels(seen: Inspection, name: str, color: bool) -> None:
     places = readable(document)
     edit = document.edits[name]
     shown = places[:: max(1, len(places) // 6)][:6]
-    print("\n" + "\n".join(label_lines(seen, document, edit, shown)))
+    print("\n" + "\n".join(label_lines(seen, document, edit, shown, draws)))
     chances = [(float(document.probability[i]), _rank(seen, document, name, i)[1]) for i in
                edit.changed]  # fmt: skip
     worse = sum(new < old for old, new in chances)
     print(
         "\n"
         + wrap(
-            f"{percent(seen.tallies[name].share(None, 'changed'))} of all labels became another "
-            f"token. In this document, the prior finds {worse} of the {len(chances)} new labels "
-            "less probable than the token of the text. Taken alone, such a label is worse than "
-            "the text. Together, the labels show the smaller model how sure the larger one is."
+            f"{percent(seen.tallies[name].share(None, 'changed'))} of all "
+            f"{'labels' if draws == 1 else 'first draws'} are another token than the text has. In "
+            f"this document, the prior finds {worse} of these {len(chances)} tokens less probable "
+            "than the token of the text. Taken alone, such a label is worse than the text. "
+            "Together, the labels show the smaller model how sure the larger one is."
         )
     )
 

@@ -19,6 +19,7 @@ from transformers import (
 
 from ...data.demo_model import perplexity
 from ...data.progress import progress_bar
+from ...editing.with_cache import check_can_be_cached
 from ...inspection.reading import SourceDocument
 from ...policy import EditPolicy
 from ...prior.prior import Prior
@@ -100,15 +101,22 @@ def train(
         )
         trainer.remove_callback(PrinterCallback)
         if policy is not None:
-            # The candidates of the whole vocabulary are too many to store.
-            cache = None if policy.sampler == "full" else DecisionCache()
-            attach(trainer, prior, policy, cache=cache)
+            attach(trainer, prior, policy, cache=_cache_for(policy))
         title = f"training {'without' if policy is None else 'with'} edits"
         trainer.add_callback(_Progress(run, model, held_out, deadline, title))
         trainer.train()
         shares = [log.get("toedit/time_share", 0.0) for log in trainer.state.log_history]
     run.time_share = sum(shares) / max(1, len(shares))
     return run
+
+
+def _cache_for(policy: EditPolicy) -> DecisionCache | None:
+    """A cache in memory, if one can hold what this policy decides."""
+    try:
+        check_can_be_cached(policy)
+    except ValueError:
+        return None
+    return DecisionCache()
 
 
 class _Progress(TrainerCallback):

@@ -95,6 +95,7 @@ def _policy(seen: Findings, name: str) -> dict[str, Any]:
     return {
         "name": name,
         "labels": seen.targets_labels(name),
+        "draws": seen.num_draws(name),
         "region": "" if policy is None else policy.region,
         "threshold": None if policy is None else policy.threshold,
         "table": seen.tallies[name].counts.tolist(),

@@ -200,8 +200,11 @@
 
   const drawLegend = (s) => {
     $("how").textContent = s.policy.labels ? "This policy changes labels only. The model reads " +
-      "the text as it is. Where a second line stands under a token, the model learns that " +
-      "token there instead of the one in the text." : "";
+      "the text as it is. " + (s.policy.draws > 1 ? `Each label becomes ${s.policy.draws} draws ` +
+      "of the prior, about in proportion to the probabilities that the prior gives there. A " +
+      "second line under a token shows the first draw, where it is another token." :
+      "Where a second line stands under a token, the model learns that token there instead of " +
+      "the one in the text.") : "";
     $("how").hidden = !s.policy.labels;
     const gap = " \u2003";
     const changed = s.policy.labels ?
@@ -365,7 +368,9 @@
     const lines = [make("p", {}, make("code", {}, named(D.texts[doc.tokens[i]])),
       doc.p[i] < 0 ? "" : ` P = ${chance(doc.p[i])}`)];
     if (change && mark === "changed") {
-      lines.push(make("p", {}, s.policy.labels ? "the label is " : "became ",
+      const became = s.policy.draws > 1 ? `first of ${s.policy.draws} draws: ` :
+        s.policy.labels ? "the label is " : "became ";
+      lines.push(make("p", {}, became,
         make("code", {}, named(D.texts[change.now]))));
     } else if (mark) lines.push(make("p", {}, SAY[mark]));
     lines.push(make("p", { class: "note" }, kindsOf(doc, i).join(", ")));
