@@ -107,6 +107,21 @@ def test_all_weights_with_a_prior_of_its_own(inputs, tmp_path, seen):
     assert not set(seen.without_padding("trained")) & source_rows(inputs, "train")
 
 
+def test_rows_that_the_column_edit_leaves_alone(inputs, tmp_path, seen, capsys):
+    """TRL's packing would drop the column, and edit them."""
+    data = tmp_path / "raw.jsonl"
+    lines = (inputs / "data" / "train.jsonl").read_text().splitlines()
+    data.write_text("\n".join(json.dumps({**json.loads(line), "edit": False}) for line in lines))
+    changes = {"dataset_name": str(data), "eval_strategy": "no"}
+    config = write_config(inputs, tmp_path / "out", **changes)
+    assert main(["sft", "--config", config]) == 0
+    assert seen.trained
+    assert set(seen.without_padding("trained")) <= source_rows(inputs, "train")
+    config = write_config(inputs, tmp_path / "packed", packing=True, **changes)
+    assert main(["sft", "--config", config]) == 2
+    assert "a column 'edit', and TRL's packing drops it" in capsys.readouterr().err
+
+
 def test_trl_keeps_its_trainer(inputs, tmp_path):
     import trl
 

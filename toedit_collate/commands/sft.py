@@ -85,11 +85,13 @@ def _editing_trainer(edit: Any, made: list[Any]) -> Any:
     from ..config.card import add_to_card
     from ..config.models import attach_settings, load_prior
     from ..training.attach import attach
+    from ..training.edit_column import check_column_kept
 
     class EditingSFTTrainer(SFTTrainer):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
             made.append(self)
+            check_column_kept(kwargs.get("train_dataset"), self.train_dataset)
             policy, settings = edit.policy(), attach_settings(edit, self.args.output_dir)
             attach(self, load_prior(edit, self), policy, **settings)
             add_to_card(self, name_of(edit.edit_policy, edit.changes()), policy)

@@ -23,6 +23,8 @@ def find_editable(prior: BasePrior, policy: EditPolicy, batch: TokenBatch) -> Te
         )
     if policy.scope == "loss" and batch.labels is not None:
         editable &= batch.labels.reshape(-1)[batch.documents.index] != -100
+    if batch.edit is not None:
+        editable &= batch.edit
     if policy.protect_special:
         editable &= ~prior.protection.mask(batch.tokens, batch.documents)
     editable &= ~id_mask(batch.tokens, policy.protected_token_ids)

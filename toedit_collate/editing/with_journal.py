@@ -68,7 +68,11 @@ def edit_with_journal(
     lengths = np.asarray(documents.lengths)
 
     known = journal.look_up(keys, generation).known
-    new = np.flatnonzero(~known)
+    # A raw text may also be in an edited source, so its edit in the journal is not for it.
+    raw = np.zeros(len(source.tokens), bool) if source.edit is None else ~source.edit.numpy()
+    is_new = ~known
+    is_new[is_new] = _any_in_document(source, ~raw)[is_new]
+    new = np.flatnonzero(is_new)
     new = new[np.unique(keys[new], return_index=True)[1]]  # a batch may hold a document twice
     new.sort()
     texts = Texts.of(source.tokens.numpy(), documents.start.numpy())
@@ -94,14 +98,23 @@ def edit_with_journal(
         # As in edit_batch: ranks must call a sharded prior equally often.
         prior.run_gathered(prior.make_idle_passes)
     journal.bring_forward(texts, keys, generation, since=generation - 1)
-    removed = torch.from_numpy(texts.removed)
+    removed = torch.from_numpy(texts.removed & ~raw)
     # A token that was changed and is removed now is removed, as seen from the source.
-    tokens = torch.where(removed, source.tokens, torch.from_numpy(texts.tokens))
+    tokens = torch.where(
+        removed | torch.from_numpy(raw), source.tokens, torch.from_numpy(texts.tokens)
+    )
     return BatchEdit(
         final=source.revised(tokens, removed, pad_id=prior.pad_id, target=policy.target),
         edited=edited,
         num_replayed=int(lengths[known].sum()),
     )
+
+
+def _any_in_document(source: TokenBatch, tokens: Array) -> Array:
+    counts = np.bincount(
+        source.documents.document.numpy()[tokens], minlength=source.documents.num_documents
+    )
+    return counts > 0
 
 
 def _members(source: TokenBatch, texts: Texts, chosen: Array) -> Array:
@@ -136,7 +149,8 @@ def _batch_of(source: TokenBatch, texts: Texts, chosen: Array, pad_id: int) -> T
         of_source = source.labels.reshape(-1)[source.documents.index].numpy()[here]
         labels = lay_out(np.where(of_source == -100, -100, tokens), -100)
     mask = lay_out(np.ones_like(tokens), 0)
-    return TokenBatch.of(lay_out(tokens, pad_id), mask, None, labels)
+    edit = None if source.edit is None else lay_out(source.edit.numpy()[here], 0) != 0
+    return TokenBatch.of(lay_out(tokens, pad_id), mask, None, labels, edit=edit)
 
 
 def _record(

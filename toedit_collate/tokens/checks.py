@@ -216,3 +216,22 @@ def check_same_tokenizer(trainee: Any, prior: Any, vocab_size: int) -> None:
             f"({len(ours)} and {len(theirs)} tokens, prior's vocabulary {vocab_size}); "
             f"{_OTHER_TOKENIZER}"
         )
+
+
+def check_edit(input_ids: Tensor, edit: object) -> None:
+    """Check the key `edit` of a batch: (B,) or (B, T) bool.
+
+    Raises:
+        TypeError: it is no bool tensor.
+        ValueError: it has another shape.
+    """
+    if not isinstance(edit, Tensor) or edit.dtype != torch.bool:
+        got = edit.dtype if isinstance(edit, Tensor) else type(edit).__name__
+        raise TypeError(
+            f"edit must be a bool tensor, False for rows or tokens to leave alone, got {got}"
+        )
+    if edit.shape not in (input_ids.shape[:1], input_ids.shape):
+        raise ValueError(
+            f"edit must have the shape (B,) or (B, T) of input_ids {tuple(input_ids.shape)}, got "
+            f"{tuple(edit.shape)}"
+        )

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..policy import Target
 from ..transfer import fetch, send
-from .checks import check_labels, check_mask, check_rising, check_tensors
+from .checks import check_edit, check_labels, check_mask, check_rising, check_tensors
 from .documents import Documents, document_ids_of, find_documents, mask_of_padding, mask_of_pairs
 from .draws import Draws, Words, document_keys, token_uniforms
 from .removal import remaining_columns, remaining_positions, take_columns
@@ -41,6 +41,7 @@ class TokenBatch:
         document_ids: (B, T) int64, documents as other keys number them; or None.
         output_device: where results go.
         pad_to_multiple_of: rows that shrink are padded to such a length; None: to the longest.
+        edit: (M,) bool, False at tokens that no policy may touch; None: there are none.
     """
 
     input_ids: Tensor
@@ -54,6 +55,7 @@ class TokenBatch:
     document_ids: Tensor | None
     output_device: torch.device
     pad_to_multiple_of: int | None = None
+    edit: Tensor | None = None
 
     @classmethod
     def of(
@@ -64,6 +66,7 @@ class TokenBatch:
         labels: Tensor | None,
         *,
         document_ids: Tensor | None = None,
+        edit: Tensor | None = None,
         tokenizer: Any = None,
         output_device: torch.device | None = None,
         pad_to_multiple_of: int | None = None,
@@ -78,6 +81,8 @@ class TokenBatch:
             labels: (B, T) int64, each -100 or the token at its place; None: there are none.
             document_ids: (B, T) int64 on the host, the number of each token's document; None: the
                 others tell.
+            edit: (B,) or (B, T) bool, False for rows or tokens to leave alone; None: there are
+                none.
             tokenizer: of the ids; without `attention_mask`, its pad tokens at the ends of rows are
                 padding if they have no label; None: they are text.
             output_device: where results go; None: where `input_ids` are.
@@ -95,12 +100,14 @@ class TokenBatch:
             (tensor([5, 6, 7, 8, 9]), [3, 2])
         """
         check_tensors(input_ids, attention_mask, position_ids, labels)
+        if edit is not None:
+            check_edit(input_ids, edit)
         mask_2d = attention_mask
         if attention_mask is not None and attention_mask.dim() == 4:
             mask_2d = mask_of_pairs(attention_mask, len(input_ids))
-        given = [input_ids, mask_2d, position_ids, labels]
+        given = [input_ids, mask_2d, position_ids, labels, edit]
         fetched = iter(fetch(*(tensor for tensor in given if tensor is not None)))
-        ids, mask, positions, row_labels = (
+        ids, mask, positions, row_labels, may_edit = (
             None if tensor is None else next(fetched) for tensor in given
         )
         assert ids is not None
@@ -115,6 +122,8 @@ class TokenBatch:
         if positions is not None:
             positions = positions.to(torch.int64)
         documents = find_documents(ids, mask, positions, document_ids)
+        if may_edit is not None:
+            may_edit = may_edit.view(len(ids), -1).expand(ids.shape).reshape(-1)[documents.index]
         return cls(
             input_ids=ids,
             mask=mask,
@@ -127,6 +136,7 @@ class TokenBatch:
             document_ids=document_ids,
             output_device=input_ids.device if output_device is None else output_device,
             pad_to_multiple_of=pad_to_multiple_of,
+            edit=may_edit,
         )
 
     @classmethod
@@ -134,7 +144,7 @@ class TokenBatch:
         """A batch that a collator made, whichever keys mark its documents and its labels.
 
         Args:
-            batch: with `input_ids` (B, T).
+            batch: with `input_ids` (B, T); `edit` is False for rows or tokens to leave alone.
             settings: `tokenizer`, `output_device` and `pad_to_multiple_of`, as for `of`.
 
         Raises:
@@ -160,7 +170,10 @@ class TokenBatch:
             if isinstance(mask, Tensor) and mask.shape == ids.shape:
                 check_rising(mask)
         assert ids is not None
-        return cls.of(ids, mask, positions, labels, document_ids=document_ids, **settings)
+        return cls.of(
+            ids, mask, positions, labels, document_ids=document_ids, edit=batch.get("edit"),
+            **settings,
+        )  # fmt: skip
 
     @property
     def unknown_padding(self) -> int | None:

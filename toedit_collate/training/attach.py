@@ -70,5 +70,8 @@ def attach(
     callback = ToEditCallback(collator, refresh)
     trainer.data_collator = collator  # type: ignore[assignment]
     edit_training_loaders_of(trainer, collator)
+    # Else the Trainer drops the dataset's column, and raw rows would be edited.
+    trainer._set_signature_columns_if_needed()
+    trainer._signature_columns = [*trainer._signature_columns, "edit"]  # type: ignore[attr-defined]
     trainer.add_callback(callback)
     return collator

@@ -102,6 +102,8 @@ class ToEditBatch(UserDict[str, Any]):
             purpose = site.purpose.or_else(purpose)
         if purpose is not Purpose.EVALUATION:
             self._data = editor.edit(self._data, self._origin, site, device)
+        # The model has no argument of that name.
+        self._data.pop("edit", None)
         self._pending_on = None
 
     def __getitem__(self, key: Any) -> Any:

@@ -16,6 +16,7 @@ from ..stores.journal import Journal
 from ..tokens.token_batch import TokenBatch
 from .batch import ToEditBatch
 from .call_site import Origin, Purpose, inside_data_loader
+from .edit_column import edit_key, take_edit_column
 from .editor import BatchEditor, OnEdit, registered_editor
 
 BaseCollator = Callable[[Any], Any]
@@ -33,6 +34,11 @@ class ToEditCollator:
     known, and no other loader's batches are edited, whoever reads them; without, a batch that is
     read outside of a Trainer is taken for training. So in a loop of your own, use
     `collator.base_collator` for evaluation, and call `collator.set_epoch(n)`.
+
+    Rows and tokens that must stay as they are: a dataset column `edit`, one bool for a row or one
+    for each of its tokens, or a key `edit` of the base collator's batches, (B,) or (B, T) bool.
+    False leaves the row or token alone; a row without a value is edited. The model does not get
+    the key. Without `attach`, a `Trainer` needs `remove_unused_columns=False` to keep the column.
 
     A copy of a collator, or one that was pickled and comes back, edits by the same `editor`: same
     prior, journal, cache and counts. In another process it collates only, and its batches are
@@ -118,6 +124,7 @@ class ToEditCollator:
         """
         if hasattr(features, "__len__") and len(features) == 0:
             raise ValueError("the batch is empty: the collator got no features")
+        features, flags = take_edit_column(features)
         collated = self.base_collator(features)
         if not isinstance(collated, Mapping):
             raise TypeError(
@@ -128,6 +135,8 @@ class ToEditCollator:
                 f"the base collator returned {sorted(collated)} without input_ids, so there are no "
                 "tokens to edit"
             )
+        if flags is not None:
+            collated = {**collated, "edit": edit_key(collated, features, flags)}
         purpose, in_worker = self.purpose, get_worker_info() is not None
         is_excluded = purpose is Purpose.EVALUATION
         if is_excluded and not in_worker and not inside_data_loader():
@@ -178,8 +187,10 @@ class ToEditCollator:
         `selected`, `changed`, `dropped`; `selected_share`, `changed_share` and `dropped_share` of
         the scored tokens; `prior_perplexity` (of a sample of them); `seconds` of the edit pass and
         `tokens_per_second`; `replayed` tokens, whose edit the journal knew (they are not counted
-        as scored again), and `replayed_share`. With a prior that is aligned to another tokenizer,
-        also `aligned_share`: of the tokens behind another one, those that can be scored.
+        as scored again), and `replayed_share`. With a column `edit`: `raw` (tokens that it leaves
+        alone) and `raw_changed` (those of them that differ: 0). With a prior that is aligned to
+        another tokenizer: `aligned_share`, of the tokens behind another one, those that can be
+        scored.
         """
         summary = self.editor.stats.summary()
         self.editor.warn_if_lost(summary["prior_perplexity"])

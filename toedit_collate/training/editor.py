@@ -204,7 +204,8 @@ class BatchEditor:
         self._count(source, edit)
         if self.on_edit is not None:
             self.on_edit(batch, edit.final)
-        return _with_edit(batch, edit.final)
+        others = {name: value for name, value in batch.items() if name != "edit"}
+        return _with_edit(others, edit.final)
 
     def _check(self, batch: dict[str, Any], site: CallSite) -> None:
         """Step 1: refuse what can't be edited."""
@@ -219,6 +220,13 @@ class BatchEditor:
         if trainer is not None and self.policy.num_draws > 1:
             check_uses_drawn_labels(trainer.model)
         check_keys(batch)
+        columns = getattr(getattr(trainer, "train_dataset", None), "column_names", None)
+        if "edit" not in batch and "edit" in (columns or ()):
+            raise ValueError(
+                "the training data has a column 'edit', and the Trainer dropped it, so that rows "
+                "with edit=False would be edited; use attach(trainer, prior, policy), or set "
+                "remove_unused_columns=False"
+            )
         if trainer is not None and "labels" not in batch:
             check_needs_no_labels(trainer, batch)
         if (key := other_input(batch)) is not None:
@@ -290,6 +298,8 @@ class BatchEditor:
     def _count(self, source: TokenBatch, edit: BatchEdit) -> None:
         """Step 5: count what was done, and warn where nothing could be."""
         self.stats.add(edit.edited, source.documents.num_tokens, edit.num_replayed)
+        if source.edit is not None:
+            self.stats.add_raw(edit.final, source)
         self.stats.add_alignment(self.prior.take_counts())
         if (token := source.unknown_padding) is not None:
             self.warn_once(

@@ -13,13 +13,16 @@ from torch import Tensor
 
 from ..distributed import all_reduce
 from ..tokens.result import EditResult
-from ..transfer import fetch, on_host
+from ..tokens.token_batch import TokenBatch
+from ..transfer import fetch, on_host, send
 
 COUNTS = ("batches", "tokens", "scored", "selected", "changed", "dropped")
 # With a prior whose tokenizer is not the trainee's: tokens behind another one, those of them that
 # can be scored.
 ALIGNMENT = ("alignable", "aligned")
-_SUMS = (*COUNTS, "sampled", "sampled_nll", "replayed", "seconds", *ALIGNMENT)
+# Tokens that the key `edit` of a batch leaves alone, and those of them that differ afterwards.
+RAW = ("raw", "raw_changed")
+_SUMS = (*COUNTS, "sampled", "sampled_nll", "replayed", "seconds", *ALIGNMENT, *RAW)
 
 
 class EditStats:
@@ -66,6 +69,16 @@ class EditStats:
         """Count the tokens of a batch for a prior with another tokenizer."""
         for name in ALIGNMENT:
             self._totals[name] += counts.get(name, 0)
+
+    def add_raw(self, result: EditResult, batch: TokenBatch) -> None:
+        """Count the tokens of a batch that `edit` leaves alone, and check that it did."""
+        assert batch.edit is not None
+        raw = torch.zeros(batch.input_ids.shape, dtype=torch.bool)
+        raw.view(-1)[batch.documents.index] = ~batch.edit
+        touched = result.changed | result.dropped
+        count = (touched & send(raw, touched.device)).sum()
+        self._totals["raw"] += float(raw.sum())
+        self._pending["raw_changed"] = self._pending.get("raw_changed", 0) + count.double()
 
     @contextmanager
     def timing(self, device: torch.device) -> Iterator[None]:
@@ -116,6 +129,8 @@ class EditStats:
             totals = dict(zip(totals, all_reduce(list(totals.values())), strict=True))
         counts = {name: int(totals[name]) for name in COUNTS}
         counts["replayed"] = int(totals["replayed"])
+        if totals["raw"]:
+            counts |= {name: int(totals[name]) for name in RAW}
         return {**counts, "seconds": totals["seconds"], **shares(totals)}
 
 
