@@ -22,7 +22,7 @@ import torch
 from common.ngrams import NGrams
 from torch import Tensor
 
-from toedit_collate.data import Preparation
+from toedit_collate.data import Preparation, examples
 from toedit_collate.data.progress import progress_bar
 from toedit_collate.data.tokens import SFT_DEFAULTS
 from toedit_collate.editing.editable import find_editable
@@ -32,7 +32,6 @@ from toedit_collate.inspection.reading import (
     as_data,
     as_token_batch,
     in_batches,
-    read_documents,
 )
 from toedit_collate.inspection.scoring import Scored, score_batch
 from toedit_collate.policy import EditPolicy
@@ -174,7 +173,7 @@ def measure_set(
     prep = settings.preparation
     if prep.max_length is None:
         prep = replace(prep, max_length=prior.max_length)
-    documents = read_documents(data, prior.tokenizer, prep, vocab_size=prior.vocab_size)
+    documents = examples(data, prior.tokenizer, prep, vocab_size=prior.vocab_size)
     special = np.array(sorted(prior.special_ids), np.int64)
     sample = _Reservoir(random.Random(settings.seed))
     batches = in_batches(islice(documents, settings.limit), settings.batch_tokens)

@@ -336,7 +336,7 @@ class TestCache:
 
     def test_interrupted(self, tmp_path, capsys, prior_folder, data, monkeypatch):
         options = ("--prior", prior_folder, "--data", data, "--cache", tmp_path / "cache")
-        monkeypatch.setattr(apply_module.Scorer, "_in_cache", _interrupt_at(20))
+        monkeypatch.setattr(apply_module, "edit_tokens", _interrupt_at(11))
         status, _, error = apply(capsys, *options, "--batch-tokens", "16", *AS_OPTIONS)
         assert status == 130
         assert re.search(r"interrupted after 0 rows; what was decided is kept", error)
@@ -368,15 +368,13 @@ class TestCache:
 
 
 def _interrupt_at(call):
-    """In place of `Scorer._in_cache`: what Ctrl-C does in the middle of the work."""
-    held = apply_module.Scorer._in_cache
-    calls = []
+    """In place of `edit_tokens`: what Ctrl-C does in the middle of the work."""
+    calls = itertools.count(1)
 
-    def interrupted(self):
-        calls.append(1)
-        if len(calls) == call:
+    def interrupted(*args, **kwargs):
+        if next(calls) == call:
             raise KeyboardInterrupt
-        return held(self)
+        return edit_tokens(*args, **kwargs)
 
     return interrupted
 

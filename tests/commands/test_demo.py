@@ -20,10 +20,10 @@ from toedit_collate.commands.demo import training
 from toedit_collate.commands.demo.training import smaller_model, train
 from toedit_collate.commands.main import main
 from toedit_collate.config.options import wants_color
-from toedit_collate.data import Preparation, demo_model
+from toedit_collate.data import Preparation, demo_model, examples
 from toedit_collate.data.demo_model import make_tokenizer, orthogonalize, perplexity
 from toedit_collate.data.demo_text import python_topics
-from toedit_collate.inspection.reading import read_documents
+from toedit_collate.inspection.reading import as_data
 
 LABELS = EditPolicy(region="all", top_k=64, target="labels")
 
@@ -133,7 +133,7 @@ def test_training_leaves_the_prior_as_it_was():
     prior = Prior(make_llama(), make_test_tokenizer())
     before = {name: tensor.clone() for name, tensor in prior.model.state_dict().items()}
     rows = [{"input_ids": ids.tolist()} for ids in likely_ids(make_llama(), 4, 12)]
-    documents = list(read_documents(rows, prior.tokenizer, Preparation()))
+    documents = list(examples(as_data(rows), prior.tokenizer, Preparation()))
     made = train(prior, documents[:3], documents[3:], LABELS, steps=2, seed=0, deadline=math.inf)
     assert list(made.perplexities) == [0, 2]
     assert 0 < made.time_share < 1

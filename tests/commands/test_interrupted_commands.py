@@ -39,7 +39,7 @@ READS = {
     "journal show": ("journal show {place}/journal", "stores.journal.files.read_frame"),
     "journal verify": ("journal verify {place}/journal", "stores.journal.files.read_frame"),
     "bench": ("bench --prior {place}/prior", "commands.bench.run_bench"),
-    "demo": ("demo", "commands.demo.run.run_demo"),
+    "demo": ("demo", "commands.demo.show.show_demo"),
     "sft": ("sft --config {config}", "commands.sft.run_sft"),
 }
 

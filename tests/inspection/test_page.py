@@ -31,7 +31,7 @@ POLICIES = {
     "below": EditPolicy(region="below", threshold=0.1),
     "drop": EditPolicy(threshold=0.5, drop_below=0.01),
     "held": EditPolicy(threshold=0.2, protect=lambda ids, tokenizer: ids % 2 == 0),
-    "labels": EditPolicy(region="all", top_k=20, target="labels"),
+    "labels": EditPolicy.distill(num_draws=3),
 }
 
 
@@ -163,7 +163,9 @@ def test_it_opens_on_redrawn_labels_and_says_that_the_text_stays(browser, seen, 
     select = browser.find_element(By.ID, "policy")
     assert select.find_elements(By.TAG_NAME, "option")[4].is_selected()
     assert browser.find_element(By.ID, "advice").text.startswith("Recommendation\nUse 'labels'")
-    assert "changes labels only" in browser.find_element(By.ID, "how").text
+    how = browser.find_element(By.ID, "how").text
+    assert "changes labels only" in how
+    assert "Each label becomes 3 draws" in how
     show_only_marked(browser, False)
     assert len(marks(browser, "changed")) == number_of(seen, "labels", "changed") > 0
     # Without the second line, the text is that of the document.

@@ -24,6 +24,7 @@ from ..data import (
     Data,
     Documents,
     Preparation,
+    by_length,
     find_documents,
     labels_of,
     open_data,
@@ -171,6 +172,7 @@ def _apply(args: argparse.Namespace, policy: EditPolicy, *, shows_progress: bool
         if cache is not None:
             cache.open(Identity.of(prior, policy))
             cache.refresh()
+            before = cache.num_documents, cache.nbytes
         with progress_bar(count_rows, "rows", desc=desc, shown=shows_progress) as bar:
             windows = read_windows(data, prior, prep, args.batch_tokens, args.shard)
             edited = (scorer.edit(window, bar) for window in windows)
@@ -187,7 +189,7 @@ def _apply(args: argparse.Namespace, policy: EditPolicy, *, shows_progress: bool
         raise UnusableError(str(error)) from None
     _print_report(args, prep, scorer.counts, time.monotonic() - begin, prior)
     if cache is not None:
-        _print_cache(args.cache, policy, scorer.counts, cache)
+        _print_cache(args.cache, policy, scorer.counts, cache, before)
     return 0
 
 
@@ -253,15 +255,19 @@ def _print_report(
 
 
 def _print_cache(
-    path: Path, policy: EditPolicy, counts: Counter[str], cache: DecisionCache
-) -> None:
+    path: Path, policy: EditPolicy, counts: Counter[str], cache: DecisionCache,
+    before: tuple[int, int],
+) -> None:  # fmt: skip
+    """Say what is in the cache, and how to train with it; `before`: its documents and bytes."""
     identity = cache.identity
     assert identity is not None
-    new, known = counts["decided"], counts["editable"] - counts["decided"]
+    new = cache.num_documents - before[0]
+    known = counts["editable"] - new
+    per_token = (cache.nbytes - before[1]) / max(counts["tokens"], 1)
     print(
         f"{path}: {cache.num_documents:,} documents in {cache.nbytes:,} bytes; {new:,} new, "
         f"{known:,} known already"
-        + (f" ({counts['new_bytes'] / counts['new_tokens']:.2f} bytes a token)" if new else "")
+        + (f" ({per_token:.2f} bytes a token)" if new and not known else "")
     )
     # If the cache holds several priors, say which one.
     several = sum(one.policy == identity.policy for one in list_identities(path)) > 1
@@ -302,8 +308,7 @@ class Window(NamedTuple):
         """The documents, those of similar length together, one to a row.
 
         Args:
-            batch_tokens: the most tokens in a batch, padding included. A longer document gets a
-                batch of its own.
+            batch_tokens: see `by_length`.
 
         Yields:
             input_ids: (B, T) int64, padded on the right.
@@ -312,13 +317,8 @@ class Window(NamedTuple):
             members: (m,) int64, which of the M tokens these are, row by row.
         """
         start, lengths = self.documents.start, self.documents.lengths
-        # The longest first: if they do not fit into memory, the command fails at once.
-        order = np.argsort(-lengths, kind="stable")
-        done = 0
-        while done < len(order):
-            T = int(lengths[order[done]])
-            chosen = order[done : done + max(1, batch_tokens // T)]
-            done += len(chosen)
+        for chosen in map(np.array, by_length(lengths, batch_tokens)):
+            T = int(lengths[chosen[0]])
             members = ranges(start[chosen], lengths[chosen])
             real = torch.arange(T) < torch.from_numpy(lengths[chosen]).unsqueeze(-1)
             input_ids = torch.zeros(real.shape, dtype=torch.int64)
@@ -391,8 +391,7 @@ class Scorer:
 
     Attributes:
         counts: what was done so far. `editable` documents have a token that the policy is applied
-            to. `decided` of them were not in the cache before; they take `new_bytes` in it, and
-            have about `new_tokens`.
+            to.
     """
 
     def __init__(
@@ -446,7 +445,6 @@ class Scorer:
             ) from None
 
     def _edit_batch(self, input_ids: Tensor, real: Tensor, labels: Tensor) -> tuple[Array, Array]:
-        documents, num_bytes = self._in_cache()
         try:
             result = edit_tokens(
                 self._prior, input_ids, attention_mask=real.long(), labels=labels,
@@ -460,19 +458,9 @@ class Scorer:
         for name in ("scored", "selected", "changed", "dropped"):
             counts[name] += int(getattr(result, name).sum())
         counts["editable"] += int(result.scored.any(-1).sum())
-        now = self._in_cache()
-        counts["decided"] += now[0] - documents
-        counts["new_bytes"] += now[1] - num_bytes
-        # Approximation: count the whole batch as new if any document is new. After a restart, a
-        # batch is almost always all new or all known.
-        counts["new_tokens"] += num_tokens if now[0] > documents else 0
         edited = result.input_ids
         if result.source is not None:  # tokens were dropped: put the others back in their places
             rows, columns = (result.source >= 0).nonzero().unbind(-1)
             edited = input_ids.clone()
             edited[rows, result.source[rows, columns]] = result.input_ids[rows, columns]
         return edited[real].numpy(), result.dropped[real].numpy()
-
-    def _in_cache(self) -> tuple[int, int]:
-        """Documents and bytes in the cache."""
-        return (0, 0) if self._cache is None else (self._cache.num_documents, self._cache.nbytes)

@@ -121,9 +121,9 @@ def _run(args: argparse.Namespace) -> int:
 
 def _inspect(args: argparse.Namespace) -> Inspection:
     from ..config.priors import open_prior
+    from ..data import open_data
     from ..inspection.advice import LABELS, ONE_LABEL
     from ..inspection.inspecting import inspect_edits, named_policies
-    from ..inspection.reading import as_data
 
     if args.prior is None:
         raise UnusableError("--prior is missing; name a causal language model, or --journal DIR")
@@ -133,7 +133,7 @@ def _inspect(args: argparse.Namespace) -> Inspection:
         policies = named_policies(args.policy or ("paper", "reference_code", labels), **changes)
     except (TypeError, ValueError) as error:
         raise UnusableError(f"--policy: {error}") from None
-    data = as_data(args.data, args.split)
+    data = open_data(args.data, args.split)
     prior = open_prior(args.prior, **prior_options(args))
     try:
         return inspect_edits(
@@ -147,9 +147,9 @@ def _inspect(args: argparse.Namespace) -> Inspection:
 
 def _inspect_journal(args: argparse.Namespace) -> Inspection:
     from ..config.priors import open_tokenizer
+    from ..data import examples, open_data
     from ..inspection.journals import inspect_journal
     from ..inspection.kinds import Reader
-    from ..inspection.reading import as_data, read_documents
     from ..stores.journal import Journal
     from ..stores.journal.files import list_files
 
@@ -174,7 +174,7 @@ def _inspect_journal(args: argparse.Namespace) -> Inspection:
         )
     tokenizer = open_tokenizer(args.prior, "--prior")
     prep = preparation_of(args)
-    documents = read_documents(as_data(args.data, args.split), prep.set_up(tokenizer), prep)
+    documents = examples(open_data(args.data, args.split), prep.set_up(tokenizer), prep)
     try:
         return inspect_journal(
             Journal(args.journal), documents, Reader(tokenizer), keep=max(args.keep, args.show),

@@ -20,6 +20,7 @@ from ..data.progress import progress_bar
 from ..data.revise import Reviser, replay
 from ..data.writing import check_output, write_rows
 from ..errors import UnusableError
+from ..inspection.terminal import in_columns
 from ..policy import EditPolicy
 from ..stores.journal import Journal
 from ..stores.journal.files import SegmentFile, list_files, read_valid, scan_files, without_void
@@ -221,9 +222,7 @@ def _print_table(journal: Journal, chosen: list[int]) -> None:
                 f"{sum(of_files) / changes:.1f}" if changes else "-",
             ]
         )
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        print("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)))
+    print(in_columns(rows))
 
 
 def _percent(share: float) -> str:

@@ -7,7 +7,7 @@ Words:
     documents: those of a batch of rows, as training sees them.
 """
 
-from .documents import Documents, Example, examples, find_documents, labels_of
+from .documents import Documents, Example, by_length, examples, find_documents, labels_of
 from .parsing import Row, check_text
 from .reading import Batch, Data, load_rows, open_data, parse_source
 from .tokens import Preparation, encode, format_of, tokenize
@@ -19,6 +19,7 @@ __all__ = [
     "Example",
     "Preparation",
     "Row",
+    "by_length",
     "check_text",
     "encode",
     "examples",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -146,18 +147,38 @@ def check_known(num_known: int, data: str, generation: int) -> None:
         )
 
 
+def by_length(lengths: Sequence[int] | Array, batch_tokens: int) -> Iterator[list[int]]:
+    """Indices of documents of similar length, for batches of at most `batch_tokens` with padding.
+
+    The longest come first: if they do not fit into memory, a command fails at once. A document that
+    is longer than `batch_tokens` comes alone.
+
+    Example:
+        >>> list(by_length([2, 5, 3], 6))
+        [[1], [2, 0]]
+    """
+    order = np.argsort(-np.asarray(lengths), kind="stable").tolist()
+    done = 0
+    while done < len(order):
+        chosen = order[done : done + max(1, batch_tokens // int(lengths[order[done]]))]
+        done += len(chosen)
+        yield chosen
+
+
 @dataclass(frozen=True)
 class Example:
     """One document, or one window of a long one.
 
     Attributes:
-        name: of its row, for messages: "line 3".
+        number: its place among all examples, from 0.
+        name: of its row, for messages: "line 3", or "line 3, from token 512".
         ids: (T,), its tokens.
         labels: (T,), the same, or -100 where a token has no label.
         start: of the window in its document, in tokens.
         row: as it was read.
     """
 
+    number: int
     name: str
     ids: list[int]
     labels: list[int]
@@ -188,6 +209,7 @@ def examples(
         >>> [example.ids for example in examples(open_data(file), None, Preparation(max_length=3))]
         [[5, 6, 7], [8, 9]]
     """
+    count = itertools.count()
     for batch in data.batches():
         own = Batch([dict(row) for row in batch.rows], batch.names)
         tokenize(data, own, tokenizer, prep)
@@ -200,13 +222,15 @@ def examples(
         ends = np.cumsum(windows.lengths)
         of = np.searchsorted(start, windows.start, side="right") - 1
         for number, end in enumerate(ends):
-            begin = windows.start[number]
+            begin, row = windows.start[number], windows.row[number]
+            at = int(begin - start[of[number]])
             yield Example(
-                name=batch.names[windows.row[number]],
+                number=next(count),
+                name=batch.names[row] + (f", from token {at}" if at else ""),
                 ids=windows.tokens[begin:end].tolist(),
                 labels=labels[begin:end].tolist(),
-                start=int(begin - start[of[number]]),
-                row=batch.rows[windows.row[number]],
+                start=at,
+                row=batch.rows[row],
             )
 
 

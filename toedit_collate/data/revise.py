@@ -63,11 +63,6 @@ class Reviser:
         self._with_text = with_text and tokenizer is not None
         self._aligned: list[str] | None = None
 
-    @property
-    def with_text(self) -> bool:
-        """Whether rows get the column `text`."""
-        return self._with_text
-
     def aligned_columns(self, rows: list[Row]) -> list[str]:
         """Columns, besides those in `_OTHERS`, with a value for each token.
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from ..config.policies import parse_policy, short_name
-from ..data import Preparation
+from ..data import Example, Preparation, examples
 from ..data.progress import progress_bar
 from ..editing.edit import check_num_draws
 from ..policy import PRESETS, EditPolicy
@@ -23,7 +23,7 @@ from ..tokens.alignment.ways import WAYS
 from .findings import Document, Edit, KindTally, Probabilities
 from .inspection import Inspection
 from .kinds import Reader
-from .reading import Source, SourceDocument, as_data, as_token_batch, in_batches, read_documents
+from .reading import Source, as_data, as_token_batch, in_batches
 from .scoring import Outcome, Scored, score_batch
 
 Order = Literal["edited", "file", "random"]
@@ -110,7 +110,7 @@ def inspect_edits(
     if prep.max_length is None:
         prep = replace(prep, max_length=prior.max_length)
     tokenizer = prep.set_up_prior(prior)
-    documents = read_documents(data, tokenizer, prep, vocab_size=prior.vocab_size)
+    documents = examples(data, tokenizer, prep, vocab_size=prior.vocab_size)
     if find is not None:
         documents = _matching(documents, find, reader)
     if order == "random":
@@ -195,7 +195,7 @@ def describe(prior: BasePrior) -> str:
 
 
 def _split(
-    scored: Scored, outcomes: Mapping[str, Outcome], reader: Reader, batch: list[SourceDocument]
+    scored: Scored, outcomes: Mapping[str, Outcome], reader: Reader, batch: list[Example]
 ) -> Iterator[Document]:
     """The documents of a batch, each with its edits and candidates."""
     found = scored.batch.documents
@@ -244,7 +244,7 @@ def _edit_of(outcome: Outcome, ids: list[int], part: slice) -> Edit:
 def _count(
     seen: Inspection,
     document: Document,
-    source: SourceDocument,
+    source: Example,
     policies: Mapping[str, EditPolicy],
 ) -> None:
     seen.num_documents += 1
@@ -265,10 +265,10 @@ def _count(
             seen.alignment[name].add(ways, counts, edit)
 
 
-def _sample(documents: Iterable[SourceDocument], size: int, seed: int) -> list[SourceDocument]:
+def _sample(documents: Iterable[Example], size: int, seed: int) -> list[Example]:
     """A reservoir sample, in the order of the file."""
     rng = random.Random(seed)
-    chosen: list[SourceDocument] = []
+    chosen: list[Example] = []
     for count, document in enumerate(documents):
         if count < size:
             chosen.append(document)
@@ -277,9 +277,7 @@ def _sample(documents: Iterable[SourceDocument], size: int, seed: int) -> list[S
     return sorted(chosen, key=lambda document: document.number)
 
 
-def _matching(
-    documents: Iterable[SourceDocument], find: str, reader: Reader
-) -> Iterator[SourceDocument]:
+def _matching(documents: Iterable[Example], find: str, reader: Reader) -> Iterator[Example]:
     try:
         pattern = re.compile(find)
     except re.error as error:

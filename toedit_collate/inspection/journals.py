@@ -8,16 +8,16 @@ from typing import Any
 
 import numpy as np
 
+from ..data import Example
 from ..stores.journal import Journal
 from .findings import Document, Edit, KindTally, Probabilities
 from .inspection import Inspection
 from .kinds import Reader
-from .reading import SourceDocument
 
 
 def inspect_journal(
     journal: Journal,
-    documents: Iterable[SourceDocument],
+    documents: Iterable[Example],
     reader: Reader,
     *,
     keep: int = 200,
@@ -82,9 +82,7 @@ def _most_edited(documents: list[Document], keep: int) -> list[Document]:
     return sorted(documents, key=lambda document: -document.num_edits)[:keep]
 
 
-def _document(
-    source: SourceDocument, journal: Journal, names: dict[int, str], reader: Reader
-) -> Document:
+def _document(source: Example, journal: Journal, names: dict[int, str], reader: Reader) -> Document:
     states: dict[int, Any] = {}
 
     def state(generation: int) -> Any:

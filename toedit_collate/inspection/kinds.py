@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +12,7 @@ import torch
 
 from ..tokens.documents import find_documents
 from ..tokens.protection import Protection
+from ..tokens.rules import find_spans
 
 # A token has one of these seven forms. A token in code or markup counts there as well.
 FORMS = (
@@ -29,24 +29,11 @@ MEANING = {
     "word pieces": "a later piece of a word",
     "capitalised words": "a word with a capital letter, or its first piece",
     "template": "special tokens and text that the chat template adds",
-    "code": "fenced or indented blocks, and lines that look like program code",
+    "code": "fenced or indented blocks, which protect='code' leaves alone",
     "markup": "tags, Markdown and reST marks, links, LaTeX commands",
 }
 Bits = npt.NDArray[np.uint16]
 
-_FENCED = re.compile(r"^(`{3,}|~{3,})[^\n]*\n.*?(?:^\1[^\n]*$|\Z)", re.M | re.S)
-_INLINE = re.compile(r"(?<!`)`[^`\n]+`(?!`)|``[^`\n]+``")
-# A statement, definition, import or assignment: this line and the more indented lines below it.
-_CODE_LINE = re.compile(
-    r"^(?P<indent>[ \t]*)(?:"
-    r"(?:async )?def \w+\(.*|class \w+.*[:{]|(?:from [\w.]+ )?import [\w.{*].*|@\w[\w.]*(?:\(.*)?|"
-    r"(?:pub |async |static )*(?:fn|func|function|let|const|var|struct|impl|enum)\b.*[({;=].*|"
-    r"(?:if|elif|else|for|while|with|try|except|return|assert|print)\b.*[:)\]};]|"
-    r"[\w.\[\]\"']+ ?[-+*/|&]?= ?\S.*|#include.*|.*[;{}]"
-    r")[ \t\r]*$",
-    re.M,
-)
-_INDENTED = re.compile(r"(?:(?<=\n\n)|\A)(?:(?: {4}|\t)[^\n]*(?:\n|\Z)|[ \t]*\n(?= {4}|\t))+")
 _MARKUP = re.compile(
     r"</?[A-Za-z][^<>\n]{0,200}>|<!--.*?-->|&[a-z]{2,8};"  # HTML
     r"|^#{1,6}(?= )|^[-*+](?= )|^>|\*\*|__|^[=\-~^\"`]{4,}$|^\|.*\|$"  # Markdown and reST
@@ -161,10 +148,14 @@ def find_kinds(pieces: list[str], template: npt.NDArray[np.bool_]) -> Bits:
     text = "".join("\n" * len(p) if of else p for p, of in zip(pieces, template, strict=True))
     ends = np.cumsum([len(piece) for piece in pieces])
     begins = ends - [len(piece.lstrip(" ")) or len(piece) for piece in pieces]
-    for name, spans in (("code", _code(text)), ("markup", _markup(text))):
+    spans_of = {
+        "code": find_spans("code", text),
+        "markup": (found.span() for found in _MARKUP.finditer(text)),
+    }
+    for name, spans in spans_of.items():
         inside = np.zeros(len(text) + 1, np.int64)
         for begin, end in spans:
-            inside[begin:end] = 1
+            inside[begin : begin + len(text[begin:end].rstrip())] = 1
         covered = np.concatenate([[0], np.cumsum(inside)])
         kinds[(covered[ends] > covered[begins]) & ~template] |= 1 << KINDS.index(name)
     return kinds
@@ -182,25 +173,6 @@ def _form(piece: str, before: str) -> str:
         return "word pieces"
     first = next(letter for letter in bare if letter.isalpha())
     return "capitalised words" if first.isupper() else "word beginnings"
-
-
-def _code(text: str) -> Iterator[tuple[int, int]]:
-    for pattern in (_FENCED, _INLINE, _INDENTED):
-        for found in pattern.finditer(text):
-            yield found.start(), found.start() + len(found[0].rstrip())
-    for found in _CODE_LINE.finditer(text):
-        begin, end = found.span()
-        indent = len(found["indent"])
-        while end < len(text):  # and the indented lines below
-            line = re.compile(r"\n([ \t]*)[^\n]*").match(text, end)
-            if line is None or len(line[1]) <= indent or not line[0].strip():
-                break
-            end = line.end()
-        yield begin, end
-
-
-def _markup(text: str) -> Iterator[tuple[int, int]]:
-    yield from (found.span() for found in _MARKUP.finditer(text))
 
 
 def token_pieces(tokenizer: Any, ids: list[int]) -> list[str]:

@@ -3,37 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..data import Data, Preparation, examples, open_data
+from ..data import Data, Example, by_length, open_data
 from ..tokens.token_batch import TokenBatch
 
 Source = str | Path | Data | Iterable[dict[str, Any] | str]
 # Documents are sorted by length inside a window of this many batches.
 _BATCHES_PER_WINDOW = 8
-
-
-@dataclass(frozen=True)
-class SourceDocument:
-    """A document of T tokens, or one window of a long document.
-
-    Attributes:
-        number: its place in the file, from 0.
-        name: of its row, for messages: "line 3".
-        ids: T token ids.
-        labels: T labels; -100 if a token has none.
-        start: of the window in its document, in tokens.
-    """
-
-    number: int
-    name: str
-    ids: list[int]
-    labels: list[int]
-    start: int
 
 
 def _named(rows: Iterable[dict[str, Any] | str]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -56,36 +36,14 @@ def as_data(source: Source, split: str | None = None) -> Data:
     return Data("rows", "", lambda: _named(source), num_rows=num_rows)
 
 
-def read_documents(
-    source: Source, tokenizer: Any, prep: Preparation, *, vocab_size: int | None = None
-) -> Iterator[SourceDocument]:
-    """Read documents one by one, tokenized as in training; memory stays bounded.
-
-    Args:
-        source: see `inspect_edits`.
-        tokenizer: for text and chats.
-        prep: how rows become tokens, and longer documents windows.
-        vocab_size: of the prior; None: do not check ids.
-
-    Raises:
-        UnusableError: a row cannot be used; names it.
-    """
-    found = examples(as_data(source), tokenizer, prep, vocab_size=vocab_size)
-    for number, one in enumerate(found):
-        name = one.name if not one.start else f"{one.name}, from token {one.start}"
-        yield SourceDocument(number, name, one.ids, one.labels, one.start)
-
-
-def in_batches(
-    documents: Iterable[SourceDocument], batch_tokens: int
-) -> Iterator[list[SourceDocument]]:
+def in_batches(documents: Iterable[Example], batch_tokens: int) -> Iterator[list[Example]]:
     """Group documents of similar length; skips documents of one token, which have no score.
 
     Args:
         documents: read one by one; at most a few batches are held.
         batch_tokens: the most tokens of a batch, with padding; a longer document comes alone.
     """
-    window: list[SourceDocument] = []
+    window: list[Example] = []
     num_tokens = 0
     for document in documents:
         if len(document.ids) < 2:
@@ -93,23 +51,17 @@ def in_batches(
         window.append(document)
         num_tokens += len(document.ids)
         if num_tokens >= _BATCHES_PER_WINDOW * batch_tokens:
-            yield from _by_length(window, batch_tokens)
+            yield from _of_similar_length(window, batch_tokens)
             window, num_tokens = [], 0
-    yield from _by_length(window, batch_tokens)
+    yield from _of_similar_length(window, batch_tokens)
 
 
-def _by_length(
-    documents: list[SourceDocument], batch_tokens: int
-) -> Iterator[list[SourceDocument]]:
-    documents.sort(key=lambda document: -len(document.ids))  # stable: equal lengths keep order
-    done = 0
-    while done < len(documents):
-        count = max(1, batch_tokens // len(documents[done].ids))
-        yield documents[done : done + count]
-        done += count
+def _of_similar_length(documents: list[Example], batch_tokens: int) -> Iterator[list[Example]]:
+    for places in by_length([len(one.ids) for one in documents], batch_tokens):
+        yield [documents[i] for i in places]
 
 
-def as_token_batch(documents: Sequence[SourceDocument]) -> TokenBatch:
+def as_token_batch(documents: Sequence[Example]) -> TokenBatch:
     """One document per row, padded on the right."""
     T = max(len(document.ids) for document in documents)
     input_ids = torch.zeros(len(documents), T, dtype=torch.int64)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ..config.policies import parse_policy
-from ..data import encode
+from ..data import by_length, encode
 from ..editing.edit import edit_tokens
 from ..policy import EditPolicy
 from ..prior.prior import Prior
@@ -115,15 +115,9 @@ class TextEditor:
             for start in range(0, len(ids), self._max_length)
         ]
         edited: list[Any] = [None] * len(windows)
-        # The longest first: what does not fit into memory fails at once.
-        order = sorted(range(len(windows)), key=lambda i: -len(windows[i][2]))
-        done = 0
-        while done < len(order):
-            num = max(1, self._batch_tokens // len(windows[order[done]][2]))
-            some = order[done : done + num]
+        for some in by_length([len(ids) for _, _, ids in windows], self._batch_tokens):
             for i, one in zip(some, self._edit_batch([windows[i][2] for i in some]), strict=True):
                 edited[i] = one
-            done += num
         parts: list[list[tuple[int, Any]]] = [[] for _ in texts]
         for (number, start, _), one in zip(windows, edited, strict=True):
             parts[number].append((start, one))

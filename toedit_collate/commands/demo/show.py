@@ -17,7 +17,7 @@ from ...config.options import prior_options, wants_color
 from ...config.precision import fast_dtype
 from ...config.priors import open_prior
 from ...config.quiet import quiet
-from ...data import Preparation
+from ...data import Example, Preparation, examples
 from ...data.demo_model import make_prior
 from ...data.demo_text import HELD_OUT_SHARE, python_topics
 from ...errors import UnusableError
@@ -25,7 +25,7 @@ from ...inspection.advice import percent
 from ...inspection.findings import Document
 from ...inspection.inspecting import inspect_edits
 from ...inspection.inspection import Inspection
-from ...inspection.reading import SourceDocument, as_data, read_documents
+from ...inspection.reading import as_data
 from ...inspection.terminal import bold, boxed, in_columns, label_lines, passages, policy_table
 from ...inspection.terminal import wrapped as wrap
 from ...policy import EditPolicy
@@ -39,7 +39,7 @@ NUM_HELD_OUT = 40
 INSPECTED_TOKENS = 20_000
 FEWEST_STEPS = 5  # of a training run that is worth showing
 PAPER = {"paper": EditPolicy.paper(), "reference_code": EditPolicy.reference_code()}
-Documents = list[SourceDocument]
+Documents = list[Example]
 
 
 def show_demo(args: argparse.Namespace, policy: EditPolicy, deadline: float) -> None:
@@ -119,7 +119,7 @@ def _read(prior: Prior, args: argparse.Namespace) -> tuple[Documents, Documents]
     def read(source: Any) -> Documents:
         prep = Preparation(max_length=min(prior.max_length or MAX_LENGTH, MAX_LENGTH))
         tokenizer = prep.set_up(prior.tokenizer)
-        found = read_documents(source, tokenizer, prep, vocab_size=prior.vocab_size)
+        found = examples(as_data(source), tokenizer, prep, vocab_size=prior.vocab_size)
         labelled = (one for one in found if any(label != -100 for label in one.labels[1:]))
         some = list(islice(labelled, MAX_DOCUMENTS))
         # An order that depends on the content: the same documents are held out in every run.

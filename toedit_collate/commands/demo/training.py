@@ -17,10 +17,10 @@ from transformers import (
     TrainingArguments,
 )
 
+from ...data import Example
 from ...data.demo_model import perplexity
 from ...data.progress import progress_bar
 from ...editing.with_cache import check_can_be_cached
-from ...inspection.reading import SourceDocument
 from ...policy import EditPolicy
 from ...prior.prior import Prior
 from ...stores.cache import DecisionCache
@@ -60,7 +60,7 @@ def smaller_model(prior: Prior) -> Any:
 
 
 def train(
-    prior: Prior, documents: list[SourceDocument], held_out: list[SourceDocument],
+    prior: Prior, documents: list[Example], held_out: list[Example],
     policy: EditPolicy | None, *, steps: int, seed: int, deadline: float,
 ) -> Run:  # fmt: skip
     """Train the smaller model on the documents, epoch after epoch.
@@ -123,7 +123,7 @@ class _Progress(TrainerCallback):
     """Measures held-out perplexity, shows a progress bar, and stops at the deadline."""
 
     def __init__(
-        self, run: Run, model: Any, held_out: list[SourceDocument], deadline: float, title: str
+        self, run: Run, model: Any, held_out: list[Example], deadline: float, title: str
     ) -> None:
         self.run = run
         self.model = model
