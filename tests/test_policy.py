@@ -75,12 +75,12 @@ def test_defaults_are_the_papers():
 
 def test_presets_of_the_authors_script():
     up = EditPolicy.reference_code("up_revise")
-    assert (up.threshold, up.top_k, up.temperature, up.drop_below) == (0.99, 64, 1.5, None)
+    assert (up.threshold, up.top_k, up.temperature, up.drop_below) == (0.99, 8, 1.5, None)
     both = EditPolicy.reference_code("low_drop_up_revise")
     assert (both.temperature, both.drop_below, both.region) == (1.0, 0.001, "above")
     only_drop = EditPolicy.reference_code("filtering")
     assert (only_drop.region, only_drop.drop_below) == ("none", 0.001)
-    assert EditPolicy.reference_code(top_k=8, seed=3) == up.replace(top_k=8, seed=3)
+    assert EditPolicy.reference_code(top_k=64, seed=3) == up.replace(top_k=64, seed=3)
     with pytest.raises(ValueError, match=r"strategy must be 'up_revise'.*'down'"):
         EditPolicy.reference_code("down")
 

@@ -50,7 +50,8 @@ def standard_settings() -> list[Setting]:
                 Setting("Table 7", f"P <= {p}", EditPolicy(threshold=p, region="below"))
                 for p in (0.1, 0.01, 0.001)
             ),
-            Setting("authors' script", "k = 64, T = 1.5", EditPolicy.reference_code()),
+            Setting("authors' script", "k = 8, T = 1.5", EditPolicy.reference_code()),
+            Setting("authors' script", "k = 64, T = 1.5", EditPolicy.reference_code(top_k=64)),
         ]
 
 

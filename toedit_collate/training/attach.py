@@ -71,7 +71,8 @@ def attach(
     trainer.data_collator = collator  # type: ignore[assignment]
     edit_training_loaders_of(trainer, collator)
     # Else the Trainer drops the dataset's column, and raw rows would be edited.
-    trainer._set_signature_columns_if_needed()
-    trainer._signature_columns = [*trainer._signature_columns, "edit"]  # type: ignore[attr-defined]
+    columns: Any = trainer
+    columns._set_signature_columns_if_needed()
+    columns._signature_columns = [*columns._signature_columns, "edit"]
     trainer.add_callback(callback)
     return collator
