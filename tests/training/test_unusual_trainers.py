@@ -1,5 +1,8 @@
 """Trainers with loaders of their own, without labels, and those that run out of memory."""
 
+from concurrent.futures import ThreadPoolExecutor
+from itertools import product
+
 import pytest
 import torch
 from conftest import make_llama
@@ -44,9 +47,40 @@ class Wrapper:
         return iter(self.loader)
 
 
+class Delegating(Wrapper):
+    def __getattr__(self, name):
+        return getattr(self.loader, name)
+
+
+class Prefetching(Wrapper):
+    """Reads one batch ahead, in a thread of its own."""
+
+    def __iter__(self):
+        with ThreadPoolExecutor(1) as pool:
+            batches = iter(self.loader)
+            ahead = pool.submit(next, batches, None)
+            while (batch := ahead.result()) is not None:
+                ahead = pool.submit(next, batches, None)
+                yield batch
+
+
 class Wrapped(Trainer):
+    wrapper = Wrapper
+
     def get_train_dataloader(self):
-        return Wrapper(super().get_train_dataloader())
+        return self.wrapper(super().get_train_dataloader())
+
+
+class WrappedTwice(Wrapped):
+    wrapper = staticmethod(lambda loader: Wrapper(Delegating(loader)))
+
+
+class Delegated(Wrapped):
+    wrapper = Delegating
+
+
+class Prefetched(Wrapped):
+    wrapper = Prefetching
 
 
 class Batches(Trainer):
@@ -73,8 +107,13 @@ class Plain(Trainer):
         return DataLoader(rows, batch_size=2, collate_fn=self.data_collator)
 
 
-@pytest.mark.parametrize("way", ["attach", "both", "collator"])
-@pytest.mark.parametrize("kind", [Wrapped, Batches, Generated, Plain])
+WRAPPED = [Wrapped, Delegated, Prefetched, Plain]
+
+
+@pytest.mark.parametrize(
+    ("kind", "way"),
+    [*product([*WRAPPED, Batches, Generated], ["attach", "both"]), *product(WRAPPED, ["callback"])],
+)
 def test_loaders_without_a_collate_fn(tmp_path, tokenizer, kind, way):
     trainer, collator = make_trainer(
         tmp_path, tokenizer, way=way, trainer_class=kind, train=dataset(TEXTS),
@@ -88,7 +127,7 @@ def test_loaders_without_a_collate_fn(tmp_path, tokenizer, kind, way):
     assert recorder.rows(training=False) == TEXTS[:2]
 
 
-@pytest.mark.parametrize("kind", [Wrapped, Batches, Generated])
+@pytest.mark.parametrize("kind", [WrappedTwice, Batches, Generated])
 def test_loaders_that_never_ask_the_collator(tmp_path, tokenizer, kind):
     """The callback alone can't reach their batches; it says so before anything is learned."""
     trainer, collator = make_trainer(

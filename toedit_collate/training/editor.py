@@ -227,7 +227,7 @@ class BatchEditor:
                 "with edit=False would be edited; use attach(trainer, prior, policy), or set "
                 "remove_unused_columns=False"
             )
-        if trainer is not None and "labels" not in batch:
+        if trainer is not None and batch.get("labels") is None:
             check_needs_no_labels(trainer, batch)
         if (key := other_input(batch)) is not None:
             self.warn_once(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+from torch.utils.data import DataLoader
+
 from .call_site import Purpose
 from .collator import ToEditCollator
 from .editor import DISPATCHING
@@ -21,8 +23,9 @@ def edit_training_loader(loader: Any, collator: ToEditCollator) -> ToEditCollato
     """Let all batches of a loader be edited, and no batches of others with the same collator.
 
     Args:
-        loader: of PyTorch or accelerate. If its `collate_fn` is not a `ToEditCollator` yet (or one
-            inside transformers' RemoveColumnsCollator), `collator` is put around it.
+        loader: of PyTorch or accelerate, or a wrapper around one. If its `collate_fn` is not a
+            `ToEditCollator` yet (or one inside transformers' RemoveColumnsCollator), `collator` is
+            put around it.
         collator: edits.
 
     Returns:
@@ -31,12 +34,10 @@ def edit_training_loader(loader: Any, collator: ToEditCollator) -> ToEditCollato
     Raises:
         ValueError: the loader has another `ToEditCollator`, or it dispatches batches from rank 0.
     """
-    _refuse_dispatching(loader)
-    loader = getattr(loader, "base_dataloader", loader)
-    collate_fn = getattr(loader, "collate_fn", None)
-    if collate_fn is None:  # a list or a wrapper, whose batches may come from the collator
+    loader = _find_loader(loader)
+    if loader is None:  # a list, say, whose batches may come from the collator
         return collator
-    present = find_collator(collate_fn)
+    present = find_collator(loader.collate_fn)
     if present is None:
         marked = collator.around(loader.collate_fn).for_training()
         loader.collate_fn = marked
@@ -88,8 +89,14 @@ def _replaced(collate_fn: Any, marked: ToEditCollator) -> Any:
     return outer
 
 
-def _refuse_dispatching(loader: Any) -> None:
+def _find_loader(loader: Any) -> Any:
+    """The loader that has the `collate_fn`, inside accelerate's and users' wrappers; or None."""
     from accelerate.data_loader import DataLoaderDispatcher
 
     if isinstance(loader, DataLoaderDispatcher) and loader.state.num_processes > 1:
         raise ValueError(DISPATCHING)
+    attributes = getattr(loader, "__dict__", {})
+    if "collate_fn" in attributes:
+        return loader
+    inside = [one for one in attributes.values() if isinstance(one, DataLoader)]
+    return _find_loader(inside[0]) if len(inside) == 1 else None
