@@ -13,6 +13,7 @@ from common import (
     as_mapping,
     attach_settings,
     load_held_out,
+    load_mixture,
     load_prior,
     load_tokenizer,
     load_training,
@@ -26,6 +27,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from trl import SFTConfig, SFTTrainer
 
 from toedit_collate import EditPolicy, attach
+from toedit_collate.errors import UnusableError
 
 
 @dataclass
@@ -83,9 +85,14 @@ def main() -> None:
     held_out = load_held_out(data, tokenizer, args.max_length)
 
     def packed(source: DataArguments) -> Any:
+        if source.sources:
+            args.packing = True
+            return load_mixture(source, tokenizer, args)
         return pack_text(load_training(source, tokenizer), tokenizer, args)
 
     fraction = pretrain.synthetic_fraction
+    if data.sources and fraction:
+        raise UnusableError("datasets and synthetic_fraction exclude each other; use weights")
     human = None if fraction == 1 else packed(data)
     train_dataset = mix(human, packed(synthetic) if fraction else None, fraction, args.seed)
     args.dataset_kwargs = {"skip_prepare_dataset": True}  # it is tokenized and packed

@@ -9,9 +9,9 @@ from common import (
     RunArguments,
     attach_settings,
     load_held_out,
+    load_mixture,
     load_prior,
     load_tokenizer,
-    load_training,
     model_options,
     parse,
     run,
@@ -29,7 +29,7 @@ def main() -> None:
     name = model_args.model_name_or_path
     tokenizer = load_tokenizer(name, args, model_args.model_revision)
     args.model_init_kwargs = model_options(model_args, args)
-    train_dataset = load_training(data, tokenizer)
+    train_dataset = load_mixture(data, tokenizer, args)
     held_out = load_held_out(data, tokenizer, args.max_length)
 
     def make_trainer(args: SFTConfig, policy: EditPolicy | None) -> SFTTrainer:

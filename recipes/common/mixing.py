@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
-from toedit_collate.data import encode
+from toedit_collate.config.arguments import DataArguments
+from toedit_collate.data import encode, format_of
+from toedit_collate.errors import UnusableError
+
+from .data import load_training
 
 SHUFFLE_BUFFER = 10_000  # rows of a stream
 
@@ -40,6 +45,56 @@ def pack_text(rows: Any, tokenizer: Any, args: Any) -> Any:
 
 def _tokenize(batch: dict[str, list[str]], tokenizer: Any) -> dict[str, Any]:
     return {"input_ids": encode(tokenizer, batch["text"])[0]}
+
+
+def load_mixture(data: DataArguments, tokenizer: Any, args: Any) -> Any:
+    """The rows to train on: those of `dataset_name`, or the sources of `datasets`, mixed.
+
+    With `args.packing`, each source is packed by itself, since a packed row is edited or not as a
+    whole. TRL then prepares nothing. Rows of a source with `edit: false` have
+    False in the column `edit`. The mixture ends with the source that ends first.
+
+    Raises:
+        UnusableError: as `load_training`; or sources are packed that have no column `text`.
+    """
+    if not data.sources:
+        return load_training(data, tokenizer)
+    from datasets import Value, interleave_datasets
+
+    rows, total = [], sum(source.weight for source in data.sources)
+    for source in data.sources:
+        own = dataclasses.replace(data, dataset_name=source.name, datasets=None)
+        loaded = load_training(own, tokenizer)
+        if args.packing:
+            if "text" not in (loaded.column_names or next(iter(loaded))):
+                raise UnusableError(
+                    f"datasets: {source.name} has no column 'text', and only text is packed apart; "
+                    "set packing: false, or dataset_columns: {text: NAME}"
+                )
+            loaded = pack_text(loaded, tokenizer, args)
+        columns = _columns_to_train_on(loaded)
+        if rows and columns != _columns_to_train_on(rows[0]):
+            raise UnusableError(
+                f"datasets: {source.name} has the columns {', '.join(columns)}, and the source "
+                f"before it {', '.join(_columns_to_train_on(rows[0]))}; all need the same"
+            )
+        loaded = loaded.select_columns(columns)
+        loaded = loaded.map(_mark, fn_kwargs={"edit": source.edit})
+        rows.append(loaded.cast_column("edit", Value("bool")))
+    if args.packing:
+        args.dataset_kwargs = {"skip_prepare_dataset": True}
+    return interleave_datasets(
+        rows, probabilities=[source.weight / total for source in data.sources], seed=args.seed
+    )
+
+
+def _columns_to_train_on(rows: Any) -> list[str]:
+    first = next(iter(rows))
+    return [*dict.fromkeys([*(format_of(first) or ()), *(set(first) & {"labels", "seq_lengths"})])]
+
+
+def _mark(row: dict[str, Any], edit: bool) -> dict[str, Any]:
+    return {"edit": edit}
 
 
 def mix(human: Any, synthetic: Any, fraction: float, seed: int) -> Any:

@@ -77,6 +77,9 @@ def train(trainer: Trainer, run_args: RunArguments, name: str) -> RunReport:
     }
     if collator is not None:
         report.edit = collator.editor.stats.summary(over_ranks=True)
+        if "raw" in report.edit and trainer.is_world_process_zero():
+            changed, raw = report.edit["raw_changed"], report.edit["raw"]
+            print(f"edited {changed:,} of {raw:,} raw tokens (sources with edit: false)")
     if trainer.is_fsdp_enabled:  # else `save_model` may write nothing
         trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
     trainer.save_model(args.output_dir)

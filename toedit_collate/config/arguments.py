@@ -142,6 +142,48 @@ class EditArguments(PolicyArguments):
         return True if word == "true" else str(self.decision_cache)
 
 
+@dataclass(frozen=True)
+class Source:
+    """One of several datasets to train on.
+
+    Attributes:
+        name: as `dataset_name`.
+        weight: of its share of the rows; packed rows are of one length, so of the tokens.
+        edit: False: its rows are never edited.
+    """
+
+    name: str
+    weight: float = 1.0
+    edit: bool = True
+
+    @classmethod
+    def read(cls, given: Any) -> Source:
+        """A source as YAML has it.
+
+        Raises:
+            ValueError: it has no name, an unknown field, or a value out of its range.
+
+        Example:
+            >>> Source.read({"name": "orca.jsonl", "weight": 2, "edit": False})
+            Source(name='orca.jsonl', weight=2, edit=False)
+        """
+        known = [one.name for one in dataclasses.fields(cls)]
+        if not isinstance(given, dict) or "name" not in given or set(given) - set(known):
+            raise ValueError(
+                f"a source in datasets must be a mapping with name, and weight and edit if you "
+                f"like, got {given!r}"
+            )
+        source = cls(**given)
+        is_number = isinstance(source.weight, (int, float)) and not isinstance(source.weight, bool)
+        if not is_number or not 0 < source.weight < float("inf"):
+            raise ValueError(
+                f"weight of {source.name!r} must be a number above 0, got {source.weight!r}"
+            )
+        if not isinstance(source.edit, bool):
+            raise ValueError(f"edit of {source.name!r} must be true or false, got {source.edit!r}")
+        return source
+
+
 @dataclass
 class DataArguments:
     """What is trained and measured on. The names are those of TRL's `ScriptArguments`."""
@@ -151,6 +193,11 @@ class DataArguments:
     dataset_name: str | None = _optional(
         "Hub id; or a local .jsonl, .parquet, .csv or .txt file (documents between blank lines), "
         "compressed or not, several by *, a part as in file:train[:90%%], or a folder."
+    )
+    datasets: list[Any] | str | None = _optional(
+        "Several sources in place of dataset_name: [{name: A, weight: 1}, {name: B, weight: 2, "
+        "edit: false}]. weight: of its share of the rows (packed: of the tokens); edit: false "
+        "leaves the source as it is."
     )
     dataset_config: str | None = _optional("Name of the hub dataset's configuration.")
     dataset_train_split: str = field(
@@ -172,7 +219,11 @@ class DataArguments:
     held_out_limit: int | None = _optional("Measure on the first so many rows of each.")
 
     def __post_init__(self) -> None:
-        _ = self.held_out_sources, self.columns  # a wrong value is said before anything is loaded
+        _ = (
+            self.held_out_sources,
+            self.columns,
+            self.sources,
+        )  # a wrong value is said before anything is loaded
         for name in ("dataset_limit", "held_out_limit"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -182,6 +233,28 @@ class DataArguments:
     def held_out_sources(self) -> dict[str, Any]:
         """`held_out`, read."""
         return as_mapping("held_out", self.held_out)
+
+    @property
+    def sources(self) -> list[Source]:
+        """`datasets`, read; empty where `dataset_name` names all of the data.
+
+        Raises:
+            ValueError: a source has no name, an unknown field, or a value out of its range.
+        """
+        import yaml
+
+        given = self.datasets
+        read = yaml.safe_load(given) if isinstance(given, str) else given
+        if read is None:
+            return []
+        if not isinstance(read, list) or not read:
+            raise ValueError(
+                f"datasets must be a list of sources, as in [{{name: A}}, {{name: B, edit: "
+                f"false}}], got {given!r}"
+            )
+        if self.dataset_name is not None:
+            raise ValueError("datasets and dataset_name exclude each other; name all in datasets")
+        return [Source.read(one) for one in read]
 
     @property
     def columns(self) -> dict[str, str]:
