@@ -88,7 +88,7 @@ def test_what_a_run_edited(capsys, prior_folder, tmp_path):
         (("--policy", "papper"), "--policy: policy must be one of paper"),
         (("--find", "nowhere"), "no document of two tokens or more that matches 'nowhere'"),
         (("--html", "/nowhere/page.html"), "--html /nowhere/page.html: cannot be written"),
-        (("--journal", "/nowhere"), "--journal /nowhere: contains no journal"),
+        (("--journal", "/nowhere"), "--journal /nowhere does not exist"),
         (
             ("--journal", "/nowhere", "--policy", "paper", "--find", "x", "--order", "random"),
             "--policy, --find, --order random cannot be used with --journal",

@@ -763,10 +763,6 @@ def frame_with(**changes):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"changes": np.array([[4, 7, 8], [1, 7, 8]])}, "changes of a document are out of order"),
-        ({"changes": np.array([[1, 7, 8], [1, 8, 9]])}, "changes of a document are out of order"),
-        ({"changes": np.array([[0, 7, 8], [1, 7, 8]])}, "the first token of a document is changed"),
-        ({"changes": np.array([[1, 7, 7], [2, 7, 8]])}, "a change changes nothing"),
         (
             {"steps": {**frame_with().steps, "documents": np.array([2])}},
             "its arrays do not fit each other",

@@ -150,8 +150,7 @@ def _inspect_journal(args: argparse.Namespace) -> Inspection:
     from ..data import examples, open_data
     from ..inspection.journals import inspect_journal
     from ..inspection.kinds import Reader
-    from ..stores.journal import Journal
-    from ..stores.journal.files import list_files
+    from .journal import open_journal
 
     given = {
         "--policy": args.policy,
@@ -167,17 +166,13 @@ def _inspect_journal(args: argparse.Namespace) -> Inspection:
         raise UnusableError(
             "--prior is missing; name the tokenizer of the training run, by its folder or hub id"
         )
-    if not args.journal.is_dir() or not list_files(args.journal):
-        raise UnusableError(
-            f"--journal {args.journal}: contains no journal; name the folder that was passed to "
-            "Journal(path)"
-        )
+    journal = open_journal(args.journal, "--journal")
     tokenizer = open_tokenizer(args.prior, "--prior")
     prep = preparation_of(args)
     documents = examples(open_data(args.data, args.split), prep.set_up(tokenizer), prep)
     try:
         return inspect_journal(
-            Journal(args.journal), documents, Reader(tokenizer), keep=max(args.keep, args.show),
+            journal, documents, Reader(tokenizer), keep=max(args.keep, args.show),
             limit=args.limit or None, data=args.data,
         )  # fmt: skip
     except ValueError as error:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,18 +23,6 @@ _OTHERS = {"input_ids", "labels", "position_ids", "seq_lengths"}
 Edit = Callable[[Batch, Documents], tuple[Texts, Array]]
 
 
-@dataclass
-class Counts:
-    """What was replayed; tokens that were changed and changed back count as neither."""
-
-    rows: int = 0
-    documents: int = 0
-    known: int = 0
-    tokens: int = 0
-    changed: int = 0
-    removed: int = 0
-
-
 class Reviser:
     """Brings rows to their state after an edit.
 
@@ -46,7 +34,8 @@ class Reviser:
         prep: how rows become tokens.
 
     Attributes:
-        counts: what was done so far.
+        counts: rows, documents, known documents, tokens, changed and removed tokens so far. Tokens
+            that were changed and changed back count as neither.
         stale: columns that were left out, since they hold the text of the source.
     """
 
@@ -54,7 +43,7 @@ class Reviser:
         self, data: Data, edit: Edit, tokenizer: Any, prep: Preparation = SFT_DEFAULTS, *,
         with_text: bool,
     ) -> None:  # fmt: skip
-        self.counts = Counts()
+        self.counts: Counter[str] = Counter()
         self.stale: set[str] = set()
         self._prep = prep
         self._data = data
@@ -90,12 +79,12 @@ class Reviser:
         documents = find_documents(self._data, batch).cut(self._prep.window)
         self.aligned_columns(batch.rows)
         texts, known = self._edit(batch, documents)
-        self.counts.rows += len(batch.rows)
-        self.counts.documents += len(known)
-        self.counts.known += int(known.sum())
-        self.counts.tokens += len(documents.tokens)
-        self.counts.removed += int(texts.removed.sum())
-        self.counts.changed += int((texts.tokens != documents.tokens)[~texts.removed].sum())
+        self.counts["rows"] += len(batch.rows)
+        self.counts["documents"] += len(known)
+        self.counts["known"] += int(known.sum())
+        self.counts["tokens"] += len(documents.tokens)
+        self.counts["removed"] += int(texts.removed.sum())
+        self.counts["changed"] += int((texts.tokens != documents.tokens)[~texts.removed].sum())
         row_of_token = documents.row_of_token
         borders = np.searchsorted(row_of_token, np.arange(len(batch.rows) + 1))
         revised = []

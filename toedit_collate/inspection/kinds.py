@@ -81,21 +81,7 @@ class Reader:
         self._anchor = self._find_anchor()
 
     def read(self, ids: list[int]) -> Text:
-        """Text and kinds of one document's tokens.
-
-        Example:
-            >>> from transformers import PreTrainedTokenizerFast
-            >>> from tokenizers import Tokenizer, models, pre_tokenizers
-            >>> words = enumerate("? the sea is 42 miles wide".split())
-            >>> raw = Tokenizer(models.WordLevel({word: i for i, word in words}, unk_token="?"))
-            >>> raw.pre_tokenizer = pre_tokenizers.Whitespace()
-            >>> tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw)
-            >>> text = Reader(tokenizer).read(tokenizer("sea is 42").input_ids)
-            >>> text.pieces
-            [' sea', ' is', ' 42']
-            >>> [bool(bit >> KINDS.index("digits") & 1) for bit in text.kinds]
-            [False, False, True]
-        """
+        """Text and kinds of one document's tokens."""
         pieces = self.pieces(ids)
         tokens = torch.tensor(ids, dtype=torch.int64)
         documents = find_documents(tokens.unsqueeze(0), None, None)
