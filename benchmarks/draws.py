@@ -2,16 +2,14 @@
 
     python benchmarks/draws.py --prior FOLDER --data FILE.jsonl [--rows 8] [--length 512]
 
-All cases run one after the other in each round, in one process and on one core. The clock counts
-processor time, so that other programs disturb little. A ratio is that of the medians.
+All cases run in each round, in one process and on one core. The clock counts processor time, so
+that other programs disturb little. Printed: the median of the ratios of all rounds, their
+quartiles, and the peak memory beyond that of the backbone.
 """
 
 import argparse
 import json
 import re
-import resource
-import statistics
-import time
 from collections.abc import Callable
 
 import torch
@@ -19,12 +17,12 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 from toedit_collate import EditPolicy, Prior, edit_tokens
+from toedit_collate.commands.bench import compare, ratio_rows
 from toedit_collate.prior.families import find_trunk
 
 SAMPLERS = {
     "top_k=8": {"top_k": 8},
     "top_k=64": {"top_k": 64},
-    "top_p=0.9": {"sampler": "top_p", "top_p": 0.9},
     "full": {"sampler": "full"},
 }
 REGIONS = {
@@ -91,18 +89,14 @@ def main() -> None:
     ids = load_rows(args.prior, args.data, args.rows, args.length)
     cases = make_cases(prior, ids, args.num_draws)
     cases = {n: run for n, run in cases.items() if n == "backbone" or re.search(args.only, n)}
-    seconds: dict[str, list[float]] = {name: [] for name in cases}
-    for _ in range(args.rounds + 1):
-        for name, run in cases.items():
-            begin = time.process_time()
-            run()
-            seconds[name].append(time.process_time() - begin)
+    peaks: dict[str, int] = {}
+    variants = {name: lambda _, run=run: run() for name, run in cases.items()}
+    times = compare(variants, prior.device, rounds=args.rounds, seconds=1e9, peaks=peaks)
     print(f"{args.rows} x {args.length} tokens, {args.dtype}, torch {torch.__version__}")
-    backbone = statistics.median(seconds["backbone"][1:])  # the first round warms up
-    for name, took in seconds.items():
-        middle = statistics.median(took[1:])
-        print(f"{name:45s} {1e3 * middle:8.1f} ms {middle / backbone:6.2f}")
-    print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB")
+    for row in ratio_rows(times, "backbone"):
+        extra = (peaks[row["name"]] - peaks["backbone"]) / 2**20
+        spread = f"{row['low']:.2f} - {row['high']:.2f}"
+        print(f"{row['name']:30} {row['ratio']:6.2f}  {spread}  {extra:8.1f} MiB more")
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from toedit_collate.commands.bench import (
     read_inputs,
     training_steps,
 )
-from toedit_collate.commands.live_memory import LiveMemory
+from toedit_collate.commands.counting import LiveMemory
 from toedit_collate.commands.main import main
 from toedit_collate.data import open_data
 

@@ -14,7 +14,7 @@ from tiny_families import make_tiny
 from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, LlamaConfig, OlmoConfig
 
 from toedit_collate import EditPolicy
-from toedit_collate.commands import plan_count
+from toedit_collate.commands import counting
 from toedit_collate.commands.bench import peak_bytes
 from toedit_collate.commands.main import main
 from toedit_collate.commands.plan import (
@@ -156,7 +156,7 @@ def test_the_peak_is_that_of_a_real_step(
 ):
     # Small tiles of the loss: else they are most of the peak of a model as small as this.
     monkeypatch.setattr(trl.trainer.utils, "_CHUNKED_LOGPROB_CHUNK_SIZE", 64)
-    monkeypatch.setattr(plan_count, "_LOSS_TILE_IDS", 64)
+    monkeypatch.setattr(counting, "_LOSS_TILE_IDS", 64)
     path = write(more, family, dtype=dtype, bf16=bf16, gradient_checkpointing=checkpointing)
     plan, step = planned(path), RealStep(read_run(path))
     peak = step.peak()
@@ -166,32 +166,51 @@ def test_the_peak_is_that_of_a_real_step(
     assert plan.peak == pytest.approx(peak, rel=0.12)
 
 
+@pytest.mark.parametrize("policy", ["paper", "distill"])
 @pytest.mark.parametrize("family", ["llama", "olmo", "gpt2"])
-def test_the_edit_pass_takes_what_it_takes(write, models, family):
-    path = write("", family, edit_policy="paper", prior=models / family)
+def test_the_edit_pass_takes_what_it_takes(write, models, family, policy):
+    path = write("", family, edit_policy=policy, prior=models / family)
     step = RealStep(read_run(path))
     step.edit()  # what is kept from the first edit on is no peak
     measured = peak_bytes(step.edit, torch.device("cpu"))
     assert planned(path).bytes["edit pass"] == pytest.approx(measured, rel=0.3)
 
 
+def test_the_draws_of_a_step_are_counted(write, models):
+    more = {"edit_policy": "distill", "edit_num_draws": 16, "prior": models / "llama"}
+    path = write("gradient_accumulation_steps: 3\n", **more)
+    batch = RealStep(read_run(path)).edit()
+    assert planned(path).bytes["draws"] == 3 * batch["draws"].nbytes
+
+
 def test_a_mask_is_counted(models):
     """A packed row needs one between documents, of all pairs of tokens, in each of 3 layers."""
     model = _empty_model(AutoConfig.from_pretrained(models / "llama"), "bfloat16")
-    without = plan_count.count_training(model, 2, 64)
-    with_mask = plan_count.count_training(model, 2, 64, mask_length=128)
-    assert with_mask.saved - without.saved >= 3 * 2 * 128 * 128
+    without = counting.count_training(model, 2, 64)
+    with_mask = counting.count_training(model, 2, 64, mask_length=128)
+    assert with_mask.peak - without.peak >= 3 * 2 * 128 * 128
 
 
-@pytest.mark.parametrize("family", ["gemma2", "mixtral", "mamba2", "qwen3", "phi3", "gpt_neox"])
+@pytest.mark.parametrize("family", ["gemma2", "mamba2", "qwen3", "phi3", "gpt_neox"])
 def test_any_family_can_be_counted(family):
     with torch.device("meta"):
-        config = make_tiny(family).config
-        # On the meta device, torch multiplies the matrices of experts in bfloat16 only.
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
-    counted = plan_count.count_training(model, 2, 32, checkpointing=family != "mamba2")
+        model = AutoModelForCausalLM.from_config(make_tiny(family).config, dtype=torch.float32)
+    counted = counting.count_training(model, 2, 32, checkpointing=family != "mamba2")
     assert counted.flops > 6 * 2 * 32 * model.get_output_embeddings().weight.numel()
     assert counted.peak > sum(p.nbytes for p in model.parameters())  # the gradients
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_experts_of_a_token_are_counted(dtype):
+    config, flops = make_tiny("mixtral").config, []
+    for config.num_experts_per_tok in (1, 2):
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        flops.append(counting.count_forward(model, 2, 32).flops)
+    experts = [m for m in model.modules() if type(m).__name__ == "MixtralExperts"]
+    weights = sum(p.numel() for m in experts for p in m.parameters()) / config.num_local_experts
+    assert flops[1] - flops[0] == 2 * 2 * 32 * weights
+    assert counting.count_training(model, 2, 32).flops > 3 * flops[1]
 
 
 # The policy, the prior, sharding, time
@@ -256,7 +275,7 @@ def test_operations_of_a_forward_pass(models):
     config = AutoConfig.from_pretrained(models / "llama")
     model = _empty_model(config, "bfloat16")
     matrices = sum(p.numel() for p in model.model.layers.parameters() if p.ndim == 2)
-    counted = plan_count.count_forward(model, 2, 64)
+    counted = counting.count_forward(model, 2, 64)
     assert counted.flops == 2 * 64 * 2 * matrices + 3 * 2 * 64 * 64 * 4 * 128
 
 

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ..config.options import add_data, add_policy_name, add_prior, add_seed, positive, read_policy
 from ..errors import UnusableError
-from .live_memory import LiveMemory
+from .counting import LiveMemory
 
 if TYPE_CHECKING:
     from ..data import Data

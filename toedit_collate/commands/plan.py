@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import argparse
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -53,6 +52,9 @@ _QUANTIZED = {"4bit": 0.5 + 4 / 64, "4bit nested": 0.5 + 1 / 64, "8bit": 1.0, "i
 _HEAD_PASSES = ((0.999, 0.10), (0.99, 0.19), (0.9, 0.34), (0.5, 0.56), (0.1, 1.02), (0.01, 1.39))
 _HEAD_PASSES_BELOW, _HEAD_PASSES_ALL = 1.1, 1.0
 _EDIT_TILES = 2.5  # float32 tiles of logits that the edit pass has alive at once (counted)
+# The same with many draws per label: uniforms, ids, ids with counts; and, for a few rows at a time,
+# bytes for each id of the chunk of ids that a draw falls into.
+_EDIT_DRAWS, _EDIT_CHUNK = 3, 16
 # Besides tensors: CUDA's context and libraries, and memory that the allocator cannot use.
 _CONTEXT_GIB, _FRAGMENTS = 1.0, 0.05
 
@@ -75,12 +77,10 @@ class Plan:
     """What one process of a run takes.
 
     Attributes:
-        parameters: of the trainee.
-        trained: of these.
         bytes: by part, on one card.
         peak: bytes in use at once.
         seconds: of a step, by part.
-        edit_flops: of a step's edit passes: of the backbone, and of the head.
+        edit_flops: operations of a step's edit passes, by part.
         tokens: of a step, on all cards.
         notes: assumptions that a reader should know.
     """
@@ -105,31 +105,36 @@ def add_plan(commands: Any) -> None:
     parser = commands.add_parser(
         "plan",
         help="estimate the memory and the time that a recipe's config takes",
-        description="Count what one training step of a config takes on each GPU: the real model "
-        "makes a step on PyTorch's meta device, which holds no data. Nothing is downloaded but "
-        "the config of a model that is not known here. Other arguments are fields of the config: "
-        "--field value, as the recipes take them.",
+        description="Count the memory and the time of one training step of a config. The real "
+        "model makes the step on PyTorch's meta device, which holds no data. Only the config of a "
+        "model is downloaded.",
         usage="toedit plan --config FILE.yaml [--field value ...] [options]",
+        epilog="example: toedit plan --config sft_lora.yaml --gpu a100-80gb --max_length 4096",
         allow_abbrev=False,  # a field of the config must never be taken for an option
     )
-    parser.add_argument(
-        "--config", type=Path, required=True, metavar="FILE", help="YAML, as the recipes take it"
+    run = parser.add_argument_group(
+        "run", "Any field of the config can be changed here: --field value."
     )
-    parser.add_argument(
+    run.add_argument(
+        "--config", type=Path, required=True, metavar="FILE", help="YAML file of a recipe"
+    )
+    run.add_argument(
+        "--accelerate", type=Path, metavar="FILE", help="config of accelerate that starts the run"
+    )
+    hardware = parser.add_argument_group("hardware")
+    hardware.add_argument(
         "--gpu", default="h100", choices=CARDS, metavar="NAME",
         help=f"one of {', '.join(CARDS)}; default: %(default)s",
     )  # fmt: skip
-    parser.add_argument(
-        "--gpus", type=positive, metavar="N", help="how many; default: as --accelerate says, else 1"
+    hardware.add_argument(
+        "--gpus", type=positive, metavar="N", help="number of GPUs; default: as in --accelerate"
     )
-    parser.add_argument(
-        "--accelerate", type=Path, metavar="FILE", help="config of accelerate that starts the run"
-    )
-    parser.add_argument(
+    hardware.add_argument(
         "--mfu", type=share, default=0.4, metavar="SHARE",
-        help="share of the card's peak speed that is reached, assumed; default: %(default)s",
+        help="share of the card's peak speed that the run reaches (assumed); default: %(default)s",
     )  # fmt: skip
-    parser.add_argument("--json", metavar="FILE", help="write all figures; -: to stdout, no table")
+    output = parser.add_argument_group("output")
+    output.add_argument("--json", metavar="FILE", help="write all figures; -: to stdout, no table")
     parser.set_defaults(run=run_plan)
     known = parser.parse_known_args
 
@@ -208,9 +213,11 @@ def read_run(path: Path, overrides: Sequence[str] = ()) -> Run:
     Raises:
         UnusableError: the file or a value cannot be used.
     """
-    from ..config.arguments import EditArguments
+    from ..config.arguments import DataArguments, EditArguments, RunArguments
     from ..config.fields import read_fields, read_yaml
     from ..config.models import check_shared
+    from ..config.parse import check_names
+    from .recipes import fields_of_recipes
 
     try:
         from trl import ModelConfig, SFTConfig, TrlParser
@@ -219,19 +226,16 @@ def read_run(path: Path, overrides: Sequence[str] = ()) -> Run:
             'the plan reads configs by TRL; pip install "toedit_collate[recipes]"'
         ) from None
     read_yaml(path, "--config")  # for its messages
-    classes: Any = [SFTConfig, ModelConfig, EditArguments]
+    classes: Any = [SFTConfig, ModelConfig, EditArguments, DataArguments, RunArguments]
     parser: Any = TrlParser(classes, prog="toedit plan", usage="")
     given = ["--config", str(path), *overrides, "--use_cpu", "true"]
     try:
         *parsed, rest = parser.parse_args_and_config(given, return_remaining_strings=True)
-        run = Run(parsed[0], parsed[1], parsed[2], read_fields(rest))
+        run = Run(*parsed[:3], read_fields(rest))
     except (OSError, TypeError, ValueError, UnusableError) as error:
         raise UnusableError(f"--config {path}: {first_line(error)}") from None
     known = {word.lstrip("-") for one in parser._actions for word in one.option_strings}
-    for name in run.others:  # a field of a recipe, or a misspelt one
-        near = get_close_matches(name, known, n=1, cutoff=0.85)
-        if near:
-            raise UnusableError(f"{name!r} is no field; did you mean {near[0]}?")
+    check_names(run.others, known | fields_of_recipes())
     if run.name == "None":
         raise UnusableError(
             "the config names no model; set model_name_or_path, or config_name to train from "
@@ -271,7 +275,7 @@ def make_plan(run: Run, card: Card, sharding: Sharding, mfu: float) -> Plan:
     Raises:
         UnusableError: a model is unknown, or cannot be counted.
     """
-    from .plan_count import count_training
+    from .counting import count_training
 
     args = run.training
     B, T, batches = run.rows_and_tokens
@@ -287,7 +291,8 @@ def make_plan(run: Run, card: Card, sharding: Sharding, mfu: float) -> Plan:
     model = _empty_model(config, "bfloat16" if mixed else dtype)
     element = 2 if autocast else _BYTES[dtype]
 
-    edit = _edit_pass(run, model, card, mfu) if run.policy is not None else _Edit()
+    on_gpu = card.memory_gib is not None
+    edit = _edit_pass(run, model, on_gpu) if run.policy is not None else _Edit()
     nested = " nested" if run.model.use_bnb_nested_quant else ""
     quantization = f"4bit{nested}" if run.model.load_in_4bit else None
     quantization = "8bit" if run.model.load_in_8bit else quantization
@@ -303,7 +308,7 @@ def make_plan(run: Run, card: Card, sharding: Sharding, mfu: float) -> Plan:
         model, B, T, batches=batches, autocast=autocast and not masters,
         checkpointing=args.gradient_checkpointing, mask_length=mask,
         fused_head=not args.label_smoothing_factor,
-        gradient_share=1 / sharding.divides("gradients"), on_gpu=card.memory_gib is not None,
+        gradient_share=1 / sharding.divides("gradients"), on_gpu=on_gpu,
     )  # fmt: skip
     gradients = trained_bytes / sharding.divides("gradients")
     parts = {
@@ -314,15 +319,20 @@ def make_plan(run: Run, card: Card, sharding: Sharding, mfu: float) -> Plan:
         "gathered": _gathered_bytes(model, element) if sharding.divides("weights") > 1 else 0.0,
         "gradients": gradients * (2 if sharding.kind == "ddp" else 1),  # and DDP's buckets
         "activations": max(0.0, step.peak - gradients),
+        "draws": edit.draws,
         "edit pass": edit.peak,
     }
-    always = parts["weights"] + parts["optimizer"] + parts["prior"] + parts["gradients"] - gradients
+    always = sum(parts[name] for name in ("weights", "optimizer", "prior", "gradients", "draws"))
+    always -= gradients  # the peak of the step has them
     return Plan(
         parameters=_numel(model.parameters()),
         trained=_numel(trained),
         bytes=parts,
         peak=always + max(parts["gathered"] + step.peak, gradients, edit.peak),
-        seconds={"training": step.flops / card.speed(element, mfu), "edit pass": edit.seconds},
+        seconds={
+            "training": step.flops / card.speed(element, mfu),
+            "edit pass": (edit.backbone + edit.head) / card.speed(edit.element, mfu),
+        },
         edit_flops={"backbone": edit.backbone, "head": edit.head},
         tokens=B * T * batches * sharding.processes,
         notes=_notes(run, sharding, mask),
@@ -331,40 +341,56 @@ def make_plan(run: Run, card: Card, sharding: Sharding, mfu: float) -> Plan:
 
 @dataclass(frozen=True)
 class _Edit:
-    """The edit passes of a step: bytes of a separate prior, bytes in use, operations, seconds."""
+    """The edit passes of a step: bytes of a separate prior and in use, operations by part."""
 
     weights: float = 0.0
     peak: float = 0.0
+    draws: float = 0.0
     backbone: float = 0.0
     head: float = 0.0
-    seconds: float = 0.0
+    element: int = 2
 
 
-def _edit_pass(run: Run, model: Any, card: Card, mfu: float) -> _Edit:
+def _edit_pass(run: Run, model: Any, on_gpu: bool) -> _Edit:
     """The backbone of the prior, and the work with its head that the policy needs."""
-    from ..head.projection import tile_elements
-    from .plan_count import count_forward
+    from ..head.candidates import CHUNK
+    from ..head.projection import (
+        MAX_BLOCK_BYTES,
+        MAX_BLOCK_BYTES_GPU,
+        MAX_TILE_ELEMENTS_GPU,
+        PIECE_ELEMENTS,
+        tile_elements,
+    )
+    from .counting import count_forward
 
     B, T, batches = run.rows_and_tokens
     prior, weights = model, 0.0
     if run.edit.prior != "shared":
         config, dtype = find_config(run.edit.prior, {}, field="prior")
-        prior = _empty_model(
-            config, dtype if run.edit.prior_dtype == "auto" else run.edit.prior_dtype
-        )
+        dtype = dtype if run.edit.prior_dtype == "auto" else run.edit.prior_dtype
+        prior = _empty_model(config, dtype)
         weights = _weight_bytes(prior, run.edit.prior_quantization)
-    counted = count_forward(prior, B, T)
+    counted, passes = count_forward(prior, B, T), head_passes(run.policy)
     head = prior.get_output_embeddings().weight
-    V, D = head.shape
-    element = head.element_size()
-    device = torch.device("cpu" if card.memory_gib is None else "cuda")
-    tiles = 4 * _EDIT_TILES * tile_elements(B * T, V, device)
-    backbone = float(counted.flops * batches)
-    work = 2.0 * V * D * B * T * batches * head_passes(run.policy)
+    (V, D), element = head.shape, head.element_size()
+    tiles = 4 * _EDIT_TILES * tile_elements(B * T, V, torch.device("cuda" if on_gpu else "cpu"))
+    # Logits of the rows that are drawn, in blocks.
+    block = MAX_BLOCK_BYTES_GPU if on_gpu else MAX_BLOCK_BYTES
+    block = min(block, int(passes * B * T * V * element))
+    # With many draws per label: ids and counts of each, four bytes per number.
+    draws = 8 * B * T * run.policy.num_draws if run.policy.num_draws > 1 else 0
+    piece = min(B * T, max(1, (MAX_TILE_ELEMENTS_GPU if on_gpu else PIECE_ELEMENTS) // V))
+    drawing = _EDIT_DRAWS * draws + bool(draws) * (
+        _EDIT_CHUNK * CHUNK * piece * run.policy.num_draws
+    )
     return _Edit(
-        weights, max(counted.peak, 2 * B * T * D * element + tiles), backbone, work,
-        (backbone + work) / card.speed(element, mfu),
-    )  # fmt: skip
+        weights=weights,
+        peak=max(counted.peak, 2 * B * T * D * element + tiles + block + drawing),
+        draws=float(draws * batches),  # all batches of a step are edited before the first is used
+        backbone=float(counted.flops * batches),
+        head=2.0 * V * D * B * T * batches * passes,
+        element=element,
+    )
 
 
 def head_passes(policy: Any) -> float:
@@ -483,7 +509,7 @@ def _mask_length(run: Run, B: int, T: int) -> int:
     return 0 if args.packing or B == 1 else T
 
 
-def _numel(weights: Iterable[Tensor]) -> int:
+def _numel(weights: Any) -> int:
     return sum(weight.numel() for weight in weights)
 
 

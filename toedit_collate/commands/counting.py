@@ -7,21 +7,23 @@ a GPU. Three things are done as a GPU does them: autocast, fused attention and d
 
 from __future__ import annotations
 
+import math
+import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
-from typing import Any
+from contextlib import ExitStack, contextmanager, nullcontext
+from functools import partial
+from typing import Any, NamedTuple
 from unittest import mock
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_map
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..prior.families import find_trunk, unwrap_model
-from .live_memory import LiveMemory
 
 # TRL's fused head (trl.kernels.chunked_logprob): tokens and ids of one tile of logits.
 _LOSS_TILE_TOKENS, _LOSS_TILE_IDS = 4096, 32768
@@ -39,32 +41,77 @@ _IN_FLOAT32 = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Counted:
-    """One pass, or one step.
+class LiveMemory(TorchDispatchMode):
+    """Counts the bytes of all tensors that are made while the mode is on and are still alive.
+
+    Tensors that share memory count once. Tensors from before the mode do not count, nor does memory
+    that an operation frees before it returns. Works on a CPU and on the meta device.
 
     Attributes:
-        peak: the most bytes alive at once, weights and optimizer left out.
-        saved: of these, what is alive between the forward and the backward pass.
-        flops: operations; a multiplication and an addition are two.
+        live: bytes alive now.
+        peak: the most bytes that were alive at once.
+
+    Example:
+        >>> import torch
+        >>> with LiveMemory() as memory:
+        ...     _ = torch.zeros(1024).float().sum()
+        >>> memory.peak
+        4100
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live = 0
+        self.peak = 0
+        self._known: set[int] = set()
+
+    def add(self, num_bytes: float) -> None:
+        """Count bytes that no tensor stands for, or take them off again."""
+        self.live += int(num_bytes)
+        self.peak = max(self.peak, self.live)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        for storage in self._storages((args, kwargs)):
+            self._follow(storage, 0)  # an argument that is new here was made before the mode
+        result = func(*args, **(kwargs or {}))
+        for storage in self._storages(result):
+            self._follow(storage, storage.nbytes())
+        return result
+
+    def _follow(self, storage: Any, num_bytes: int) -> None:
+        key = storage._cdata
+        if key in self._known:
+            return
+        self._known.add(key)
+        self.add(num_bytes)
+        weakref.finalize(storage, self._forget, key, num_bytes)
+
+    def _forget(self, key: int, num_bytes: int) -> None:
+        self._known.discard(key)
+        self.live -= num_bytes
+
+    @staticmethod
+    def _storages(tree: Any) -> list[Any]:
+        return [leaf.untyped_storage() for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
+class Counted(NamedTuple):
+    """One pass or one step: bytes alive at once (weights and optimizer left out), and operations.
+
+    A multiplication and an addition are two operations.
     """
 
     peak: int
-    saved: int
     flops: int
 
 
 def count_forward(model: Any, B: int, T: int) -> Counted:
     """One pass of a frozen prior's backbone over (B, T) tokens, without the head."""
     trunk = find_trunk(unwrap_model(model))
-    with (
-        _on_meta(),
-        FlopCounterMode(display=False) as flops,
-        LiveMemory() as memory,
-        torch.no_grad(),
-    ):
+    flops, memory = _flop_counter(), LiveMemory()
+    with _on_meta(), flops, memory, torch.no_grad():
         trunk(input_ids=_ids(B, T), use_cache=False)
-    return Counted(memory.peak, 0, flops.get_total_flops())
+    return Counted(memory.peak, flops.get_total_flops())
 
 
 def count_training(
@@ -106,27 +153,23 @@ def count_training(
         unwrap_model(model).get_output_embeddings().weight,
     )
 
-    def forward_backward(mode: _AsOnAGpu, memory: LiveMemory | None = None) -> int:
-        """One batch; returns the bytes alive between the two passes."""
+    def forward_backward(mode: _AsOnAGpu, memory: LiveMemory | None = None) -> None:
         if fused_head:
             end = trunk(**batch).last_hidden_state
             gradient = torch.empty_like(end)
         else:
             end, gradient = model(**batch, labels=batch["input_ids"]).loss, None
         mode.cast_weights.clear()
-        saved = 0
         if memory is not None:
-            saved = memory.live
             for num_bytes in _fused_head_bytes(end, head, autocast, on_gpu) if fused_head else ():
                 memory.add(num_bytes)
                 memory.add(-num_bytes)
             if fused_head and head.requires_grad:
                 gradients.keep(head)
         torch.autograd.backward(end, gradient)
-        return saved
 
     # Two runs: FlopCounterMode keeps tensors alive that a real step frees.
-    with _on_meta(autocast) as mode, FlopCounterMode(display=False) as flops:
+    with _on_meta(autocast) as mode, _flop_counter() as flops:
         forward_backward(mode)
     model.zero_grad()
     operations = flops.get_total_flops()
@@ -138,11 +181,12 @@ def count_training(
             p.register_post_accumulate_grad_hook(gradients.keep)
             for p in model.parameters() if p.requires_grad
         ]  # fmt: skip
-        saved = max(forward_backward(mode, memory) for _ in range(min(batches, 2)))
+        for _ in range(min(batches, 2)):
+            forward_backward(mode, memory)
         gradients.flush()
     for hook in hooks:
         hook.remove()
-    return Counted(memory.peak, saved, operations * batches)
+    return Counted(memory.peak, operations * batches)
 
 
 def _ids(B: int, T: int) -> Tensor:
@@ -191,10 +235,26 @@ class _Gradients:
 def _on_meta(autocast: bool = False) -> Iterator[_AsOnAGpu]:
     from transformers import masking_utils
 
-    # It asks whether a row has several documents, and the meta device has no answer.
-    name = "find_packed_sequence_indices"
-    with mock.patch.object(masking_utils, name, return_value=None), _AsOnAGpu(autocast) as mode:
-        yield mode
+    with ExitStack() as stack:
+        # It asks whether a row has several documents, and the meta device has no answer.
+        name = "find_packed_sequence_indices"
+        stack.enter_context(mock.patch.object(masking_utils, name, return_value=None))
+        if hasattr(F, "grouped_mm"):
+            product = partial(_product_of_experts, F.grouped_mm)
+            stack.enter_context(mock.patch.object(F, "grouped_mm", product))
+        yield stack.enter_context(_AsOnAGpu(autocast))
+
+
+def _product_of_experts(grouped_mm: Any, states: Tensor, weight: Tensor, **kwargs: Any) -> Tensor:
+    """In bfloat16: the meta device has this product in no other dtype."""
+    half = grouped_mm(states.to(torch.bfloat16), weight.to(torch.bfloat16), **kwargs)
+    return half.to(states.dtype)
+
+
+def _flop_counter() -> FlopCounterMode:
+    """PyTorch's, which also counts the products of experts."""
+    experts = {torch.ops.aten._grouped_mm: lambda a, b, *_, **__: 2 * math.prod(a) * b[-1]}
+    return FlopCounterMode(display=False, custom_mapping=experts)
 
 
 class _AsOnAGpu(TorchFunctionMode):
