@@ -25,7 +25,7 @@ from toedit_collate.data.demo_model import make_tokenizer, orthogonalize, perple
 from toedit_collate.data.demo_text import python_topics
 from toedit_collate.inspection.reading import as_data
 
-LABELS = EditPolicy(region="all", top_k=64, target="labels")
+LABELS = EditPolicy.distill(redraw="never")
 
 
 @pytest.fixture(scope="module")
