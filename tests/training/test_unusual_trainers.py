@@ -235,10 +235,11 @@ PRIORS = {
 
 @pytest.mark.parametrize(
     ("prior_is", "trains"),
-    [("shared", "lora"), ("separate", "lora"), ("separate with an adapter", "lora"),
-     ("separate", "all")],
+    [("shared", "lora"),
+     pytest.param("separate", "lora", marks=pytest.mark.slow),
+     ("separate with an adapter", "lora"), ("separate", "all")],
 )  # fmt: skip
-@pytest.mark.parametrize("refresh", [2, "save"])
+@pytest.mark.parametrize("refresh", [2, pytest.param("save", marks=pytest.mark.slow)])
 def test_a_retry_begins_as_the_first_attempt_did(tmp_path, tokenizer, prior_is, trains, refresh):
     model = make_llama()
     if trains == "lora":
