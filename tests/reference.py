@@ -152,7 +152,8 @@ def edit(
             if protected is not None and protected[b, t]:
                 continue
             p = float(logits[i - 1].softmax(-1)[ids[i]])
-            if policy.drop_below is not None and p < policy.drop_below:
+            is_low = policy.drop_below is not None and p < policy.drop_below
+            if is_low or (policy.drop_above is not None and p >= policy.drop_above):
                 dropped[b, t] = True
                 continue
             if policy.region == "above":

@@ -85,6 +85,20 @@ def test_presets_of_the_authors_script():
         EditPolicy.reference_code("down")
 
 
+def test_deletion_above_a_threshold():
+    """Table 7's runs delete the region instead of drawing it again."""
+    policy = EditPolicy(region="none", drop_above=0.99)
+    logprob = torch.tensor([math.nan, math.log(0.5), math.log(0.99), 0.0])
+    assert policy.drops(logprob).tolist() == [False, False, True, True]
+    assert (policy.decides, policy.drops_tokens) == (True, True)
+    assert policy.lowest_cut == math.log(0.99)
+    assert EditPolicy(drop_above=0.999, drop_below=0.001).lowest_cut == math.log(0.001)
+    with pytest.raises(ValueError, match="every token would be removed"):
+        EditPolicy(region="none", drop_below=0.5, drop_above=0.4)
+    with pytest.raises(ValueError, match=r"target='labels' can't be combined with drop_above"):
+        EditPolicy(drop_above=0.9, target="labels")
+
+
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [

@@ -61,7 +61,8 @@ def load_mixture(data: DataArguments, tokenizer: Any, args: Any) -> Any:
         return load_training(data, tokenizer)
     from datasets import Value, interleave_datasets
 
-    rows, total = [], sum(source.weight for source in data.sources)
+    rows: list[Any] = []
+    total = sum(source.weight for source in data.sources)
     for source in data.sources:
         own = dataclasses.replace(data, dataset_name=source.name, datasets=None)
         loaded = load_training(own, tokenizer)

@@ -23,6 +23,8 @@ POLICIES = {
     "authors' script": EditPolicy.reference_code(),
     "drop": EditPolicy(threshold=0.7, drop_below=1e-4, temperature=2.0),
     "filtering": EditPolicy(region="none", drop_below=1e-3),
+    "deletion above": EditPolicy(region="none", drop_above=0.6),
+    "drawn, or deleted above": EditPolicy(threshold=0.3, drop_above=0.8, drop_below=1e-4),
     "every token": EditPolicy(region="all", top_k=5),
     "every token, dropped or drawn": EditPolicy(region="all", drop_below=1e-2, sampler="top_p"),
 }

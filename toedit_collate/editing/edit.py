@@ -143,7 +143,7 @@ def _algorithm_1(
     may_be_edited = send(editable[where], predictions.device)
     selected = policy.selects(scores.logprob) & may_be_edited
     dropped = None
-    if policy.drop_below is not None:
+    if policy.drops_tokens:
         dropped = policy.drops(scores.logprob) & may_be_edited
         selected &= ~dropped
     new_tokens = predictions.draw(policy, scores, selected, uniforms)

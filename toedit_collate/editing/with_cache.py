@@ -80,7 +80,7 @@ def edit_with_cache(
         where=where,
         new_tokens=new_tokens[where],
         selected=selected[where],
-        dropped=None if policy.drop_below is None else dropped[where],
+        dropped=dropped[where] if policy.drops_tokens else None,
         scored=editable,
         sample_logprob=sample,
         pad_id=prior.pad_id,

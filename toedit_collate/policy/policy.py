@@ -89,7 +89,7 @@ class EditPolicy:
     region: Region = described(
         "above",
         'resample P >= threshold; "below": P <= threshold; "all": every scored token, whatever '
-        'the threshold; "none": nothing, so that only `drop_below` acts',
+        'the threshold; "none": nothing, so that only `drop_below` and `drop_above` act',
         source='Eq. 2; reversed in Table 7; "all" is Algorithm 1 at p = 0',
     )
     sampler: Sampler = described(
@@ -133,6 +133,11 @@ class EditPolicy:
     )
     drop_below: float | None = described(
         None, "remove tokens with P below this", source="0.001 in the script"
+    )
+    drop_above: float | None = described(
+        None,
+        "remove tokens with P of at least this; a removed token is not resampled",
+        source="0.99 and 0.999 in the runs behind Table 7",
     )
     exclude_original: bool = described(
         False,
@@ -182,7 +187,7 @@ class EditPolicy:
             )
 
     def _check_ranges(self) -> None:
-        for name in ("threshold", "drop_below"):
+        for name in ("threshold", "drop_below", "drop_above"):
             value = getattr(self, name)
             if value is not None and not 0 < value < 1:
                 raise ValueError(
@@ -218,12 +223,17 @@ class EditPolicy:
                     f"drop_below must be less than threshold, got drop_below={self.drop_below!r} "
                     f"and threshold={self.threshold!r}; the authors' script uses 0.001 and 0.99"
                 )
-            if self.target != "both":
+            if self.drop_above is not None and self.drop_below >= self.drop_above:
                 raise ValueError(
-                    f"target={self.target!r} can't be combined with drop_below="
-                    f"{self.drop_below!r}, which removes tokens from inputs and labels; use "
-                    "target='both'"
+                    f"drop_below must be less than drop_above, got {self.drop_below!r} and "
+                    f"{self.drop_above!r}: every token would be removed"
                 )
+        if self.drops_tokens and self.target != "both":
+            name = "drop_above" if self.drop_below is None else "drop_below"
+            raise ValueError(
+                f"target={self.target!r} can't be combined with {name}={getattr(self, name)!r}, "
+                "which removes tokens from inputs and labels; use target='both'"
+            )
         if self.num_draws > 1 and self.target != "labels":
             raise ValueError(
                 f"num_draws={self.num_draws} makes soft labels, so it needs target='labels', got "
@@ -363,10 +373,18 @@ class EditPolicy:
         return torch.zeros_like(logprob, dtype=torch.bool)
 
     def drops(self, logprob: Tensor) -> Tensor:
-        """Which tokens are removed because their P is below `drop_below`; shapes as `selects`."""
-        if self.drop_below is None:
-            return torch.zeros_like(logprob, dtype=torch.bool)
-        return logprob.float() < math.log(self.drop_below)
+        """Which tokens are removed by `drop_below` or `drop_above`; shapes as `selects`."""
+        dropped = torch.zeros_like(logprob, dtype=torch.bool)
+        if self.drop_below is not None:
+            dropped |= logprob.float() < math.log(self.drop_below)
+        if self.drop_above is not None:
+            dropped |= logprob.float() >= math.log(self.drop_above)
+        return dropped
+
+    @property
+    def drops_tokens(self) -> bool:
+        """True if this policy can remove a token, so that rows may become shorter."""
+        return self.drop_below is not None or self.drop_above is not None
 
     @property
     def lowest_cut(self) -> float:
@@ -376,7 +394,7 @@ class EditPolicy:
         of log P falls below it. Infinite if the policy decides nothing.
         """
         cuts = [self.threshold] if self._has_threshold else []
-        cuts += [] if self.drop_below is None else [self.drop_below]
+        cuts += [cut for cut in (self.drop_below, self.drop_above) if cut is not None]
         return min(map(math.log, cuts), default=math.inf)
 
     @property
@@ -386,7 +404,7 @@ class EditPolicy:
     @property
     def decides(self) -> bool:
         """True if this policy can select or drop a token."""
-        return self.region != "none" or self.drop_below is not None
+        return self.region != "none" or self.drops_tokens
 
     @property
     def changes_nothing(self) -> bool:
@@ -394,7 +412,7 @@ class EditPolicy:
         return self._why_nothing_changes() != ""
 
     def _why_nothing_changes(self) -> str:
-        if self.region != "above" or self.drop_below is not None or self.exclude_original:
+        if self.region != "above" or self.drops_tokens or self.exclude_original:
             return ""
         # A temperature <= 1 only raises the share of the most probable token.
         if self.sampler == "top_p" and self.temperature <= 1 and self.top_p <= self.threshold:

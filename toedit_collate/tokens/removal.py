@@ -22,7 +22,7 @@ _FOLLOWING = {
 }  # fmt: skip
 # Names of numbers that would be wrong once tokens are gone.
 _NAMES_LENGTHS = re.compile(r"len|seq_?idx|segment|offset|num_(items|tokens)", re.IGNORECASE)
-_FIX = "remove the key in the base collator, or set drop_below=None"
+_FIX = "remove the key in the base collator, or set drop_below=None and drop_above=None"
 
 
 def remaining_columns(
@@ -115,12 +115,12 @@ def shrink_other_keys(batch: Mapping[str, Any], result: EditResult) -> dict[str,
 def _refuse_stale(key: str, value: Any, shape: torch.Size) -> None:
     if isinstance(value, Tensor) and shape[1] > 1 and value.shape[:2] == shape:
         raise ValueError(
-            f"drop_below removed tokens, but the batch has {key!r} of shape "
+            f"drop_below or drop_above removed tokens, but the batch has {key!r} of shape "
             f"{tuple(value.shape)}, which seems to hold something for each of them; {_FIX}"
         )
     if _NAMES_LENGTHS.search(key) and _is_whole(value):
         raise ValueError(
-            f"drop_below shortens rows, but the batch has {key!r}, which looks like lengths and is "
+            f"drop_below or drop_above shortens rows, but the batch has {key!r}, which looks like lengths and is "
             f"not a key that we know how to update; {_FIX}"
         )
 
@@ -169,7 +169,7 @@ def _shortened(key: str, old: Any, lost: Tensor, expected: Tensor | None) -> Any
     known = lengths.dim() == 1 and int(lengths.sum()) <= lost.numel()
     if not known or (expected is not None and not torch.equal(lengths, expected)):
         raise ValueError(
-            f"drop_below removed tokens, but {key!r} of the batch does not hold the numbers of "
+            f"drop_below or drop_above removed tokens, but {key!r} of the batch does not hold the numbers of "
             f"tokens in its rows, as expected, so it can't be updated; {_FIX}"
         )
     gone = torch.cat([lost.new_zeros(1, dtype=torch.long), lost.long().cumsum(0)])

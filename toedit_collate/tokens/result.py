@@ -24,7 +24,7 @@ class EditResult:
         position_ids: as given, or of the shrunken rows.
         selected: (B, T) bool, tokens in the policy's region, which were resampled.
         changed: (B, T) bool, selected tokens whose resample is another token.
-        dropped: (B, T) bool, tokens removed by `drop_below`.
+        dropped: (B, T) bool, tokens removed by `drop_below` or `drop_above`.
         scored: (B, T) bool, tokens to which the policy was applied.
         tokens: (B, T') int64, the edited tokens, whatever carries them: `input_ids`, or with the
             target "labels" what labels are made of.

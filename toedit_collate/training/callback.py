@@ -56,7 +56,7 @@ class ToEditCallback(TrainerCallback):
     | --- | --- |
     | `toedit/selected_share` | selected tokens / scored tokens |
     | `toedit/changed_share` | changed tokens / scored tokens |
-    | `toedit/dropped_share` | removed tokens / scored tokens; with `drop_below` only |
+    | `toedit/dropped_share` | removed tokens / scored tokens; with `drop_below`, `drop_above` |
     | `toedit/prior_perplexity` | of the prior, exact, on a sample of the scored tokens |
     | `toedit/tokens_per_second` | tokens of training batches / seconds of the edit pass, per rank |
     | `toedit/time_share` | seconds of the edit pass / seconds of the training steps |
@@ -295,7 +295,7 @@ class ToEditCallback(TrainerCallback):
         self._step_seconds = 0.0
         numbers = shares(since)
         self._say_what_is_odd(since, numbers["prior_perplexity"])
-        if self.collator.policy.drop_below is None:
+        if not self.collator.policy.drops_tokens:
             del numbers["dropped_share"]
         if self.collator.journal is None:
             del numbers["replayed_share"]

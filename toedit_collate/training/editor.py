@@ -274,7 +274,7 @@ class BatchEditor:
         self.prior.take_prepared(origin.prepared or {})
         # Where rows may shrink, the other tensors of the batch shrink where they are, before all
         # move. And a journal reads on the host what was edited.
-        stays = self.policy.drop_below is not None or self.journal is not None
+        stays = self.policy.drops_tokens or self.journal is not None
         return TokenBatch.collated(
             batch,
             tokenizer=self.tokenizer or self.prior.tokenizer,
