@@ -212,6 +212,7 @@ def test_types_of_columns():
         ("x.doc", b"a", r"a name that ends in '\.doc'; give files of one kind of \.jsonl"),
         ("x", b"a", r"a name that ends in 'nothing'"),
         ("x.gz", b"a", r"a name that ends in '\.gz'"),
+        ("x.jsonl.zip", b"PK", r"a name that ends in '\.zip'; give files of one kind of"),
         ("x.parquet.gz", b"a", r"a name that ends in '\.gz'"),
     ],
 )  # fmt: skip
