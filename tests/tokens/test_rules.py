@@ -55,6 +55,101 @@ def test_what_a_rule_spares(rule, text, expected):
     assert sorted(found) == sorted(expected)
 
 
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("x = 1_000_000;", "1_000_000"),
+        ("CHF 1'000'000 or", "1'000'000"),
+        ("CHF 1\u2019000 or", "1\u2019000"),
+        ("1\u202f234,5 km", "1\u202f234,5"),
+        ("10\u207b\u2075 m", "10\u207b\u2075"),
+        ("H\u2082O", "\u2082"),
+        ("x\u00b2 + y", "\u00b2"),
+        ("\u0663\u066b\u0661\u0664 and", "\u0663\u066b\u0661\u0664"),
+        ("\uff11\uff0c\uff12 and", "\uff11\uff0c\uff12"),
+        ("\u0967\u0968", "\u0967\u0968"),
+        ("f(0b1011_0001)", "0b1011_0001"),
+        ("0o755 and", "0o755"),
+        ("0xFF_FF;", "0xFF_FF"),
+        ("a \u00bd cup", "\u00bd"),
+        ("1\u00bd cups", "1\u00bd"),
+        ("1/2 or", "1/2"),
+        ("item \u2460", "\u2460"),
+        ("5\u2030 of", "5\u2030"),
+        ("2e\u22125 m", "2e\u22125"),
+    ],
+)
+def test_numbers_are_spared_as_a_whole(text, number):
+    assert [text[begin:end] for begin, end in find_spans("numbers", text)] == [number]
+
+
+LINE_ENDS = ["\n", "\r\n", "\r", "\x0b", "\x0c", "\x85", "\u2028", "\u2029"]
+
+
+@pytest.mark.parametrize("end", LINE_ENDS)
+@pytest.mark.parametrize(
+    ("rule", "lines", "spared"),
+    [
+        ("code", ["a", "```py", "x = 2", "```", "b"], ["```py", "x = 2", "```"]),
+        ("code", ["a", "", "    x = 2", "", "b"], ["    x = 2"]),
+        ("names", ["we came", "Then Ann"], ["Ann"]),
+        ("latex", ["a $b", "c$ and $d$"], ["$d$"]),
+        ("latex", ["$$a", "b$$ c"], ["$$a", "b$$"]),
+        ("urls", ["see www.a.org", "www.b.org."], ["www.a.org", "www.b.org"]),
+        ("numbers", ["1", "2"], ["1", "2"]),
+    ],
+)
+def test_any_line_end_is_one(rule, lines, spared, end):
+    text = end.join(lines)
+    found = "".join(text[a:b] + " " for a, b in find_spans(rule, text))
+    assert found.split() == " ".join(spared).split()
+
+
+@pytest.mark.parametrize(
+    ("text", "spared"),
+    [
+        (r"An open \[ here. Then \[x\] and the rest.", [r"\[x\]"]),
+        (r"An open \( here. Then \(x\) and the rest.", [r"\(x\)"]),
+        (
+            r"\begin{a} open. Then \begin{a}x\end{a}, the rest.",
+            [r"\begin{a}", r"\begin{a}x\end{a}"],
+        ),
+        (r"\begin{a}\begin{a}x\end{a}y\end{a} z", [r"\begin{a}\begin{a}x\end{a}y\end{a}"]),
+        ("Open $$ here.\n\nThen $$x$$ and the rest.", ["$$x$$"]),
+        (r"An open \frac{1 and the rest.", []),
+        (f"An open \\[ here.{BORDER}And \\] here.", []),
+    ],
+)
+def test_an_open_bracket_spares_nothing_else(text, spared):
+    assert [text[begin:end] for begin, end in find_spans("latex", text)] == spared
+
+
+@pytest.mark.parametrize(
+    ("rule", "piece", "num_spans"),
+    [
+        ("urls", "1.1.", 0),
+        ("urls", "ab-cd.", 0),
+        ("urls", "a@b", 0),
+        ("urls", "www.", 1),
+        ("latex", "a & b \\\\[2pt]\n", 0),
+        ("latex", r"\[a ", 0),
+        ("latex", r"\( \begin{a} ", 100_000),
+        ("latex", r"\a{", 0),
+        ("latex", "$a ", 0),
+        ("latex", "$$a\n\n", 0),
+        ("names", "a    ", 0),
+        ("numbers", "1.", 1),
+        ("numbers", "1a", 100_000),
+        ("code", "`", 1),
+        ("code", "\n    ", 0),
+        ("code", "a ```\n", 0),
+    ],
+)
+def test_long_texts(rule, piece, num_spans):
+    """Each would take minutes if the time grew with the square of the length."""
+    assert sum(1 for _ in find_spans(rule, piece * 100_000)) == num_spans
+
+
 def test_every_rule_has_a_finder():
     assert sorted(FINDERS) == sorted(RULES)
 

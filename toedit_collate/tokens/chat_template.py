@@ -32,6 +32,7 @@ _OF_JSON = {
     "parameters", "properties", "required", "result", "string", "type",
 }  # fmt: skip
 _MAX_EDGE = 64  # characters of a pattern in which a document that was cut may begin or end
+_Texts = dict[str, list[str]]
 _KNOWN: weakref.WeakKeyDictionary[Any, tuple[Any, ChatPatterns]] = weakref.WeakKeyDictionary()
 
 
@@ -103,11 +104,10 @@ class ChatPatterns:
             text_end: where its last text ends: before the special tokens behind it.
         """
         begins, ends, *in_slot = self._cuts
-        longest = min(end - begin, _MAX_EDGE)
-        cut = next((n for n in range(longest, 1, -1) if text[begin : begin + n] in begins), 0)
-        yield begin, begin + cut
-        cut = next((n for n in range(longest, 1, -1) if text[end - n : end] in ends), 0)
-        yield end - cut, end
+        known = begins.get(text[begin : begin + 2], ())
+        yield begin, begin + next((len(c) for c in known if text.startswith(c, begin, end)), 0)
+        known = ends.get(text[max(begin, end - 2) : end], ())
+        yield end - next((len(c) for c in known if text.endswith(c, begin, end)), 0), end
         for found in (
             in_slot[0].match(text, begin, end),
             in_slot[1].search(text, max(begin, end - 2 * _MAX_EDGE), end),
@@ -128,8 +128,11 @@ class ChatPatterns:
         ]
 
     @functools.cached_property
-    def _cuts(self) -> tuple[frozenset[str], frozenset[str], re.Pattern[str], re.Pattern[str]]:
-        """With what a document can begin, and end, that is cut inside of a pattern."""
+    def _cuts(self) -> tuple[_Texts, _Texts, re.Pattern[str], re.Pattern[str]]:
+        """With what a document can begin, and end, that is cut inside of a pattern.
+
+        Texts are found by their first two characters, or their last two.
+        """
         begins: set[str] = set()
         ends: set[str] = set()
         in_first, in_last = ["(?!)"], ["(?!)"]  # in the text before a slot, and behind it
@@ -144,11 +147,15 @@ class ChatPatterns:
                 in_first.append(f"(?:{left})" + _as_expression("".join(others)))
             if others and _is_distinct(first):
                 left = "|".join(re.escape(last[:n]) for n in range(len(last), -1, -1))
-                in_last.append(_as_expression(pattern[: len(pattern) - len(last)]) + f"(?:{left})")
-        return (
-            frozenset(begins), frozenset(ends), re.compile("|".join(in_first)),
-            re.compile(f"(?:{'|'.join(in_last)})\\Z"),
-        )  # fmt: skip
+                in_last.append(_as_expression(pattern.removesuffix(last)) + f"(?:{left})")
+        by_pair: tuple[_Texts, _Texts] = {}, {}
+        for some, texts, pair in zip(
+            by_pair, (begins, ends), (slice(2), slice(-2, None)), strict=True
+        ):
+            for text in sorted(texts, key=len, reverse=True):
+                some.setdefault(text[pair], []).append(text)
+        expressions = "|".join(in_first), f"(?:{'|'.join(in_last)})\\Z"
+        return *by_pair, re.compile(expressions[0]), re.compile(expressions[1])
 
 
 def _as_expression(pattern: str) -> str:

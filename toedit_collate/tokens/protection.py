@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from ..policy import parse_rules
 from .chat_template import BETWEEN, ChatPatterns, special_token_ids
 from .documents import Documents
-from .rules import find_spans
+from .rules import Span, find_spans
 from .spelling import Spelling, text_of
 
 
@@ -90,24 +90,38 @@ def _written(
     text, begin, end = text_of([*apart, BETWEEN.encode()])
     here = np.arange(len(spelled)) + documents.document.numpy() + 1
     begin, end = begin[here], end[here]
-    written = np.zeros(len(text), dtype=bool)
-    for span_begin, span_end in patterns.spans(text):
-        written[span_begin:span_end] = True
+    spans = list(patterns.spans(text))
     for start, length in zip(starts, documents.lengths, strict=True):
         last = start + length - 1
         while last > start and special[last]:
             last -= 1
-        edges = int(begin[start]), int(end[start + length - 1]), int(end[last])
-        for span_begin, span_end in patterns.edges(text, *edges):
-            written[span_begin:span_end] = True
-    blank = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32) == ord(" ")
+        spans += patterns.edges(text, begin[start], end[start + length - 1], end[last])
+    written = np.zeros(len(spelled), dtype=bool)
+    for first, last, (span_begin, span_end) in _tokens_of(spans, begin, end):
+        # A word of the message may begin with the blank that the template puts before it.
+        word = text[span_end : end[last]]
+        if word.strip(" ") and not text[max(begin[last], span_begin) : span_end].strip(" "):
+            last -= 1
+        written[first : last + 1] = True
+    return written
 
-    def has(characters: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
-        count = np.concatenate([[0], np.cumsum(characters)])
-        return count[end] > count[begin]
 
-    # A word of the message may begin with the blank that the template puts before it.
-    return has(written & ~blank) | (has(written) & ~has(~written & ~blank))
+def _tokens_of(
+    spans: Iterable[Span], begin: npt.NDArray[np.int64], end: npt.NDArray[np.int64]
+) -> Iterator[tuple[int, int, Span]]:
+    """The first and the last of M tokens that have a part in each span of a text.
+
+    Args:
+        spans: in characters; empty ones are left out.
+        begin: (M,) where the tokens begin.
+        end: (M,) where they end.
+    """
+    spans = [span for span in spans if span[0] < span[1]]
+    if spans:
+        first_of_span, end_of_span = np.array(spans).T
+        first = np.searchsorted(end, first_of_span, side="right").tolist()
+        last = (np.searchsorted(begin, end_of_span, side="left") - 1).tolist()
+        yield from zip(first, last, spans, strict=True)
 
 
 def id_mask(tokens: Tensor, ids: Iterable[int]) -> Tensor:
@@ -146,11 +160,7 @@ def rule_mask(rules: str, tokens: Tensor, documents: Documents, tokenizer: Any) 
     mask = np.zeros(len(spelled), dtype=bool)
     for start, length in zip(documents.start.tolist(), documents.lengths, strict=True):
         text, begin, end = text_of(spelled[start : start + length])
-        here = mask[start : start + length]
-        for span_begin, span_end in (span for rule in parsed for span in find_spans(rule, text)):
-            if span_begin == span_end:
-                continue
-            first = int(np.searchsorted(end, span_begin, side="right"))
-            last = int(np.searchsorted(begin, span_end, side="left"))
-            here[first:last] = True
+        spans = (span for rule in parsed for span in find_spans(rule, text))
+        for first, last, _ in _tokens_of(spans, begin, end):
+            mask[start + first : start + last + 1] = True
     return torch.from_numpy(mask)

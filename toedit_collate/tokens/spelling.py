@@ -128,7 +128,7 @@ def text_of(spelled: Sequence[bytes]) -> tuple[str, npt.NDArray[np.int64], npt.N
     joined = b"".join(spelled)
     # What is no UTF-8 becomes one character for each byte.
     text = joined.decode("utf-8", errors="surrogateescape")
-    end = np.cumsum([len(one) for one in spelled], dtype=np.int64)
+    end = np.fromiter(map(len, spelled), np.int64, len(spelled)).cumsum()
     begin = np.concatenate([np.zeros(1, dtype=np.int64), end[:-1]])
     if len(text) == len(joined):
         return text, begin, end

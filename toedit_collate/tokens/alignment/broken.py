@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
+
+_BAD_BYTES = re.compile("([\udc80-\udcff]+)")  # as `surrogateescape` decodes them
 _REPLACEMENT = "\ufffd".encode()
 
 
@@ -24,35 +28,50 @@ def complete(data: bytes) -> tuple[str, list[int]]:
     """
     text = bytearray()
     origin: list[int] = []
-    place = 0
-    while place < len(data):
-        try:
-            data[place:].decode()
-        except UnicodeDecodeError as error:
-            begin, end = place + error.start, place + error.end
-        else:
-            begin = end = len(data)
-        text += data[place:begin]
-        origin += data[place:begin]
-        if begin == end:
-            break
-        place = end
-        lead = data[begin]
-        if 0x80 <= lead < 0xC0:  # the rest of a character whose beginning was cut off
-            while place < len(data) and place - begin < 3 and 0x80 <= data[place] < 0xC0:
+    for good, bad in split_broken(data):
+        text += good
+        origin += good
+        place = 0
+        while place < len(bad):
+            begin, lead = place, bad[place]
+            if 0x80 <= lead < 0xC0:  # the rest of a character whose beginning was cut off
+                while place < len(bad) and place - begin < 3 and 0x80 <= bad[place] < 0xC0:
+                    place += 1
+                rest = bad[begin:place]
+                text += bytes([_lead_of(rest)]) + rest
+                origin += [-1, *rest]
+            elif 0xC2 <= lead < 0xF5:  # the beginning of one whose rest was cut off
+                place += _length_of_start(bad[begin : begin + 4])
+                start = bad[begin:place]
+                rest = _rest_of(start)
+                text += start + rest
+                origin += [*start, *(-1 for _ in rest)]
+            else:  # no byte of UTF-8
                 place += 1
-            rest = data[begin:place]
-            text += bytes([_lead_of(rest)]) + rest
-            origin += [-1, *rest]
-        elif 0xC2 <= lead < 0xF5:  # the beginning of one whose rest was cut off
-            start = data[begin:end]
-            rest = _rest_of(start)
-            text += start + rest
-            origin += [*start, *(-1 for _ in rest)]
-        else:  # no byte of UTF-8
-            text += _REPLACEMENT
-            origin += [lead, -1, -1]
+                text += _REPLACEMENT
+                origin += [lead, -1, -1]
     return text.decode(), origin
+
+
+def split_broken(data: bytes) -> Iterator[tuple[bytes, bytes]]:
+    r"""Split bytes into pairs of whole characters and the broken bytes that follow them.
+
+    Example:
+        >>> list(split_broken(b"a\xff\xc3b"))
+        [(b'a', b'\xff\xc3'), (b'b', b'')]
+    """
+    parts = _BAD_BYTES.split(data.decode("utf-8", errors="surrogateescape"))
+    encoded = [part.encode("utf-8", errors="surrogateescape") for part in parts]
+    yield from zip(encoded[::2], [*encoded[1::2], b""], strict=True)
+
+
+def _length_of_start(data: bytes) -> int:
+    """How many bytes belong to a character that begins here and is not complete."""
+    try:
+        data.decode()
+    except UnicodeDecodeError as error:
+        return error.end
+    raise AssertionError(data)
 
 
 def _lead_of(rest: bytes) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .broken import complete
+from .broken import complete, split_broken
 from .bytes_of_tokens import CHARACTER_OF_BYTE, Kind, bytes_of_tokens, kind_of
 
 IntArray = npt.NDArray[np.int64]
@@ -61,14 +61,8 @@ class ByteTokenizer:
             if self.kind.name == "byte-level":
                 return self._encode_broken(data)
         ids: list[int] = []  # no token of SentencePiece goes across a byte that is no character
-        while data:
-            try:
-                return ids + self._encode_text(data.decode())[0]
-            except UnicodeDecodeError as error:
-                good, bad = data[: error.start], data[error.start : error.end]
-                data = data[error.end :]
-            if good:
-                ids += self._encode_text(good.decode())[0]
+        for good, bad in split_broken(data):
+            ids += self._encode_text(good.decode())[0] if good else []
             ids += [self._id_of_byte[byte] for byte in bad]
         return ids
 

@@ -8,11 +8,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from .byte_tokenizer import ByteTokenizer, IntArray
 
 _MAX_KNOWN = 2**16  # groups of chains
-_MAX_TABLES = 64  # of the first tokens behind covered bytes
+# Tables of the first tokens behind covered bytes: each is slow to make, and needed in every epoch.
+_MAX_TABLE_BYTES = 2**28
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ class ChainGroups:
         self._texts = [one for one, _ in ordered]
         self._ids = np.array([token_id for _, token_id in ordered], dtype=np.int64)
         self._known: dict[tuple[bytes, int], IntArray] = {}
-        self._tables: OrderedDict[bytes, IntArray] = OrderedDict()
+        self._tables: OrderedDict[bytes, npt.NDArray[np.int32]] = OrderedDict()
 
     def of(self, covered: bytes, token: int) -> IntArray:
         """The ids of the prior which, behind `covered`, make `token` the first of the trainee.
@@ -123,11 +125,11 @@ class ChainGroups:
         """`first_tokens` behind some bytes, kept for a while: (V,) int64."""
         table = self._tables.pop(covered, None)
         if table is None:
-            table = first_tokens(self._trainee, self._prior, covered)
+            table = first_tokens(self._trainee, self._prior, covered).astype(np.int32)
         self._tables[covered] = table
-        if len(self._tables) > _MAX_TABLES:
+        if len(self._tables) > max(1, _MAX_TABLE_BYTES // table.nbytes):
             self._tables.popitem(last=False)
-        return table
+        return table.astype(np.int64)
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_known": {}, "_tables": OrderedDict()}
