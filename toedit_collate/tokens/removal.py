@@ -120,8 +120,8 @@ def _refuse_stale(key: str, value: Any, shape: torch.Size) -> None:
         )
     if _NAMES_LENGTHS.search(key) and _is_whole(value):
         raise ValueError(
-            f"drop_below or drop_above shortens rows, but the batch has {key!r}, which looks like lengths and is "
-            f"not a key that we know how to update; {_FIX}"
+            f"drop_below or drop_above shortens rows, but the batch has {key!r}, which looks like "
+            f"lengths and is not a key that we know how to update; {_FIX}"
         )
 
 
@@ -169,8 +169,8 @@ def _shortened(key: str, old: Any, lost: Tensor, expected: Tensor | None) -> Any
     known = lengths.dim() == 1 and int(lengths.sum()) <= lost.numel()
     if not known or (expected is not None and not torch.equal(lengths, expected)):
         raise ValueError(
-            f"drop_below or drop_above removed tokens, but {key!r} of the batch does not hold the numbers of "
-            f"tokens in its rows, as expected, so it can't be updated; {_FIX}"
+            f"drop_below or drop_above removed tokens, but {key!r} of the batch does not hold the "
+            f"numbers of tokens in its rows, as expected, so it can't be updated; {_FIX}"
         )
     gone = torch.cat([lost.new_zeros(1, dtype=torch.long), lost.long().cumsum(0)])
     ends = lengths.cumsum(0)

@@ -230,9 +230,9 @@ class TokenBatch:
         """
         if dropped is not None and self.given_mask is not None and self.given_mask.dim() == 4:
             raise ValueError(
-                "drop_below or drop_above removes tokens, which an attention_mask of four dimensions can't "
-                "follow; mark documents by position_ids that restart at 0 or by numbers in a (B, "
-                "T) mask, or set drop_below=None and drop_above=None"
+                "drop_below or drop_above removes tokens, which an attention_mask of four "
+                "dimensions can't follow; mark documents by position_ids that restart at 0 or by "
+                "numbers in a (B, T) mask, or set drop_below=None and drop_above=None"
             )
         device, shape = self.output_device, self.input_ids.shape
         counted = count_draws(send(new_tokens, device)) if new_tokens.dim() == 2 else None
