@@ -174,6 +174,17 @@ def test_training_learns_the_draws(tmp_path, tokenizer, kind, way):
     assert collator.stats["selected"] == collator.stats["scored"] == sum(map(len, rows)) - 2
 
 
+@pytest.mark.parametrize("way", ["attach", "callback"])
+def test_layers_compute_in_mixed_precision(tmp_path, tokenizer, way):
+    """Also where the Trainer has prepared its model before the loss is installed."""
+    trainer, _ = make_trainer(tmp_path, tokenizer, way=way, policy=DISTILL, bf16=True, max_steps=1)
+    seen = set()
+    layer = trainer.model.model.layers[0].self_attn.q_proj
+    layer.register_forward_hook(lambda module, args, output: seen.add(output.dtype))
+    trainer.train()
+    assert seen == {torch.bfloat16}
+
+
 @pytest.mark.parametrize("packing", [False, True])
 def test_completions_with_lora(tmp_path, tokenizer, packing):
     """Prompts have no loss and no draws, packed or not; adapters alone are trained."""

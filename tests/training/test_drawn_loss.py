@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 
 import pytest
 import torch
@@ -135,6 +136,37 @@ def test_lora_and_gradient_checkpointing(tmp_path, tokenizer, kind):
     ours = run(tmp_path, tokenizer, draws=1, model=model(), **options)
     assert ours[0] == pytest.approx(plain[0], abs=2e-5)
     assert_close(ours[1], plain[1])
+
+
+@pytest.mark.parametrize("kind", ["Trainer", "SFTTrainer"])
+def test_mixed_precision(tmp_path, tokenizer, kind):
+    """The layers compute in bfloat16, and so does the head; the loss is in float32."""
+    options = {"kind": kind, "optim": "sgd", "bf16": True, "max_steps": 2}
+    plain = run(tmp_path, tokenizer, draws=None, **options)
+    ours = run(tmp_path, tokenizer, draws=1, **options)
+    assert ours[0] == pytest.approx(plain[0], rel=2e-3)
+    assert_close(ours[1], plain[1], atol=1e-3)
+
+
+def test_a_copy_of_the_model_has_its_own_weights():
+    model = make_trainee()
+    use_drawn_labels(model)
+    ids = torch.arange(8)[None]
+    batch = {"input_ids": ids, "labels": ids, "draws": drawn(ids)}
+    copied = copy.deepcopy(model)
+    with torch.no_grad():
+        copied.lm_head.weight.zero_()
+        assert float(copied(**batch).loss) == pytest.approx(torch.tensor(VOCAB_SIZE).log())
+        assert not copied(input_ids=ids).logits.any()
+        assert model(input_ids=ids).logits.any()
+
+
+def test_the_signature_of_forward_stays():
+    """A Trainer drops the columns that are not in it."""
+    model = make_trainee()
+    before = inspect.signature(model.forward)
+    use_drawn_labels(model)
+    assert inspect.signature(model.forward) == before
 
 
 def test_a_head_with_an_adapter_uses_its_logits(tmp_path, tokenizer):

@@ -11,9 +11,12 @@ and gradient checkpointing stay what the Trainer makes of them.
 from __future__ import annotations
 
 import functools
+import inspect
 import logging
+import types
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,7 +29,7 @@ from ..prior.families import find_head, find_trunk, unwrap_model
 
 logger = logging.getLogger("toedit_collate")
 
-_MARK = "_toedit_uses_drawn_labels"
+_MARK = "_toedit_own_forward"
 # By how much the head's logits may differ from the model's own, relative to their largest: what
 # bfloat16 rounds. Another formula is off by far more.
 _TOLERANCE = 2.0**-5
@@ -78,17 +81,23 @@ def install_drawn_loss(trainer: Any, model: Any) -> None:
     Raises:
         ValueError: the Trainer's loss can't be that of drawn labels; names the option.
     """
-    if trainer is not None:
+    if trainer is None:
+        use_drawn_labels(model)
+    else:
         check_can_use_draws(trainer)
-    use_drawn_labels(model)
+        use_drawn_labels(model, trainer.accelerator.autocast)
 
 
-def use_drawn_labels(model: Any) -> None:
+def use_drawn_labels(
+    model: Any, autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
+) -> None:
     """Let a model compute its loss from `draws`, where a batch has them.
 
     Args:
         model: the model in training, with or without the wrappers of PEFT, DDP, FSDP2 and
             torch.compile; changed in place. A second call does nothing.
+        autocast: makes the context in which the model computes a loss of draws. A Trainer whose
+            model is prepared already has put its own around `forward`, which ours replaces.
 
     Raises:
         TypeError: it is not a causal language model of transformers.
@@ -98,20 +107,28 @@ def use_drawn_labels(model: Any) -> None:
         return
     find_trunk(lm)
     own = lm.forward
-    fusible = _has_plain_head(lm, own)
-    setattr(lm, _MARK, True)
+    with autocast():
+        fusible = _has_plain_head(lm, own)
+    # As an attribute of the model: a copy of the model then calls its own weights.
+    setattr(lm, _MARK, own)
 
-    @functools.wraps(own)
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        draws = kwargs.pop(KEY, None)
+    @functools.wraps(getattr(own, "__func__", own))
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        own, draws = getattr(self, _MARK), kwargs.pop(KEY, None)
         if draws is None:
             return own(*args, **kwargs)
-        head = _find_head(lm) if fusible else None
-        if head is None or getattr(lm.config.get_text_config(), "output_router_logits", False):
-            return _by_logits(lm, own, draws, args, kwargs)
-        return _by_states(lm, head, draws, args, kwargs)
+        head = _find_head(self) if fusible else None
+        if head is None or getattr(self.config.get_text_config(), "output_router_logits", False):
+            return _by_logits(self, own, draws, args, kwargs)
+        with autocast():
+            return _by_states(self, head, draws, args, kwargs)
 
-    lm.forward = forward
+    # A Trainer drops columns that the signature of `forward` does not have.
+    taken = inspect.signature(own)
+    of_self = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
+    parameters = [of_self, *taken.parameters.values()]
+    forward.__signature__ = taken.replace(parameters=parameters)  # type: ignore[attr-defined]
+    lm.forward = types.MethodType(forward, lm)
 
 
 def _by_states(
@@ -164,16 +181,15 @@ def _take_labels(kwargs: dict[str, Any]) -> tuple[Tensor, Any]:
 def _find_head(lm: Any) -> Head | None:
     """The vocabulary projection as it is now, whole; None where only the model can compute it."""
     module = lm.get_output_embeddings()
-    weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
-    gather = getattr(weight, "full_tensor", None)
-    # An adapter, quantization, or ZeRO-3, which keeps a part of the weights on each rank.
-    if hasattr(weight, "ds_id") or (type(module) is not torch.nn.Linear and gather is None):
+    weight = getattr(module, "weight", None)
+    # An adapter or quantization; or weights of which each rank keeps a part (ZeRO-3, a head that
+    # FSDP2 wraps on its own, tensor parallelism): only their module averages gradients over ranks.
+    if type(module) is not torch.nn.Linear or hasattr(weight, "ds_id"):
+        return None
+    if hasattr(weight, "full_tensor"):
         return None
     head = find_head(lm)
-    if gather is None:
-        return head if head.weight is not None else None
-    # FSDP2: gather the head once for the whole batch; gradients flow back to the shards.
-    return replace(head, weight=gather(), bias=None if bias is None else bias.full_tensor())
+    return head if head.weight is not None else None
 
 
 @torch.no_grad()
