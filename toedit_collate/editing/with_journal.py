@@ -51,7 +51,7 @@ def edit_with_journal(
     Args:
         prior: of this generation.
         journal: gets what is edited.
-        source: the batch before any edit, at home on the host.
+        source: the batch before any edit, on the host.
         policy: which tokens are edited, and how; each document is drawn for once, as in epoch 0.
         step: updates of the trainee before this batch.
         num_sampled: log P of so many scored tokens is computed exactly, at most.

@@ -26,7 +26,7 @@ from .frozen import FrozenModel, input_device, own_precision
 from .model_config import max_positions, pad_id
 from .self_check import check_model
 from .sharding import Rendezvous, check_not_fsdp1, check_not_zero3, is_sharded
-from .shared_base import check_adapter_is_inside, check_is_another_model
+from .shared_base import check_adapter_is_inside, check_is_another_model, check_is_same_model
 
 T = TypeVar("T")
 
@@ -252,14 +252,15 @@ class ModelPrior(BasePrior):
             autocast_dtype: of its mixed precision, bf16 or fp16; None: it has none.
 
         Raises:
-            ValueError: the prior is the model in training, or a shared prior can't score with a
-                trainee that is spread over ranks so.
+            ValueError: the prior is the model in training, or a shared prior is not, or can't score
+                with a trainee that is spread over ranks so.
         """
         if not self.is_shared:
             check_is_another_model(self.model, trainee)
             return
         check_not_zero3(trainee, shared=True)
         check_not_fsdp1(trainee)
+        check_is_same_model(self.model, trainee)
         if self.head.vocab_size != self.vocab_size:  # its embeddings were resized since
             self.set_tokenizer(self.tokenizer)
         # accelerate wraps only the forward of the whole model in autocast; a shared prior's trunk

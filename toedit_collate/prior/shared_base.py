@@ -149,3 +149,16 @@ def check_is_another_model(model: nn.Module, trainee: nn.Module) -> None:
             "the prior is the model in training, which Prior(model) has frozen; load a second copy "
             "of the weights for the prior, or train with LoRA and use Prior.shared(model)"
         )
+
+
+def check_is_same_model(model: nn.Module, trainee: nn.Module) -> None:
+    """Raise unless a shared prior's model is the one in training, whatever wraps it."""
+    own = unwrap_model(model)
+    if not any(module is own for module in trainee.modules()):
+        raise ValueError(
+            "Prior.shared was given another model than the one in training, so the weights are in "
+            "memory twice (model_init, a copy, or a model that was loaded again). Share the model "
+            "that the Trainer trains, Prior.shared(trainer.model); where it is made later, pass "
+            "callbacks=[ToEditCallback(lambda model: ToEditCollator(Prior.shared(model)))]; or "
+            "load a separate prior by Prior.from_pretrained"
+        )

@@ -139,9 +139,8 @@ def _prepare_adapter(
                 f"differ in {sorted(set(plain.names) ^ set(target))[:3]}"
             )
         copy_all = check_tensors(target, plain)
-        if shared:
-            find_head(unwrap_model(model), name)  # refuses an adapter of the head
-    except ValueError:
+        find_head(unwrap_model(model), name)  # refuses an adapter of the head
+    except BaseException:
         discard()
         raise
     return PreparedSwap(
@@ -208,6 +207,11 @@ def _add_empty_adapter(
             "prior's base; save it as plain LoRA (model.save_pretrained(folder, "
             "path_initial_model_for_weight_conversion=...)), or merge it and swap in full weights"
         )
+    if hasattr(model, "peft_config") and not hasattr(model, "get_base_model"):
+        raise ValueError(
+            "the adapter was added by model.add_adapter of transformers, which can't hold a second "
+            "one for the prior; make the model with peft.get_peft_model(model, config) instead"
+        )
     config.inference_mode = True
     try:
         # Its weights are drawn at random, before they are overwritten; training must not notice.
@@ -216,7 +220,11 @@ def _add_empty_adapter(
                 model.add_adapter(name, config)
                 return model, lambda: model.delete_adapter(name)
             wrapped = get_peft_model(model, config, adapter_name=name)
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+    except Exception as error:  # of whatever kind: the model must stay as it was
+        if hasattr(model, "peft_config"):
+            # PEFT forgets the configuration, and leaves what it has put into the layers.
+            model.peft_config[name] = config
+            model.delete_adapter(name)
         raise ValueError(f"the adapter can't be put on the prior: {error}") from error
     wrapped.eval().requires_grad_(False)
     return wrapped, wrapped.unload

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -143,6 +144,40 @@ class Refresher:
         # What is quantised has other shapes than what it was made from.
         if not (self.prior.is_shared or _is_quantised(lm) or _is_quantised(unwrap_model(model))):
             _check_same_model(self.prior.model, model, same_values=has_adapter)
+        if has_adapter and not is_zero3(trainee):
+            self._try(trainee)
+
+    def _try(self, trainee: nn.Module) -> None:
+        """Prepare a swap as it will be, and undo that: PEFT may refuse a second adapter, say."""
+        with tempfile.TemporaryDirectory() as folder:
+            source: Path | LiveWeights = LiveWeights(trainee)
+            if self.when == "save" and not is_sharded(trainee):
+                unwrap_wrappers(trainee).save_pretrained(folder)
+                source = Path(folder)
+            prepared, problem = self._prepare(source)
+            if prepared is not None:
+                prepared.discard()
+        if problem is not None:
+            raise ValueError(
+                f"refresh={self.when!r} can never swap the prior for this trainee: {problem}. "
+                "Change the adapter, or set refresh=None"
+            )
+
+    def _prepare(
+        self, source: Path | Mapping[str, Tensor]
+    ) -> tuple[PreparedSwap | None, str | None]:
+        """Check a swap on all ranks: what is ready to be copied on all, or why it is not."""
+        problem: str | None = None
+        prepared = None
+        try:
+            prepared = self.prior.prepare_swap(source)
+        except Exception as error:  # whatever is wrong with it: all ranks must hear of that
+            problem = str(error)
+        if all_reduce([float(problem is None)], "min")[0]:
+            return prepared, None
+        if prepared is not None:
+            prepared.discard()
+        return None, problem or "another rank could not read it"
 
     def swap_live(self, trainee: nn.Module, step: int) -> bool:
         """Take over the trainee's weights as they are in memory; True if it worked."""
@@ -162,24 +197,16 @@ class Refresher:
         return self._swap(folder, str(folder), step)
 
     def _swap(self, source: Path | Mapping[str, Tensor], name: str, step: int) -> bool:
-        problem: Exception | None = None
-        prepared = None
-        try:
-            prepared = self.prior.prepare_swap(source)
-        except Exception as error:  # whatever is wrong with it: all ranks must hear of that
-            problem = error
-        if not all_reduce([float(problem is None)], "min")[0]:
-            if prepared is not None:
-                prepared.discard()
+        prepared, problem = self._prepare(source)
+        if prepared is None:
             logger.error(
                 "the prior was not swapped for %s: %s. It stays of generation %d, and training "
                 "goes on with it",
                 name,
-                problem or "another rank could not read it",
+                problem,
                 self.prior.generation,
             )
             return False
-        assert prepared is not None
         if self._start_folder is not None and self._start is None:
             self._start = self._keep(prepared, self._start_folder)
         self.prior.complete_swap(prepared)

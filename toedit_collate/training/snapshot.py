@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
@@ -145,7 +146,7 @@ def own_weights(model: nn.Module) -> dict[str, nn.Parameter]:
     """A model's own weights, without adapters, by the names that they have without PEFT."""
     own = {id(parameter) for parameter in parameters_used(model, None)}
     return {
-        name.replace(".base_layer.", ".").replace(".original_module.", "."): parameter
+        re.sub(r"\.(base_layer|original_module|token_adapter)(?=\.)", "", name): parameter
         for name, parameter in unwrap_model(model).named_parameters()
         if id(parameter) in own
     }
