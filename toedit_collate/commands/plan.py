@@ -231,7 +231,8 @@ def read_run(path: Path, overrides: Sequence[str] = ()) -> Run:
     given = ["--config", str(path), *overrides, "--use_cpu", "true"]
     try:
         *parsed, rest = parser.parse_args_and_config(given, return_remaining_strings=True)
-        run = Run(*parsed[:3], read_fields(rest))
+        training, model, edit = parsed[:3]
+        run = Run(training, model, edit, read_fields(rest))
     except (OSError, TypeError, ValueError, UnusableError) as error:
         raise UnusableError(f"--config {path}: {first_line(error)}") from None
     known = {word.lstrip("-") for one in parser._actions for word in one.option_strings}
