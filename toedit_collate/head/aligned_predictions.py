@@ -37,15 +37,16 @@ class Chains:
         length: (n,) int64, how many requests it makes: the tokens of its chain.
         prior_tokens: (R,) int64, the prior's token at each request.
         is_bounded: (n,) bool: the last group of the chain is not empty.
-        first_behind: covered bytes of a chain, as ids of the prior -> (V,) int64, the trainee's
-            first token behind them for each id; -1: none.
+        first_behind: covered bytes of a chain, as ids of the prior -> which tokens of the trainee
+            can be first behind them: (G,) int64, ascending, maybe with -1 for none; and (V,) int32,
+            which of these each id of the prior makes.
     """
 
     begin: Tensor
     length: Tensor
     prior_tokens: Tensor
     is_bounded: Tensor
-    first_behind: Callable[[tuple[int, ...]], Tensor]
+    first_behind: Callable[[tuple[int, ...]], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -180,8 +181,14 @@ class AlignedPredictions:
     def _draw_chained(
         self, policy: EditPolicy, at: Tensor, observed: Tensor, uniforms: Tensor
     ) -> Tensor:
-        found = _side_by_side([self._of_chain(policy, one) for one in at.tolist()])
-        return draw_among(found, observed, uniforms, policy.temperature)
+        columns = min(policy.top_k, self.num_ids) if policy.sampler == "top_k" else self.num_ids
+        drawn = []
+        start = 0
+        for some in at.split(max(1, self._budget // columns)):
+            rows = slice(start, start := start + len(some))
+            found = self._of_chains(policy, some)
+            drawn.append(draw_among(found, observed[rows], uniforms[rows], policy.temperature))
+        return torch.cat(drawn)
 
     def _in_tiles(self, at: Tensor, *columns: Tensor) -> Iterator[tuple[Tensor, ...]]:
         """The trainee's logits at tokens that make one request, as from `project_rows`."""
@@ -201,77 +208,142 @@ class AlignedPredictions:
         """Candidates of some tokens; as many columns as chains of `most` tokens can need."""
         of_one = self.chains.length[at] == 1
         forbidden = self.forbidden(policy.protect_special)
-        plain = [
+        found = [
             find_candidates(policy, forbidden, *tile)
             for tile in self._in_tiles(at[of_one], self.tokens[send(at[of_one], self.device)])
             if len(tile[0])
         ]
-        if most == 1 and len(plain) == 1:
-            return plain[0]
-        one_by_one = [Candidates(i, x) for p in plain for i, x in zip(p.ids, p.logits, strict=True)]
-        chained = [self._of_chain(policy, one) for one in at[~of_one].tolist()]
-        ordered = [chained.pop(0) if not one else one_by_one.pop(0) for one in of_one.tolist()]
-        width = None
+        if most == 1 and len(found) == 1:
+            return found[0]
+        if not of_one.all():
+            found.append(self._of_chains(policy, at[~of_one]))
+        width = max(one.ids.shape[-1] for one in found)
         if policy.sampler == "top_k" and most > 1:
             width = min(policy.top_k, self.num_ids) * most
-        return _side_by_side(ordered, width)
+        ids = self.tokens.new_zeros(len(at), width)
+        logits = self.states.new_full((len(at), width), -math.inf, dtype=torch.float32)
+        place = send(torch.cat([of_one.nonzero(), (~of_one).nonzero()]).squeeze(-1), self.device)
+        for one, rows in zip(found, place.split([len(one.ids) for one in found]), strict=True):
+            ids[rows, : one.ids.shape[-1]] = one.ids
+            logits[rows, : one.ids.shape[-1]] = one.logits
+        return Candidates(ids, logits)
 
-    def _of_chain(self, policy: EditPolicy, token: int) -> Candidates:
-        """Candidates of one token with a chain of several, as one row: (c,).
+    def _of_chains(self, policy: EditPolicy, at: Tensor) -> Candidates:
+        """Candidates of tokens with chains of several.
 
         At each token of the chain but the last, the sampler draws among going on with the chain and
         the trainee's tokens that other ids of the prior begin with; at the last, among these. So
         the new token follows a mixture, whose shares are given as logits.
         """
-        begin, length = int(self.chains.begin[token]), int(self.chains.length[token])
-        chain = self.chains.prior_tokens[begin : begin + length].tolist()
-        observed = self.tokens[token : token + 1]
-        shares = self._mixture(_with_original(policy), begin, chain, observed)
+        observed = self.tokens[send(at, self.device)].unsqueeze(-1)
+        ids, shares = self._mixtures(_with_original(policy), at)
         if policy.exclude_original:
-            shares[observed] = 0
-            if not bool(shares.any()):
+            shares.masked_fill_(ids == observed, 0)
+            alone = ~shares.any(-1)
+            if alone.any():  # the most probable other token
                 full = _with_original(policy, sampler="full")
-                shares = self._mixture(full, begin, chain, observed)
-                shares[observed] = 0
-                shares = torch.zeros_like(shares).index_fill_(0, shares.argmax(), 1.0)
-        ids = shares.nonzero().squeeze(-1)
-        return Candidates(ids, (shares[ids].log() * policy.temperature).float())
+                others, other_shares = self._mixtures(full, at[alone.cpu()])
+                other_shares.masked_fill_(others == observed[alone], 0)
+                ids[alone] = others.gather(-1, other_shares.argmax(-1, keepdim=True))
+                shares[alone, 0] = 1.0
+        is_candidate = shares > 0
+        order = torch.where(is_candidate, ids, self.num_ids).argsort(dim=-1, stable=True)
+        order = order[:, : max(1, int(is_candidate.sum(-1).max()))]
+        logits = (shares.gather(-1, order).log() * policy.temperature).float()
+        return Candidates(ids.gather(-1, order).masked_fill_(logits == -math.inf, 0), logits)
 
-    def _mixture(
-        self, policy: EditPolicy, begin: int, chain: list[int], observed: Tensor
-    ) -> Tensor:
-        """The share of each of the trainee's ids among what a chain can become: (W,) float64."""
-        forbidden = self.forbidden(policy.protect_special)
-        W = self.num_ids
-        shares = torch.zeros(W, dtype=torch.float64, device=self.device)
-        reached = torch.ones((), dtype=torch.float64, device=self.device)
-        go_on = torch.full_like(observed, W)
-        for number, prior_token in enumerate(chain):
-            is_last = number == len(chain) - 1
-            group = self.first if number == 0 else self._behind(tuple(chain[:number]), W)
-            group = torch.where(group == W, W + 1, group)
-            if not is_last:
-                group[prior_token] = W
-            logits = self.head.project(self.states[begin + number : begin + number + 1])
-            found = find_candidates(
-                policy,
-                forbidden,
-                group_logits(logits, group, W + 1),
-                observed if is_last else go_on,
-            )
-            share = (found.logits[0].double() / policy.temperature).softmax(-1)
-            goes_on = found.ids[0] == W
-            shares.index_add_(
-                0, found.ids[0].clamp(max=W - 1), torch.where(goes_on, 0.0, share) * reached
-            )
-            reached = reached * torch.where(goes_on, share, 0.0).sum()
-        return shares
+    def _mixtures(self, policy: EditPolicy, at: Tensor) -> tuple[Tensor, Tensor]:
+        """The shares of the trainee's ids among what n chains can become.
 
-    def _behind(self, covered: tuple[int, ...], W: int) -> Tensor:
-        group = self.chains.first_behind(covered)
-        padding = group.new_full((self.head.vocab_size - len(group),), -1)
-        group = send(torch.cat([group, padding]), self.device)
-        return torch.where(group < 0, W, group)
+        Returns:
+            (n, m) int64, ids, ascending in each row; and (n, m) float64, the share of each, 0 where
+            an id is none or stands there for a second time.
+        """
+        length = self.chains.length[at]
+        begin = length.cumsum(0) - length
+        number = torch.arange(int(length.sum())) - begin.repeat_interleave(length)
+        request = self.chains.begin[at].repeat_interleave(length) + number
+        step_ids, step_shares = self._of_requests(
+            policy, request, number, number + 1 == length.repeat_interleave(length)
+        )
+        goes_on = step_ids == self.num_ids
+        on_share = torch.where(goes_on, step_shares, 0.0).sum(-1)
+        step_shares.masked_fill_(goes_on, 0.0)
+        most = int(length.max())
+        ids = step_ids.new_full((len(at), most, step_ids.shape[-1]), self.num_ids)
+        shares = step_shares.new_zeros(ids.shape)
+        reached = step_shares.new_ones(len(at))
+        for n in range(most):
+            token = (length > n).nonzero().squeeze(-1)
+            step, token = send(begin[token] + n, self.device), send(token, self.device)
+            ids[token, n] = step_ids[step]
+            shares[token, n] = step_shares[step] * reached[token].unsqueeze(-1)
+            reached[token] *= on_share[step]
+        ids, order = ids.flatten(1).sort(dim=-1, stable=True)
+        shares = shares.flatten(1).gather(-1, order)
+        # An id stands in a row once for each token of the chain, at most: add these up in order.
+        total = shares.clone()
+        for n in range(1, most):
+            total[:, :-n] += torch.where(ids[:, n:] == ids[:, :-n], shares[:, n:], 0.0)
+        total[:, 1:].masked_fill_(ids[:, 1:] == ids[:, :-1], 0.0)
+        return ids, total
+
+    def _of_requests(
+        self, policy: EditPolicy, request: Tensor, number: Tensor, is_last: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """What the sampler draws among at R tokens of chains.
+
+        Args:
+            policy: with `exclude_original=False`.
+            request: (R,) int64, of each.
+            number: (R,) int64, the tokens of the chain before it.
+            is_last: (R,) bool; otherwise the chain can go on.
+
+        Returns:
+            (R, c) int64, ids of the trainee, `num_ids` for going on; (R, c) float64, their shares.
+        """
+        W, V = self.num_ids, self.head.vocab_size
+        tables: dict[tuple[int, ...], int] = {}
+        tokens = self.chains.prior_tokens.tolist()
+        places = zip((request - number).tolist(), request.tolist(), strict=True)
+        covered = [tuple(tokens[start:stop]) for start, stop in places]
+        which = torch.tensor([tables.setdefault(key, len(tables)) for key in covered])
+        keys = list(tables)
+        order = which.argsort(stable=True)  # so that few tables are needed at once
+        is_forbidden = torch.zeros(W + 2, dtype=torch.bool, device=self.device)
+        is_forbidden[self.forbidden(policy.protect_special)] = True
+        is_forbidden[-1] = True
+        found = []
+        for logits, some in project_rows(
+            self.head, self.states[send(request[order], self.device)], order
+        ):
+            used, table = which[some].unique(return_inverse=True)
+            firsts = [self.chains.first_behind(keys[n]) for n in used.tolist()]
+            most = max(len(ids) for ids, _ in firsts)
+            ids = torch.full((len(firsts), most + 1), -1)
+            group = torch.full((len(firsts), V), most + 1)
+            for n, (first_ids, group_of) in enumerate(firsts):
+                ids[n, : len(first_ids)] = first_ids
+                group[n, : len(group_of)] = group_of
+            ids[:, most] = W
+            group = group[table]
+            on = (~is_last[some]).nonzero().squeeze(-1)
+            group[on, self.chains.prior_tokens[request[some[on]]]] = most
+            ids = send(ids[table], self.device)
+            logits = group_logits(logits, send(group, self.device), most + 1)
+            logits.masked_fill_(is_forbidden[ids], -math.inf)
+            none = ids.new_zeros(len(ids))
+            drawn = find_candidates(policy, none[:0], logits, none)
+            share = (drawn.logits.double() / policy.temperature).softmax(-1)
+            found.append((some, ids.gather(-1, drawn.ids), share))
+        columns = max(ids.shape[-1] for _, ids, _ in found)
+        all_ids = self.tokens.new_full((len(request), columns), W)
+        shares = all_ids.new_zeros(all_ids.shape, dtype=torch.float64)
+        for some, ids, share in found:
+            there = send(some, self.device)
+            all_ids[there, : ids.shape[-1]] = ids
+            shares[there, : ids.shape[-1]] = share
+        return all_ids, shares
 
 
 def _with_original(policy: EditPolicy, **changes: Any) -> EditPolicy:
@@ -280,14 +352,3 @@ def _with_original(policy: EditPolicy, **changes: Any) -> EditPolicy:
     for name, value in {"exclude_original": False, **changes}.items():
         object.__setattr__(other, name, value)
     return other
-
-
-def _side_by_side(rows: list[Candidates], width: int | None = None) -> Candidates:
-    """Rows of candidates as one, each filled up to a width: by default that of the longest."""
-    width = max(len(row.ids) for row in rows) if width is None else width
-    ids = rows[0].ids.new_zeros(len(rows), width)
-    logits = rows[0].logits.new_full((len(rows), width), -math.inf)
-    for number, row in enumerate(rows):
-        ids[number, : len(row.ids)] = row.ids
-        logits[number, : len(row.ids)] = row.logits
-    return Candidates(ids, logits)

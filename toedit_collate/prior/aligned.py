@@ -236,10 +236,19 @@ class AlignedPrior(BasePrior):
         special = self.special_ids if forbid_special else ()
         return torch.tensor(sorted(i for i in special if i < self.vocab_size), dtype=torch.int64)
 
-    def _first_behind(self, covered: tuple[int, ...]) -> Tensor:
-        data = self.aligner.one.prior.decode(list(covered))
+    def _first_behind(self, covered: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        one = self.aligner.one
+        if not covered:
+            return self._first
+        data = one.prior.decode(list(covered))
         assert data is not None
-        return torch.from_numpy(self.aligner.one.groups.first_behind(data))
+        ids, group = one.groups.first_behind(data)
+        return torch.from_numpy(ids), torch.from_numpy(group)
+
+    @functools.cached_property
+    def _first(self) -> tuple[Tensor, Tensor]:
+        ids, group = np.unique(self._groups.first, return_inverse=True)
+        return torch.from_numpy(ids), torch.from_numpy(group)
 
     def _aligned(self, batch: TokenBatch) -> AlignedBatch:
         if self._last is not None and self._last[0]() is batch:

@@ -15,6 +15,7 @@ from .byte_tokenizer import ByteTokenizer, IntArray
 _MAX_KNOWN = 2**16  # groups of chains
 # Tables of the first tokens behind covered bytes: each is slow to make, and needed in every epoch.
 _MAX_TABLE_BYTES = 2**28
+Firsts = tuple[IntArray, npt.NDArray[np.int32]]
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ class ChainGroups:
         self._texts = [one for one, _ in ordered]
         self._ids = np.array([token_id for _, token_id in ordered], dtype=np.int64)
         self._known: dict[tuple[bytes, int], IntArray] = {}
-        self._tables: OrderedDict[bytes, npt.NDArray[np.int32]] = OrderedDict()
+        self._tables: OrderedDict[bytes, Firsts] = OrderedDict()
 
     def of(self, covered: bytes, token: int) -> IntArray:
         """The ids of the prior which, behind `covered`, make `token` the first of the trainee.
@@ -121,15 +122,23 @@ class ChainGroups:
         group = np.sort(self._ids[found])
         return self._known.setdefault((covered, token), group)
 
-    def first_behind(self, covered: bytes) -> IntArray:
-        """`first_tokens` behind some bytes, kept for a while: (V,) int64."""
+    def first_behind(self, covered: bytes) -> Firsts:
+        """`first_tokens` behind some bytes, kept for a while.
+
+        Returns:
+            (G,) int64, the different ones, ascending, with -1 where some id has none; and (V,)
+            int32, which of these each id of the prior makes.
+        """
         table = self._tables.pop(covered, None)
         if table is None:
-            table = first_tokens(self._trainee, self._prior, covered).astype(np.int32)
+            first = first_tokens(self._trainee, self._prior, covered)
+            ids, group = np.unique(first, return_inverse=True)
+            table = ids, group.astype(np.int32)
         self._tables[covered] = table
-        if len(self._tables) > max(1, _MAX_TABLE_BYTES // table.nbytes):
+        size = table[0].nbytes + table[1].nbytes
+        if len(self._tables) > max(1, _MAX_TABLE_BYTES // size):
             self._tables.popitem(last=False)
-        return table.astype(np.int64)
+        return table
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_known": {}, "_tables": OrderedDict()}
