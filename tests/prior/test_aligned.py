@@ -16,9 +16,11 @@ from trainees import compiles
 
 from toedit_collate import EditPolicy, Journal, Prior, ToEditCollator, edit_tokens
 from toedit_collate.editing.with_journal import edit_with_journal
+from toedit_collate.head.projection import Head
 from toedit_collate.prior.aligned import AlignedPrior
 from toedit_collate.prior.base import BasePrior
 from toedit_collate.stores.cache import DecisionCache, Identity
+from toedit_collate.tokens.alignment import groups
 from toedit_collate.tokens.token_batch import TokenBatch
 
 # Neither side puts a blank before the text: what tests/reference.py knows.
@@ -400,6 +402,22 @@ class TestPolicies:
         assert drawn != ids
 
     @compiles
+    def test_chains_are_drawn_together_and_tables_are_made_once(self, monkeypatch):
+        aligned = pair("coarse", "byte-level")[0].aligned_to(make("coarse"))
+        tables, products = [], []
+        make_table, project = groups.first_tokens, Head.project
+        monkeypatch.setattr(groups, "first_tokens", lambda *a: tables.append(a) or make_table(*a))
+        monkeypatch.setattr(Head, "project", lambda *a: products.append(a) or project(*a))
+        ids = torch.tensor([ids_of("coarse", MIXED)])
+        num_tables, num_products = [], []
+        for epoch, rows in enumerate((2, 16)):
+            tables.clear(), products.clear()
+            edit_tokens(aligned, ids.repeat(rows, 1), policy=EditPolicy(region="all"), epoch=epoch)
+            num_tables.append(len(tables))
+            num_products.append(len(products))
+        assert num_tables[0] > 0 == num_tables[1]
+        assert num_products[1] < 2 * num_products[0]
+
     def test_a_compiled_prior_makes_the_same_edit(self):
         _, aligned, _ = pair("coarse", "digits")
         own = make("digits")
