@@ -16,8 +16,8 @@ from ..policy import EditPolicy
 from ..transfer import send
 from .candidates import Candidates, draw_among, draw_tokens, find_candidates
 from .groups import (
-    Heads,
     IdGroups,
+    LeadingMembers,
     exact_group_logprob,
     group_logits,
     leading_members,
@@ -66,7 +66,7 @@ class AlignedPredictions:
         num_ids: W.
         forbidden: (m,) int64, ids of the trainee that must not be drawn, special ones or not.
         competitors: measures on states, or remembers, which ids the head should visit first.
-        look_at: at the policy of scores, so that the prior can warn of it.
+        warn_about: warns once if P of the prior does not suit a policy.
     """
 
     head: Head
@@ -79,7 +79,7 @@ class AlignedPredictions:
     num_ids: int
     forbidden: Callable[[bool], Tensor]
     competitors: Callable[[Tensor], Competitors | None]
-    look_at: Callable[[EditPolicy], None]
+    warn_about: Callable[[EditPolicy], None]
 
     @property
     def device(self) -> torch.device:
@@ -92,13 +92,13 @@ class AlignedPredictions:
         return tile_elements(len(self.states), self.head.vocab_size, self.device)
 
     @functools.cached_property
-    def _leading(self) -> Heads:
+    def _leading(self) -> LeadingMembers:
         states = self.head.ready(self.states)
         return leading_members(self.head, states, self.groups, budget=self._budget)
 
     def score(self, policy: EditPolicy, *, exact: bool = False) -> Scores:
         """Log P of the observed tokens; see `Predictions`."""
-        self.look_at(policy)
+        self.warn_about(policy)
         if len(self.tokens) == 0:
             none = torch.zeros(0, dtype=torch.bool)
             return Scores(self.states.new_zeros(0, dtype=torch.float32), none, none)
@@ -142,7 +142,7 @@ class AlignedPredictions:
         rows = torch.arange(int(ends[-1])) + offset.repeat_interleave(length)
         token = torch.arange(len(at)).repeat_interleave(length)
         there = send(rows, self.device)
-        leading = Heads(self._leading.ids[there], self._leading.surplus[there])
+        leading = LeadingMembers(self._leading.ids[there], self._leading.surplus[there])
         logprob = exact_group_logprob(
             self.head, self.head.ready(self.states[there]), leading, budget=self._budget
         )

@@ -33,7 +33,7 @@ class IdGroups:
 
 
 @dataclass(frozen=True)
-class Heads:
+class LeadingMembers:
     """The most probable member of each row, and how much the others add to it.
 
     Attributes:
@@ -46,7 +46,7 @@ class Heads:
     surplus: Tensor
 
 
-def leading_members(head: Head, hidden: Tensor, groups: IdGroups, *, budget: int) -> Heads:
+def leading_members(head: Head, hidden: Tensor, groups: IdGroups, *, budget: int) -> LeadingMembers:
     """The most probable member of each group, and the logarithm of what the others add.
 
     Only groups of several cost something: the logits of their members.
@@ -68,7 +68,7 @@ def leading_members(head: Head, hidden: Tensor, groups: IdGroups, *, budget: int
     several = counts[groups.row] > 1
     row, ids = groups.row[several], groups.ids[several]
     if not len(row):
-        return Heads(leading, surplus)
+        return LeadingMembers(leading, surplus)
     logits = _member_logits(head, hidden, row, ids, budget)
     most = torch.full_like(surplus, -math.inf).scatter_reduce_(0, row, logits, "amax")
     # float64: sums on a GPU are added in any order, and must come out alike in float32.
@@ -79,7 +79,9 @@ def leading_members(head: Head, hidden: Tensor, groups: IdGroups, *, budget: int
     # The lowest id of those that are the most probable.
     is_most = torch.where(logits == most[row], ids, head.vocab_size)
     found = torch.full_like(leading, head.vocab_size).scatter_reduce_(0, row, is_most, "amin")
-    return Heads(torch.where(of_several & (found < head.vocab_size), found, leading), surplus)
+    return LeadingMembers(
+        torch.where(of_several & (found < head.vocab_size), found, leading), surplus
+    )
 
 
 def _member_logits(head: Head, hidden: Tensor, row: Tensor, ids: Tensor, budget: int) -> Tensor:
@@ -101,7 +103,7 @@ def _member_logits(head: Head, hidden: Tensor, row: Tensor, ids: Tensor, budget:
 def score_groups(
     head: Head,
     hidden: Tensor,
-    leading: Heads,
+    leading: LeadingMembers,
     *,
     lowest_cut: float,
     competitors: Competitors | None = None,
@@ -127,7 +129,9 @@ def score_groups(
     )
 
 
-def exact_group_logprob(head: Head, hidden: Tensor, leading: Heads, *, budget: int) -> Tensor:
+def exact_group_logprob(
+    head: Head, hidden: Tensor, leading: LeadingMembers, *, budget: int
+) -> Tensor:
     """Log of the sum of P over one group for each row: (n,) float32; no wait for the device."""
     own = exact_logprob(head, hidden, leading.ids, budget=budget)
     return (own + leading.surplus).clamp_(max=0)

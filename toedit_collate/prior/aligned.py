@@ -198,7 +198,7 @@ class AlignedPrior(BasePrior):
             num_ids=self.vocab_size,
             forbidden=lambda special: send(self.forbidden_ids(forbid_special=special), device),
             competitors=self._prior.likely_competitors,
-            look_at=self._look_at,
+            warn_about=self._warn_about,
         )
 
     @functools.cached_property
@@ -210,7 +210,7 @@ class AlignedPrior(BasePrior):
             return False
         return True
 
-    def _look_at(self, policy: EditPolicy) -> None:
+    def _warn_about(self, policy: EditPolicy) -> None:
         """Warn once of a policy that takes tokens for a low P, of which only a bound is known."""
         if self.is_exact:
             return

@@ -10,5 +10,4 @@ Words:
     draw: a number in [0, 1) for a token, decided by seed, epoch, generation, key and position.
     pattern: text that the chat template puts around what people say.
     rule: a name for what is never edited, found in the text: numbers, code, ...
-    home: the device where results are wanted.
 """
