@@ -235,3 +235,21 @@ def test_a_mixture_of_local_files(inputs, tmp_path, seen):
     assert main(["sft", "--config", config]) == 0
     both = source_rows(inputs, "train") | source_rows(inputs, "test")
     assert set(seen.without_padding("trained")) == both
+
+
+def test_labels_of_many_draws_from_a_filled_cache(inputs, tmp_path, seen):
+    """`toedit apply` fills the cache with draws; `toedit sft` learns them."""
+    policy = {"edit_policy": "distill", "edit_num_draws": 8, "edit_redraw": "never"}
+    cache = str(tmp_path / "cache")
+    apply = ["apply", "--data", str(inputs / "data" / "train.jsonl"), "--cache", cache]
+    apply += ["--prior", str(inputs / "model"), "--max-length", "32"]
+    assert main([*apply, "--policy", "distill num_draws=8 redraw=never"]) == 0
+    size = sum(path.stat().st_size for path in pathlib.Path(cache).rglob("*"))
+    config = write_config(
+        inputs, tmp_path / "out", use_peft=False, prior=str(inputs / "model"),
+        decision_cache=cache, edit_region=None, edit_exclude_original=None, **policy,
+    )  # fmt: skip
+    assert main(["sft", "--config", config]) == 0
+    # Inputs are the source text, and nothing had to be decided again.
+    assert set(seen.without_padding("trained")) <= source_rows(inputs, "train")
+    assert sum(path.stat().st_size for path in pathlib.Path(cache).rglob("*")) == size
