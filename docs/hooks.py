@@ -15,4 +15,4 @@ def on_page_markdown(markdown: str, *, page: Any, **kwargs: Any) -> str:
         return markdown
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     text = re.sub(r"\]\(docs/", "](", text)
-    return re.sub(r"\[([^\]]*)\]\(CONTRIBUTING.md\)", r"\1", text)
+    return re.sub(r"\[([^\]]*)\]\((?:CONTRIBUTING.md|CITATION.cff)\)", r"\1", text)

@@ -24,7 +24,7 @@ from toedit_collate.config.section import read_section
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = {path.stem: path for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]}
-HUB_NAMES = ("Qwen/Qwen2.5-0.5B",)
+HUB_NAMES = ("Qwen/Qwen2.5-0.5B", "Qwen/Qwen2.5-1.5B")
 # Their pages are run where what they are of is installed: tests/integrations.
 NOT_HERE = ("datatrove", "ray")
 SMALL = {
