@@ -1,5 +1,5 @@
 # The environment must be active: see "Tests" in README.md.
-.PHONY: check test slow docs bench
+.PHONY: check test slow docs bench gpu
 
 check:  ## lint, format, types, import contracts
 	ruff check .
@@ -19,3 +19,5 @@ docs:  ## build the pages, and fail on a broken link
 bench:  ## what editing costs on this machine
 	toedit bench
 
+gpu:  ## figures and tests that need a GPU, at most 9 minutes
+	.ci/gpu.sh

@@ -96,7 +96,7 @@ def test_a_mask_of_pairs_goes_with_a_journal(journal):
         assert_same_result(edit(journal, batch).final, plain)
     edit(journal, batch, prior=PRIORS[1])
     with pytest.raises(
-        ValueError, match="drop_below removes tokens, which an attention_mask of four"
+        ValueError, match="drop_above removes tokens, which an attention_mask of four"
     ):
         edit(journal, batch, prior=PRIORS[2], policy=POLICIES["drop"])
 

@@ -238,11 +238,14 @@ def _nuclei(logits: Tensor, observed: Tensor, policy: EditPolicy) -> Candidates:
         mass = weights[rows].gather(-1, ids).double()
         inside = mass.cumsum(-1) - mass < enough[rows]
         inside[:, 0] = True
-        done = ~inside[:, -1] | (num_ids == V)
+        done = ~inside[:, -1]
         if policy.exclude_original:
             inside = _others(ids, inside, observed[rows])
+        if num_ids == V:  # all are complete; a mask would make the host wait for a GPU
+            found.append((rows, _by_id(some, ids, inside)))
+            break
         found.append((rows[done], _by_id(some[done], ids[done], inside[done])))
-        rows = rows[:0] if num_ids == V else rows[~done]
+        rows = rows[~done]
         num_ids *= NUCLEUS_GROWTH
     if len(found) == 1:
         return found[0][1]

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import masking_utils
 
 from ..tokens.documents import Documents, find_documents
 from ..tokens.passes import PASS_COST, Pass, plan_passes
@@ -85,12 +88,14 @@ class TrunkPasses:
         pieces, places = [], []
         while queue:
             one = queue.popleft()
+            hidden = None
+            numbers = documents.document[one.members].unique()
             try:
                 hidden = self._run(trunk, one, device)
             except torch.cuda.OutOfMemoryError as error:
-                numbers = documents.document[one.members].unique()
                 if ranks is not None or len(numbers) == 1:
                     raise _out_of_memory(one, error) from error
+            if hidden is None:  # here the error, which holds activations, is gone
                 for half in reversed(numbers.tensor_split(2)):
                     queue.extendleft(plan(torch.zeros_like(needed).index_fill_(0, half, True)))
                 torch.cuda.empty_cache()
@@ -144,7 +149,8 @@ def hidden_states(
     }
     # use_cache=False: a cache would cost memory, and hides document borders from the mask code of
     # transformers.
-    output = trunk(**there, use_cache=False, return_dict=True)
+    with nullcontext() if "position_ids" in there else _one_document_per_row():
+        output = trunk(**there, use_cache=False, return_dict=True)
     if len(output) == 0:
         raise RuntimeError(
             "the prior's trunk, compiled, gives an empty output: torch 2.6 does this to models of "
@@ -152,6 +158,36 @@ def hidden_states(
             "(torch_compile) out, or take a newer torch"
         )
     return output[0]
+
+
+_REPLACED = threading.RLock()
+
+
+@contextmanager
+def _one_document_per_row() -> Iterator[None]:
+    """Tell transformers what it would find out itself: no row holds several documents.
+
+    To find out, it reads a number from the GPU, so the host waits. In a compiled trunk it does not
+    find out at all, makes a mask of all pairs of tokens, and so leaves FlashAttention unused.
+
+    No argument says so: a function of transformers is replaced during the pass. Passes of several
+    threads therefore wait for one another, so that the function is always put back.
+    """
+    name = "find_packed_sequence_indices"
+    with _REPLACED:
+        find = getattr(masking_utils, name, None)
+        if find is None:
+            yield
+            return
+        setattr(masking_utils, name, _find_none)
+        try:
+            yield
+        finally:
+            setattr(masking_utils, name, find)
+
+
+def _find_none(position_ids: Tensor) -> None:
+    """In place of `masking_utils.find_packed_sequence_indices`."""
 
 
 def can_pack(lm: Any, device: torch.device) -> bool:

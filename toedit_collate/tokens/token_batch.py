@@ -235,6 +235,15 @@ class TokenBatch:
                 "numbers in a (B, T) mask, or set drop_below=None and drop_above=None"
             )
         device, shape = self.output_device, self.input_ids.shape
+        if device.type == "cpu":  # one wait for all that the prior's device has
+            wanted = (
+                new_tokens,
+                selected,
+                sample_logprob,
+                *(() if dropped is None else (dropped,)),
+            )
+            new_tokens, selected, sample_logprob, *lost = fetch(*wanted)
+            dropped = lost[0] if lost else None
         counted = count_draws(send(new_tokens, device)) if new_tokens.dim() == 2 else None
         if counted is not None:
             new_tokens = most_drawn(counted)
@@ -265,9 +274,9 @@ class TokenBatch:
             "source": None,
         }
         if dropped is not None:
-            (lost,) = fetch(dropped)
-            if lost.any():
-                gone = torch.zeros_like(scored).index_put_((where,), lost)
+            (is_lost,) = fetch(dropped)
+            if is_lost.any():
+                gone = torch.zeros_like(scored).index_put_((where,), is_lost)
                 fields |= self._without(gone, fields, pad_id)
         return EditResult(
             **fields,

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..distributed import barrier, world_size
 from ..editing.edit import check_types, edit_batch
@@ -24,6 +25,7 @@ from ..tokens.protection import Protection
 from ..tokens.removal import shrink_other_keys
 from ..tokens.result import EditResult
 from ..tokens.token_batch import TokenBatch
+from ..transfer import send
 from .batch_keys import check_keys, other_input
 from .call_site import CallSite, Origin, Purpose
 from .drawn_loss import check_uses_drawn_labels
@@ -205,7 +207,11 @@ class BatchEditor:
         if self.on_edit is not None:
             self.on_edit(batch, edit.final)
         others = {name: value for name, value in batch.items() if name != "edit"}
-        return _with_edit(others, edit.final)
+        edited = _with_edit(others, edit.final)
+        if self.journal is not None:  # it edits on the host
+            at = batch["input_ids"].device
+            return {k: send(v, at) if isinstance(v, Tensor) else v for k, v in edited.items()}
+        return edited
 
     def _check(self, batch: dict[str, Any], site: CallSite) -> None:
         """Step 1: refuse what can't be edited."""
@@ -274,11 +280,13 @@ class BatchEditor:
         self.prior.take_prepared(origin.prepared or {})
         # Where rows may shrink, the other tensors of the batch shrink where they are, before all
         # move. And a journal reads on the host what was edited.
-        stays = self.policy.drops_tokens or self.journal is not None
+        where = None if self.policy.drops_tokens else device
+        if self.journal is not None:
+            where = torch.device("cpu")
         return TokenBatch.collated(
             batch,
             tokenizer=self.tokenizer or self.prior.tokenizer,
-            output_device=None if stays else device,
+            output_device=where,
             pad_to_multiple_of=origin.pad_to_multiple_of,
         )
 

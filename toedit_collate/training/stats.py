@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -35,7 +36,7 @@ class EditStats:
     def __init__(self) -> None:
         self._totals = dict.fromkeys(_SUMS, 0.0)
         self._pending: dict[str, Any] = {}  # on the device
-        self._events: list[tuple[Any, Any]] = []
+        self._events: deque[tuple[Any, Any]] = deque()  # oldest first
 
     def add(
         self, result: EditResult | None, num_tokens: Tensor | int, num_replayed: int = 0
@@ -90,6 +91,8 @@ class EditStats:
                 yield
                 end.record()
             self._events.append((begin, end))
+            while self._events and self._events[0][1].query():  # done: no need to keep it
+                self._count_seconds(*self._events.popleft())
         else:
             started = time.perf_counter()
             yield
@@ -101,11 +104,14 @@ class EditStats:
             for name, value in zip(self._pending, fetch(*self._pending.values()), strict=True):
                 self._totals[name] += float(value)
         self._pending.clear()
-        for begin, end in self._events:
+        while self._events:
+            begin, end = self._events.popleft()
             end.synchronize()
-            self._totals["seconds"] += begin.elapsed_time(end) / 1000
-        self._events.clear()
+            self._count_seconds(begin, end)
         return dict(self._totals)
+
+    def _count_seconds(self, begin: torch.cuda.Event, end: torch.cuda.Event) -> None:
+        self._totals["seconds"] += begin.elapsed_time(end) / 1000
 
     @property
     def batches(self) -> int:

@@ -1,0 +1,72 @@
+"""Prints how often the host waits for a batch on the pretend GPU, by policy, as JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+
+import pretend_gpu
+
+pretend_gpu.install()
+
+from conftest import likely_ids, make_llama, make_tokenizer  # noqa: E402
+
+from toedit_collate import (  # noqa: E402
+    DecisionCache,
+    EditPolicy,
+    Journal,
+    Prior,
+    ToEditCollator,
+    edit_tokens,
+)
+
+POLICIES = {
+    "paper": EditPolicy(),
+    "half": EditPolicy(threshold=0.5),
+    "full": EditPolicy(threshold=0.5, sampler="full", temperature=1.3),
+    "top_p": EditPolicy(threshold=0.5, sampler="top_p"),
+    "below": EditPolicy(region="below", threshold=0.1),
+    "all": EditPolicy(region="all"),
+    "distill": EditPolicy.distill(num_draws=4),
+    "drop_below": EditPolicy(threshold=0.5, drop_below=0.01),
+}
+
+
+def count(function) -> int:
+    function()  # measures the likely competitors
+    pretend_gpu.WAITS.clear()
+    function()
+    for place in pretend_gpu.WAITS:
+        print(place, file=sys.stderr)
+    return len(pretend_gpu.WAITS)
+
+
+def main() -> None:
+    ids = likely_ids(make_llama(), 6, 40)
+    prior = Prior(make_llama().cuda(), make_tokenizer())
+    found = {}
+
+    def of_collator(policy, **stores):
+        collator = ToEditCollator(prior, policy, base_collator=dict, **stores)
+        batches = iter([ids, ids if "cache" in stores else ids.flip(0).roll(3, 1)])
+
+        def step():
+            batch = next(batches)
+            return collator({"input_ids": batch, "labels": batch.clone()}).to("cuda")
+
+        return count(step)
+
+    for name, policy in POLICIES.items():
+        print(name, file=sys.stderr)
+        at_home = count(lambda policy=policy: edit_tokens(prior, ids, labels=ids, policy=policy))
+        found[name] = (of_collator(policy), at_home)
+    print("stores", file=sys.stderr)
+    found["cache"] = (of_collator(POLICIES["half"], cache=DecisionCache()), None)
+    with tempfile.TemporaryDirectory() as folder:
+        found["journal"] = (of_collator(POLICIES["half"], journal=Journal(folder)), None)
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
