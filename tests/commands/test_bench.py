@@ -122,6 +122,7 @@ def test_steps_train_on_edited_tokens(padded):
     assert not torch.equal(trainee.lm_head.weight, before)
 
 
+@pytest.mark.slow
 def test_training_leaves_the_prior_as_it_was(padded):
     pytest.importorskip("peft")
     model = padded.prior.model
@@ -264,6 +265,7 @@ def test_a_run_on_a_prior_and_text(real, tmp_path, capsys):
     assert "processor time" in printed
 
 
+@pytest.mark.slow
 def test_json_alone(real, capsys):
     argv = ["--prior", real[0], "--data", real[1], "--batch-size", "3", "--max-length", "16",
             "--rounds", "1", "--no-training", "--json", "-"]  # fmt: skip

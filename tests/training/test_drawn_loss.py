@@ -186,6 +186,7 @@ def test_a_head_with_an_adapter_uses_its_logits(tmp_path, tokenizer):
 
 
 @compiles
+@pytest.mark.slow
 def test_torch_compile(tmp_path, tokenizer):
     options = {"optim": "sgd", "torch_compile": True, "torch_compile_backend": "aot_eager"}
     plain = run(tmp_path, tokenizer, draws=N, optim="sgd")

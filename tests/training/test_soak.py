@@ -75,6 +75,7 @@ def told(slopes, num_batches):
     )
 
 
+@pytest.mark.slow
 def test_files_stay_flat(tmp_path):
     assert abs(soak(tmp_path, 200, samples=5)["descriptors"]) < 1e-9
 

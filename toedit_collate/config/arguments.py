@@ -381,7 +381,7 @@ def variant(text: str) -> EditPolicy | None:
 
     Example:
         >>> variant("reference_code,threshold=0.9").top_k, variant("none")
-        (64, None)
+        (8, None)
     """
     if text.strip() == "none":
         return None
