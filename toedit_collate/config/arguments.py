@@ -219,11 +219,8 @@ class DataArguments:
     held_out_limit: int | None = _optional("Measure on the first so many rows of each.")
 
     def __post_init__(self) -> None:
-        _ = (
-            self.held_out_sources,
-            self.columns,
-            self.sources,
-        )  # a wrong value is said before anything is loaded
+        # A wrong value is reported before anything is loaded.
+        _ = self.held_out_sources, self.columns, self.sources
         for name in ("dataset_limit", "held_out_limit"):
             value = getattr(self, name)
             if value is not None and value < 1:

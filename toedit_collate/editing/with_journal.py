@@ -70,9 +70,7 @@ def edit_with_journal(
     known = journal.look_up(keys, generation).known
     # A raw text may also be in an edited source, so its edit in the journal is not for it.
     raw = np.zeros(len(source.tokens), bool) if source.edit is None else ~source.edit.numpy()
-    is_new = ~known
-    is_new[is_new] = _any_in_document(source, ~raw)[is_new]
-    new = np.flatnonzero(is_new)
+    new = np.flatnonzero(~known & _any_in_document(source, ~raw))
     new = new[np.unique(keys[new], return_index=True)[1]]  # a batch may hold a document twice
     new.sort()
     texts = Texts.of(source.tokens.numpy(), documents.start.numpy())
