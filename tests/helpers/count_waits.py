@@ -7,12 +7,9 @@ import sys
 import tempfile
 
 import pretend_gpu
+from conftest import likely_ids, make_llama, make_tokenizer
 
-pretend_gpu.install()
-
-from conftest import likely_ids, make_llama, make_tokenizer  # noqa: E402
-
-from toedit_collate import (  # noqa: E402
+from toedit_collate import (
     DecisionCache,
     EditPolicy,
     Journal,
@@ -43,6 +40,7 @@ def count(function) -> int:
 
 
 def main() -> None:
+    pretend_gpu.install()
     ids = likely_ids(make_llama(), 6, 40)
     prior = Prior(make_llama().cuda(), make_tokenizer())
     found = {}
