@@ -22,6 +22,7 @@ def backward(
     label_smoothing: float = 0.0,
     kl_weight: float = 0.0,
     kl_beta: float = 0.0,
+    draws: Tensor | None = None,
     prior_hidden: Tensor | None = None,
     prior_head: Tensor | None = None,
     dtype: torch.dtype = torch.bfloat16,
@@ -40,6 +41,8 @@ def backward(
         label_smoothing: as in `torch.nn.functional.cross_entropy`.
         kl_weight: w.
         kl_beta: b.
+        draws: (B, T, K, 2) integers: ids and counts of labels that are made of many draws; `labels`
+            then only say where there is a loss. None: each label is one id.
         prior_hidden: (B, T, H'), of the prior's backbone; needed where w is not 0.
         prior_head: (V, H').
         dtype: of the matrix products, as `fast_dtype` has it; all else is in float32.
@@ -51,6 +54,11 @@ def backward(
     known = target != -100
     count = max(int(known.sum()), 1)
     flat = hidden[:, :-1][known]
+    drawn = target.new_ones(*target.shape, 1, 2) if draws is None else draws[:, 1:]
+    ids, counts = drawn[known].long().unbind(-1)
+    if draws is None:
+        ids = target[known].unsqueeze(-1)
+    shares = counts / counts.sum(-1, keepdim=True)
     gradient = torch.empty_like(flat, dtype=dtype)
     gradient_of_head = torch.zeros_like(head) if head.requires_grad else None
     soft = None
@@ -62,11 +70,12 @@ def backward(
         weight = head.to(dtype)
         pieces = zip(
             flat.to(dtype).split(_TOKENS_AT_ONCE),
-            target[known].split(_TOKENS_AT_ONCE),
+            ids.split(_TOKENS_AT_ONCE),
+            shares.split(_TOKENS_AT_ONCE),
             gradient.split(_TOKENS_AT_ONCE),
             strict=True,
         )
-        for place, (states, wanted, into) in enumerate(pieces):
+        for place, (states, chosen, share, into) in enumerate(pieces):
             logits = (states @ weight.T).float()
             every = logits.logsumexp(-1, keepdim=True)
             log_p = logits.sub_(every)
@@ -74,7 +83,7 @@ def backward(
             # parts the gradient of the logits is the softmax minus it.
             hard = (1 - kl_weight) * (1 - label_smoothing)
             even = (1 - kl_weight) * label_smoothing
-            total -= hard * log_p.gather(1, wanted[:, None]).sum().item()
+            total -= hard * (share * log_p.gather(1, chosen)).sum().item()
             if even:
                 total -= even * log_p.mean(-1).sum().item()
             if soft is not None and prior_head is not None:
@@ -85,7 +94,7 @@ def backward(
                 p.mul_(1 - kl_weight).add_(slopes, alpha=kl_weight)
             else:
                 p = log_p.exp_()
-            p.scatter_add_(1, wanted[:, None], p.new_full((len(wanted), 1), -hard))
+            p.scatter_add_(1, chosen, -hard * share)
             if even:
                 p.sub_(even / p.shape[1])
             slope = p.div_(count).to(dtype)

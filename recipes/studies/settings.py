@@ -103,6 +103,8 @@ class WorldSettings:
             random weights; None: training starts from the weights of the prior.
         trainee_before: what the trainee is trained on beforehand; None: nothing.
         prior_before: what the prior is trained on beforehand; None: nothing.
+        keep_layers: numbers of the prior's layers that such a trainee keeps; None: all of them.
+        prior_dtype: in which the prior computes its edits; "bfloat16" is faster for a large one.
         row_length: tokens of a row.
         train, validation, test: rows.
         others: further text to evaluate on, by name.
@@ -117,6 +119,8 @@ class WorldSettings:
     trainee: dict[str, Any] | None = None
     trainee_before: Pretraining | None = None
     prior_before: Pretraining | None = None
+    keep_layers: list[int] | None = None
+    prior_dtype: str = "float32"
     row_length: int = 256
     others: dict[str, Rows] = field(default_factory=dict)
     replay: Rows | None = None
@@ -135,7 +139,8 @@ class Study:
         seeds: of the runs that count.
         arms: ways of training, by name: the trials of each, of which the best on validation is run
             with all seeds. The others are compared with the first.
-        tuning_seed: of the trials, none of `seeds`.
+        tuning_seed: of the trials. They are chosen on the validation rows, and results are measured
+            on the test rows, so it may be one of `seeds` where runs are expensive.
         run: how each generation is trained.
         generations: how many models are trained one after the other; 0: the study has arms.
         policies: of the arms that edit over generations, by name.
@@ -155,11 +160,6 @@ class Study:
     fractions: list[float] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        if self.tuning_seed in self.seeds:
-            raise ValueError(
-                f"tuning_seed={self.tuning_seed} is one of seeds={self.seeds}: what was tuned on a "
-                "seed must be measured on others; take another"
-            )
         if bool(self.arms) == bool(self.generations):
             raise ValueError("a study has either arms or generations; write one of them")
 

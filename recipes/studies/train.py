@@ -77,7 +77,7 @@ def train(
             collator.set_epoch(epoch)
         total = 0.0
         for places in order:
-            ids, labels = _batch(collator, every, places, len(rows))
+            ids, labels, draws = _batch(collator, every, places, len(rows))
             states = None if soft is None else soft[places]
             if settings.on_policy and chance.random() < settings.on_policy:
                 given = TokenRows(ids, labels, rows.is_padded)
@@ -92,6 +92,7 @@ def train(
                 label_smoothing=settings.label_smoothing,
                 kl_weight=settings.kl_weight,
                 kl_beta=settings.kl_beta,
+                draws=draws,
                 prior_hidden=states,
                 prior_head=teacher,
                 dtype=fast_dtype(world.device),
@@ -159,8 +160,9 @@ def _collator(
             batch["attention_mask"] = (batch["input_ids"] != pad).long()
         return batch
 
-    # With the whole vocabulary as candidates, a cache would grow past all bounds.
-    cache = None if policy.sampler == "full" else world.cache
+    # Many draws are kept if they are made once; one of the whole vocabulary is not kept at all.
+    is_kept = policy.sampler != "full" or (policy.num_draws > 1 and policy.redraw == "never")
+    cache = world.cache if is_kept else None
     return ToEditCollator(
         prior, policy, base_collator=collate, tokenizer=world.tokenizer, cache=cache
     )
@@ -168,15 +170,23 @@ def _collator(
 
 def _batch(
     collator: ToEditCollator | None, every: TokenRows, places: list[int], num_own: int
-) -> tuple[Tensor, Tensor]:
-    """Tokens and labels of a step; rows that are replayed are not edited."""
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Tokens, labels and draws (of labels made of many) of a step; replayed rows stay as they are.
+
+    Raises:
+        ValueError: a step has replayed rows, and labels of many draws, which those lack.
+    """
     ids, labels = every.input_ids[places], every.labels[places]
     own = [n for n, place in enumerate(places) if place < num_own]
+    draws = None
     if collator is not None and own:
         edited = collator([places[n] for n in own])
         ids, labels = ids.clone(), labels.clone()
         ids[own], labels[own] = edited["input_ids"].cpu(), edited["labels"].cpu()
-    return ids, labels
+        draws = edited.get("draws")
+        if draws is not None and len(own) < len(places):
+            raise ValueError("replay can't be combined with num_draws > 1; leave one of them out")
+    return ids, labels, draws
 
 
 def _orders(

@@ -74,16 +74,18 @@ class World:
         self.cache = DecisionCache()
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._files: dict[str, TokenRows] = {}
+        self._hidden: dict[str, Tensor] = {}
 
     @cached_property
     def prior(self) -> Prior:
-        """The frozen prior, in float32."""
+        """The frozen prior."""
         return self.load_prior(str(self.prepared.get("prior", self.prior_name)))
 
     def load_prior(self, name: str) -> Prior:
-        """A prior of this world, in float32."""
+        """A prior of this world."""
+        dtype = getattr(torch, self.settings.prior_dtype)
         with quiet():
-            return Prior.from_pretrained(name, dtype=torch.float32, device=self.device)
+            return Prior.from_pretrained(name, dtype=dtype, device=self.device)
 
     def rows(self, wanted: Rows) -> TokenRows:
         """Some rows of a file.
@@ -113,6 +115,7 @@ class World:
             if self.settings.trainee is None or "trainee" in self.prepared:
                 name = str(self.prepared.get("trainee", self.prior_name))
                 model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
+                _keep_layers(model, self.settings.keep_layers)
             else:
                 config = AutoConfig.from_pretrained(self.prior_name, **self.settings.trainee)
                 model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
@@ -152,14 +155,18 @@ class World:
         write_json(path, {**there, **now})
 
     def hidden_of(self, rows: TokenRows) -> Tensor:
-        """What the prior's backbone gives for rows, (N, T, H) in bfloat16 or float32."""
+        """What the prior's backbone gives for rows, (N, T, H) in bfloat16 or float32; kept."""
+        key = _digest_of(rows)
+        if key in self._hidden:
+            return self._hidden[key]
         backbone: Any = self.prior.model.base_model
         parts = []
         with torch.no_grad(), fast_precision(self.device):
             for ids in rows.input_ids.to(self.device).split(_ROWS_AT_ONCE):
                 hidden = backbone(input_ids=ids, use_cache=False).last_hidden_state
                 parts.append(hidden.to(fast_dtype(self.device)))
-        return torch.cat(parts)
+        self._hidden = {key: torch.cat(parts)}
+        return self._hidden[key]
 
     def prior_of(self, model: nn.Module) -> Prior:
         """A copy of a model as a prior with this world's tokenizer."""
@@ -167,9 +174,7 @@ class World:
 
     def _digest(self, name: str) -> str:
         """Of the tokens themselves: text that is read in another way makes other runs."""
-        rows = self._file(name)
-        content = torch.stack([rows.input_ids, rows.labels]).numpy().tobytes()
-        return hashlib.sha256(content).hexdigest()[:16]
+        return _digest_of(self._file(name))
 
     def _file(self, name: str) -> TokenRows:
         """All rows of a file: documents one after another, or one conversation each, padded."""
@@ -196,3 +201,18 @@ class World:
             windows = torch.tensor(text[: len(text) // length * length]).view(-1, length)
             self._files[name] = TokenRows(windows, windows)
         return self._files[name]
+
+
+def _keep_layers(model: Any, numbers: list[int] | None) -> None:
+    if numbers is None:
+        return
+    layers = model.get_decoder().layers
+    model.get_decoder().layers = nn.ModuleList(layers[number] for number in numbers)
+    for place, layer in enumerate(model.get_decoder().layers):
+        layer.self_attn.layer_idx = place
+    model.config.num_hidden_layers = len(numbers)
+
+
+def _digest_of(rows: TokenRows) -> str:
+    content = torch.stack([rows.input_ids, rows.labels]).numpy().tobytes()
+    return hashlib.sha256(content).hexdigest()[:16]

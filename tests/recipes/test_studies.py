@@ -18,10 +18,11 @@ from studies.settings import Rows, RunSettings, read_study
 from studies.train import train
 from studies.writing import complete_rows, exact_match, write_rows
 
-from toedit_collate import Prior, edit_tokens
+from toedit_collate import Prior, edit_tokens, soft_cross_entropy
 from toedit_collate.config.policies import parse_policy
 from toedit_collate.config.precision import fast_precision
 from toedit_collate.errors import UnusableError
+from toedit_collate.tokens.result import count_draws
 
 STUDIES = sorted((Path(__file__).parents[2] / "recipes/studies").glob("*.yaml"))
 
@@ -89,6 +90,55 @@ def test_the_divergence_is_that_of_trl(beta):
     assert got == pytest.approx(wanted.item(), rel=0.02)
     for mine, trl in zip(gradients, (hidden.grad, head.grad), strict=True):
         assert (mine - trl).abs().max() < 0.02 * trl.abs().max()
+
+
+def test_labels_of_many_draws_have_the_loss_of_the_package():
+    torch.manual_seed(0)
+    hidden = torch.randn(2, 60, 16, requires_grad=True)
+    head = (torch.randn(50, 16) * 0.3).requires_grad_()
+    labels = torch.randint(0, 50, (2, 60))
+    labels[:, 5:9] = -100
+    draws = count_draws(torch.randint(0, 50, (120, 4))).view(2, 60, 4, 2)
+    got = backward(hidden, head, labels, draws=draws, dtype=torch.float32)
+    gradients = hidden.grad.clone(), head.grad.clone()
+    hidden.grad = head.grad = None
+    wanted = soft_cross_entropy(F.linear(hidden, head), draws, labels)
+    wanted.backward()
+    assert got == pytest.approx(wanted.item(), rel=2e-6)
+    for mine, plain in zip(gradients, (hidden.grad, head.grad), strict=True):
+        assert (mine - plain).abs().max() < 1e-5 * plain.abs().max()
+
+
+@pytest.mark.parametrize("policy", ["distill num_draws=4", "distill num_draws=4 redraw=never"])
+def test_many_draws_reach_the_loss(place, monkeypatch, policy):
+    from studies import train as module
+
+    world, seen = world_of(place), []
+
+    def sees(hidden, head, labels, **kwargs):
+        seen.append((labels, kwargs["draws"]))
+        return backward(hidden, head, labels, **kwargs)
+
+    monkeypatch.setattr(module, "backward", sees)
+    train(world, RunSettings(policy=policy, epochs=2, batch_rows=6), 0)
+    (labels, first), (_, second) = seen
+    assert first.shape == (*labels.shape, 4, 2)
+    assert (first[..., 1].sum(-1) == 4).all()
+    # Each epoch has the rows in another order.
+    first, second = (sorted(x.flatten(1).tolist()) for x in (first, second))
+    assert (first == second) == ("never" in policy)
+    with pytest.raises(ValueError, match="replay"):
+        train(world, RunSettings(policy=policy, epochs=1, replay=0.5), 0)
+
+
+def test_a_trainee_keeps_some_layers_of_the_prior(place):
+    world = world_of(place, trainee=None, keep_layers=[1], prior_dtype="bfloat16")
+    source, model = make_llama(3, initializer_range=0.1), world.new_trainee(0)
+    assert world.prior.model.dtype == torch.bfloat16
+    assert len(model.model.layers) == model.config.num_hidden_layers == 1
+    kept, own = source.model.layers[1].state_dict(), model.model.layers[0].state_dict()
+    assert all(torch.equal(kept[name], own[name]) for name in kept)
+    train(world, RunSettings(epochs=1), 0)
 
 
 def test_a_frozen_head_gets_no_gradient():
@@ -289,7 +339,7 @@ def seen_batches(world, settings, monkeypatch):
     seen, batch = [], module._batch
     monkeypatch.setattr(module, "_batch", lambda *a: seen.append((a[2], batch(*a))) or seen[-1][1])
     train(world, settings, 0)
-    return seen
+    return [(places, (ids, labels)) for places, (ids, labels, _) in seen]
 
 
 def test_rows_that_are_replayed_are_not_edited(place, monkeypatch):
@@ -503,7 +553,6 @@ def test_runs_of_tokens_that_were_made_in_another_way_are_not_taken(place, tmp_p
     ("change", "said"),
     [
         ({"arms": {"none": {"policy": "paper", "epoch": 3}}}, "did you mean epochs"),
-        ({"tuning_seed": 0}, "tuning_seed=0 is one of seeds"),
         ({"worlds": 3}, "did you mean world"),
         ({"run": {"learning_rat": 3}}, "did you mean learning_rate"),
     ],
