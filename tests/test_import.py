@@ -1,7 +1,11 @@
+import importlib.metadata
 import subprocess
 import sys
 
 import pytest
+
+import toedit_collate
+from toedit_collate.commands.main import main
 
 CODE = """
 import sys
@@ -21,10 +25,16 @@ def test_import_is_light(also, light):
 
 
 def test_public_names_are_there():
-    import toedit_collate
-
     assert set(toedit_collate.__all__) <= set(dir(toedit_collate))
     for name in toedit_collate.__all__:
         assert getattr(toedit_collate, name).__name__ == name
     with pytest.raises(AttributeError, match="no attribute 'Priors'"):
         _ = toedit_collate.Priors
+
+
+def test_the_version_is_that_of_the_installed_package(capsys):
+    installed = importlib.metadata.version("toedit_collate")
+    assert toedit_collate.__version__ == installed
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert capsys.readouterr().out == f"{installed}\n"

@@ -1,6 +1,7 @@
 """Token editing (ToEdit) of training batches, on the fly, by a frozen prior model."""
 
 import importlib
+import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -36,7 +37,6 @@ __all__ = [
     "self_edit",
     "soft_cross_entropy",
 ]
-__version__ = "0.1.0"
 
 # Imported when first asked for: torch takes seconds, in which Ctrl-C should already end the
 # `toedit` command in a line, and transformers' callbacks import PEFT and datasets where those are
@@ -61,6 +61,8 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return importlib.metadata.version(__name__)
     if name in _HOMES:
         value = getattr(importlib.import_module(_HOMES[name], __name__), name)
         globals()[name] = value
@@ -69,4 +71,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, "__version__"})

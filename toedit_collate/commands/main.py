@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 import sys
 from collections.abc import Sequence
 
@@ -51,6 +52,8 @@ def _make_parser() -> argparse.ArgumentParser:
         description="Token editing (ToEdit): a frozen prior resamples the tokens of training "
         "batches that it finds too easy.",
     )
+    version = importlib.metadata.version("toedit_collate")
+    parser.add_argument("--version", action="version", version=version)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     add_demo(commands)
     add_bench(commands)
