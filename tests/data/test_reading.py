@@ -184,6 +184,8 @@ def test_types_of_columns():
         ("x.jsonl.gz", gzip.compress(b"", mtime=0), r"it holds no rows; check the path"),
         ("x.jsonl", b'{"text": "a"}\n\xff\n', r"line 2 can't be read .*must be UTF-8"),
         ("x.jsonl", '{"text": "a"}'.encode("utf-16"), r"line 1 can't be read .*must be UTF-8"),
+        ("x.txt", "a b\n".encode("utf-16-le"), r"line 1 seems to be UTF-16.*must be UTF-8"),
+        ("x.csv", "text\na\n".encode("utf-16-be"), r"line 1 seems to be UTF-16.*must be UTF-8"),
         ("x.txt", "é".encode("latin-1"), r"line 1 can't be read .*must be UTF-8"),
         ("x.csv", "text\né".encode("cp1252"), r"line 2 can't be read .*must be UTF-8"),
         ("x.jsonl", b'{"text": "a"}\n{"text": "b', r"line 2 is not JSON \(Unterminated string"),
@@ -285,7 +287,7 @@ def test_what_is_no_source_is_refused(text):
 @pytest.mark.parametrize(
     "source",
     ["none.jsonl", "none.JSONL.GZ", "./none", "/none/none", "none one", "no*.jsonl", "C:\\a.jsonl",
-     "~/none.txt", "none.jsonl:train[:5]"],
+     "~/none.txt", "none.jsonl:train[:5]", "", ":x"],
 )  # fmt: skip
 def test_files_that_are_not_there(source, monkeypatch):
     monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: pytest.fail("asks the hub"))
@@ -293,6 +295,15 @@ def test_files_that_are_not_there(source, monkeypatch):
         open_data(source)
     with pytest.raises(UnusableError, match="there is no such file or folder; check the path"):
         load_rows(parse_source(source)[0])
+
+
+@pytest.mark.parametrize(
+    "source", ["s3://b/x.jsonl", "hf://datasets/a/b", "https://e.org/x.csv:train", "gs://b/x"]
+)
+def test_addresses_are_refused_by_name(source, monkeypatch):
+    monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: pytest.fail("asks the hub"))
+    with pytest.raises(UnusableError, match=r"addresses are not read; download the file"):
+        open_data(source)
 
 
 def test_what_is_neither_here_nor_on_the_hub(monkeypatch):

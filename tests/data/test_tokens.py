@@ -23,6 +23,7 @@ from toedit_collate.data import (
 )
 from toedit_collate.errors import UnusableError
 from toedit_collate.tokens.documents import find_documents
+from toedit_collate.tokens.token_batch import TokenBatch
 
 pytestmark = pytest.mark.usefixtures("no_bars")
 USER = [{"role": "user", "content": "the fox?"}]
@@ -299,6 +300,38 @@ def test_a_tokenizer_without_template(tmp_path):
     path.write_text(json.dumps({"messages": CHAT}))
     with pytest.raises(UnusableError, match="line 1 holds messages, and the tokenizer has no chat"):
         prepared(path, tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("columns", "documents"),
+    [
+        ({"attention_mask": [0, 1, 1, 1, 0]}, [[6, 7, 8]]),
+        ({"attention_mask": [1, 1, 2, 2, 0]}, [[5, 6], [7, 8]]),
+        ({"attention_mask": [1, 1, 0, 1, 1], "position_ids": [0, 1, 0, 0, 1]}, [[5, 6], [8, 9]]),
+        ({"position_ids": [0, 1, 2, 0, 1]}, [[5, 6, 7], [8, 9]]),
+        ({"attention_mask": [1, 1, 0, 1, 1]}, "line 1: attention_mask has a hole"),
+        ({"attention_mask": [True, True, False, False, False]}, [[5, 6]]),
+    ],
+)
+def test_masks_and_positions_mark_documents_as_in_training(tmp_path, columns, documents):
+    path = tmp_path / "x.jsonl"
+    path.write_text(json.dumps({"input_ids": [5, 6, 7, 8, 9], **columns}))
+    if isinstance(documents, str):
+        with pytest.raises(UnusableError, match=documents):
+            prepared(path, None)
+        return
+    assert [ids for ids, _ in prepared(path, None)] == documents
+    batch = {name: torch.tensor([value]) for name, value in columns.items()}
+    trained = TokenBatch.collated({"input_ids": torch.tensor([[5, 6, 7, 8, 9]]), **batch})
+    assert trained.documents.lengths == list(map(len, documents))
+
+
+@pytest.mark.parametrize("column", ["input_ids", "labels"])
+def test_true_is_no_token(tmp_path, column):
+    path = tmp_path / "x.jsonl"
+    path.write_text(json.dumps({"input_ids": [1, 1], column: [True, True]}))
+    with pytest.raises(UnusableError, match=rf"{column} of line 1 must be a list of whole numbers"):
+        prepared(path, None)
 
 
 @pytest.mark.parametrize(

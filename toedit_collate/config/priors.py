@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..data.demo_model import demo_model
+from ..data.demo_text import DEMO_MODELS
 from ..errors import UnusableError, first_line
 from ..prior.prior import Prior
 
@@ -34,6 +36,7 @@ def open_prior(
         UnusableError: it can't be loaded, or not be aligned.
     """
     said = said or f"--prior {name}:"
+    name = _folder_of(name)
     try:
         prior = Prior.from_pretrained(
             name, dtype=dtype, device=device, quantization=quantization, adapter=adapter,
@@ -79,9 +82,14 @@ def open_tokenizer(name: str, option: str) -> Any:
     try:
         if name.endswith(".json"):
             return PreTrainedTokenizerFast(tokenizer_file=name)
-        return AutoTokenizer.from_pretrained(name)
+        return AutoTokenizer.from_pretrained(_folder_of(name))
     except Exception as error:  # of many types
         raise UnusableError(
             f"{option} {name}: can't be loaded ({first_line(error)}); name a folder or a hub id "
             "with a tokenizer, or a tokenizer.json"
         ) from None
+
+
+def _folder_of(name: str) -> str:
+    """The folder of a demo model, as recipes name it; other names stay as they are."""
+    return str(demo_model(name)) if name in DEMO_MODELS else name

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..errors import UnusableError
+from ..errors import UnusableError, first_line
 from ..stores.journal import Texts, keys_of
 from ..stores.ragged import Array
+from ..tokens.documents import find_documents as find_documents_of_rows
 from .parsing import Row
 from .reading import Batch, Data
 from .tokens import SAVE, SFT_DEFAULTS, Preparation, per_token, row_labels, tokenize
@@ -80,7 +81,7 @@ def find_documents(data: Data, batch: Batch) -> Documents:
         assert tokens is not None
         if (tokens < 0).any():
             raise data.error(f"{name} has the token {tokens.min()} in input_ids; ids are from 0")
-        here, first = _documents_of_row(data, of, len(tokens), name)
+        here, first = _documents_of_row(data, of, tokens, name)
         ids.append(tokens)
         row.append(np.full(len(here), number))
         place.append(here)
@@ -93,8 +94,9 @@ def find_documents(data: Data, batch: Batch) -> Documents:
     return Documents(ids, rows[first], places, tokens, lengths, keys)
 
 
-def _documents_of_row(data: Data, row: Row, T: int, name: str) -> tuple[Array, Array]:
+def _documents_of_row(data: Data, row: Row, ids: Array, name: str) -> tuple[Array, Array]:
     """Places of the tokens that are no padding, and whether each is the first of its document."""
+    T = len(ids)
     first = np.zeros(T, bool)
     lengths = per_token(data, row, "seq_lengths", None, name)
     if lengths is not None:
@@ -104,15 +106,17 @@ def _documents_of_row(data: Data, row: Row, T: int, name: str) -> tuple[Array, A
             )
         first[(np.cumsum(lengths) - lengths)[lengths > 0]] = True
         return np.arange(T), first
-    mask = per_token(data, row, "attention_mask", T, name)
-    positions = per_token(data, row, "position_ids", T, name)
-    place = np.arange(T) if mask is None else np.flatnonzero(mask)
-    first = first[: len(place)]
-    first[:1] = True
-    if positions is not None:
-        # The rule by which training tells documents: see `tokens.documents.find_documents`.
-        first[1:] = np.diff(positions[place]) != 1
-    return place, first
+    columns = [per_token(data, row, n, T, name) for n in ("attention_mask", "position_ids")]
+    mask, positions = (None if c is None else torch.from_numpy(c)[None] for c in columns)
+    if (mask is None and positions is None) or not T:
+        first[:1] = True
+        return np.arange(T), first
+    try:
+        found = find_documents_of_rows(torch.from_numpy(ids)[None], mask, positions)
+    except ValueError as error:
+        raise data.error(f"{name}: {first_line(error)}") from None
+    first[found.start.numpy()] = True
+    return found.index.numpy(), first[: found.num_tokens]
 
 
 def labels_of(

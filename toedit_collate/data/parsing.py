@@ -95,6 +95,8 @@ def check_text(text: Any, name: str) -> None:
 def _lines(file: IO[bytes]) -> Lines:
     """The lines of UTF-8 text with their ends, and their numbers from 1."""
     for number, line in enumerate(file, 1):
+        if number == 1 and len(line) > 1 and not (any(line[::2]) and any(line[1::2])):
+            raise ValueError(f"line 1 seems to be UTF-16: {line[:40]!r}; the file must be UTF-8")
         try:
             yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
         except UnicodeDecodeError as error:

@@ -26,7 +26,9 @@ BATCH_SIZE = 64  # rows
 _RULES = 2  # of parsing: one more where files give other rows than before
 _SPLIT = re.compile(r"\w[\w.-]*(\[[^\]]*\])?")
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
-_PATH = re.compile(r"[./~\\]|[A-Za-z]:[\\/]|.*[*?]")  # how paths begin, and patterns
+_URL = re.compile(r"\w{2,}://")
+# How paths and addresses begin; patterns; and a name that is empty.
+_PATH = re.compile(r"[./~\\:]|[A-Za-z]:[\\/]|.*[*?]|\w{2,}://|$")
 
 
 @dataclass(frozen=True)
@@ -181,7 +183,7 @@ def is_local(name: str) -> bool:
 
 
 def _exists(name: str) -> bool:
-    return Path(name).exists() or bool(_glob(name))
+    return bool(name) and (Path(name).exists() or bool(_glob(name)))
 
 
 def _looks_local(text: str) -> bool:
@@ -233,9 +235,11 @@ class _Source:
             UnusableError: there is no such file, it is of no known kind, or files are of several.
         """
         path = Path(self.name)
-        if path.is_dir():
+        if self.name and path.is_dir():
             return {} if self.is_saved else self._files_of_folder()
-        found = [self.name] if path.exists() else _glob(self.name)
+        found = [self.name] if self.name and path.exists() else _glob(self.name)
+        if not found and _URL.match(self.name):
+            raise self.error("addresses are not read; download the file, or name a hub dataset")
         if not found and (_looks_local(self.name) or not _HUB_ID.fullmatch(self.name)):
             raise self.error("there is no such file or folder; check the path")
         if not all(Path(one).is_file() for one in found):  # a pipe would wait for a writer

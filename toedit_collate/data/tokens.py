@@ -431,7 +431,8 @@ def per_token(data: Data, row: Row, column: str, T: int | None, name: str) -> Ar
         return None
     try:
         numbers = np.asarray(value)
-        if numbers.ndim != 1 or (numbers.size and numbers.dtype.kind not in "iub"):
+        kinds = "iub" if "mask" in column else "iu"
+        if numbers.ndim != 1 or (numbers.size and numbers.dtype.kind not in kinds):
             raise TypeError
     except (TypeError, ValueError):
         raise data.error(
