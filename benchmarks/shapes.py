@@ -194,7 +194,7 @@ def shape_head(weight: Tensor) -> Tensor:
     size = spread * math.sqrt(D) / 4  # entries of the size of the others
     for rows, a in zip(weight.split(4096), along.split(4096), strict=True):
         free = rows.to(torch.float32, copy=True)
-        # A row of zeros (a padding id of tied embeddings) could not be told from its neighbours.
+        # A row of zeros (a padding id of tied embeddings) would equal its neighbours.
         blank = (~free.any(dim=-1)).nonzero().squeeze(-1)
         free[blank] = spread * torch.randn(len(blank), D, generator=generator).to(weight.device)
         free -= (free @ g).unsqueeze(-1) * g
@@ -291,7 +291,7 @@ def states_replaced(prior: Prior, states: Tensor | None) -> Iterator[None]:
 
 @torch.no_grad()
 def scored_states(inputs: Inputs, most: int) -> tuple[Tensor, Tensor]:
-    """The states behind up to `most` labelled tokens, (n, D), and the tokens, (n,)."""
+    """The states of up to `most` labelled tokens, (n, D), and the tokens, (n,)."""
     states, ids, found = [], [], 0
     for number in range(len(inputs.batches)):
         batch = inputs.on_device(number)

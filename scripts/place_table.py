@@ -198,7 +198,7 @@ def by_lightning(folder: pathlib.Path, edit: bool) -> dict[str, float]:
         accelerator="cpu", max_steps=STEPS, logger=False, enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
     )  # fmt: skip
-    # The same collator for both: Lightning's loops are told apart.
+    # The same collator for both: it recognises Lightning's loops.
     both = collator if edit else collator.base_collator
     trainer.fit(module, train, DataLoader(held_out, 2, collate_fn=both))
     trainer.validate(module, DataLoader(held_out, 2, collate_fn=both), verbose=False)

@@ -289,7 +289,7 @@ class SlowAligned:
         return ids[0] if ids else -1
 
     def table(self, covered):
-        """The first trainee token of `covered` and each id of the prior behind it."""
+        """The first trainee token of `covered` and each id of the prior after it."""
         if covered not in self._tables:
             self._tables[covered] = [
                 -1 if one is None else self.first(covered + one) for one in self.prior_bytes
@@ -302,7 +302,7 @@ class SlowAligned:
     def both_sides(self, ids):
         """The prior's tokens; where each begins; where each of the trainee's begins and ends.
 
-        A place is (number of special tokens so far, byte behind the last of them).
+        A place is (number of special tokens so far, byte after the last of them).
         """
         prior_ids, prior_begins, spans = [], [], []
         section, position = 0, 0

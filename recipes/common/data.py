@@ -97,7 +97,7 @@ def in_trl_format(rows: Any, data: DataArguments, tokenizer: Any, what: str) -> 
     columns = _columns(rows)
     renamed = {theirs: ours for ours, theirs in data.columns.items() if theirs in columns}
     if renamed:
-        # A column that stands in the way of a new name is not wanted.
+        # A column that already has the new name is removed.
         rows = rows.remove_columns(
             [n for n in renamed.values() if n in columns and n not in renamed]
         )

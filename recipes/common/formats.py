@@ -164,10 +164,10 @@ def conversation(turns: Sequence[Row] | None, role: str, content: str) -> list[M
     Args:
         turns: of one conversation.
         role: the key of who speaks.
-        content: the key of what is said.
+        content: the key of the message text.
 
     Raises:
-        ValueError: a role is unknown, or nothing is said.
+        ValueError: a role is unknown, or there is no message.
 
     Example:
         >>> turns = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]

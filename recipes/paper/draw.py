@@ -22,7 +22,7 @@ _BEFORE_TSNE = 50  # dimensions
 
 
 def _panels(sets: Sequence[Measured], *, height: float) -> Any:
-    """A panel for each set, three beside each other; those that are left over are empty."""
+    """One panel per set, three in a row; panels that are left over are empty."""
     columns = min(3, len(sets))
     figure, axes = new_figure(columns, -(-len(sets) // columns), width=4.6, height=height)
     for axis in axes[len(sets) :]:

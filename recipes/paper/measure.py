@@ -1,8 +1,8 @@
-"""One set of data, read once: everything that the report says of it.
+"""Measures one dataset in a single pass, for the report.
 
 Words:
     stratum: positions whose observed tokens have a P between two bounds. Some of each are looked at
-        closely, with the whole distribution, and stand for the others.
+        closely, with the whole distribution, and represent the others.
     bucket: one of 10,000 numbers that an n-gram is hashed to.
     concentration: the chance that two n-grams drawn from a set fall into one bucket, times the
         number of buckets: 1 if all are equally frequent.
@@ -228,7 +228,7 @@ def _add(
 class _Reservoir:
     """A sample in which each document of the set has the same chance to be.
 
-    A document that stands for two goes in with twice the chance (Efraimidis and Spirakis, 2006).
+    A document that represents two has twice the chance (Efraimidis and Spirakis, 2006).
     """
 
     def __init__(self, rng: random.Random) -> None:
@@ -242,7 +242,7 @@ class _Reservoir:
         return [one for _, _, one in sorted(self._heap, key=lambda entry: entry[1])]
 
     def offer(self, weight: int, one: Sampled) -> None:
-        """Perhaps keep a document, which stands for so many."""
+        """Perhaps keep a document that represents `weight` documents."""
         key = self._rng.random() ** (1 / weight)
         self._count += 1
         if len(self._heap) >= MAX_SAMPLED and key < self._heap[0][0]:

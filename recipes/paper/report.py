@@ -235,7 +235,7 @@ def write_report(
     }
     text = as_json(record)
     write_text(output / "report.json", text + "\n")
-    # On a screen, sets are columns: there are fewer of them than of what is said of each.
+    # On a screen, sets are columns: there are fewer sets than figures for each.
     shown = {**tables, "sets": [list(row) for row in zip(*tables["sets"], strict=True)]}
     shown["what_if"] = _whatif_of_sets(sets)
     numbers = {name: f"{name}.csv" if name in tables else None for name in drawn}

@@ -1,7 +1,7 @@
-"""Studies: does editing pay? Questions that are written down first, answered by small runs.
+"""Studies: does editing pay? Questions are written down first, then answered by small runs.
 
-A study is a YAML file: its question, what would count as yes, its arms and its budget stand in it
-before it is run. Words:
+A study is a YAML file. It states the question, what counts as yes, the arms and the budget before
+the first run. Words:
     arm: one way of training (a policy, or what people use instead of editing).
     trial: settings of an arm that are tried on the tuning seed; the best on validation is kept.
     world: the data, the prior and the trainee that all arms of a study share.

@@ -90,7 +90,7 @@ def frequency_deciles(counts: Tensor, num_groups: int = 10) -> Tensor:
     """Groups of token ids that have about equal mass in a text, the frequent ones first.
 
     Args:
-        counts: (V,) how often each id stands in the text.
+        counts: (V,) how often each id is in the text.
         num_groups: 10 for deciles.
 
     Returns:

@@ -239,7 +239,7 @@ def _optimizer(model: nn.Module, settings: RunSettings, num_steps: int) -> tuple
 
 
 def _add_dropout(model: nn.Module, probability: float) -> None:
-    """Dropout behind the embeddings and behind what each layer adds; Llama has none of its own."""
+    """Dropout after the embeddings and after the output of each layer; Llama has none."""
     if not probability:
         return
 

@@ -53,7 +53,7 @@ def complete_rows(model: nn.Module, rows: TokenRows, tokenizer: Any, *, sample: 
 def _complete(
     model: Any, ids: Tensor, labels: Tensor, ends: list[int], pad: int, sample: bool
 ) -> tuple[Tensor, Tensor]:
-    """Tokens and labels of completed rows, padded behind the end; no `ends`: rows of text."""
+    """Tokens and labels of completed rows, padded at the end; no `ends`: rows of text."""
     num_rows, length = ids.shape
     starts = (labels != -100).int().argmax(1).tolist() if ends else [length // _PROMPT] * num_rows
     longest = max(starts)

@@ -58,7 +58,7 @@ def expected(prior_folder, rows):
 
 
 def run(capsys, *argv):
-    """Exit status, and what was printed and said of errors."""
+    """Exit status, and what was printed to stdout and stderr."""
     capsys.readouterr()
     status = main([*map(str, argv)])
     printed = capsys.readouterr()

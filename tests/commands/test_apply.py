@@ -37,7 +37,7 @@ REMOVING = AGGRESSIVE.replace(drop_below=1e-3)
 
 
 def apply(capsys, *argv):
-    """Exit status, and what was printed and said of errors."""
+    """Exit status, and what was printed to stdout and stderr."""
     capsys.readouterr()
     status = main(["apply", *map(str, argv)])
     printed = capsys.readouterr()
@@ -413,7 +413,7 @@ class TestOutput:
 
     @pytest.mark.parametrize("output", ["out", "out.jsonl"])
     def test_text(self, tmp_path, capsys, prior_folder, real, output):
-        """Text is tokenized once, with an end token; its tokens are written beside it."""
+        """Text is tokenized once, with an end token; its tokens are written next to it."""
         texts = ["the quick brown fox jumps over the lazy dog", "a slow green turtle walks", "6"]
         data = write(tmp_path / "data.jsonl", [{"text": text, "n": 1} for text in texts])
         printed = applied(

@@ -1,6 +1,6 @@
 """Ctrl-C in every command: one line, the status of an interrupt, and nothing half-written.
 
-`toedit apply` and `toedit journal export` have tests of their own, beside what they write.
+`toedit apply` and `toedit journal export` have tests of their own, next to those of their output.
 """
 
 import json

@@ -37,7 +37,7 @@ CHAT = [{"role": "user", "content": "a"}]
 
 
 def toedit(capsys, *argv):
-    """Exit status, and what was printed and said of errors."""
+    """Exit status, and what was printed to stdout and stderr."""
     capsys.readouterr()
     status = main(["journal", *map(str, argv)])
     printed = capsys.readouterr()
@@ -425,14 +425,14 @@ def test_an_export_that_is_interrupted_leaves_nothing(journal, tmp_path, capsys,
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "expected"),
     [
         ("out", f"input_ids of line {BATCH_SIZE + 1} must be a list of whole numbers"),
         ("out.parquet", f"input_ids of line {BATCH_SIZE + 1} must be a list of whole numbers"),
         ("out.jsonl", f"input_ids of line {BATCH_SIZE + 1} must be a list of whole numbers"),
     ],
 )
-def test_an_export_that_meets_a_bad_row_leaves_nothing(journal, tmp_path, capsys, name, told):
+def test_an_export_that_meets_a_bad_row_leaves_nothing(journal, tmp_path, capsys, name, expected):
     rows = [{"input_ids": FIRST}] * BATCH_SIZE + [{"input_ids": "no list"}]
     data = write(tmp_path / "data.jsonl", rows)
     before = sorted(tmp_path.iterdir())
@@ -440,7 +440,7 @@ def test_an_export_that_meets_a_bad_row_leaves_nothing(journal, tmp_path, capsys
         capsys, "export", journal, "--data", data, "--output", tmp_path / name
     )
     assert status == 2
-    assert told in message
+    assert expected in message
     assert sorted(tmp_path.iterdir()) == before
 
 
@@ -867,9 +867,9 @@ def test_help_is_light_and_a_closed_pipe_is_no_error(journal):
     code = (
         "import sys, contextlib, io\n"
         "from toedit_collate.commands.main import main\n"
-        "with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()) as said:\n"
+        "with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()) as out:\n"
         "    main(['journal', 'export', '--help'])\n"
-        "assert 'train_dataset' in said.getvalue()\n"
+        "assert 'train_dataset' in out.getvalue()\n"
         "loaded = {'datasets', 'pyarrow', 'trl'} & set(sys.modules)\n"
         "if loaded: sys.exit(f'loaded: {loaded}')\n"
         f"sys.exit(main(['journal', 'show', {str(journal)!r}]))"

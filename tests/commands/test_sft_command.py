@@ -152,8 +152,10 @@ def test_a_typo_is_told_with_the_nearest_name(inputs, tmp_path, capsys, wrong, m
 def test_help_has_trls_options_and_ours(capsys):
     with pytest.raises(SystemExit, match="0"):
         main(["sft", "--help"])
-    told = capsys.readouterr().out
-    assert all(f"--{name}" in told for name in ("learning_rate", "edit_threshold", "dataset_name"))
+    help_text = capsys.readouterr().out
+    assert all(
+        f"--{name}" in help_text for name in ("learning_rate", "edit_threshold", "dataset_name")
+    )
 
 
 @pytest.mark.slow

@@ -44,7 +44,7 @@ def test_cache_may_be_true():
 
 
 @pytest.mark.parametrize(
-    ("section", "told"),
+    ("section", "message"),
     [
         ({"treshold": 0.9}, "'treshold' is no field; did you mean threshold?"),
         ({"threshold": "high"}, "threshold must be a number, got 'high'"),
@@ -58,8 +58,8 @@ def test_cache_may_be_true():
         (["paper"], "toedit must be a mapping"),
     ],
 )
-def test_what_is_wrong_is_said(section, told):
-    with pytest.raises(ValueError, match=told):
+def test_errors_say_what_is_wrong(section, message):
+    with pytest.raises(ValueError, match=message):
         read_section(section)
 
 
@@ -80,15 +80,15 @@ class TestAxolotl:
         assert done.returncode == 0, done.stderr[-2000:]
 
     @pytest.mark.parametrize(
-        ("config", "told"),
+        ("config", "message"),
         [
             ({"toedit": {"tresh": 1}}, "did you mean threshold"),
             ({}, "set adapter: lora"),
             ({"adapter": "lora", "rl": "kto"}, "rl: kto trains on something else"),
         ],
     )
-    def test_a_config_is_refused(self, config, told):
-        with pytest.raises(ValueError, match=told):
+    def test_a_config_is_refused(self, config, message):
+        with pytest.raises(ValueError, match=message):
             ToEditArgs.model_validate(config)
 
     def test_a_config_is_taken(self):
@@ -100,7 +100,7 @@ class TestAxolotl:
 
 class TestLlamaFactory:
     @pytest.mark.parametrize(
-        ("config", "told"),
+        ("config", "message"),
         [
             ({"stage": "sft"}, "no section toedit"),
             ({"toedit": {"tresh": 1}}, "did you mean threshold"),
@@ -109,8 +109,8 @@ class TestLlamaFactory:
             ({"toedit": {}, "use_mca": True}, "remove use_mca"),
         ],
     )
-    def test_a_config_is_refused(self, config, told):
-        with pytest.raises(UnusableError, match=told):
+    def test_a_config_is_refused(self, config, message):
+        with pytest.raises(UnusableError, match=message):
             read_config(config)
 
     def test_the_section_is_taken_out(self):

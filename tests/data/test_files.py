@@ -1,4 +1,4 @@
-"""What is written is whole or is not there; what a user can mend is said in one line."""
+"""What is written is whole or is not there; what a user can fix is reported in one line."""
 
 from __future__ import annotations
 
@@ -59,19 +59,19 @@ def test_numbers_that_json_lacks_are_null(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("error", "status", "said"),
+    ("error", "status", "message"),
     [
         (UnusableError("--x 1: no"), 2, "toedit x: error: --x 1: no\n"),
         (OSError(28, "No space left on device", "f"), 2, "toedit x: error: [Errno 28] No space"),
     ],
 )
-def test_a_line_and_a_status(capsys, error, status, said):
+def test_a_line_and_a_status(capsys, error, status, message):
     def fails():
         raise error
 
     assert run_guarded("toedit x", fails) == status
     printed = capsys.readouterr().err
-    assert printed.startswith(said)
+    assert printed.startswith(message)
     assert "Traceback" not in printed
 
 

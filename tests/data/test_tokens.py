@@ -358,8 +358,8 @@ def test_which_columns_decide(row, form):
     ],
 )
 def test_nothing_is_said_of_documents_longer_than_the_model_takes(monkeypatch, row):
-    said = []
-    monkeypatch.setattr(tokenization_utils_base.logger, "warning", lambda *a, **_: said.append(a))
+    logged = []
+    monkeypatch.setattr(tokenization_utils_base.logger, "warning", lambda *a, **_: logged.append(a))
     for is_ours in (True, False):
         tokenizer = make_tokenizer()
         tokenizer.model_max_length = 16
@@ -368,4 +368,4 @@ def test_nothing_is_said_of_documents_longer_than_the_model_takes(monkeypatch, r
             assert len(next(examples(data, tokenizer)).ids) > 16
         else:
             tokenizer(LONG)
-        assert bool(said) is not is_ours
+        assert bool(logged) is not is_ours

@@ -1,4 +1,4 @@
-"""Bad input gets an error that names the argument, the value seen and the mend."""
+"""Bad input gets an error that names the argument, the value seen and the fix."""
 
 import pytest
 import torch

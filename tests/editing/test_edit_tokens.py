@@ -122,7 +122,7 @@ def test_layouts_match_the_reference(prior, ids, layout, name):
 
 
 def in_numbers(documents):
-    """Packed documents and padding behind them, told by the mask alone."""
+    """Packed documents and padding after them, known by the mask alone."""
     ids = torch.cat([*documents, torch.full((3,), 2)]).unsqueeze(0)
     numbers = [torch.full((len(d),), n) for n, d in enumerate(documents, 1)]
     return {"input_ids": ids, "attention_mask": torch.cat([*numbers, torch.zeros(3)])[None].long()}

@@ -1,4 +1,4 @@
-"""Any batch, any policy: `edit_tokens` beside the slow reference, and each way around it beside it.
+"""Any batch and policy: `edit_tokens` against the reference, other paths against `edit_tokens`.
 
 A few cases in the normal suite; thousands with `pytest -m slow`.
 """

@@ -164,7 +164,7 @@ def test_what_an_earlier_generation_removed_can_stand_in_no_source(ids, labels, 
 
 
 def test_every_token_is_drawn_from_the_priors_distribution(prior):
-    """Many draws at one position: shares beside probabilities."""
+    """Many draws at one position: shares compared with probabilities."""
     document = likely_ids(prior.model, 1, 4, seed=3)[0].tolist()
     draws = []
     for epoch in range(400):

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 @st.composite
 def batches(draw):
-    """A batch of documents: padded on either side, or packed, told by positions or by the mask."""
+    """A batch of documents: padded on either side, or packed by positions or by the mask."""
     B = draw(st.integers(1, 4))
     T = draw(st.integers(1, 12))
     ids = torch.arange(1, B * T + 1).view(B, T)

@@ -1,4 +1,4 @@
-"""An edit beside the slow reference's."""
+"""Compares an edit with the slow reference's."""
 
 import reference
 import torch

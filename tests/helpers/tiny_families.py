@@ -1,6 +1,6 @@
 """Tiny configurations of the model families of transformers, for `test_all_families`.
 
-Sizes are set by the names of a configuration's fields; what that does not make stands in OVERRIDES.
+Sizes are set by the names of a configuration's fields; OVERRIDES has the rest.
 """
 
 import dataclasses

@@ -101,7 +101,7 @@ def test_candidates_are_the_priors_most_probable_tokens(prior):
         logits = prior.model(input_ids=torch.tensor([document.ids])).logits[0].double()
         for place, found in document.candidates.items():
             p = logits[place - 1].softmax(-1)
-            p[len(prior.tokenizer) :] = 0  # the vocabulary's padding stands for no text
+            p[len(prior.tokenizer) :] = 0  # the vocabulary's padding has no text
             best = p.topk(5)
             assert [token for token, _ in found] == best.indices.tolist()
             assert [chance for _, chance in found] == pytest.approx(best.values.tolist(), rel=1e-3)

@@ -1,4 +1,4 @@
-"""What a token stands for to a reader."""
+"""What kind of text a token is."""
 
 import numpy as np
 import pytest

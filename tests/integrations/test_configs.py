@@ -94,7 +94,7 @@ def test_axolotl(place):
 
 
 def test_axolotls_own_check_takes_the_config_as_it_is(monkeypatch):
-    """As it stands, with nothing changed; for a card that has bfloat16."""
+    """The file with no change; for a card that has bfloat16."""
     pytest.importorskip("axolotl", reason="Axolotl is not installed here")
     from axolotl.cli.config import prepare_plugins
     from axolotl.utils.config import validate_config

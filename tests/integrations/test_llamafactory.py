@@ -131,7 +131,7 @@ def test_training_rows_are_edited_and_evaluation_rows_are_not(inputs, tmp_path, 
 
 
 def test_neat_packing(inputs, tmp_path):
-    """A 4-D mask, beside positions that tell the documents of a row apart."""
+    """A 4-D mask, with positions that separate the documents of a row."""
     seen = train(inputs, tmp_path, **LORA, neat_packing=True, flash_attn="sdpa")
     assert seen.trained
     assert count_unedited(seen.trained, inputs) == 0

@@ -140,12 +140,12 @@ def test_coverage_and_warnings(prior):
     varied = [{"input_ids": one.tolist()} for one in likely_ids(make_llama(), 40, 40, seed=1)]
     same = [{"input_ids": [7, 8, 9, 10] * 10}] * 40
     first = measure_set(prior, varied, name="varied")
-    said = warnings_of([first, measure_set(prior, same, name="same"), first])
+    warned = warnings_of([first, measure_set(prior, same, name="same"), first])
     assert any(
-        s.startswith("same is over-concentrated compared with varied: two tokens") for s in said
+        s.startswith("same is over-concentrated compared with varied: two tokens") for s in warned
     )
-    assert any(s.startswith("same covers ") for s in said)
-    assert not [s for s in said if s.startswith("varied")]
+    assert any(s.startswith("same covers ") for s in warned)
+    assert not [s for s in warned if s.startswith("varied")]
 
 
 def test_entropy_and_index_of_nothing():

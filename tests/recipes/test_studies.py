@@ -550,15 +550,15 @@ def test_runs_of_tokens_that_were_made_in_another_way_are_not_taken(place, tmp_p
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"arms": {"none": {"policy": "paper", "epoch": 3}}}, "did you mean epochs"),
         ({"worlds": 3}, "did you mean world"),
         ({"run": {"learning_rat": 3}}, "did you mean learning_rate"),
     ],
 )
-def test_a_mistake_in_a_study_is_named(place, change, said):
-    with pytest.raises(UnusableError, match=said):
+def test_a_mistake_in_a_study_is_named(place, change, message):
+    with pytest.raises(UnusableError, match=message):
         read_study(arms_file(place, "wrong", **change))
 
 
@@ -582,8 +582,8 @@ def test_the_script_runs_a_study(place, tmp_path, monkeypatch, capsys):
     words = ["run.py", "--study", path, "--prior", place / "prior", "--data", place]
     monkeypatch.setattr(sys, "argv", [str(w) for w in (*words, "--output", tmp_path)])
     runpy.run_path(str(STUDIES[0].parent / "run.py"), run_name="__main__")
-    said = capsys.readouterr().out
-    assert said.startswith("Is it so?")
-    assert "| P >= 0.01 | " in said
-    assert (tmp_path / "script.md").read_text().strip() in said
+    printed = capsys.readouterr().out
+    assert printed.startswith("Is it so?")
+    assert "| P >= 0.01 | " in printed
+    assert (tmp_path / "script.md").read_text().strip() in printed
     assert {path.suffix for path in tmp_path.glob("script.*")} == {".md", ".json", ".png", ".svg"}

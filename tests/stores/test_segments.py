@@ -202,7 +202,7 @@ class TestLock:
 
 
 def ended(code, *arguments):
-    """A process that ends: its status, and what it said."""
+    """A process that ends: its status, and what it printed."""
     tests = pathlib.Path(__file__).parents[1]
     paths = os.pathsep.join(map(str, (tests, tests / "helpers", tests / "stores", tests.parent)))
     done = subprocess.run(
@@ -213,7 +213,7 @@ def ended(code, *arguments):
 
 
 class TestEndOfAProcess:
-    """What can't be written is said in one line, and leaves no traceback at exit."""
+    """What can't be written is reported in one line, and leaves no traceback at exit."""
 
     FULL = """
         import sys
@@ -234,17 +234,17 @@ class TestEndOfAProcess:
     """
 
     @pytest.mark.parametrize(
-        ("store", "said"),
+        ("store", "message"),
         [(JOURNAL, "the last edits of 1 documents are not in the journal, which can't be written: "
                    ".*No space left on device"),
          (CACHE, "can't be written .*No space left on device.*keeps it in memory")],
         ids=["journal", "cache"],
     )  # fmt: skip
-    def test_on_a_full_disk(self, tmp_path, store, said):
+    def test_on_a_full_disk(self, tmp_path, store, message):
         code = textwrap.dedent(self.FULL) + textwrap.dedent(store)
         status, error = ended(code, tmp_path / "store")
         assert status == 0
-        assert re.search(said, error)
+        assert re.search(message, error)
         assert "Traceback" not in error
         assert "Exception ignored" not in error
         assert not [p for p in (tmp_path / "store").rglob("*") if "safetensors" in p.name]

@@ -17,7 +17,7 @@ TEXTS = torch.randint(5, 64, (6, 40), generator=torch.Generator().manual_seed(0)
 
 
 def faults(files, number, generator):
-    """Damage the files one at a time, and mend them; yields what was done."""
+    """Damage the files one at a time, and repair them; yields what was done."""
     whole = {path: path.read_bytes() for path in files}
     sizes = np.array([len(content) for content in whole.values()])
     for n in range(number):
@@ -77,7 +77,7 @@ def test_no_fault_of_a_journal_goes_unnoticed(tmp_path, number, capsys):
             replayed = [journal.replay(text, 2) for text in TEXTS.tolist()]
         except DamagedFileError:
             counts["noticed"] += 1
-            # Each is told by the command, too; it takes long.
+            # The command reports each, too, but takes long.
             if counts["noticed"] % 50 == 1:
                 assert main(["journal", "verify", str(tmp_path)]) == 1
         else:

@@ -249,7 +249,7 @@ class TestDocuments:
         assert shown[0] == "<s>"
         assert shown[-1] == "</s>"
         assert not any("im_" in token for token in shown)
-        # A prefix is put at the beginning of the text, not behind a marker in its middle.
+        # A prefix is put at the beginning of the text, not after a marker in its middle.
         assert pair.prior.decode(found.prior_tokens[1:-1].tolist()) == b" user\nthe foxthe dog"
         assert (found.begin[pair.trainee.lengths[ids] < 0] == -1).all()
 

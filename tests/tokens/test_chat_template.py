@@ -18,8 +18,8 @@ from toedit_collate.tokens.chat_template import ChatPatterns, special_token_ids
 from toedit_collate.tokens.documents import find_documents
 from toedit_collate.tokens.protection import Protection
 
-# Among them contents that begin and end as templates do, so that tokens reach over the border.
-_SAID = (
+# Among them texts that begin and end as templates do, so that tokens reach over the border.
+_TEXTS = (
     "the quick brown fox",
     "under\nthe old mill.",
     "  past the sea",
@@ -62,7 +62,7 @@ def sentencepiece(style):
         vocab_size=600, special_tokens=["<unk>", "<s>", "</s>"], show_progress=False,
         initial_alphabet=[chr(i) for i in range(33, 127)],
     )  # fmt: skip
-    raw.train_from_iterator([*_SAID, "user assistant system tool Instruction Response"], trainer)
+    raw.train_from_iterator([*_TEXTS, "user assistant system tool Instruction Response"], trainer)
     raw.add_tokens([f"<0x{i:02X}>" for i in range(256)])
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=raw, unk_token="<unk>", bos_token="<s>", eos_token="</s>",
@@ -73,10 +73,10 @@ def sentencepiece(style):
 
 
 def conversations():
-    said = itertools.cycle(_SAID)
+    texts = itertools.cycle(_TEXTS)
 
     def talk(*roles):
-        return [{"role": role, "content": next(said)} for role in roles]
+        return [{"role": role, "content": next(texts)} for role in roles]
 
     yield talk("user", "assistant", "user", "assistant"), {}
     yield talk("system", "user", "assistant", "user", "assistant"), {}
@@ -86,7 +86,7 @@ def conversations():
     (question, answer), results = talk("user", "assistant"), talk("tool", "tool")
     for result in results:
         result.update(name="find_ship", tool_call_id="abcdefghi")
-    for number, extra in ((1, {}), (2, {"content": next(said)})):
+    for number, extra in ((1, {}), (2, {"content": next(texts)})):
         asking = {"role": "assistant", "tool_calls": [_CALL] * number, **extra}
         yield [question, asking, *results[:number], answer], {}
     yield talk("user", "assistant"), {"tools": [_TOOL]}
@@ -109,20 +109,20 @@ def strings(value):
         yield from strings(one)
 
 
-def contents(messages, options):
+def texts(messages, options):
     """All that a conversation and its options say, and not the template."""
-    said = [v for m in messages for name, v in m.items() if name not in ("role", "tool_calls")]
+    texts = [v for m in messages for name, v in m.items() if name not in ("role", "tool_calls")]
     calls = [m.get("tool_calls", []) for m in messages]
     data = [calls, json.dumps(_TOOL), options.get("documents", [])]
-    found = [*strings(said), *strings(data), options.get("effort", "")]
+    found = [*strings(texts), *strings(data), options.get("effort", "")]
     of_schema = {"", "function", "object", "string"}
     return {*found, *(text.strip() for text in found), "harbour"} - of_schema
 
 
-def expected(text, offsets, said):
-    """Which tokens have a character that nobody said; None where that is a matter of taste."""
+def expected(text, offsets, texts):
+    """Which tokens have a character that no message has; None where that is a matter of taste."""
     free = [True] * len(text)
-    for one in sorted(said, key=len, reverse=True):
+    for one in sorted(texts, key=len, reverse=True):
         for match in re.finditer(re.escape(one), text):
             free[match.start() : match.end()] = [False] * len(one)
     schema = text.find(json.dumps(_TOOL))
@@ -156,7 +156,7 @@ def test_what_a_template_writes_is_protected_and_nothing_else(style, make):
         tried += 1
         encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
-        right = expected(text, offsets, contents(messages, options))
+        right = expected(text, offsets, texts(messages, options))
         for (begin, end), is_written, found in zip(
             offsets, right, protected(tokenizer, ids), strict=True
         ):
@@ -179,7 +179,7 @@ def test_any_day_and_any_locale_give_the_same(monkeypatch):
             return self.text
 
     monkeypatch.setattr(chat_template_utils, "datetime", Day)
-    said = [{"role": "user", "content": "the fox"}, {"role": "assistant", "content": "jumps"}]
+    texts = [{"role": "user", "content": "the fox"}, {"role": "assistant", "content": "jumps"}]
     for style in ("llama", "granite"):
         found = set()
         for text in ("02 Jan 2026", "31. Dezember 2025", "2\u5e741\u6708"):
@@ -187,7 +187,7 @@ def test_any_day_and_any_locale_give_the_same(monkeypatch):
             tokenizer = make_tokenizer()
             tokenizer.add_special_tokens({"additional_special_tokens": SPECIAL})
             tokenizer.chat_template = STYLES[style]
-            ids = tokenizer.apply_chat_template(said, return_dict=True)["input_ids"]
+            ids = tokenizer.apply_chat_template(texts, return_dict=True)["input_ids"]
             free = [i for i, kept in zip(ids, protected(tokenizer, ids), strict=True) if not kept]
             assert tokenizer.decode(free) == "the foxjumps", text
             found.add(ChatPatterns.of(tokenizer))
@@ -227,8 +227,11 @@ def test_a_line_feed_that_a_message_has_taken_in_is_the_templates():
     """The template's and the message's are one token, or three: none may be lost."""
     for make in (byte_level, sentencepiece):
         tokenizer = make("chatml")
-        said = [{"role": "user", "content": "\n\nthe fox"}, {"role": "assistant", "content": "\n"}]
-        text = tokenizer.apply_chat_template(said, tokenize=False)
+        texts = [
+            {"role": "user", "content": "\n\nthe fox"},
+            {"role": "assistant", "content": "\n"},
+        ]
+        text = tokenizer.apply_chat_template(texts, tokenize=False)
         encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         feed = text.index("user\n") + 4
         kept = protected(tokenizer, encoded["input_ids"])

@@ -81,8 +81,8 @@ def test_no_tokens_get_no_draws():
 def test_a_document_has_the_same_draws_beside_any_other():
     document, other = [5, 6, 7, 8], [9, 5]
     (alone,) = draws([document])
-    _, beside = draws([other, document])
-    assert np.array_equal(alone, beside)
+    _, together = draws([other, document])
+    assert np.array_equal(alone, together)
 
 
 @pytest.mark.parametrize(

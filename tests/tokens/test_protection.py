@@ -20,14 +20,14 @@ def render(tokenizer, *messages):
 
 def test_only_what_people_say_is_edited(chat_prior, tokenizer):
     """The markers of the template stay, word for word: `<|im_start|>user` and the line feed."""
-    said = ("the river runs past user", "under\nthe old mill", "to the sea", "the wind waits")
+    contents = ("the river runs past user", "under\nthe old mill", "to the sea", "the wind waits")
     roles = ("user", "assistant", "user", "assistant")
-    text, ids = render(tokenizer, *zip(roles, said, strict=True))
+    text, ids = render(tokenizer, *zip(roles, contents, strict=True))
     result = edit_tokens(chat_prior, ids, policy=ALL)
     encoded = tokenizer(text, return_offsets_mapping=True, add_special_tokens=False)
     inside = torch.zeros(len(text), dtype=torch.bool)
     start = 0
-    for content in said:
+    for content in contents:
         start = text.index(content, start)
         inside[start : start + len(content)] = True
         start += len(content)

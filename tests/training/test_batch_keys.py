@@ -1,4 +1,4 @@
-"""Keys that an edit would leave behind are refused; keys that it can't hurt are not."""
+"""Keys that an edit would make wrong are refused; other keys are not."""
 
 import logging
 
@@ -60,5 +60,5 @@ def test_images_beside_the_text_are_said_once(caplog):
     collator = ToEditCollator(PRIOR, AGGRESSIVE, base_collator=lambda _: dict(batch))
     for _ in range(2):
         collator([1]).to("cpu")
-    (said,) = [record.message for record in caplog.records]
-    assert "has 'pixel_values', which the prior is not given" in said
+    (logged,) = [record.message for record in caplog.records]
+    assert "has 'pixel_values', which the prior is not given" in logged

@@ -276,7 +276,7 @@ SOURCES = {
 }
 
 
-# A Trainer that does not know how long a stream is can't resume it behind its first epoch.
+# A Trainer that does not know how long a stream is can't resume it after its first epoch.
 @pytest.mark.parametrize(
     ("source", "interrupted_at"),
     [("map", 3), ("map", 8), ("map", 11), ("stream", 3), ("dispatched stream", 3)],

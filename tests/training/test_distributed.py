@@ -104,13 +104,13 @@ def test_a_stream_that_each_rank_reads(ranks, alone):
 
 
 def test_the_dispatching_loader_is_refused(run, ranks):
-    mend = 'accelerator_config={"dispatch_batches": False}'
+    fix = 'accelerator_config={"dispatch_batches": False}'
     for rank in ranks:
-        assert mend in rank["dispatched"]["error"]
+        assert fix in rank["dispatched"]["error"]
     _, done = run
     assert done.returncode != 0
     assert "ValueError: accelerate's dispatching loader" in done.stderr
-    assert mend in done.stderr
+    assert fix in done.stderr
 
 
 @pytest.mark.parametrize("more", ["", ", checkpointing"])

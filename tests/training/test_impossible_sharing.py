@@ -43,7 +43,7 @@ UNSWAPPABLE = {
 
 
 def picture(model):
-    """All that an adapter for the prior could have left behind."""
+    """All that an adapter for the prior could have left."""
     return (
         [(name, id(module), module.training) for name, module in model.named_modules()],
         [(name, id(weight), weight.requires_grad) for name, weight in model.named_parameters()],

@@ -1,4 +1,4 @@
-"""Lightning's loops are told apart as the Trainer's are: one collator for all of its loaders."""
+"""The collator recognises Lightning's loops: one collator for all loaders."""
 
 import pytest
 import torch

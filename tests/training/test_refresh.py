@@ -223,7 +223,7 @@ def test_training_is_undisturbed_bit_for_bit(tmp_path, tokenizer, kind, refresh)
     assert swapped["losses"] == without["losses"]
     assert torch.equal(swapped["random"], without["random"])
     assert swapped["trained"] == without["trained"]
-    # A shared prior's snapshot stands in the trainee's model, frozen.
+    # A shared prior's snapshot is in the trainee's model, frozen.
     frozen = {name for name in swapped["grads"] if ".toedit_prior." in name}
     assert bool(frozen) == (kind == "shared")
     assert not any(swapped["grads"].pop(name) for name in frozen)

@@ -219,9 +219,9 @@ class TestRefusals:
     def test_a_checkpoint_without_our_state_is_warned_of(self, tmp_path, caplog):
         stop_at(tmp_path, "full, never", 4, way=None, journal=False)
         resumed = self.resume(tmp_path, "full, never")
-        said = [r.getMessage() for r in caplog.records if r.name == "toedit_collate"]
+        logged = [r.getMessage() for r in caplog.records if r.name == "toedit_collate"]
         expected = "checkpoint at step 4 was not written with ToEditCallback"
-        assert len([message for message in said if expected in message]) == 1
+        assert len([message for message in logged if expected in message]) == 1
         assert len(resumed["rows"]) == 2 * (STEPS - 4)
 
 

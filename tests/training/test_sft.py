@@ -175,7 +175,7 @@ def test_evaluation_is_never_edited(tmp_path, tokenizer, name):
     }  # fmt: skip
     plain, _, _ = run(tmp_path, tokenizer, name, **settings)
     trainer, _, collator = run(tmp_path, tokenizer, name, "attach", **settings)
-    # TRL's running count of trained tokens is logged beside an evaluation; it is not of it.
+    # TRL's running count of trained tokens is logged with an evaluation, but does not belong to it.
     logged, expected = (numbers_logged(each, "eval_") for each in (trainer, plain))
     assert len(logged) > 1
     assert logged == expected

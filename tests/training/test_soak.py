@@ -59,7 +59,7 @@ def soak(folder, num_batches, samples):
             journal.refresh()
             cache.flush()
             cache.refresh()
-        if step % 1000 == 99:  # leaves a few ints of safetensors behind: see `read_segment`
+        if step % 1000 == 99:  # safetensors keeps a few ints: see `read_segment`
             DecisionCache(folder / "cache").prior()
         if step % every == every - 1:
             found.append(look())
@@ -69,7 +69,7 @@ def soak(folder, num_batches, samples):
     return {name: np.polyfit(steps, [one[name] for one in late], 1)[0] for name in late[0]}
 
 
-def told(slopes, num_batches):
+def format_slopes(slopes, num_batches):
     return f"\n{num_batches} batches, more per batch: " + ", ".join(
         f"{value:+.5f} {name}" for name, value in slopes.items()
     )
@@ -84,7 +84,7 @@ def test_files_stay_flat(tmp_path):
 def test_memory_and_files_stay_flat(tmp_path, capsys):
     slopes = soak(tmp_path, 50_000, samples=100)
     with capsys.disabled():
-        print(told(slopes, 50_000))
+        print(format_slopes(slopes, 50_000))
     assert abs(slopes["descriptors"]) < 1e-9
     # Anything that is kept of a batch, or of a refresh every 20 of them, would be more.
     assert slopes["allocated blocks"] < 0.2

@@ -251,9 +251,9 @@ class TestVocabularies:
         trainer, _ = make_trainer(tmp_path, tokenizer, way="callback", prior=prior)
         with caplog.at_level(logging.WARNING, "toedit_collate"):
             trainer.train()
-        said = [r.message for r in caplog.records if "prior's perplexity" in r.message]
-        assert len(said) == 1
-        assert "guessing among its 320 ids" in said[0]
+        logged = [r.message for r in caplog.records if "prior's perplexity" in r.message]
+        assert len(logged) == 1
+        assert "guessing among its 320 ids" in logged[0]
 
 
 def test_a_perplexity_above_the_vocabulary_is_said_of_a_plain_loop_too(tokenizer, caplog):
@@ -261,8 +261,8 @@ def test_a_perplexity_above_the_vocabulary_is_said_of_a_plain_loop_too(tokenizer
     for _ in range(2):
         collator([{"input_ids": TEXTS[0]}]).to("cpu")
         assert collator.stats["prior_perplexity"] > 320
-    (said,) = [r.message for r in caplog.records]
-    assert "guessing among its 320 ids" in said
+    (logged,) = [r.message for r in caplog.records]
+    assert "guessing among its 320 ids" in logged
 
 
 def test_batches_without_a_label_are_said_once(tokenizer, caplog):
@@ -270,8 +270,8 @@ def test_batches_without_a_label_are_said_once(tokenizer, caplog):
     masked = [{"input_ids": TEXTS[0], "labels": [-100] * len(TEXTS[0])}] * 2
     for _ in range(3):
         assert collator(masked)["input_ids"].tolist() == [TEXTS[0]] * 2
-    (said,) = [r.message for r in caplog.records]
-    assert 'all of its labels are -100, and the policy\'s scope is "loss"' in said
+    (logged,) = [r.message for r in caplog.records]
+    assert 'all of its labels are -100, and the policy\'s scope is "loss"' in logged
     everything = ToEditCollator(make_prior(tokenizer), AGGRESSIVE.replace(scope="all"))
     assert everything(masked)["input_ids"].tolist() != [TEXTS[0]] * 2
     assert len(caplog.records) == 1
@@ -283,5 +283,5 @@ def test_a_run_that_can_edit_nothing_says_so(tmp_path, tokenizer, caplog):
         policy=AGGRESSIVE.replace(protected_token_ids=tuple(range(320))),
     )  # fmt: skip
     trainer.train()
-    said = [r.message for r in caplog.records if r.name == "toedit_collate"]
-    assert len([m for m in said if "special or protected" in m]) == 1
+    logged = [r.message for r in caplog.records if r.name == "toedit_collate"]
+    assert len([m for m in logged if "special or protected" in m]) == 1

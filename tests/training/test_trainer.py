@@ -30,7 +30,7 @@ from toedit_collate import Prior, ToEditCollator
 
 TRAIN, HELD_OUT = documents(8), documents(6, seed=1)
 WAYS = ["collator", "both", "callback", "attach"]
-# Weights that stand still: so each evaluation must give the same, whatever was trained on.
+# Weights that never change: each evaluation must give the same, whatever was trained on.
 STILL = {"learning_rate": 0.0, "eval_strategy": "steps", "eval_steps": 1, "eval_on_start": True}
 
 
