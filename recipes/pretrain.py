@@ -12,6 +12,7 @@ from common import (
     RunArguments,
     as_mapping,
     attach_settings,
+    limit_tokens,
     load_held_out,
     load_mixture,
     load_prior,
@@ -58,6 +59,14 @@ class PretrainArguments:
         default=None, metadata={"help": "As dataset_columns."}
     )
 
+    unique_tokens: float | None = field(
+        default=None,
+        metadata={
+            "help": "Train on the first so many tokens of the mixture, again in each epoch. "
+            "max_steps or num_train_epochs then says how often."
+        },
+    )
+
     def __post_init__(self) -> None:
         self.config_overrides = as_mapping("config_overrides", self.config_overrides)
         if not 0 <= self.synthetic_fraction <= 1:
@@ -67,6 +76,8 @@ class PretrainArguments:
             )
         if self.synthetic_fraction and self.synthetic_dataset_name is None:
             raise ValueError("synthetic_fraction is above 0: name a synthetic_dataset_name")
+        if self.unique_tokens is not None and self.unique_tokens < 1:
+            raise ValueError(f"unique_tokens must be a number from 1, got {self.unique_tokens}")
 
 
 def main() -> None:
@@ -95,6 +106,8 @@ def main() -> None:
         raise UnusableError("datasets and synthetic_fraction exclude each other; use weights")
     human = None if fraction == 1 else packed(data)
     train_dataset = mix(human, packed(synthetic) if fraction else None, fraction, args.seed)
+    if pretrain.unique_tokens is not None:
+        train_dataset = limit_tokens(train_dataset, pretrain.unique_tokens, args)
     args.dataset_kwargs = {"skip_prepare_dataset": True}  # it is tokenized and packed
 
     def make_trainer(args: SFTConfig, policy: EditPolicy | None) -> SFTTrainer:

@@ -14,7 +14,7 @@ from toedit_collate.data import load_rows
 
 from .data import load_held_out, load_training
 from .generations import run_generations
-from .mixing import load_mixture, mix, pack_text
+from .mixing import limit_tokens, load_mixture, mix, pack_text
 from .runs import RunReport
 from .training import run
 
@@ -25,6 +25,7 @@ __all__ = [
     "RunReport",
     "as_mapping",
     "attach_settings",
+    "limit_tokens",
     "load_held_out",
     "load_mixture",
     "load_prior",

@@ -63,6 +63,7 @@ def run_generations(
                 f"{field} is set, but generations swap the prior after each training, and a "
                 "journal keeps its edits; leave it out"
             )
+    run_args.spread_batch(args, args.world_size * max(args.n_gpu, 1))
     check_tasks(run_args)
     check_prior(edit)
 

@@ -119,3 +119,34 @@ def mix(human: Any, synthetic: Any, fraction: float, seed: int) -> Any:
     return interleave_datasets(
         [human, synthetic], probabilities=[1 - fraction, fraction], seed=seed
     )
+
+
+def limit_tokens(rows: Any, num_tokens: float, args: Any) -> Any:
+    """The first rows that hold `num_tokens`, the same ones in each epoch, in another order.
+
+    Args:
+        rows: packed rows, all of `args.max_length` tokens; also a stream.
+        num_tokens: how many.
+        args: the `SFTConfig`: `max_length` and `seed`.
+
+    Raises:
+        UnusableError: they hold less than one row.
+    """
+    count = int(num_tokens // args.max_length)
+    if count < 1:
+        raise UnusableError(
+            f"unique_tokens must be at least max_length ({args.max_length}), got {num_tokens:g}"
+        )
+    if hasattr(rows, "select"):
+        return rows.select(range(min(count, len(rows))))
+    from datasets import IterableDataset
+
+    # A shuffled stream gives other rows in each epoch; a generator does not know the epoch.
+    fixed = IterableDataset.from_generator(
+        _first, gen_kwargs={"rows": rows, "count": count}, features=rows.features
+    )
+    return fixed.shuffle(seed=args.seed, buffer_size=SHUFFLE_BUFFER)
+
+
+def _first(rows: Any, count: int) -> Any:
+    yield from rows.take(count)

@@ -1,4 +1,4 @@
-"""Downstream tasks of lm-evaluation-harness for the model that a Trainer has trained."""
+"""Downstream tasks of lm-evaluation-harness for the model that a Trainer has saved."""
 
 from __future__ import annotations
 
@@ -19,23 +19,36 @@ import torch
 from toedit_collate.config.arguments import RunArguments
 from toedit_collate.distributed import rank, world_size
 from toedit_collate.errors import UnusableError, first_line
-from toedit_collate.prior.sharding import has_fsdp1, is_sharded, is_zero3
 
 Results = dict[str, dict[str, float]]
 # Rounded to bfloat16, the log-probabilities of different choices are often equal.
 SOFTMAX_DTYPE = "float32"
+# AdaptLLM's tasks (`adaptllm_...`), which the harness lacks.
+DOMAIN_TASKS = Path(__file__).parent / "domain_tasks"
 # What tells a process that it is one of several.
 _LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_PORT")
 
 
 def check_tasks(run_args: RunArguments) -> None:
-    """See that the tasks can be run, before a model is loaded.
+    """Check that the tasks can be run, before a model is loaded; the main process loads their data.
 
     Raises:
-        UnusableError: lm-evaluation-harness is not installed, or a task does not exist.
+        UnusableError: lm-evaluation-harness is not installed, a task does not exist, or its data
+            cannot be loaded.
     """
-    if run_args.has_tasks:
-        _find_tasks(run_args)
+    if not run_args.has_tasks:
+        return
+    names, manager = _find_tasks(run_args)
+    if rank() == 0:
+        for name in names:
+            try:
+                manager.load([name])
+            except Exception as error:
+                raise UnusableError(
+                    f"eval_tasks: {name} can't be loaded: {first_line(error)}; check the network, "
+                    "the access to its dataset (`hf auth login`) and the packages that it needs, "
+                    "or leave it out"
+                ) from error
 
 
 def check_evaluation(trainer: Any, run_args: RunArguments) -> None:
@@ -63,10 +76,10 @@ def check_evaluation(trainer: Any, run_args: RunArguments) -> None:
 
 
 def run_tasks(trainer: Any, run_args: RunArguments) -> Results:
-    """Run the tasks that are asked for; a collective.
+    """Run the tasks on the saved model, in a process of its own; a collective.
 
-    The main process evaluates the model in memory or, where FSDP or ZeRO-3 spreads its weights over
-    ranks, has another process evaluate what `trainer.save_model` has saved.
+    The main process waits for that process, and the other ranks for the main process. So it works
+    whatever spreads the weights over ranks in training.
 
     Returns:
         For each task, and each group with a metric of its own, the metrics by name:
@@ -74,67 +87,27 @@ def run_tasks(trainer: Any, run_args: RunArguments) -> Results:
     """
     if not run_args.has_tasks:
         return {}
+    args, adapters = trainer.args, getattr(trainer.model, "peft_config", None)
+    base = adapters[trainer.model.active_adapter].base_model_name_or_path if adapters else None
     with _others_wait() as is_main:
+        if not is_main:
+            return {}
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()  # the other process needs the memory
+        settings = {
+            "tasks": _find_tasks(run_args)[0],
+            "include_path": run_args.eval_tasks_path,
+            "num_fewshot": run_args.eval_num_fewshot,
+            "limit": run_args.eval_limit,
+            "batch_size": args.per_device_eval_batch_size,
+            "apply_chat_template": run_args.eval_chat_template,
+            "seed": args.seed,
+        }
         try:
-            return _run_tasks(trainer, run_args) if is_main else {}
+            return evaluate_saved(args.output_dir, settings, device=str(args.device), base=base)
         except Exception as error:  # any, since the model is trained: its report must be written
             print(f"eval_tasks failed: {first_line(error)}", flush=True)
             return {}
-
-
-def _run_tasks(trainer: Any, run_args: RunArguments) -> Results:
-    args = trainer.args
-    names, manager = _find_tasks(run_args)
-    settings = {
-        "tasks": names,
-        "include_path": run_args.eval_tasks_path,
-        "num_fewshot": run_args.eval_num_fewshot,
-        "limit": run_args.eval_limit,
-        "batch_size": args.per_device_eval_batch_size,
-        "apply_chat_template": run_args.eval_chat_template,
-        "seed": args.seed,
-    }
-    model = trainer.accelerator.unwrap_model(trainer.model)
-    if is_sharded(model) or has_fsdp1(model) or is_zero3(model):
-        adapters = getattr(model, "peft_config", None)
-        base = adapters[model.active_adapter].base_model_name_or_path if adapters else None
-        return evaluate_saved(args.output_dir, settings, device=str(args.device), base=base)
-    return evaluate(model, trainer.processing_class, settings, manager)
-
-
-def evaluate(model: Any, tokenizer: Any, settings: Mapping[str, Any], manager: Any) -> Results:
-    """Evaluate a model in memory by `lm_eval.simple_evaluate`.
-
-    Args:
-        model: a causal language model of transformers, also with adapters of PEFT.
-        tokenizer: of the model.
-        settings: as `lm-eval run` names them.
-        manager: of the harness, which knows the tasks.
-    """
-    from lm_eval import simple_evaluate
-    from lm_eval.models.huggingface import HFLM
-
-    own = {name: value for name, value in settings.items() if name != "include_path"}
-    seed = own.pop("seed")
-    # The harness ties weights anew, which would overwrite a head that PEFT trains.
-    model.tie_weights = lambda *args, **kwargs: None
-    loaded = HFLM(
-        pretrained=model,
-        tokenizer=tokenizer,
-        batch_size=own["batch_size"],
-        softmax_dtype=SOFTMAX_DTYPE,
-    )
-    found = simple_evaluate(
-        loaded,
-        task_manager=manager,
-        log_samples=False,
-        random_seed=seed,
-        numpy_random_seed=seed,
-        torch_random_seed=seed,
-        fewshot_random_seed=seed,
-        **own,
-    )
-    return flatten_results(found["results"])
 
 
 def evaluate_saved(
@@ -142,8 +115,11 @@ def evaluate_saved(
 ) -> Results:
     """Evaluate a saved model by `lm-eval run`, in a process of its own.
 
+    AdaptLLM's tasks (`adaptllm_...`) run apart: their prompts get no beginning-of-sequence token,
+    as in the authors' evaluation.
+
     Args:
-        folder: of the model, or of an adapter; with the tokenizer.
+        folder: of the model, or of an adapter; with the tokenizer. Or a hub id.
         settings: as `lm-eval run` names them; None: left out.
         device: to load the model on.
         base: the model that an adapter belongs to; None: `folder` is a whole model.
@@ -153,11 +129,26 @@ def evaluate_saved(
     """
     model = {"pretrained": base or folder, "tokenizer": folder, "softmax_dtype": SOFTMAX_DTYPE}
     model |= {} if base is None else {"peft": folder}
-    options = {**settings, "tasks": ",".join(settings["tasks"]), "device": device, "model": "hf"}
-    options["model_args"] = ",".join(f"{name}={value}" for name, value in model.items())
+    found: Results = {}
+    for is_domain, more in ((True, {"add_bos_token": False}), (False, {})):
+        tasks = [t for t in settings["tasks"] if _is_domain(t) == is_domain]
+        if tasks:
+            options = {**settings, "tasks": ",".join(tasks), "device": device, "model": "hf"}
+            options |= {"include_path": DOMAIN_TASKS} if is_domain else {}
+            arguments = {**model, **more}.items()
+            options["model_args"] = ",".join(f"{name}={value}" for name, value in arguments)
+            found |= _run_harness(options)
+    return found
+
+
+def _is_domain(task: str) -> bool:
+    return task.startswith("adaptllm_")
+
+
+def _run_harness(options: Mapping[str, Any]) -> Results:
     words = [sys.executable, "-m", "lm_eval", "run"]
     for name, value in options.items():
-        if value not in (None, False):
+        if value is not None and value is not False:  # a seed may be 0
             words += [f"--{name}"] if value is True else [f"--{name}", str(value)]
     own = {name: value for name, value in os.environ.items() if name not in _LAUNCHED}
     own = {name: value for name, value in own.items() if not name.startswith("ACCELERATE_")}
@@ -183,10 +174,11 @@ def _find_tasks(run_args: RunArguments) -> tuple[list[str], Any]:
             '[evaluation]"'
         ) from error
     # To list the thousands of tasks of the harness takes seconds.
-    manager = TaskManager(include_path=path, include_defaults=path is None)
-    asked = run_args.eval_tasks or (manager.all_subtasks if path else [])
-    if path is not None and not set(asked) <= set(manager.all_tasks):
-        manager = TaskManager(include_path=path)
+    folders = [DOMAIN_TASKS, *([path] if path else [])]
+    manager = TaskManager(include_path=folders, include_defaults=False)
+    asked = run_args.eval_tasks or [t for t in manager.all_subtasks if not _is_domain(t)]
+    if not set(asked) <= set(manager.all_tasks):
+        manager = TaskManager(include_path=folders)
     unknown = [task for task in asked if not manager.match_tasks([task])]
     if unknown or not asked:
         raise UnusableError(

@@ -46,6 +46,7 @@ def run(
         UnusableError: the prior or a downstream task does not exist, or what is trained could not
             be evaluated; before training.
     """
+    run_args.spread_batch(args, args.world_size * max(args.n_gpu, 1))
     check_tasks(run_args)
     check_prior(edit)
 

@@ -2,7 +2,8 @@
 
 python recipes/paper/table.py 3 [RUN_FOLDER ...]      (table.py alone lists the tables)
 
-A run's folder holds the `metrics.json` that every recipe writes.
+A run's folder holds the `metrics.json` that every recipe writes, the `evaluation.json` of
+`evaluate.py`, or both; where both have a number, that of `evaluate.py` counts.
 """
 
 import argparse
@@ -28,12 +29,16 @@ def measured(report: dict[str, Any], measure: str) -> tuple[float, float]:
     """A number of a run and its standard error, both in the unit of the paper; NaN: not measured.
 
     Args:
-        report: the content of `metrics.json`.
-        measure: TASK/METRIC of lm-evaluation-harness, or held_out/NAME.
+        report: the content of `metrics.json` or `evaluation.json`.
+        measure: TASK/METRIC of lm-evaluation-harness, or a perplexity: held_out/NAME (per token) or
+            by_document/NAME.
     """
     task, metric = measure.split("/", 1)
     if task == "held_out":
         return report.get("held_out", {}).get(metric, math.nan), math.nan
+    if task == "by_document":
+        found = report.get("by_document", {}).get(metric, {})
+        return found.get("perplexity", math.nan), found.get("stderr") or math.nan
     found = report.get("tasks", {}).get(task, {})
     name, _, variant = metric.partition(",")
     error = f"{name}_stderr,{variant}" if variant else f"{name}_stderr"
@@ -52,6 +57,18 @@ def row_of(report: dict[str, Any], table: dict[str, Any]) -> list[str]:
     if table["columns"][-1] == "Average" and pairs and not any(math.isnan(v) for v, _ in pairs):
         cells[-1] = f"{statistics.fmean(value for value, _ in pairs):.2f}"
     return cells
+
+
+def read_run(folder: Path) -> dict[str, Any]:
+    """What was measured of a run, from both of its files; empty if there are none."""
+    report: dict[str, Any] = {}
+    for name in ("metrics.json", "evaluation.json"):
+        path = folder / name
+        content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        for part, values in content.items():
+            merges = isinstance(values, dict) and isinstance(report.get(part), dict)
+            report[part] = report[part] | values if merges else values
+    return report
 
 
 def format_table(table: dict[str, Any], runs: dict[str, dict[str, Any]]) -> str:
@@ -86,15 +103,16 @@ def main(argv: list[str] | None = None) -> None:
         parser.error(f"no table {args.number!r}; there are {', '.join(tables)}")
     table, runs = tables[args.number], {}
     for folder in args.runs:
-        path = folder / "metrics.json"
-        if not path.is_file():
-            parser.error(f"{path} is missing; name the output folder of a recipe")
-        runs[folder.name] = json.loads(path.read_text(encoding="utf-8"))
+        runs[folder.name] = read_run(folder)
+        if not runs[folder.name]:
+            parser.error(f"{folder} has no metrics.json or evaluation.json; name a run's folder")
     if runs and "measures" not in table:
         print("The columns of this table have no measure that recipes record.", file=sys.stderr)
     unit = "perplexity, lower is better" if table.get("lower_is_better") else "percent"
     print(f"Table {args.number}: {table['title']} ({unit})\n")
     print(format_table(table, runs))
+    if "setup" in table:
+        print(f"\nSetup: {table['setup']}")
     for note in table.get("as_run", []):
         print(f"\n- {' '.join(note.split())}")
 

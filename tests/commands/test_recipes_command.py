@@ -16,7 +16,11 @@ from toedit_collate.commands.recipes import FOLDERS, configs, fields_of_recipes,
 
 ROOT = Path(__file__).parents[2]
 RECIPES = ROOT / "recipes"
-COMMON = {f"common/{path.name}" for path in (RECIPES / "common").glob("*.py")}
+COMMON = {
+    str(path.relative_to(RECIPES))
+    for path in (RECIPES / "common").rglob("*")
+    if path.suffix in (".py", ".yaml")
+}
 
 
 def names_in(folder):

@@ -4,7 +4,7 @@ import json
 import math
 
 import pytest
-from paper.table import main, measured, read_tables
+from paper.table import main, measured, read_run, read_tables
 
 TABLES = read_tables()
 # Where the paper's own average is not the mean of its columns, as the notes of the table say.
@@ -52,10 +52,20 @@ def test_metrics_with_a_filter():
     assert measured({"held_out": {"c4": 12.5}}, "held_out/c4")[0] == 12.5
 
 
+def test_both_files_of_a_run(tmp_path):
+    (tmp_path / "metrics.json").write_text(json.dumps({"tasks": {"a": {"acc": 0.5}, "b": {}}}))
+    measured_later = {"tasks": {"b": {"acc": 1.0}}, "by_document": {"x": {"perplexity": 9.0}}}
+    (tmp_path / "evaluation.json").write_text(json.dumps(measured_later))
+    run = read_run(tmp_path)
+    assert measured(run, "a/acc")[0] == 50.0
+    assert measured(run, "b/acc")[0] == 100.0
+    assert measured(run, "by_document/x")[0] == 9.0
+
+
 def test_the_list_and_refusals(tmp_path, capsys):
     main([])
     assert "Table 7: Thresholds and regions" in capsys.readouterr().out
-    for argv, match in ((["99"], "no table '99'"), (["3", str(tmp_path)], "is missing")):
+    for argv, match in ((["99"], "no table '99'"), (["3", str(tmp_path)], "has no metrics.json")):
         with pytest.raises(SystemExit):
             main(argv)
         assert match in capsys.readouterr().err

@@ -8,14 +8,23 @@ import math
 import pathlib
 import random
 import statistics
+from types import SimpleNamespace
 
 import pytest
 import torch
-from common import RunReport, load_held_out, load_rows, load_training, mix, pack_text
+from common import (
+    RunReport,
+    limit_tokens,
+    load_held_out,
+    load_rows,
+    load_training,
+    mix,
+    pack_text,
+)
 from common.comparison import format_comparison, summarize
 from conftest import make_llama, make_tokenizer
 from datasets import Dataset, DatasetDict
-from running import make_files
+from running import ON_CPU, make_files, options, run_recipe
 from tokenizer_pairs import make
 from trainees import dataset, documents, make_prior, make_trainee, make_trainer
 from trl import SFTConfig
@@ -348,6 +357,64 @@ class TestMixing:
         assert fox != dog
         assert abs(share - fraction) <= 4 * math.sqrt(fraction * (1 - fraction) / len(rows)) + 1e-9
         assert len(rows) > 100
+
+    @pytest.mark.parametrize("streaming", [False, True])
+    def test_unique_tokens_are_the_same_in_each_epoch(self, streaming):
+        tokenizer, args = make_tokenizer(), self.args(packing_strategy="wrapped")
+        sources = [self.rows(word) for word in ("fox", "turtle")]
+        sources = [rows.to_iterable_dataset() if streaming else rows for rows in sources]
+        mixed = mix(*(pack_text(rows, tokenizer, args) for rows in sources), 0.5, 0)
+        rows = limit_tokens(mixed, 700, args)
+        epochs = []
+        for epoch in range(3):
+            if streaming:
+                rows.set_epoch(epoch)
+            epochs.append([tuple(row["input_ids"]) for row in rows])
+        assert [len(epoch) for epoch in epochs] == [21, 21, 21]  # of 32 tokens
+        assert all(sorted(epoch) == sorted(epochs[0]) for epoch in epochs)
+        assert (epochs[0] != epochs[1]) == streaming  # the Trainer shuffles what is no stream
+        with pytest.raises(UnusableError, match=r"at least max_length \(32\), got 31"):
+            limit_tokens(mixed, 31, args)
+
+
+class TestGlobalBatchSize:
+    def args(self, rows=24, deepspeed=None):
+        return SimpleNamespace(
+            per_device_train_batch_size=rows, gradient_accumulation_steps=1, deepspeed=deepspeed
+        )
+
+    @pytest.mark.parametrize(
+        ("total", "processes", "rows"),
+        [(768, 4, 24), (768, 8, 24), (768, 1, 24), (8, 8, 1), (8, 1, 8), (120, 4, 15)],
+    )
+    def test_a_step_has_as_many_rows_on_any_number_of_processes(self, total, processes, rows):
+        args = self.args()
+        for _ in range(2):  # a second time changes nothing
+            RunArguments(global_batch_size=total).spread_batch(args, processes)
+            assert args.per_device_train_batch_size == rows
+            assert rows * args.gradient_accumulation_steps * processes == total
+
+    def test_what_cannot_be_divided_is_refused(self):
+        for total in (12, 4):
+            with pytest.raises(UnusableError, match=rf"multiple of the 8 processes, got {total}"):
+                RunArguments(global_batch_size=total).spread_batch(self.args(), 8)
+        with pytest.raises(UnusableError, match="a file in `deepspeed`"):
+            RunArguments(global_batch_size=8).spread_batch(self.args(deepspeed="x.json"), 8)
+        args = self.args()
+        RunArguments().spread_batch(args, 7)
+        assert vars(args) == vars(self.args())
+
+    @pytest.mark.parametrize("name", ["cpt", "self_edit"])
+    def test_recipes_follow_it(self, files, tmp_path, name):
+        words = {
+            **ON_CPU, "model_name_or_path": files.model, "prior": files.model, "max_length": 64,
+            "dataset_name": files.docs, "output_dir": tmp_path, "global_batch_size": 6,
+            "per_device_train_batch_size": 4, "max_steps": 2,
+        }  # fmt: skip
+        words |= {"generations": 1} if name == "self_edit" else {}
+        run_recipe(name, *options(**words))
+        args = torch.load(next(tmp_path.rglob("training_args.bin")), weights_only=False)
+        assert args.per_device_train_batch_size * args.gradient_accumulation_steps == 6
 
 
 class TestComparison:

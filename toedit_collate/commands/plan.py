@@ -181,6 +181,7 @@ class Run:
     training: Any
     model: Any
     edit: Any
+    run_args: Any
     others: dict[str, Any]
 
     @property
@@ -231,8 +232,8 @@ def read_run(path: Path, overrides: Sequence[str] = ()) -> Run:
     given = ["--config", str(path), *overrides, "--use_cpu", "true"]
     try:
         *parsed, rest = parser.parse_args_and_config(given, return_remaining_strings=True)
-        training, model, edit = parsed[:3]
-        run = Run(training, model, edit, read_fields(rest))
+        training, model, edit, _, run_args = parsed
+        run = Run(training, model, edit, run_args, read_fields(rest))
     except (OSError, TypeError, ValueError, UnusableError) as error:
         raise UnusableError(f"--config {path}: {first_line(error)}") from None
     known = {word.lstrip("-") for one in parser._actions for word in one.option_strings}
@@ -279,6 +280,7 @@ def make_plan(run: Run, card: Card, sharding: Sharding, mfu: float) -> Plan:
     from .counting import count_training
 
     args = run.training
+    run.run_args.spread_batch(args, sharding.processes)
     B, T, batches = run.rows_and_tokens
     autocast = bool(args.bf16 or args.fp16)
     config, dtype = find_config(run.name, run.others.get("config_overrides") or {})

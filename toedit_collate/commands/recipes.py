@@ -75,7 +75,7 @@ def copy_recipe(name: str, folder: Path) -> None:
     home, stem = recipes_folder(), name.removesuffix(".py").removesuffix(".yaml")
     chosen = [config for config in configs() if stem in (config.stem, script_of(config))]
     if stem in FOLDERS:
-        wanted = [path for path in (home / stem).rglob("*") if path.suffix in (".py", ".yaml")]
+        wanted = _sources(home / stem)
         start = f"Each script has a --help: {folder / stem}/*.py"
     elif chosen:
         headers = "".join(config.read_text("utf-8") for config in chosen)
@@ -92,9 +92,13 @@ def copy_recipe(name: str, folder: Path) -> None:
             f"no recipe or config {name!r}; {did_you_mean(stem, names)} `toedit recipes list` has "
             "all names"
         )
-    wanted += [*chosen, *(home / "common").glob("*.py")]
+    wanted += [*chosen, *_sources(home / "common")]
     _copy({path: folder / path.relative_to(home) for path in sorted(set(wanted))})
     print(f"\n{start}")
+
+
+def _sources(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.suffix in (".py", ".yaml")]
 
 
 def _copy(targets: dict[Path, Path]) -> None:

@@ -6,6 +6,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from ..errors import UnusableError
 from ..policy import OPTIONS, PRESETS, EditPolicy, Option
 from ..prior.loading import Quantization
 from ..training.refresh import check_refresh
@@ -283,6 +284,10 @@ class RunArguments:
             "Default: the one of `seed`."
         },
     )
+    global_batch_size: int | None = _optional(
+        "Rows of an optimizer step, over all processes. Sets gradient_accumulation_steps; "
+        "per_device_train_batch_size is then the most that a process takes at once."
+    )
     eval_tasks: list[str] | None = field(
         default=None, metadata={"help": "Tasks of lm-evaluation-harness to run after training."}
     )
@@ -299,6 +304,33 @@ class RunArguments:
             raise ValueError(f"seeds must differ from each other, got {self.seeds}")
         for text in self.compare_policies or []:
             variant(text)
+
+    def spread_batch(self, args: Any, processes: int) -> None:
+        """Set batch and accumulation so that a step has `global_batch_size` rows.
+
+        Args:
+            args: the `TrainingArguments`, which are changed.
+            processes: among which the rows are divided.
+
+        Raises:
+            UnusableError: they cannot be divided, or a DeepSpeed file has the numbers already.
+        """
+        total, most = self.global_batch_size, args.per_device_train_batch_size
+        if total is None:
+            return
+        share, rest = divmod(total, processes)
+        if rest or share < 1:
+            raise UnusableError(
+                f"global_batch_size must be a multiple of the {processes} processes, got {total}; "
+                "use another number of processes, or set gradient_accumulation_steps instead"
+            )
+        if args.deepspeed:
+            raise UnusableError(
+                "global_batch_size works with DeepSpeed as accelerate's config sets it up; with a "
+                "file in `deepspeed`, set gradient_accumulation_steps instead"
+            )
+        rows = max(n for n in range(1, min(most, share) + 1) if share % n == 0)
+        args.per_device_train_batch_size, args.gradient_accumulation_steps = rows, share // rows
 
     @property
     def compares(self) -> bool:
