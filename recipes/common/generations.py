@@ -123,7 +123,8 @@ def run_generations(
         }
         if not trainers:  # all generations were there
             return report, None
-        report.tasks = run_tasks(trainers[0], run_args)
+        saved = Path(own.output_dir) / f"generation-{last.generation}"
+        report.tasks = run_tasks(trainers[0], run_args, saved)
         return report, trainers[0]
 
     return run_all(run_once, args, run_args, edit)

@@ -75,11 +75,16 @@ def check_evaluation(trainer: Any, run_args: RunArguments) -> None:
         )
 
 
-def run_tasks(trainer: Any, run_args: RunArguments) -> Results:
+def run_tasks(trainer: Any, run_args: RunArguments, folder: str | Path | None = None) -> Results:
     """Run the tasks on the saved model, in a process of its own; a collective.
 
     The main process waits for that process, and the other ranks for the main process. So it works
     whatever spreads the weights over ranks in training.
+
+    Args:
+        trainer: has the settings.
+        run_args: names the tasks.
+        folder: of the saved model; default: the Trainer's `output_dir`.
 
     Returns:
         For each task, and each group with a metric of its own, the metrics by name:
@@ -104,7 +109,8 @@ def run_tasks(trainer: Any, run_args: RunArguments) -> Results:
             "seed": args.seed,
         }
         try:
-            return evaluate_saved(args.output_dir, settings, device=str(args.device), base=base)
+            saved = str(folder or args.output_dir)
+            return evaluate_saved(saved, settings, device=str(args.device), base=base)
         except Exception as error:  # any, since the model is trained: its report must be written
             print(f"eval_tasks failed: {first_line(error)}", flush=True)
             return {}

@@ -21,7 +21,7 @@ from ..errors import UnusableError
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 FOLDERS = {
-    "paper": "The paper's figures and tables on your data (report.py), its theory (theory.py).",
+    "paper": "The paper's data (make_data.py), evaluation (evaluate.py), tables and figures.",
     "studies": "Experiments on when editing pays (run.py), each with its question.",
 }
 
