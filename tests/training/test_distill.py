@@ -9,7 +9,17 @@ from conftest import make_llama
 from datasets import Dataset
 from peft import get_peft_model
 from tokenizer_pairs import make
-from trainees import dataset, documents, lora, make_prior, make_trainee, make_trainer
+from trainees import (
+    assert_same_weights,
+    dataset,
+    documents,
+    lora,
+    make_prior,
+    make_trainee,
+    make_trainer,
+    weights,
+)
+from transformers import TrainerCallback
 
 from toedit_collate import (
     DecisionCache,
@@ -183,6 +193,73 @@ def test_layers_compute_in_mixed_precision(tmp_path, tokenizer, way):
     layer.register_forward_hook(lambda module, args, output: seen.add(output.dtype))
     trainer.train()
     assert seen == {torch.bfloat16}
+
+
+class Disturb(TrainerCallback):
+    """Evaluates, saves and unwraps the model after each step, as a Trainer or a user may do."""
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        trainer = self.trainer
+        trainer.evaluate()
+        trainer.save_model()
+        trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+
+
+@pytest.mark.parametrize("kind", ["Trainer", "SFTTrainer"])
+@pytest.mark.parametrize("way", ["attach", "callback"])
+def test_the_loss_stays_installed(tmp_path, tokenizer, kind, way):
+    """In mixed precision, whatever happens to the model between two steps."""
+    trained = []
+    for disturbances in ([], [Disturb()]):
+        trainer, _ = make_trainer(
+            tmp_path, tokenizer, kind=kind, way=way, policy=DISTILL, bf16=True, max_steps=2,
+            callbacks=disturbances, learning_rate=0.05,
+        )  # fmt: skip
+        trainer.eval_dataset = dataset(documents(2, seed=9))
+        for one in disturbances:
+            one.trainer = trainer
+        trainer.train()
+        trained.append(weights(trainer.model))
+    assert_same_weights(*trained)
+
+
+def test_a_forward_that_is_replaced_is_noticed(tmp_path, tokenizer):
+    class Replace(TrainerCallback):
+        def on_step_end(self, args, state, control, model=None, **kwargs):
+            model.forward = type(model).forward.__get__(model)
+
+    trainer, _ = make_trainer(
+        tmp_path, tokenizer, way="attach", policy=DISTILL, callbacks=[Replace()], max_steps=2
+    )
+    with pytest.raises(ValueError, match="let nothing replace the model's `forward`"):
+        trainer.train()
+
+
+def test_a_forward_that_is_replaced_before_training_is_used(tmp_path, tokenizer):
+    """As `use_liger_kernel=True` does in `train()`: the loss is installed once more."""
+    trainer, _ = make_trainer(tmp_path, tokenizer, way="attach", policy=DISTILL, max_steps=1)
+    trainer.model.forward = type(trainer.model).forward.__get__(trainer.model)
+    trainer.train()
+    usual, _ = make_trainer(tmp_path, tokenizer, way="attach", policy=DISTILL, max_steps=1)
+    usual.train()
+    assert trainer.state.log_history[0]["loss"] == usual.state.log_history[0]["loss"]
+
+
+@pytest.mark.parametrize("way", ["attach", "callback"])
+def test_liger(tmp_path, tokenizer, way):
+    """Its loss of hard labels, which replaces `forward` when training begins, gives way."""
+    pytest.importorskip("liger_kernel", reason="needs the package liger-kernel")
+    # Without its other kernels, which need a GPU.
+    only = dict.fromkeys(["rope", "rms_norm", "swiglu", "cross_entropy"], False)
+    trained = []
+    for liger in (False, True):
+        trainer, _ = make_trainer(
+            tmp_path, tokenizer, way=way, policy=DISTILL, max_steps=2, use_liger_kernel=liger,
+            liger_kernel_config={**only, "fused_linear_cross_entropy": True},
+        )  # fmt: skip
+        trainer.train()
+        trained.append(weights(trainer.model))
+    assert_same_weights(*trained)
 
 
 @pytest.mark.parametrize("packing", [False, True])

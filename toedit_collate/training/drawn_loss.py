@@ -57,8 +57,9 @@ class DrawnOutput(ModelOutput):
 
 
 def uses_drawn_labels(model: Any) -> bool:
-    """Whether `use_drawn_labels` was called for this model, inside its wrappers."""
-    return hasattr(unwrap_model(model), _MARK)
+    """Whether a model knows drawn labels, inside its wrappers: nobody has replaced `forward`."""
+    forward = inspect.unwrap(unwrap_model(model).forward, stop=lambda f: hasattr(f, _MARK))
+    return hasattr(forward, _MARK)
 
 
 def check_uses_drawn_labels(model: Any) -> None:
@@ -71,7 +72,8 @@ def check_uses_drawn_labels(model: Any) -> None:
         raise ValueError(
             "the policy has num_draws > 1, and the model in training does not know labels that are "
             "made of many draws: it would ignore them and learn the source text. Use "
-            "attach(trainer, prior, policy), or pass callbacks=[ToEditCallback(collator)]"
+            "attach(trainer, prior, policy), or pass callbacks=[ToEditCallback(collator)]; and let "
+            "nothing replace the model's `forward` during training"
         )
 
 
@@ -102,9 +104,9 @@ def use_drawn_labels(
     Raises:
         TypeError: it is not a causal language model of transformers.
     """
-    lm = unwrap_model(model)
-    if hasattr(lm, _MARK):
+    if uses_drawn_labels(model):
         return
+    lm = unwrap_model(model)
     find_trunk(lm)
     own = lm.forward
     with autocast():
@@ -112,7 +114,6 @@ def use_drawn_labels(
     # As an attribute of the model: a copy of the model then calls its own weights.
     setattr(lm, _MARK, own)
 
-    @functools.wraps(getattr(own, "__func__", own))
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         own, draws = getattr(self, _MARK), kwargs.pop(KEY, None)
         if draws is None:
@@ -128,7 +129,15 @@ def use_drawn_labels(
     of_self = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
     parameters = [of_self, *taken.parameters.values()]
     forward.__signature__ = taken.replace(parameters=parameters)  # type: ignore[attr-defined]
-    lm.forward = types.MethodType(forward, lm)
+    setattr(forward, _MARK, True)
+
+    # accelerate's unwrap_model(keep_fp32_wrapper=False) replaces `forward` by the innermost
+    # function that `__wrapped__` leads to, which must be the one above.
+    @functools.wraps(forward)
+    def outer(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return forward(self, *args, **kwargs)
+
+    lm.forward = types.MethodType(outer, lm)
 
 
 def _by_states(
