@@ -65,12 +65,12 @@ def padding_kept() -> AbstractContextManager[None]:
 
 def with_kernel(prior: Prior) -> AbstractContextManager[None]:
     """Log P by the GPU kernel."""
-    return swapped(prior.early_reject, "uses_kernel", True)
+    return swapped(prior, "uses_kernel", True)
 
 
 def first_tile(prior: Prior, competitors: Competitors | None) -> AbstractContextManager[None]:
     """Other ids are visited first."""
-    return swapped(prior.early_reject, "competitors", competitors)
+    return swapped(prior, "competitors", competitors)
 
 
 def one_tile(prior: Prior, states: torch.Tensor, num_ids: int) -> Competitors:

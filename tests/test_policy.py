@@ -81,7 +81,7 @@ def test_presets_of_the_authors_script():
     only_drop = EditPolicy.reference_code("filtering")
     assert (only_drop.region, only_drop.drop_below) == ("none", 0.001)
     assert EditPolicy.reference_code(top_k=64, seed=3) == up.replace(top_k=64, seed=3)
-    with pytest.raises(ValueError, match=r"strategy must be 'up_revise'.*'down'"):
+    with pytest.raises(ValueError, match=r"strategy must be one of up_revise.*'down'"):
         EditPolicy.reference_code("down")
 
 

@@ -5,43 +5,26 @@ import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .editing.edit import edit_tokens
-    from .head.soft_labels import soft_cross_entropy
-    from .inspection.inspecting import inspect_edits
-    from .policy import EditPolicy
-    from .prior.prior import Prior
-    from .stores.cache import DecisionCache
-    from .stores.journal import Journal
-    from .tokens.result import EditResult
-    from .training.attach import attach
-    from .training.batch import ToEditBatch
-    from .training.callback import ToEditCallback
-    from .training.checkpoints import last_checkpoint
-    from .training.collator import ToEditCollator
-    from .training.generations import format_reports, self_edit
+    from .editing.edit import edit_tokens as edit_tokens
+    from .head.soft_labels import soft_cross_entropy as soft_cross_entropy
+    from .inspection.inspecting import inspect_edits as inspect_edits
+    from .policy import EditPolicy as EditPolicy
+    from .prior.prior import Prior as Prior
+    from .stores.cache import DecisionCache as DecisionCache
+    from .stores.journal import Journal as Journal
+    from .tokens.result import EditResult as EditResult
+    from .training.attach import attach as attach
+    from .training.batch import ToEditBatch as ToEditBatch
+    from .training.callback import ToEditCallback as ToEditCallback
+    from .training.checkpoints import last_checkpoint as last_checkpoint
+    from .training.collator import ToEditCollator as ToEditCollator
+    from .training.generations import format_reports as format_reports
+    from .training.generations import self_edit as self_edit
 
-__all__ = [
-    "DecisionCache",
-    "EditPolicy",
-    "EditResult",
-    "Journal",
-    "Prior",
-    "ToEditBatch",
-    "ToEditCallback",
-    "ToEditCollator",
-    "attach",
-    "edit_tokens",
-    "format_reports",
-    "inspect_edits",
-    "last_checkpoint",
-    "self_edit",
-    "soft_cross_entropy",
-]
-
-# Imported when first asked for: torch takes seconds, in which Ctrl-C should already end the
-# `toedit` command in a line, and transformers' callbacks import PEFT and datasets where those are
+# Names are imported on first use. Importing torch takes seconds, in which Ctrl-C should already
+# end the `toedit` command cleanly, and transformers' callbacks import PEFT and datasets if they are
 # installed.
-_HOMES = {
+_MODULES = {
     "DecisionCache": ".stores.cache",
     "EditPolicy": ".policy",
     "EditResult": ".tokens.result",
@@ -58,13 +41,14 @@ _HOMES = {
     "self_edit": ".training.generations",
     "soft_cross_entropy": ".head.soft_labels",
 }
+__all__ = list(_MODULES)
 
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
         return importlib.metadata.version(__name__)
-    if name in _HOMES:
-        value = getattr(importlib.import_module(_HOMES[name], __name__), name)
+    if name in _MODULES:
+        value = getattr(importlib.import_module(_MODULES[name], __name__), name)
         globals()[name] = value
         return value
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,6 +1,6 @@
-"""The ranks of a run: how many there are, which one this is, and what all of them add up to.
+"""The ranks of a run: their number, this rank, and sums over all of them.
 
-Everything here that says "collective" must happen on all ranks, in the same order.
+All ranks must call a function that is "collective", in the same order.
 """
 
 from __future__ import annotations
@@ -16,29 +16,28 @@ def world_size() -> int:
 
 
 def is_distributed() -> bool:
-    """Whether torch.distributed runs, with however many ranks."""
+    """Whether torch.distributed is initialized, with any number of ranks."""
     return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
 def rank() -> int:
-    """Number of this rank, from 0."""
+    """The number of this rank, from 0."""
     if world_size() > 1:
         return torch.distributed.get_rank()
     return int(os.environ.get("RANK", "0"))
 
 
 def all_reduce(values: list[float], operation: str = "sum") -> list[float]:
-    """Sums or extremes ("min", "max") of numbers over all ranks; collective."""
+    """Reduce numbers over all ranks by "sum", "min" or "max"; collective."""
     if world_size() == 1:
         return values
     from accelerate import PartialState
 
     tensor = torch.tensor(values, dtype=torch.float64, device=PartialState().device)
-    kind = {"sum": "SUM", "min": "MIN", "max": "MAX"}[operation]
-    torch.distributed.all_reduce(tensor, getattr(torch.distributed.ReduceOp, kind))
+    torch.distributed.all_reduce(tensor, getattr(torch.distributed.ReduceOp, operation.upper()))
     return tensor.tolist()
 
 
 def barrier() -> None:
-    """Wait until all ranks are here; collective."""
+    """Wait for all ranks; collective."""
     all_reduce([0.0])

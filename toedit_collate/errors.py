@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 def first_line(error: BaseException) -> str:
-    r"""The first line of an error's message; its type's name where it has none.
+    r"""The first line of an error's message, or the name of its type if it has none.
 
     Example:
         >>> first_line(ValueError("no such model\n(see the docs)")), first_line(KeyError())
@@ -15,4 +15,4 @@ def first_line(error: BaseException) -> str:
 
 
 class UnusableError(Exception):
-    """An argument or a file that can't be used; one line: what, the value seen, the mend."""
+    """An argument or file that can't be used: what is wrong, the value seen, how to fix it."""

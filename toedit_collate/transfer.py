@@ -1,24 +1,26 @@
-"""Moving tensors between the host and the prior's device, with as few waits as can be.
+"""Moves tensors between the host and the prior's device, with as few waits as possible.
 
 A GPU works through a queue; the host waits for it wherever it reads a number. So the edit pass
-keeps all that only the tokens decide on the host, and reads from the device in `fetch` alone.
+computes on the host what follows from the tokens alone, and reads from the device only in `fetch`.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor
 
 
-def fetch(*tensors: Tensor) -> list[Tensor]:
-    """Bring tensors to the host: the one place where the edit pass waits for the device.
+def fetch(*tensors: Tensor | None) -> list[Any]:
+    """Copy tensors to the host, and keep None: the one place where the edit pass waits for a GPU.
 
     Returns:
-        The tensors, on the CPU; those that are there already, as they are.
+        The tensors on the CPU; those that are there already are not copied.
     """
     # All copies first, then one wait for all of them.
-    fetched = [t.to("cpu", non_blocking=t.is_cuda) for t in tensors]
-    for device in {t.device for t in tensors if t.is_cuda}:
+    fetched = [None if t is None else t.to("cpu", non_blocking=t.is_cuda) for t in tensors]
+    for device in {t.device for t in tensors if t is not None and t.is_cuda}:
         done = torch.cuda.Event()
         done.record(torch.cuda.current_stream(device))
         done.synchronize()  # not the stream's: CUDA's debug mode for waits refuses that one
@@ -26,9 +28,9 @@ def fetch(*tensors: Tensor) -> list[Tensor]:
 
 
 def send(tensor: Tensor, device: torch.device) -> Tensor:
-    """Put a tensor on a device; the host goes on at once.
+    """Copy a tensor to a device without a wait.
 
-    From ordinary memory a copy to a GPU makes the host wait for all that was queued before.
+    A copy from ordinary memory to a GPU would wait for all that was queued before.
     """
     if device.type == "cuda" and tensor.device.type == "cpu":
         return tensor.pin_memory().to(device, non_blocking=True)
@@ -36,5 +38,5 @@ def send(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 def on_host(tensor: Tensor) -> bool:
-    """Whether reading the tensor costs no wait."""
+    """Whether reading the tensor needs no wait."""
     return tensor.device.type == "cpu"

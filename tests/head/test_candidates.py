@@ -12,7 +12,7 @@ from toedit_collate import EditPolicy
 from toedit_collate.head import projection
 from toedit_collate.head.candidates import _most_probable, draw_tokens, surely_kept
 from toedit_collate.head.logprob import Scores
-from toedit_collate.head.predictions import HeadPredictions
+from toedit_collate.head.predictions import Predictions
 from toedit_collate.head.projection import Head
 from toedit_collate.tokens.result import count_draws
 
@@ -121,8 +121,12 @@ def test_the_rows_of_a_block_do_not_change_a_draw(monkeypatch):
     states = torch.randint(-2, 3, (n, 16), generator=generator).bfloat16()
     tokens = torch.randint(0, V, (n,), generator=generator)
     uniforms = torch.rand(n, 8, dtype=torch.float64, generator=generator)
-    predictions = HeadPredictions(
-        head, states, tokens, lambda *_: None, lambda _: torch.tensor([1, 999])
+    predictions = Predictions(
+        head=head,
+        states=states,
+        tokens=tokens,
+        competitors=lambda *_: None,
+        forbidden=lambda _: torch.tensor([1, 999]),
     )
     selected = torch.ones(n, dtype=torch.bool)
     scores = Scores(torch.zeros(n), selected, selected)

@@ -40,7 +40,7 @@ def pair(trainee: str, prior: str) -> tuple[Prior, AlignedPrior, reference.SlowA
     model = make_llama(3, vocab_size=len(own) + 3, sharpness=6.0, max_position_embeddings=512)
     strong = Prior(model, own)
     aligned = AlignedPrior(strong, other)
-    slow = reference.SlowAligned(model, own, other, aligned.aligner.one.trainee.first)
+    slow = reference.SlowAligned(model, own, other, aligned.aligner.trainee.first)
     return strong, aligned, slow
 
 
@@ -318,7 +318,7 @@ class TestDocuments:
         prepared = there.prepare(batch)
         expected = edit_tokens(aligned, ids, policy=EditPolicy(threshold=0.1))
         aligned.take_prepared(pickle.loads(pickle.dumps(prepared)))
-        monkeypatch.setattr(aligned.aligner.one, "align", None)
+        monkeypatch.setattr(aligned.aligner, "align", None)
         found = edit_tokens(aligned, ids, policy=EditPolicy(threshold=0.1))
         assert torch.equal(found.input_ids, expected.input_ids)
         aligned.take_prepared({})
@@ -457,7 +457,7 @@ def test_a_quantized_prior_against_the_slow_way(tmp_path, quantization, package)
     strong = Prior.from_pretrained(tmp_path, quantization=quantization)
     aligned = strong.aligned_to(other)
     assert aligned.fingerprint != whole.fingerprint
-    slow = reference.SlowAligned(strong.model, own, other, aligned.aligner.one.trainee.first)
+    slow = reference.SlowAligned(strong.model, own, other, aligned.aligner.trainee.first)
     ids = ids_of("coarse", MIXED)
     chains = slow.chains(ids)
     expected = torch.full((len(ids),), float("nan"), dtype=torch.float64)

@@ -143,7 +143,7 @@ def test_a_tokenizer_with_holes():
 
     prior = Prior(make_llama())
     prior._vocabulary.__init__(VOCAB_SIZE, None)
-    from toedit_collate.tokens.vocabulary import Vocabulary, num_ids
+    from toedit_collate.tokens.protection import Vocabulary, num_ids
 
     assert num_ids(Holes()) == VOCAB_SIZE - 1
     forbidden = Vocabulary(VOCAB_SIZE, Holes()).forbidden(frozenset(), torch.device("cpu"))

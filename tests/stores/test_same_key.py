@@ -9,8 +9,7 @@ from toedit_collate import EditPolicy, Journal, Prior, edit_tokens
 from toedit_collate.editing.with_journal import edit_with_journal
 from toedit_collate.stores.cache import DecisionCache, Identity
 from toedit_collate.stores.journal import keys_of
-from toedit_collate.tokens.content import content_digests
-from toedit_collate.tokens.draws import document_keys, token_words
+from toedit_collate.tokens.draws import content_digests, document_keys, token_words
 from toedit_collate.tokens.token_batch import TokenBatch
 
 POLICY = EditPolicy(region="below", threshold=0.5, exclude_original=True, seed=3)

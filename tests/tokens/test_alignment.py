@@ -16,8 +16,7 @@ from tokenizer_pairs import NAMES, PAIRS, TEXTS, byte_level_raw, dressed, make
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from toedit_collate.tokens.alignment.broken import complete
-from toedit_collate.tokens.alignment.byte_tokenizer import ByteTokenizer
+from toedit_collate.tokens.alignment.byte_tokenizer import ByteTokenizer, complete
 from toedit_collate.tokens.alignment.document import Aligner
 from toedit_collate.tokens.alignment.groups import Groups, first_tokens
 from toedit_collate.tokens.alignment.ways import WAYS, ways_of

@@ -79,7 +79,7 @@ def test_workers_tokenize_for_the_prior(aligned, monkeypatch):
     collator = ToEditCollator(aligned, POLICY)
     loader = torch.utils.data.DataLoader(rows(4), 2, collate_fn=collator, num_workers=1)
     expected = [ToEditCollator(aligned, POLICY)(rows(4)[n : n + 2])["input_ids"] for n in (0, 2)]
-    here = aligned.aligner.one
+    here = aligned.aligner
     batches = list(loader)
     monkeypatch.setattr(here, "align", None)  # in this process: batches edit themselves from now
     for batch, one in zip(batches, expected, strict=True):

@@ -30,7 +30,7 @@ def _preset() -> Any:
     return field(default="paper", metadata={"help": f"{presets}; none: train without editing."})
 
 
-# edit_policy, and an argument for each field of EditPolicy that can be written down.
+# edit_policy, and an argument for each field of EditPolicy.
 PolicyArguments: Any = dataclasses.make_dataclass(
     "PolicyArguments",
     [
@@ -38,7 +38,6 @@ PolicyArguments: Any = dataclasses.make_dataclass(
         *(
             (PREFIX + option.name, option.annotation, _field_of_policy(option))
             for option in OPTIONS.values()
-            if option.written
         ),
     ],
 )

@@ -270,14 +270,13 @@ def add_policy(parser: Any, *, more: str = "", notes: Mapping[str, str] | None =
     group = parser.add_argument_group("policy", "which tokens are edited, and how" + more)
     add_policy_name(group, default="paper", more="; the options below change single fields of it")
     for option in OPTIONS.values():
-        if option.written:
-            group.add_argument(
-                f"--{option.name.replace('_', '-')}",
-                dest=_dest(option.name),
-                default=None,  # "not given": the policy's value stands
-                help=option.help + (notes or {}).get(option.name, ""),
-                **_reading(option),
-            )
+        group.add_argument(
+            f"--{option.name.replace('_', '-')}",
+            dest=_dest(option.name),
+            default=None,  # "not given": the policy's value stands
+            help=option.help + (notes or {}).get(option.name, ""),
+            **_reading(option),
+        )
 
 
 def _reading(option: Option) -> dict[str, Any]:

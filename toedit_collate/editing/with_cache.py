@@ -14,8 +14,7 @@ from ..prior.base import BasePrior
 from ..stores.cache import DecisionCache, Decisions, Identity
 from ..stores.ragged import Array
 from ..tokens.checks import check_finite
-from ..tokens.content import content_digests
-from ..tokens.draws import Draws
+from ..tokens.draws import Draws, content_digests
 from ..tokens.result import EditResult, count_draws
 from ..tokens.token_batch import TokenBatch, evenly_spread
 from ..transfer import fetch

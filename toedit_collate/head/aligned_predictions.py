@@ -1,8 +1,9 @@
-"""What a prior with another tokenizer predicts at tokens of the trainee."""
+"""Predictions of a prior that has another tokenizer than the trainee."""
 
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterator
@@ -15,76 +16,40 @@ from torch import Tensor
 from ..policy import EditPolicy
 from ..transfer import send
 from .candidates import Candidates, draw_among, draw_tokens, find_candidates
-from .groups import (
-    IdGroups,
-    LeadingMembers,
-    exact_group_logprob,
-    group_logits,
-    leading_members,
-    score_groups,
-)
-from .logprob import Competitors, Scores
-from .predictions import places_to_draw, repeated
-from .projection import Head, project_rows, tile_elements
+from .groups import IdGroups, LeadingMembers, group_logits, leading_members
+from .logprob import Scores, exact_logprob, score_observed
+from .predictions import Predictions
+from .projection import project_rows, tile_elements
 
 
 @dataclass(frozen=True)
 class Chains:
-    """Which requests n tokens of the trainee make, on the host.
+    """The requests of n tokens of the trainee, on the host."""
 
-    Attributes:
-        begin: (n,) int64, the first request of each token.
-        length: (n,) int64, how many requests it makes: the tokens of its chain.
-        prior_tokens: (R,) int64, the prior's token at each request.
-        is_bounded: (n,) bool: the last group of the chain is not empty.
-        first_behind: covered bytes of a chain, as ids of the prior -> which tokens of the trainee
-            can be first behind them: (G,) int64, ascending, maybe with -1 for none; and (V,) int32,
-            which of these each id of the prior makes.
-    """
-
-    begin: Tensor
-    length: Tensor
-    prior_tokens: Tensor
-    is_bounded: Tensor
-    first_behind: Callable[[tuple[int, ...]], tuple[Tensor, Tensor]]
+    begin: Tensor  # (n,) int64, the first request of each token
+    length: Tensor  # (n,) int64, its number of requests: the tokens of its chain
+    prior_tokens: Tensor  # (R,) int64, the prior's token at each request
+    is_bounded: Tensor  # (n,) bool, whether the last group of the chain has members
+    # covered bytes of a chain, as ids of the prior -> the tokens of the trainee that can be
+    # first after them, (G,) int64, ascending, maybe with -1 for none; and (V,) int32, which of
+    # these each id of the prior makes
+    first_after: Callable[[tuple[int, ...]], tuple[Tensor, Tensor]]
 
 
-@dataclass(frozen=True)
-class AlignedPredictions:
+@dataclass(frozen=True, kw_only=True)
+class AlignedPredictions(Predictions):
     """`Predictions` at n tokens of the trainee, by R requests to the prior's head.
 
-    V ids of the prior, W of the trainee.
-
-    Attributes:
-        head: of the prior.
-        states: (R, D), the hidden states that predict the prior's tokens.
-        tokens: (n,) int64, the trainee's tokens, on the device of the states.
-        token_of: (R,) int64 there: for which token a request is.
-        groups: of the requests, there.
-        chains: of the tokens.
-        first: (V,) int64 there: the group of each id of the prior; W: none.
-        num_ids: W.
-        forbidden: (m,) int64, ids of the trainee that must not be drawn, special ones or not.
-        competitors: measures on states, or remembers, which ids the head should visit first.
-        warn_about: warns once if P of the prior does not suit a policy.
+    V ids of the prior, W of the trainee. `states` are (R, D), of the requests; `tokens` and
+    `forbidden` are ids of the trainee.
     """
 
-    head: Head
-    states: Tensor
-    tokens: Tensor
-    token_of: Tensor
-    groups: IdGroups
-    chains: Chains
-    first: Tensor
-    num_ids: int
-    forbidden: Callable[[bool], Tensor]
-    competitors: Callable[[Tensor], Competitors | None]
-    warn_about: Callable[[EditPolicy], None]
-
-    @property
-    def device(self) -> torch.device:
-        """Where scores and draws are computed."""
-        return self.states.device
+    token_of: Tensor  # (R,) int64 on the device of the states, the token that makes a request
+    groups: IdGroups  # of the requests, on that device
+    chains: Chains  # of the tokens
+    first: Tensor  # (V,) int64 on that device, the group of each id of the prior; W: none
+    num_ids: int  # W
+    warn_about: Callable[[EditPolicy], None]  # warns once if lower bounds of P do not suit a policy
 
     @functools.cached_property
     def _budget(self) -> int:
@@ -97,28 +62,29 @@ class AlignedPredictions:
         return leading_members(self.head, states, self.groups, budget=self._budget)
 
     def score(self, policy: EditPolicy, *, exact: bool = False) -> Scores:
-        """Log P of the observed tokens; see `Predictions`."""
+        """Log P of the observed tokens, or a lower bound of it; see `Predictions`."""
         self.warn_about(policy)
         if len(self.tokens) == 0:
             none = torch.zeros(0, dtype=torch.bool)
             return Scores(self.states.new_zeros(0, dtype=torch.float32), none, none)
-        scores = score_groups(
+        leading = self._leading
+        scores = score_observed(
             self.head,
             self.states,
-            self._leading,
-            lowest_cut=policy.lowest_cut,
-            competitors=None if exact else self.competitors(self.states),
+            leading.ids,
+            lowest_cut=policy.lowest_cut - leading.surplus,
+            competitors=None if exact else self.competitors(self.head, self.states),
         )
+        logprob = (scores.logprob + leading.surplus).clamp_(max=0)
         if len(self.states) == len(self.tokens):
-            return scores
-        places = self.chains.begin.repeat_interleave(self.chains.length)
-        token = places.unique_consecutive(return_inverse=True)[1]
+            return dataclasses.replace(scores, logprob=logprob)
         n = len(self.tokens)
+        token = torch.arange(n).repeat_interleave(self.chains.length)
 
         def all_of(flags: Tensor) -> Tensor:
-            return torch.zeros(n).index_add_(0, token, (~flags).float()) == 0
+            return torch.ones(n, dtype=torch.bool).index_fill_(0, token[~flags], False)
 
-        logprob = self._summed(scores.logprob, self.token_of, n)
+        logprob = self._summed(logprob, self.token_of, n)
         return Scores(logprob, all_of(scores.is_open), all_of(scores.is_finite))
 
     @staticmethod
@@ -128,10 +94,10 @@ class AlignedPredictions:
         return total.index_add_(0, token_of, logprob.double()).float()
 
     def exact_logprob(self, at: Tensor) -> Tensor:
-        """Log P of some observed tokens; no wait for the device.
+        """Exact log P of some observed tokens; see `Predictions`.
 
-        Those of which nothing but 0 is known as a lower bound are left out: as a sample of the
-        perplexity they would say nothing.
+        Tokens whose only known lower bound is 0 are left out: they say nothing about the
+        perplexity.
         """
         at = at[self.chains.is_bounded[at]]
         length = self.chains.length[at]
@@ -142,40 +108,34 @@ class AlignedPredictions:
         rows = torch.arange(int(ends[-1])) + offset.repeat_interleave(length)
         token = torch.arange(len(at)).repeat_interleave(length)
         there = send(rows, self.device)
-        leading = LeadingMembers(self._leading.ids[there], self._leading.surplus[there])
-        logprob = exact_group_logprob(
-            self.head, self.head.ready(self.states[there]), leading, budget=self._budget
+        own = exact_logprob(
+            self.head, self.states[there], self._leading.ids[there], budget=self._budget
         )
+        logprob = (own + self._leading.surplus[there]).clamp_(max=0)
         return self._summed(logprob, send(token, self.device), len(at))
 
-    def draw(
-        self, policy: EditPolicy, scores: Scores, selected: Tensor, uniforms: Tensor
-    ) -> Tensor:
-        """Resample the selected tokens; see `Predictions`."""
-        new_tokens = repeated(self.tokens, uniforms)
-        at = places_to_draw(
-            policy,
-            scores,
-            selected,
-            uniforms,
-            # One outcome more than there are tokens: a chain may go on.
-            num_ids=self.num_ids + 1,
-            chain_length=self.chains.length,
-        )
+    @property
+    def _num_outcomes(self) -> int:
+        return self.num_ids + 1  # all tokens, and one more outcome: a chain may continue
+
+    @property
+    def _chain_length(self) -> Tensor:
+        return self.chains.length
+
+    def _draw(self, policy: EditPolicy, at: Tensor, observed: Tensor, uniforms: Tensor) -> Tensor:
+        drawn = torch.zeros(uniforms.shape, dtype=torch.int64, device=self.device)
         of_one = self.chains.length[at] == 1
-        for some, draw in ((at[of_one], self._draw_plain), (at[~of_one], self._draw_chained)):
-            if len(some):
-                there = send(some, self.device)
-                drawn = draw(policy, some, self.tokens[there], send(uniforms[some], self.device))
-                is_new = repeated(selected[there], drawn)
-                new_tokens[there] = torch.where(is_new, drawn, new_tokens[there])
-        return new_tokens
+        for part, draw in ((of_one, self._draw_plain), (~of_one, self._draw_chained)):
+            if part.any():
+                rows = send(part.nonzero().squeeze(-1), self.device)
+                drawn[rows] = draw(policy, at[part], observed[rows], uniforms[rows])
+        return drawn
 
     def _draw_plain(
         self, policy: EditPolicy, at: Tensor, observed: Tensor, uniforms: Tensor
     ) -> Tensor:
         forbidden = self.forbidden(policy.protect_special)
-        tiles = self._in_tiles(at, observed, uniforms)
+        tiles = self._plain_tiles(at, observed, uniforms)
         return torch.cat([draw_tokens(policy, forbidden, *tile) for tile in tiles])
 
     def _draw_chained(
@@ -190,14 +150,14 @@ class AlignedPredictions:
             drawn.append(draw_among(found, observed[rows], uniforms[rows], policy.temperature))
         return torch.cat(drawn)
 
-    def _in_tiles(self, at: Tensor, *columns: Tensor) -> Iterator[tuple[Tensor, ...]]:
-        """The trainee's logits at tokens that make one request, as from `project_rows`."""
+    def _plain_tiles(self, at: Tensor, *columns: Tensor) -> Iterator[tuple[Tensor, ...]]:
+        """The trainee's logits at tokens that make one request, as `project_rows` yields them."""
         states = self.states[send(self.chains.begin[at], self.device)]
         for logits, *rest in project_rows(self.head, states, *columns):
             yield group_logits(logits, self.first, self.num_ids), *rest
 
     def candidates(self, policy: EditPolicy, at: Tensor) -> Iterator[Candidates]:
-        """Among what the tokens at some places are resampled; see `Predictions`."""
+        """The candidates of some tokens; see `Predictions`."""
         if len(at) == 0:
             return
         most = int(self.chains.length[at].max())
@@ -205,12 +165,12 @@ class AlignedPredictions:
             yield self._of_some(policy, some, most)
 
     def _of_some(self, policy: EditPolicy, at: Tensor, most: int) -> Candidates:
-        """Candidates of some tokens; as many columns as chains of `most` tokens can need."""
+        """Candidates of some tokens, in as many columns as chains of `most` tokens can need."""
         of_one = self.chains.length[at] == 1
         forbidden = self.forbidden(policy.protect_special)
         found = [
             find_candidates(policy, forbidden, *tile)
-            for tile in self._in_tiles(at[of_one], self.tokens[send(at[of_one], self.device)])
+            for tile in self._plain_tiles(at[of_one], self.tokens[send(at[of_one], self.device)])
             if len(tile[0])
         ]
         if most == 1 and len(found) == 1:
@@ -231,9 +191,9 @@ class AlignedPredictions:
     def _of_chains(self, policy: EditPolicy, at: Tensor) -> Candidates:
         """Candidates of tokens with chains of several.
 
-        At each token of the chain but the last, the sampler draws among going on with the chain and
+        At each token of the chain but the last, the sampler draws among continuing the chain and
         the trainee's tokens that other ids of the prior begin with; at the last, among these. So
-        the new token follows a mixture, whose shares are given as logits.
+        the new token follows a mixture, whose shares are returned as logits.
         """
         observed = self.tokens[send(at, self.device)].unsqueeze(-1)
         ids, shares = self._mixtures(_with_original(policy), at)
@@ -256,8 +216,8 @@ class AlignedPredictions:
         """The shares of the trainee's ids among what n chains can become.
 
         Returns:
-            (n, m) int64, ids, ascending in each row; and (n, m) float64, the share of each, 0 where
-            an id is none or stands there for a second time.
+            (n, m) int64, ids, ascending in each row; and (n, m) float64, the share of each: 0 at
+            repetitions of an id and where there is none.
         """
         length = self.chains.length[at]
         begin = length.cumsum(0) - length
@@ -291,16 +251,14 @@ class AlignedPredictions:
     def _of_requests(
         self, policy: EditPolicy, request: Tensor, number: Tensor, is_last: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """What the sampler draws among at R tokens of chains.
+        """What the sampler draws among at R requests of chains, the observed token included.
 
-        Args:
-            policy: with `exclude_original=False`.
-            request: (R,) int64, of each.
-            number: (R,) int64, the tokens of the chain before it.
-            is_last: (R,) bool; otherwise the chain can go on.
+        `request` and `number`, the tokens of the chain before it, are (R,) int64. Unless
+        `is_last`, (R,) bool, the chain can continue.
 
         Returns:
-            (R, c) int64, ids of the trainee, `num_ids` for going on; (R, c) float64, their shares.
+            (R, c) int64, ids of the trainee, `num_ids` for continuing; (R, c) float64, their
+            shares.
         """
         W, V = self.num_ids, self.head.vocab_size
         tables: dict[tuple[int, ...], int] = {}
@@ -318,7 +276,7 @@ class AlignedPredictions:
             self.head, self.states[send(request[order], self.device)], order
         ):
             used, table = which[some].unique(return_inverse=True)
-            firsts = [self.chains.first_behind(keys[n]) for n in used.tolist()]
+            firsts = [self.chains.first_after(keys[n]) for n in used.tolist()]
             most = max(len(ids) for ids, _ in firsts)
             ids = torch.full((len(firsts), most + 1), -1)
             group = torch.full((len(firsts), V), most + 1)
@@ -347,7 +305,7 @@ class AlignedPredictions:
 
 
 def _with_original(policy: EditPolicy, **changes: Any) -> EditPolicy:
-    """A policy that may draw the observed token; no user asked for it, so nothing is warned of."""
+    """A policy that may draw the observed token, made without the warnings of `EditPolicy`."""
     other = copy.copy(policy)
     for name, value in {"exclude_original": False, **changes}.items():
         object.__setattr__(other, name, value)

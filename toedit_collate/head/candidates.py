@@ -1,8 +1,8 @@
-"""Drawing the replacement of a selected token: which candidates, with which weights.
+"""Draws the replacement of a selected token among candidates.
 
 Every draw is an inversion with one uniform: the observed token comes first on the scale, then the
-other candidates in the order of their ids. So a draw below the observed token's share keeps it,
-which is what `surely_kept` relies on.
+other candidates in the order of their ids. So a draw below the observed token's share keeps it.
+`surely_kept` relies on this.
 """
 
 from __future__ import annotations
@@ -27,16 +27,10 @@ NUCLEUS_GROWTH = 8
 
 @dataclass(frozen=True)
 class Candidates:
-    """Among what n tokens are drawn.
+    """The candidates of n tokens."""
 
-    Attributes:
-        ids: (n, c) int64.
-        logits: (n, c) float32, before the temperature; -inf where an id is no candidate. The
-            candidates of a row are in the order of their ids.
-    """
-
-    ids: Tensor
-    logits: Tensor
+    ids: Tensor  # (n, c) int64, ascending in each row
+    logits: Tensor  # (n, c) float32, before the temperature; -inf where an id is no candidate
 
 
 def surely_kept(
@@ -47,25 +41,22 @@ def surely_kept(
     num_candidates: int,
     chain_length: Tensor | None = None,
 ) -> Tensor:
-    """Which draws give back the observed token whatever the candidates are: lazy resample.
+    """Which draws return the observed token whatever the candidates are: (n,) bool. Lazy resample.
 
-    A draw keeps the observed token if its uniform lies under the token's share of the candidates.
-    That share has a lower bound which P alone tells, for a token with P > 1/2 (so that it is the
-    most probable one, hence a candidate): at temperatures up to 1 the share is at least P, since
-    cooling and leaving out candidates only raise it. At a temperature T above 1, the m other
-    candidates share at most 1 - P, and their weights p^(1/T) add up to most if they share it
-    evenly: share >= P^(1/T) / (P^(1/T) + m^(1 - 1/T) (1 - P)^(1/T)).
+    A draw keeps the observed token if its uniform is below the token's share of the candidates. P
+    alone gives a lower bound of that share, for a token with P > 1/2 (the most probable one, so a
+    candidate). At temperatures up to 1 the share is at least P, since cooling and leaving out
+    candidates only raise it. At a temperature T above 1, the m other candidates share at most 1 -
+    P, and the sum of their weights p^(1/T) is largest if they share it evenly:
+    share >= P^(1/T) / (P^(1/T) + m^(1 - 1/T) (1 - P)^(1/T)).
 
     Args:
         uniforms: (n,) float64, in [0, 1).
         logprob: (n,) log P of the observed tokens, nats; or a number that none is below.
         policy: sampler, `top_k`, temperature, `exclude_original`.
         num_candidates: the most candidates there can be.
-        chain_length: (n,) int64, of how many draws, one after another, each one's P is a factor of
-            P, where a token is kept if all of them keep it; None: of one.
-
-    Returns:
-        (n,) bool.
+        chain_length: (n,) int64, for tokens that are kept if each of several draws keeps its part,
+            and whose P is the product of theirs; None: one draw.
     """
     if policy.exclude_original:
         return torch.zeros_like(uniforms, dtype=torch.bool)
@@ -83,7 +74,7 @@ def surely_kept(
 def draw_tokens(
     policy: EditPolicy, forbidden: Tensor, logits: Tensor, observed: Tensor, uniforms: Tensor
 ) -> Tensor:
-    """Draw replacements of n selected tokens, one or d for each.
+    """Draw replacements of n selected tokens, one or d for each: int64, the shape of `uniforms`.
 
     Args:
         policy: sampler, temperature, `exclude_original`.
@@ -91,9 +82,6 @@ def draw_tokens(
         logits: (n, V), of any floating dtype; changed.
         observed: (n,) int64, the tokens as they are.
         uniforms: (n,) or (n, d) float64, in [0, 1).
-
-    Returns:
-        int64, the shape of `uniforms`.
     """
     if policy.sampler == "full":
         weights = _weights(_allowed(logits, observed, policy, forbidden), policy.temperature)
@@ -105,7 +93,7 @@ def draw_tokens(
 def find_candidates(
     policy: EditPolicy, forbidden: Tensor, logits: Tensor, observed: Tensor
 ) -> Candidates:
-    """Which ids the sampler admits in place of n tokens; arguments as for `draw_tokens`."""
+    """The ids that the sampler admits in place of n tokens; arguments as for `draw_tokens`."""
     if policy.sampler == "full":
         logits = _allowed(logits, observed, policy, forbidden).float()
         ids = torch.arange(logits.shape[-1], device=logits.device)
@@ -117,17 +105,7 @@ def find_candidates(
 def draw_among(
     candidates: Candidates, observed: Tensor, uniforms: Tensor, temperature: float
 ) -> Tensor:
-    """Draw from the candidates of each of n tokens.
-
-    Args:
-        candidates: of the tokens; at least one for each.
-        observed: (n,) int64, the tokens as they are.
-        uniforms: (n,) or (n, d) float64, in [0, 1).
-        temperature: of the draw.
-
-    Returns:
-        int64, the shape of `uniforms`.
-    """
+    """Draw from candidates, at least one for each of n tokens; as `draw_tokens`."""
     own = observed.unsqueeze(-1)
     logits = candidates.logits.double() / temperature
     weights = torch.exp(logits - logits.amax(-1, keepdim=True))
@@ -141,7 +119,7 @@ def draw_among(
 
 
 def _allowed(logits: Tensor, observed: Tensor, policy: EditPolicy, forbidden: Tensor) -> Tensor:
-    """The logits, -inf at ids that may not be drawn; changed in place."""
+    """The logits with -inf at ids that may not be drawn; changed in place."""
     logits.index_fill_(-1, forbidden, -math.inf)
     if policy.exclude_original:
         logits.scatter_(-1, observed.unsqueeze(-1), -math.inf)
@@ -149,9 +127,9 @@ def _allowed(logits: Tensor, observed: Tensor, policy: EditPolicy, forbidden: Te
 
 
 def _weights(logits: Tensor, temperature: float) -> Tensor:
-    """softmax(logits / temperature), filled up with zeros to whole chunks: (n, C * CHUNK) float32.
+    """softmax(logits / temperature), padded with zeros to whole chunks: (n, C * CHUNK) float32.
 
-    Float32 suffices: it rounds the logits more than what follows.
+    Float32 suffices: the logits are rounded more than the weights.
     """
     if temperature != 1:
         logits = logits.float() / temperature
@@ -162,13 +140,8 @@ def _weights(logits: Tensor, temperature: float) -> Tensor:
 def _draw_by_chunks(weights: Tensor, observed: Tensor, uniforms: Tensor) -> Tensor:
     """Draw from all ids: search the sums of chunks of ids, and then one chunk.
 
-    Args:
-        weights: (n, C * CHUNK) float32; changed.
-        observed: (n,) int64.
-        uniforms: (n, d) float64.
-
-    Returns:
-        (n, d) int64; the observed token where no other id has a weight.
+    (n, C * CHUNK) float32 weights, which are changed, and (n, d) uniforms -> (n, d) int64; the
+    observed token where no other id has a weight.
     """
     n = len(observed)
     own = observed.unsqueeze(-1)
@@ -190,19 +163,19 @@ def in_columns(uniforms: Tensor) -> Tensor:
 
 
 def _beyond_own(uniforms: Tensor, own_weight: Tensor, others: Tensor) -> Tensor:
-    """How far draws lie beyond the observed token: (n, d) float64, negative where they keep it.
+    """How far draws are beyond the observed token: (n, d) float64, negative where they keep it.
 
-    Where no other id has a weight, all draws keep it.
+    All draws keep it where no other id has a weight.
     """
     target = uniforms * (others + own_weight) - own_weight
     return torch.where(others > 0, target, -1.0)
 
 
 def _first_above(steps: Tensor, target: Tensor) -> Tensor:
-    """Where ascending steps, (..., m), first exceed targets, (..., d): int64, like the targets.
+    """Where ascending steps, (..., m), first exceed targets, (..., d): int64 like the targets.
 
     Targets below 0 count as 0 and those at the end as just below it, since rounding can put them
-    there; so what is found has a weight, if anything has.
+    there. So the result has a weight if any id has one.
     """
     last = steps[..., -1:]
     target = torch.minimum(target.clamp(min=0), torch.nextafter(last, torch.zeros_like(last)))
@@ -210,7 +183,7 @@ def _first_above(steps: Tensor, target: Tensor) -> Tensor:
 
 
 def _most_probable(logits: Tensor, observed: Tensor, policy: EditPolicy) -> Candidates:
-    """The `top_k` most probable ids, or those of them that are not the observed one."""
+    """The `top_k` most probable ids, without the observed one if it is excluded."""
     V = logits.shape[-1]
     k = min(policy.top_k, V)
     if not policy.exclude_original:
@@ -223,7 +196,7 @@ def _most_probable(logits: Tensor, observed: Tensor, policy: EditPolicy) -> Cand
 
 
 def _nuclei(logits: Tensor, observed: Tensor, policy: EditPolicy) -> Candidates:
-    """The fewest ids that hold at least `top_p`, or those of them that are not the observed one."""
+    """The fewest ids that hold at least `top_p`, without the observed one if it is excluded."""
     n, V = logits.shape
     weights = _weights(logits, policy.temperature)
     enough = policy.top_p * weights.view(n, -1, CHUNK).sum(-1).double().sum(-1, keepdim=True)
@@ -258,12 +231,9 @@ def _nuclei(logits: Tensor, observed: Tensor, policy: EditPolicy) -> Candidates:
 
 
 def _others(ids: Tensor, admitted: Tensor, observed: Tensor) -> Tensor:
-    """Admit other ids than the observed one; where it is the only one, the most probable other.
+    """Admit the ids other than the observed one; where none is left, the most probable other id.
 
-    Args:
-        ids: (n, m) int64, the most probable first.
-        admitted: (n, m) bool.
-        observed: (n,) int64.
+    `ids` and `admitted` are (n, m), the most probable first.
     """
     is_other = ids != observed.unsqueeze(-1)
     left = admitted & is_other
@@ -308,10 +278,10 @@ def _chunks_at(chunks: Tensor, numbers: Tensor) -> Tensor:
 
 
 def _top_places(values: Tensor, k: int) -> Tensor:
-    """Where the k largest of each row stand, of equal ones the first, in any order: (n, k) int64.
+    """The places of the k largest values of each row, (n, k) int64; of equal ones the first.
 
-    Equal logits are common in bf16, and topk takes any of them: then the edit would depend on the
-    shape of the batch.
+    Equal logits are common in bf16, and topk takes any of them: the edit would depend on the shape
+    of the batch.
     """
     # On a GPU, the host would wait to see which rows have ties, and for `nonzero`. On a CPU, the
     # keys cost five times what topk does.
@@ -330,7 +300,7 @@ def _top_places(values: Tensor, k: int) -> Tensor:
 
 
 def _by_value_then_place(values: Tensor) -> Tensor:
-    """Whole numbers in the order of float32 values; of equal ones, the first is the largest."""
+    """Integers in the order of float32 values; of equal values, the first is the largest."""
     # + 0.0 makes -0.0 and 0.0 the same. Negative floats, as bits, go up when they go down.
     bits = (values + 0.0).view(torch.int32)
     bits ^= (bits >> 31).bitwise_and_(0x7FFFFFFF)

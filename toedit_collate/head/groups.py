@@ -1,4 +1,4 @@
-"""Groups of ids that stand for one token: log of their sum, without more of the head than that."""
+"""Groups of ids that stand for one token: the log of the sum of their probabilities."""
 
 from __future__ import annotations
 
@@ -8,56 +8,39 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .logprob import Competitors, Scores, exact_logprob, score_observed
 from .projection import Head, project_rows
 
 
 @dataclass(frozen=True)
 class IdGroups:
-    """A group of ids for each of n rows; V ids in all.
+    """A group of ids for each of n rows."""
 
-    Attributes:
-        row: (m,) int64, ascending: of which row each of the m members is.
-        ids: (m,) int64, the members.
-        num_rows: n. A row may have none.
-    """
-
-    row: Tensor
-    ids: Tensor
-    num_rows: int
-
-    @property
-    def counts(self) -> Tensor:
-        """(n,) int64, the number of members of each row."""
-        return torch.bincount(self.row, minlength=self.num_rows)
+    row: Tensor  # (m,) int64, ascending: the row of each of the m members
+    ids: Tensor  # (m,) int64, the members
+    num_rows: int  # n; a row may have no members
 
 
 @dataclass(frozen=True)
 class LeadingMembers:
-    """The most probable member of each row, and how much the others add to it.
+    """The most probable member of each of n groups, and how much the others add to it.
 
-    Attributes:
-        ids: (n,) int64; 0 where a group is empty.
-        surplus: (n,) float32, log of (sum of all members' probability / that of `ids`), nats; 0 for
-            a group of one, -inf for an empty one.
+    P of a group is P of this member times e^surplus. So a group is below a cut where the member is
+    below the cut minus the surplus.
     """
 
-    ids: Tensor
+    ids: Tensor  # (n,) int64; 0 where a group is empty
+    # (n,) float32, log of (sum of all members' P / P of `ids`), nats; 0 for a group of one,
+    # -inf for an empty one
     surplus: Tensor
 
 
 def leading_members(head: Head, hidden: Tensor, groups: IdGroups, *, budget: int) -> LeadingMembers:
-    """The most probable member of each group, and the logarithm of what the others add.
+    """Find the most probable member of each group; only groups of several need logits.
 
-    Only groups of several cost something: the logits of their members.
-
-    Args:
-        head: V ids.
-        hidden: (n, D), on the device of the head.
-        groups: of the n rows, on that device.
-        budget: number of logits to hold at once, for a head that only its module can compute.
+    `hidden` is (n, D), on the device of the head like the groups. `budget` limits the logits of a
+    head that only its module can compute.
     """
-    counts = groups.counts
+    counts = torch.bincount(groups.row, minlength=groups.num_rows)
     start = counts.cumsum(0) - counts
     leading = torch.zeros(groups.num_rows, dtype=torch.int64, device=groups.ids.device)
     surplus = torch.zeros(groups.num_rows, device=groups.ids.device)
@@ -85,7 +68,7 @@ def leading_members(head: Head, hidden: Tensor, groups: IdGroups, *, budget: int
 
 
 def _member_logits(head: Head, hidden: Tensor, row: Tensor, ids: Tensor, budget: int) -> Tensor:
-    """The logits of m members, (m,) float32, of the rows that they belong to."""
+    """The logits of m members, (m,) float32, in the rows that they belong to."""
     if head.weight is not None:
         rows = max(1, budget // hidden.shape[-1])
         pieces = zip(row.split(rows), ids.split(rows), strict=True)
@@ -100,53 +83,11 @@ def _member_logits(head: Head, hidden: Tensor, row: Tensor, ids: Tensor, budget:
     return logits
 
 
-def score_groups(
-    head: Head,
-    hidden: Tensor,
-    leading: LeadingMembers,
-    *,
-    lowest_cut: float,
-    competitors: Competitors | None = None,
-) -> Scores:
-    """Log of the sum of P over one group for each row, exact wherever it can matter.
-
-    P of a group is that of its most probable member times what the others add; so a group lies
-    under a cut where its leading member lies under the cut less the surplus. A group of one is
-    scored as `score_observed` scores its id, bit for bit.
-
-    Args:
-        head: V ids.
-        hidden: (n, D).
-        leading: of the groups.
-        lowest_cut: nats; as for `score_observed`.
-        competitors: the ids to visit first; None: all are exact.
-    """
-    hidden = head.ready(hidden)
-    cut = lowest_cut - leading.surplus
-    scores = score_observed(head, hidden, leading.ids, lowest_cut=cut, competitors=competitors)
-    return Scores(
-        (scores.logprob + leading.surplus).clamp_(max=0), scores.is_open, scores.is_finite
-    )
-
-
-def exact_group_logprob(
-    head: Head, hidden: Tensor, leading: LeadingMembers, *, budget: int
-) -> Tensor:
-    """Log of the sum of P over one group for each row: (n,) float32; no wait for the device."""
-    own = exact_logprob(head, hidden, leading.ids, budget=budget)
-    return (own + leading.surplus).clamp_(max=0)
-
-
 def group_logits(logits: Tensor, group: Tensor, num_groups: int) -> Tensor:
-    """Logits of groups of ids: the logarithm of the sum of the exponentials of the members' logits.
+    """Logits of groups of ids, (n, W) float32: the log-sum-exp of their members; -inf for none.
 
-    Args:
-        logits: (n, V), of any floating dtype.
-        group: (V,) or (n, V) int64, the group of each id, in [0, W); W: none.
-        num_groups: W.
-
-    Returns:
-        (n, W) float32; -inf for a group without members.
+    `logits` are (n, V). `group` is (V,) or (n, V) int64, in [0, W], where W = `num_groups` stands
+    for none.
 
     Example:
         >>> logits = torch.tensor([[0.0, 1.0, 2.0]])

@@ -1,4 +1,4 @@
-"""A GPU kernel for log P: optional, and loaded only when it is called for. It needs triton."""
+"""An optional GPU kernel for log P, imported on first use. It needs triton."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ NUM_WARPS = 8
 
 
 def is_available(device: torch.device) -> bool:
-    """Whether the kernel runs on `device`: triton is installed, and triton supports the GPU.
+    """Whether the kernel runs on `device`: triton is installed and supports the GPU.
 
-    With TRITON_INTERPRET=1, triton's interpreter takes the place of the GPU, very slowly.
+    With TRITON_INTERPRET=1, triton's interpreter replaces the GPU, very slowly.
     """
     if importlib.util.find_spec("triton") is None:
         return False
@@ -30,11 +30,7 @@ def is_available(device: torch.device) -> bool:
 
 
 def check_usable(head: Head) -> None:
-    """Raise unless the kernel can sum the logits of a head.
-
-    Raises:
-        ValueError: the head has no weight, or the kernel isn't available on its device.
-    """
+    """Raise a ValueError unless the kernel can sum the logits of a head."""
     remedy = "leave prior.use_kernel() out: without it, PyTorch computes log P"
     if head.weight is None:
         raise ValueError(
@@ -49,15 +45,12 @@ def check_usable(head: Head) -> None:
 
 
 def add_tile(others: Tensor, tile: Tensor, own: Tensor) -> None:
-    """Add a tile of logits to the log-sum-exp of each row, in one pass over the tile.
+    """Add a tile of logits to the log-sum-exp of each row, in one pass over the tile; no wait.
 
-    The tile is read once, in the dtype of the model: 2 bytes a logit. PyTorch's operations move 32.
-    The host does not wait.
-
-    Args:
-        others: (n,) float32, the log-sum-exp so far, -inf at first; changed.
-        tile: (n, m) logits; the stride of its columns is 1.
-        own: (n,) int64, the column of the observed id, which is left out; it may be outside.
+    The tile is read once, in the dtype of the model: 2 bytes per logit. PyTorch's operations move
+    32. `others`, (n,) float32, is the log-sum-exp so far (-inf at first), and is changed. The
+    columns of the (n, m) `tile` have stride 1. `own`, (n,) int64, is the column of the observed
+    id, which is left out; it may be outside of the tile.
     """
     from .triton_kernels import add_tile_kernel
 

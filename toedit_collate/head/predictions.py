@@ -1,4 +1,4 @@
-"""What a model with the trainee's own ids predicts: one hidden state for each token."""
+"""Predictions of a prior that has the trainee's tokenizer."""
 
 from __future__ import annotations
 
@@ -18,40 +18,149 @@ from .projection import Head, block_elements, project_rows, tile_elements
 
 T = TypeVar("T")
 
-# Drawing for so many tokens too many costs a GPU less than one more wait of the host.
-FEW_DRAWS = 128
+FEW_DRAWS = 128  # drawing for so many tokens in vain costs a GPU less than another wait
 
 
-@dataclass(frozen=True)
-class HeadPredictions:
-    """`Predictions` by a vocabulary projection.
+@dataclass(frozen=True, kw_only=True)
+class Predictions:
+    """What a prior predicts at n tokens of one batch. The device may still be computing it.
 
-    Attributes:
-        head: V ids; looked up once for the batch.
-        states: (n, D), the hidden states that predict the tokens.
-        tokens: (n,) int64, the observed tokens, on the device of the states.
-        competitors: measures on states, or remembers, the ids that the head should visit first.
-        forbidden: (m,) int64, the ids that must not be drawn, special ones among them or not.
-        with_kernel: whether the GPU kernel computes log P.
+    Here each token has one hidden state that predicts it; see also `AlignedPredictions`.
     """
 
-    head: Head
-    states: Tensor
-    tokens: Tensor
+    head: Head  # of the prior; V ids
+    states: Tensor  # (n, D), the hidden states that predict the tokens
+    tokens: Tensor  # (n,) int64, the observed tokens, on the device of the states
+    # the ids that the head should sum first, measured on states or known
     competitors: Callable[[Head, Tensor], Competitors | None]
+    # (m,) int64, the ids that must not be drawn, with special ones or without
     forbidden: Callable[[bool], Tensor]
-    with_kernel: bool = False
+    with_kernel: bool = False  # whether the GPU kernel computes log P
 
     @property
     def device(self) -> torch.device:
         """Where scores and draws are computed."""
         return self.states.device
 
-    def _in_tiles(self, compute: Callable[[int], T], budget: int | None = None) -> T:
-        """Compute with so many logits at once; with fewer, where the GPU's memory does not suffice.
+    def score(self, policy: EditPolicy, *, exact: bool = False) -> Scores:
+        """Log P of the n observed tokens. The host waits for the device once, here.
+
+        Below the lowest cut of the policy, log P may be an upper bound, unless `exact`.
+        """
+        competitors = None if exact else self.competitors(self.head, self.states)
+        return self._in_budget(
+            lambda budget: score_observed(
+                self.head,
+                self.states,
+                self.tokens,
+                lowest_cut=policy.lowest_cut,
+                competitors=competitors,
+                with_kernel=self.with_kernel,
+                budget=budget,
+            )
+        )
+
+    def exact_logprob(self, at: Tensor) -> Tensor:
+        """Log P of some tokens, without a wait: (S,) int64 on the host -> (S,) float32, nats."""
+        there = send(at, self.device)
+        return self._in_budget(
+            lambda budget: exact_logprob(
+                self.head, self.states[there], self.tokens[there], budget=budget
+            )
+        )
+
+    def draw(
+        self, policy: EditPolicy, scores: Scores, selected: Tensor, uniforms: Tensor
+    ) -> Tensor:
+        """Resample the selected tokens; one uniform decides each draw.
+
+        Args:
+            policy: sampler, temperature, `exclude_original`, `protect_special`.
+            scores: the result of `score`.
+            selected: (n,) bool on `device`.
+            uniforms: (n,) float64 in [0, 1), on the host; or (n, d) for d draws of each token,
+                whose first is that of (n,).
+
+        Returns:
+            int64 on `device`, the shape of `uniforms`: the tokens, resampled where selected.
+        """
+        at = self._places_to_draw(policy, scores, selected, uniforms)
+        new_tokens = _repeated(self.tokens, uniforms)
+        if len(at):
+            there = send(at, self.device)
+            drawn = self._draw(policy, at, self.tokens[there], send(uniforms[at], self.device))
+            is_new = _repeated(selected[there], drawn)
+            new_tokens[there] = torch.where(is_new, drawn, new_tokens[there])
+        return new_tokens
+
+    def candidates(self, policy: EditPolicy, at: Tensor) -> Iterator[Candidates]:
+        """Yield the candidates of some tokens, a few at a time.
+
+        `at` is (m,) int64 on the host, ascending.
+        """
+        if len(at) == 0:
+            return
+        there = send(at, self.device)
+        forbidden = self.forbidden(policy.protect_special)
+        for logits, tokens in project_rows(self.head, self.states[there], self.tokens[there]):
+            yield find_candidates(policy, forbidden, logits, tokens)
+
+    # What `AlignedPredictions` changes.
+
+    @property
+    def _num_outcomes(self) -> int:
+        """The most outcomes that a draw can have."""
+        return self.head.vocab_size
+
+    @property
+    def _chain_length(self) -> Tensor | None:
+        """(n,) int64, as for `surely_kept`."""
+        return None
+
+    def _draw(self, policy: EditPolicy, at: Tensor, observed: Tensor, uniforms: Tensor) -> Tensor:
+        states, forbidden = (
+            self.states[send(at, self.device)],
+            self.forbidden(policy.protect_special),
+        )
+
+        def draw(most: int) -> Tensor:
+            tiles = project_rows(self.head, states, observed, uniforms, most=most)
+            return torch.cat([draw_tokens(policy, forbidden, *tile) for tile in tiles])
+
+        return self._in_budget(draw, block_elements(self.head, self.states))
+
+    def _places_to_draw(
+        self, policy: EditPolicy, scores: Scores, selected: Tensor, uniforms: Tensor
+    ) -> Tensor:
+        """Which of n tokens may change, so that they need candidates: (m,) int64 on the host."""
+        if policy.region != "above":
+            # `surely_kept` needs P > 1/2, which few of these tokens have.
+            return fetch(selected)[0].nonzero().squeeze(-1)
+        length = self._chain_length
+
+        def may_change(among: Tensor, logprob: Tensor | float) -> Tensor:
+            kept = surely_kept(
+                in_columns(uniforms),
+                torch.as_tensor(logprob, dtype=torch.float64).unsqueeze(-1),
+                policy,
+                num_candidates=policy.top_k if policy.sampler == "top_k" else self._num_outcomes,
+                chain_length=None if length is None else length.unsqueeze(-1),
+            )
+            return (among & ~kept.all(-1)).nonzero().squeeze(-1)
+
+        if not on_host(selected):
+            # Reading P from a GPU is a wait. The threshold is a lower bound of it.
+            at = may_change(scores.is_open, math.log(policy.threshold))
+            if len(at) <= FEW_DRAWS:
+                return at
+        logprob, is_selected = fetch(scores.logprob, selected)
+        return may_change(is_selected, logprob)
+
+    def _in_budget(self, compute: Callable[[int], T], budget: int | None = None) -> T:
+        """Call `compute` with a number of logits; if the GPU's memory does not suffice, with fewer.
 
         Raises:
-            torch.OutOfMemoryError: the logits of one token are too many.
+            torch.OutOfMemoryError: even the logits of one token do not fit.
         """
         budget = budget or tile_elements(len(self.tokens), self.head.vocab_size, self.device)
         while True:
@@ -67,103 +176,7 @@ class HeadPredictions:
                 budget = max(self.head.vocab_size, budget // 4)
             torch.cuda.empty_cache()
 
-    def score(self, policy: EditPolicy, *, exact: bool = False) -> Scores:
-        """Log P of the observed tokens; see `Predictions`."""
-        competitors = None if exact else self.competitors(self.head, self.states)
-        return self._in_tiles(
-            lambda budget: score_observed(
-                self.head,
-                self.states,
-                self.tokens,
-                lowest_cut=policy.lowest_cut,
-                competitors=competitors,
-                with_kernel=self.with_kernel,
-                budget=budget,
-            )
-        )
 
-    def exact_logprob(self, at: Tensor) -> Tensor:
-        """Log P of some observed tokens; no wait for the device."""
-        there = send(at, self.device)
-        return self._in_tiles(
-            lambda budget: exact_logprob(
-                self.head, self.states[there], self.tokens[there], budget=budget
-            )
-        )
-
-    def draw(
-        self, policy: EditPolicy, scores: Scores, selected: Tensor, uniforms: Tensor
-    ) -> Tensor:
-        """Resample the selected tokens; see `Predictions`."""
-        at = places_to_draw(policy, scores, selected, uniforms, num_ids=self.head.vocab_size)
-        new_tokens = repeated(self.tokens, uniforms)
-        if len(at) == 0:
-            return new_tokens
-        there = send(at, self.device)
-        columns = self.tokens[there], send(uniforms[at], self.device)
-        forbidden = self.forbidden(policy.protect_special)
-
-        def draw(most: int) -> Tensor:
-            tiles = project_rows(self.head, self.states[there], *columns, most=most)
-            return torch.cat([draw_tokens(policy, forbidden, *tile) for tile in tiles])
-
-        drawn = self._in_tiles(draw, block_elements(self.head, self.states))
-        new_tokens[there] = torch.where(repeated(selected[there], drawn), drawn, new_tokens[there])
-        return new_tokens
-
-    def candidates(self, policy: EditPolicy, at: Tensor) -> Iterator[Candidates]:
-        """Among what the tokens at some places are resampled; see `Predictions`."""
-        if len(at) == 0:
-            return
-        there = send(at, self.device)
-        forbidden = self.forbidden(policy.protect_special)
-        for logits, tokens in project_rows(self.head, self.states[there], self.tokens[there]):
-            yield find_candidates(policy, forbidden, logits, tokens)
-
-
-def repeated(values: Tensor, like: Tensor) -> Tensor:
-    """The values of n tokens, (n,), once for each of their draws: a copy, the shape of `like`."""
+def _repeated(values: Tensor, like: Tensor) -> Tensor:
+    """Copy (n,) values for each draw of a token: the shape of `like`."""
     return values.view(len(values), *[1] * (like.dim() - 1)).expand(like.shape).clone()
-
-
-def places_to_draw(
-    policy: EditPolicy,
-    scores: Scores,
-    selected: Tensor,
-    uniforms: Tensor,
-    *,
-    num_ids: int,
-    chain_length: Tensor | None = None,
-) -> Tensor:
-    """Which of n tokens may change, so need candidates: (m,) int64, on the host.
-
-    Args:
-        policy: says what a draw is.
-        scores: of the tokens.
-        selected: (n,) bool, on the device of the scores.
-        uniforms: (n,) or (n, d) float64, on the host.
-        num_ids: the most outcomes that a draw can have.
-        chain_length: (n,) int64, how many draws one behind another give each token; None: one.
-    """
-    if policy.region != "above":
-        # There, most selected tokens are known by a bound of P alone.
-        return fetch(selected)[0].nonzero().squeeze(-1)
-    most = policy.top_k if policy.sampler == "top_k" else num_ids
-
-    def may_change(among: Tensor, logprob: Tensor | float) -> Tensor:
-        kept = surely_kept(
-            in_columns(uniforms),
-            torch.as_tensor(logprob, dtype=torch.float64).unsqueeze(-1),
-            policy,
-            num_candidates=most,
-            chain_length=None if chain_length is None else chain_length.unsqueeze(-1),
-        )
-        return (among & ~kept.all(-1)).nonzero().squeeze(-1)
-
-    if not on_host(selected):
-        # To ask a GPU for P is a wait. The threshold, which a selected token reaches, often does.
-        at = may_change(scores.is_open, math.log(policy.threshold))
-        if len(at) <= FEW_DRAWS:
-            return at
-    logprob, is_selected = fetch(scores.logprob, selected)
-    return may_change(is_selected, logprob)

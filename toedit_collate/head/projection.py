@@ -1,4 +1,4 @@
-"""The vocabulary projection, in tiles: logits of some ids, without the (B, T, V) logits."""
+"""The vocabulary projection in tiles: logits of some ids, without the (B, T, V) logits."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# A tile of logits holds at most this many elements (fp32: 16 MiB and 64 MiB). On a CPU it is also
-# at most this share of the full (tokens, vocabulary) matrix, so that small batches take little
-# memory. On a GPU, each tile costs time for its launches.
+# A tile of logits has at most this many elements (fp32: 16 MiB and 64 MiB). On a CPU it is also at
+# most this share of the full (tokens, vocabulary) matrix, so that small batches need little memory.
+# On a GPU, each tile costs time for its launches.
 MAX_TILE_ELEMENTS = 2**22
 MAX_TILE_ELEMENTS_GPU = 2**24
 MAX_TILE_SHARE = 1 / 22
@@ -19,10 +19,10 @@ MAX_TILE_SHARE = 1 / 22
 # C library returns blocks of 32 MiB and more to the system after each use, and new pages are slow.
 MAX_BLOCK_BYTES = 30 * 2**20
 MAX_BLOCK_BYTES_GPU = 64 * 2**20
-# Libraries multiply few rows by other code, whose sums round differently. With at least so many, a
-# row's float32 logits do not depend on the other rows (seen with MKL, whose limit is 14 or 16).
+# Libraries use other code, with other rounding, for few rows. With at least so many rows, the
+# float32 logits of a row do not depend on the other rows (seen with MKL: its limit is 14 or 16).
 MIN_BLOCK_ROWS = 16
-# What follows a product works on so many logits at once: they stay in the cache of a CPU core.
+# Logits to process at once after a product, so that they stay in the cache of a CPU core.
 PIECE_ELEMENTS = 2**18
 
 
@@ -31,38 +31,29 @@ class Head:
     """The last step of a language model, from hidden states to logits.
 
     logits = cap * tanh(scale * (W h + b) / cap), where a model has a scale and a cap; computed in
-    the model's own dtype, as the model does, and then taken to float32.
-
-    Attributes:
-        weight: (V, D), or None for a projection that only its module can compute (a quantised one).
-        bias: (V,) or None.
-        module: computes W h + b for the whole vocabulary; used where `weight` is None.
-        vocab_size: V, padding of the vocabulary included.
-        scale: factor on the logits.
-        softcap: cap of the logits (Gemma-2), or None.
+    the model's own dtype, and then converted to float32.
     """
 
+    # (V, D); None if only `module` can compute the projection (a quantised one)
     weight: Tensor | None
-    bias: Tensor | None
+    bias: Tensor | None  # (V,) or None
+    # computes W h + b for the whole vocabulary; used where `weight` is None
     module: Callable[[Tensor], Tensor] | None
-    vocab_size: int
-    scale: float = 1.0
-    softcap: float | None = None
+    vocab_size: int  # V, padding of the vocabulary included
+    scale: float = 1.0  # factor of the logits
+    softcap: float | None = None  # cap of the logits (Gemma-2), or None
 
     def logits(self, hidden: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
         """Logits of the ids in [start, stop): (n, D) hidden states -> (n, stop - start) float32."""
         return self.project(hidden, start, stop).float()
 
     def project(self, hidden: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
-        """The same logits in the dtype of the model, in which it computes them."""
-        stop = self.vocab_size if stop is None else stop
-        if self.weight is not None:
-            bias = None if self.bias is None else self.bias[start:stop]
-            raw = F.linear(self.ready(hidden), self.weight[start:stop], bias)
-        else:
+        """As `logits`, in the dtype of the model."""
+        if self.weight is None:
             assert self.module is not None
-            raw = self.module(hidden)[:, start:stop]
-        return self._finish(raw)
+            return self._finish(self.module(hidden)[:, start:stop])
+        bias = None if self.bias is None else self.bias[start:stop]
+        return self._finish(F.linear(self.ready(hidden), self.weight[start:stop], bias))
 
     def logits_of(self, hidden: Tensor, ids: Tensor) -> Tensor:
         """Logits of m ids, the same for all rows, by `weight`: (n, D), (m,) -> (n, m) float32."""
@@ -74,15 +65,11 @@ class Head:
         """The logit of one id per row, by `weight`: (n, D) states, (n,) ids -> (n,) float32."""
         assert self.weight is not None
         hidden = self.ready(hidden)
-        # fp32 sums, rounded once to the model's dtype: what a matrix product does, too. Without
-        # the same rounding, an observed logit could not be compared with its competitors'.
+        # fp32 sums, rounded once to the model's dtype, as in a matrix product. Without the same
+        # rounding, an observed logit could not be compared with its competitors'.
         rows = max(1, MAX_TILE_ELEMENTS // hidden.shape[-1])
-        raw = torch.cat(
-            [
-                self.weight[i].float().mul_(h).sum(-1)
-                for h, i in zip(hidden.split(rows), ids.split(rows), strict=True)
-            ]
-        )
+        pieces = zip(hidden.split(rows), ids.split(rows), strict=True)
+        raw = torch.cat([self.weight[i].float().mul_(h).sum(-1) for h, i in pieces])
         if self.bias is not None:
             raw = raw + self.bias[ids].float()
         return self._finish(raw.to(hidden.dtype)).float()
@@ -102,14 +89,14 @@ class Head:
 
 
 def tile_elements(num_rows: int, vocab_size: int, device: torch.device) -> int:
-    """The largest number of logits to hold at once for a batch of `num_rows` positions."""
+    """The number of logits to hold at once for a batch of `num_rows` positions."""
     if device.type == "cuda":
         return MAX_TILE_ELEMENTS_GPU
     return max(1, min(MAX_TILE_ELEMENTS, int(num_rows * vocab_size * MAX_TILE_SHARE)))
 
 
 def block_elements(head: Head, hidden: Tensor) -> int:
-    """The largest number of logits that one product with the whole head should make."""
+    """The number of logits that one product with the whole head may make."""
     most = MAX_BLOCK_BYTES_GPU if hidden.device.type == "cuda" else MAX_BLOCK_BYTES
     return most // (hidden if head.weight is None else head.weight).element_size()
 
@@ -117,13 +104,10 @@ def block_elements(head: Head, hidden: Tensor) -> int:
 def project_rows(
     head: Head, hidden: Tensor, *columns: Tensor, most: int | None = None
 ) -> Iterator[tuple[Tensor, ...]]:
-    """Project rows on to the whole vocabulary, many at once, and yield a few at a time.
+    """Project rows onto the whole vocabulary, many at once, and yield a few at a time.
 
-    Args:
-        head: V ids.
-        hidden: (n, D).
-        columns: of n rows each; they are cut like the logits.
-        most: number of logits to hold at once; default: `block_elements`.
+    `hidden` is (n, D); `columns` have n rows each. At most `most` logits are in memory at once; by
+    default, `block_elements`.
 
     Yields:
         The logits of the next rows, (r, V) in the dtype of the model, which may be overwritten; and

@@ -1,22 +1,23 @@
 """Cross-entropy with labels that are made of many draws.
 
-A label of n draws is a distribution: each id has the share of the draws that it got. Its
-cross-entropy is the mean of the n hard cross-entropies, so its gradient is an unbiased estimate of
-the gradient of KL(prior || trainee) (random sampling distillation: Anshumann et al., "Sparse Logit
-Sampling", ACL 2025, arXiv:2503.16870).
+A label of n draws is a distribution: each id has its share of the draws. Its cross-entropy is the
+mean of n hard cross-entropies, so its gradient is an unbiased estimate of the gradient of
+KL(prior || trainee). Source: random sampling distillation, Anshumann et al., "Sparse Logit
+Sampling", ACL 2025, arXiv:2503.16870.
 
-A batch carries its draws in one tensor (B, T, K, 2) of integers: for each label, up to K different
-ids and how often each was drawn. Unused places have the count 0. `labels` keep the source text, and
-say with -100 where there is no loss.
+A batch carries its draws as (B, T, K, 2) integers: for each label, up to K different ids and their
+counts. Unused places have the count 0. `labels` are those of the source text, and -100 where there
+is no loss.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import dataclasses
+from collections.abc import Iterable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from .projection import MAX_TILE_ELEMENTS, MAX_TILE_ELEMENTS_GPU, Head
 
@@ -30,13 +31,13 @@ def soft_cross_entropy(
     labels: Tensor,
     num_items_in_batch: Tensor | int | None = None,
 ) -> Tensor:
-    """Mean cross-entropy of the logits with the drawn labels, for training loops of your own.
+    """Mean cross-entropy of the logits with the drawn labels, for plain training loops.
 
     The loss of one label is -sum_k (count_k / n) log p_k, with n the sum of its counts. Logits at t
-    predict the label at t + 1: the same shift as the causal loss of transformers.
+    predict the label at t + 1, as in the causal loss of transformers.
 
     Args:
-        logits: (B, T, V), of any floating dtype; computed in float32, or float64 where they are.
+        logits: (B, T, V), of any floating dtype; computed in float32, or float64 if they are.
         draws: (B, T, K, 2) integers, `batch.pop("draws")`: ids and counts.
         labels: (B, T) integers, -100 where there is no loss.
         num_items_in_batch: number of labels to divide by, as a Trainer counts it over accumulation
@@ -46,7 +47,7 @@ def soft_cross_entropy(
         (), the loss, in nats per label.
 
     Raises:
-        ValueError: the shapes do not fit each other.
+        ValueError: the shapes do not fit.
 
     Example:
         >>> logits = torch.tensor([[[0.0, 0.0, 0.0], [0.0, 0.0, 0.0]]])
@@ -61,7 +62,7 @@ def soft_cross_entropy(
 def expected_log_prob(logits: Tensor, draws: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """sum_k (count_k / n) log p_k of each predicted token, and where there is a label.
 
-    Args and errors as for `soft_cross_entropy`. Returns (B, T - 1) each; 0 without a label.
+    Arguments and errors as for `soft_cross_entropy`. Returns (B, T - 1) each; 0 without a label.
     """
     _check_shapes(tuple(logits.shape[:2]), draws, labels)
     known, ids, shares = _shifted(draws, labels)
@@ -72,7 +73,7 @@ def expected_log_prob(logits: Tensor, draws: Tensor, labels: Tensor) -> tuple[Te
 
 
 def num_labels(known: Tensor, num_items_in_batch: Tensor | int | None) -> Tensor:
-    """What a loss is divided by: (), never 0."""
+    """The divisor of a loss: (), at least 1."""
     count = known.sum() if num_items_in_batch is None else num_items_in_batch
     return torch.as_tensor(count, device=known.device).clamp(min=1)
 
@@ -82,45 +83,56 @@ def drawn_log_prob(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The cross-entropy of drawn labels from hidden states, without the (B, T, V) logits.
 
-    Args:
-        head: the vocabulary projection; its `weight` must be there.
-        hidden: (B, T, D), the last hidden states.
-        draws: (B, T, K, 2) integers, ids and counts.
-        labels: (B, T), -100 where there is no loss.
+    `hidden` is (B, T, D); the head needs its `weight`. Other arguments and errors as for
+    `soft_cross_entropy`.
 
     Returns:
         Of the T - 1 predicted tokens, (B, T - 1) each, 0 or False without a label: the expected log
         probability of the drawn label (float32, differentiable), the entropy of the prediction in
-        nats, whether the likeliest id is the one in `labels`, and where there is a label.
-
-    Raises:
-        ValueError: the shapes do not fit each other.
+        nats, whether the most probable id is the one in `labels`, and where there is a label.
     """
     _check_shapes(tuple(hidden.shape[:2]), draws, labels)
     assert head.weight is not None
     known, ids, shares = _shifted(draws, labels)
-    device = head.weight.device
-    states, weight, bias = hidden[:, :-1][known].to(device), head.weight, head.bias
-    kind = device.type
-    autocast = torch.is_autocast_enabled(kind)
-    dtype = torch.get_autocast_dtype(kind) if autocast else weight.dtype
+    device, kind = head.weight.device, head.weight.device.type
+    dtype = head.weight.dtype
+    if torch.is_autocast_enabled(kind):
+        dtype = torch.get_autocast_dtype(kind)
+    most = MAX_TILE_ELEMENTS_GPU * 4 if kind == "cuda" else MAX_TILE_ELEMENTS
+    rows = max(1, most // head.vocab_size)
+    states = hidden[:, :-1][known].to(device, dtype)
+    columns = (states, ids.to(device), shares.to(device), labels[:, 1:][known].to(device))
     with torch.autocast(kind, enabled=False):
-        log_prob, entropy, is_top1 = _DrawnLogProb.apply(
-            states.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype),
-            ids.to(device), shares.to(device), labels[:, 1:][known].to(device),
-            head.scale, head.softcap,
-        )  # fmt: skip
+        bias = None if head.bias is None else head.bias.to(dtype)
+        own = dataclasses.replace(head, weight=head.weight.to(dtype), bias=bias)
+        # checkpoint: the backward pass computes the logits of a tile again.
+        parts = [
+            checkpoint(_score_draws, own, *tile, use_reentrant=False, preserve_rng_state=False)
+            for tile in zip(*(column.split(rows) for column in columns), strict=True)
+        ]
     known = known.to(device)
 
-    def spread(values: Tensor) -> Tensor:
-        # masked_scatter keeps the result connected to the model where no label is known.
-        return values.new_zeros(known.shape).masked_scatter(known, values)
+    def spread(values: Iterable[Tensor]) -> Tensor:
+        # masked_scatter keeps the result connected to the model where there is no label.
+        joined = torch.cat(list(values))
+        return joined.new_zeros(known.shape).masked_scatter(known, joined)
 
-    return spread(log_prob), spread(entropy), spread(is_top1), known
+    log_prob, entropy, is_top1 = map(spread, zip(*parts, strict=True))
+    return log_prob, entropy, is_top1, known
+
+
+def _score_draws(
+    head: Head, hidden: Tensor, ids: Tensor, shares: Tensor, labels: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """sum_k share_k log p_k of n states, the entropy, and whether the label is the likeliest id."""
+    log_p = head.logits(hidden).log_softmax(-1)
+    log_prob = (shares * log_p.gather(1, ids)).sum(-1)
+    with torch.no_grad():
+        return log_prob, -(log_p.exp() * log_p).sum(-1), log_p.argmax(-1) == labels
 
 
 def _shifted(draws: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(B, T - 1) bool where there is a label; of the N labels: ids (N, K) and shares (N, K)."""
+    """(B, T - 1) bool where there is a label; ids and shares of the N labels, (N, K) each."""
     known = labels[:, 1:] != IGNORED
     ids, counts = draws[:, 1:][known].unbind(-1)
     shares = counts.float() / counts.sum(-1, keepdim=True).clamp(min=1)
@@ -139,82 +151,3 @@ def _check_shapes(positions: tuple[int, ...], draws: Tensor, labels: Tensor) -> 
             f"labels have the shape {tuple(labels.shape)}, and the model's output is for "
             f"{positions}; num_draws > 1 does not support prompt tuning, which lengthens the text"
         )
-
-
-class _DrawnLogProb(torch.autograd.Function):
-    """sum_k share_k log p_k of N states, in tiles of rows; backward computes the logits again."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        hidden: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        ids: Tensor,
-        shares: Tensor,
-        labels: Tensor,
-        scale: float,
-        softcap: float | None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        most = MAX_TILE_ELEMENTS_GPU * 4 if hidden.is_cuda else MAX_TILE_ELEMENTS
-        ctx.rows = max(1, most // len(weight))
-        ctx.scale, ctx.softcap = scale, softcap
-        ctx.save_for_backward(hidden, weight, bias, ids, shares)
-        parts = []
-        for h, i, s, y in _tiles(ctx.rows, hidden, ids, shares, labels):
-            logits, _ = _logits(h, weight, bias, scale, softcap)
-            log_p = logits.log_softmax(-1)
-            entropy = -(log_p.exp() * log_p).sum(-1)
-            parts.append(((s * log_p.gather(1, i)).sum(-1), entropy, log_p.argmax(-1) == y))
-        if not parts:
-            nothing = hidden.new_zeros(0, dtype=torch.float32)
-            return nothing, nothing.clone(), torch.zeros_like(labels, dtype=torch.bool)
-        log_prob, entropy, is_top1 = (torch.cat(column) for column in zip(*parts, strict=True))
-        ctx.mark_non_differentiable(entropy, is_top1)
-        return log_prob, entropy, is_top1
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
-        hidden, weight, bias, ids, shares = ctx.saved_tensors
-        to_hidden = torch.zeros_like(hidden)
-        to_weight = (
-            torch.zeros_like(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None
-        )
-        wants_bias = bias is not None and ctx.needs_input_grad[2]
-        to_bias = torch.zeros_like(bias, dtype=torch.float32) if wants_bias else None
-        for h, i, s, g, into in _tiles(ctx.rows, hidden, ids, shares, grads[0], to_hidden):
-            logits, slope = _logits(h, weight, bias, ctx.scale, ctx.softcap)
-            # d/dz_j of sum_k s_k log p_k = s_j - p_j sum_k s_k, and then through cap and scale.
-            grad = logits.softmax(-1).mul_(-s.sum(-1, keepdim=True)).scatter_add_(1, i, s)
-            grad = grad.mul_(g[:, None]) if slope is None else grad.mul_(g[:, None]).mul_(slope)
-            if to_bias is not None:
-                to_bias += grad.sum(0)
-            grad = grad.to(h.dtype)
-            into.copy_(grad @ weight)
-            if to_weight is not None:
-                to_weight += grad.T @ h
-        return (
-            to_hidden,
-            None if to_weight is None else to_weight.to(weight.dtype),
-            None if to_bias is None else to_bias.to(weight.dtype),
-            None, None, None, None, None,
-        )  # fmt: skip
-
-
-def _tiles(rows: int, *columns: Tensor) -> Any:
-    if len(columns[0]) == 0:
-        return iter(())
-    return zip(*(column.split(rows) for column in columns), strict=True)
-
-
-def _logits(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, scale: float, softcap: float | None
-) -> tuple[Tensor, Tensor | None]:
-    """The float32 logits of a tile, and their derivative by W h + b; None: 1."""
-    raw = F.linear(hidden, weight, bias)
-    if scale != 1.0:
-        raw = raw * scale
-    if softcap is None:
-        return raw.float(), None if scale == 1.0 else raw.new_full((), scale, dtype=torch.float32)
-    bent = torch.tanh(raw / softcap)
-    return (bent * softcap).float(), (1 - bent.float().square()) * scale

@@ -1,4 +1,4 @@
-"""The kernel in Triton's language; only `kernels` imports this file, where triton is installed."""
+"""The kernel in Triton's language. Only `kernels` imports this file, where triton is installed."""
 
 # mypy: disallow-untyped-defs=False
 # (the compiler gives a kernel's arguments their types at its first call)
@@ -16,9 +16,9 @@ def add_tile_kernel(
     stride,  # of the rows of the tile
     BLOCK: tl.constexpr,
 ):
-    """Add the log-sum-exp of a row of the tile, column `own` left out, to that of `others`.
+    """Add the log-sum-exp of a row of the tile, without column `own`, to that of `others`.
 
-    One program for each row. Each lane keeps a running maximum and sum of its own.
+    There is one program for each row. Each lane keeps its own running maximum and sum.
     """
     row = tl.program_id(0).to(tl.int64)
     own = tl.load(own_ptr + row)
@@ -44,5 +44,5 @@ def add_tile_kernel(
 
 @triton.jit
 def _finite(x):
-    """0 for what is infinite: inf - inf would be NaN, where the sum is 0 or infinite."""
+    """Replace infinity by 0: inf - inf would be NaN, where the sum is 0 or infinite."""
     return tl.where(tl.abs(x) == float("inf"), 0.0, x)

@@ -11,8 +11,9 @@ from torch import Tensor
 from ..editing.editable import find_editable
 from ..head.candidates import Candidates
 from ..head.logprob import Scores
+from ..head.predictions import Predictions
 from ..policy import EditPolicy
-from ..prior.base import BasePrior, Predictions
+from ..prior.base import BasePrior
 from ..tokens.checks import check_documents, check_finite
 from ..tokens.draws import Draws
 from ..tokens.token_batch import TokenBatch

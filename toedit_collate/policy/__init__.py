@@ -4,7 +4,7 @@ Words:
     region: the probabilities at which a token is edited, on one side of the `threshold`.
     selected: in the region, so the token is resampled. changed: the resample is another token.
     target: what carries the new tokens: inputs, labels or both.
-    scope: which tokens the policy looks at.
+    scope: which tokens the policy applies to.
     protected: never edited, whatever the probability: special tokens, single ids, the mask of a
         function, or what the rules of `protect` find in the text.
     preset: a policy with a name.

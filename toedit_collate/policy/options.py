@@ -1,4 +1,4 @@
-"""The fields of `EditPolicy` as command lines, configs and tables show them."""
+"""The fields of `EditPolicy`, for command lines, configs and tables."""
 
 from __future__ import annotations
 
@@ -12,27 +12,15 @@ _NOUNS = {bool: "True or False", int: "a whole number", float: "a number"}
 
 @dataclass(frozen=True)
 class Option:
-    """One field of `EditPolicy`.
+    """One field of `EditPolicy`."""
 
-    Attributes:
-        name: of the field.
-        default: of the field.
-        help: what the field does, in one line without a full stop.
-        source: where the paper or the authors' script has it; "" if the field is ours.
-        kind: bool, int, float or str: the type of one value.
-        choices: the allowed words; empty if any value of `kind` is allowed.
-        is_list: whether the field holds several values.
-        written: whether the value can be written on a command line or in YAML.
-    """
-
-    name: str
-    default: Any
-    help: str
-    source: str
-    kind: type
-    choices: tuple[str, ...] = ()
-    is_list: bool = False
-    written: bool = True
+    name: str  # of the field
+    default: Any  # of the field
+    help: str  # what the field does, in one line without a full stop
+    source: str  # where it is in the paper or the authors' script; "" if the field is ours
+    kind: type  # bool, int, float or str: the type of one value
+    choices: tuple[str, ...] = ()  # the allowed words; empty if any value of `kind` is allowed
+    is_list: bool = False  # whether the field holds several values
 
     @property
     def annotation(self) -> Any:
@@ -61,31 +49,25 @@ class Option:
             raise TypeError(f"{self.name} must be {_NOUNS[self.kind]}, got {value!r}")
 
 
-def described(default: Any, text: str, *, source: str = "", written: bool = True) -> Any:
+def described(default: Any, text: str, *, source: str = "") -> Any:
     """A dataclass field with its help text."""
-    return dataclasses.field(
-        default=default, metadata={"help": text, "source": source, "written": written}
-    )
+    return dataclasses.field(default=default, metadata={"help": text, "source": source})
 
 
 def options_of(policy: type) -> dict[str, Option]:
     """The fields of a policy class by name, in their order."""
-    types = get_type_hints(policy)
-    return {
-        field.name: _option(field, types[field.name])
-        for field in dataclasses.fields(policy)
-        if "help" in field.metadata
-    }
-
-
-def _option(field: dataclasses.Field[Any], annotation: Any) -> Option:
-    kinds = [one for one in get_args(annotation) if one is not type(None)]
-    kind, choices = kinds[0] if kinds else annotation, ()
-    if get_origin(annotation) is Literal:
-        kind, choices = str, get_args(annotation)
-    is_list = get_origin(annotation) is tuple
-    return Option(field.name, field.default, **field.metadata, kind=kind, choices=choices,
-                  is_list=is_list)  # fmt: skip
+    types, options = get_type_hints(policy), {}
+    for field in dataclasses.fields(policy):
+        annotation = types[field.name]
+        kinds = [one for one in get_args(annotation) if one is not type(None)]
+        kind, choices = kinds[0] if kinds else annotation, ()
+        if get_origin(annotation) is Literal:
+            kind, choices = str, get_args(annotation)
+        is_list = get_origin(annotation) is tuple
+        options[field.name] = Option(
+            field.name, field.default, **field.metadata, kind=kind, choices=choices, is_list=is_list
+        )
+    return options
 
 
 def as_docstring(options: Iterable[Option]) -> str:

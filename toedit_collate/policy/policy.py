@@ -31,7 +31,7 @@ MAX_DRAWS = 255  # a decision cache keeps a count in one byte
 
 @dataclass(frozen=True)
 class Preset:
-    """What a policy with a name does, in one line, and its fields that are not the defaults."""
+    """A policy with a name: what it does, in one line, and its fields that are not the defaults."""
 
     help: str
     fields: dict[str, Any] = field(default_factory=dict)
@@ -179,42 +179,32 @@ class EditPolicy:
                 "protected_token_ids"
             )
         object.__setattr__(self, "protected_token_ids", _as_ids(self.protected_token_ids))
-        if self.changes_nothing:
-            warnings.warn(
-                f"this policy can change no token: {self._why_nothing_changes()}",
-                UserWarning,
-                stacklevel=3,
-            )
+        if reason := self._why_nothing_changes():
+            warnings.warn(f"this policy can change no token: {reason}", UserWarning, stacklevel=3)
 
     def _check_ranges(self) -> None:
-        for name in ("threshold", "drop_below", "drop_above"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < 1:
-                raise ValueError(
-                    f"{name} must lie strictly between 0 and 1, got {value!r}; it is a "
-                    "probability: write 0.99 for 99 %"
-                )
-        if not 0 < self.top_p <= 1:
-            raise ValueError(
-                f"top_p must lie in (0, 1], got {self.top_p!r}; it is a probability: "
-                "write 0.9 for 90 %"
-            )
-        if self.top_k < 1:
-            raise ValueError(
-                f"top_k must be at least 1, got {self.top_k!r}; it is a number of candidates"
-            )
-        if not 1 <= self.num_draws <= MAX_DRAWS:
-            raise ValueError(
-                f"num_draws must lie in [1, {MAX_DRAWS}], got {self.num_draws!r}; 64 give nearly "
-                "all that the whole distribution gives"
-            )
-        if not (self.temperature > 0 and math.isfinite(self.temperature)):
-            raise ValueError(
-                f"temperature must be a finite number above 0, got {self.temperature!r}; "
-                "for greedy draws use top_k=1"
-            )
-        if not 0 <= self.seed < 2**64:
-            raise ValueError(f"seed must lie in [0, 2**64), got {self.seed!r}")
+        share = "it is a probability: write 0.99 for 99 %"
+        below, above = self.drop_below, self.drop_above
+        is_finite = math.isfinite(self.temperature)
+        rules = [
+            ("threshold", 0 < self.threshold < 1, "lie strictly between 0 and 1", share),
+            ("drop_below", below is None or 0 < below < 1, "lie strictly between 0 and 1", share),
+            ("drop_above", above is None or 0 < above < 1, "lie strictly between 0 and 1", share),
+            ("top_p", 0 < self.top_p <= 1, "lie in (0, 1]", share),
+            ("top_k", self.top_k >= 1, "be at least 1", "it is a number of candidates"),
+            (
+                "num_draws", 1 <= self.num_draws <= MAX_DRAWS, f"lie in [1, {MAX_DRAWS}]",
+                "64 draws are nearly as good as the whole distribution",
+            ),
+            (
+                "temperature", self.temperature > 0 and is_finite, "be a finite number above 0",
+                "for greedy draws use top_k=1",
+            ),
+            ("seed", 0 <= self.seed < 2**64, "lie in [0, 2**64)", "it is a 64-bit number"),
+        ]  # fmt: skip
+        for name, is_valid, rule, hint in rules:
+            if not is_valid:
+                raise ValueError(f"{name} must {rule}, got {getattr(self, name)!r}; {hint}")
 
     def _check_combinations(self) -> None:
         if self.drop_below is not None:
@@ -243,7 +233,7 @@ class EditPolicy:
             raise ValueError(
                 f"num_draws={self.num_draws} draws from the whole vocabulary, so it needs "
                 f"sampler='full', got sampler={self.sampler!r}; soft labels of a few candidates "
-                "are biased, which no number of draws repairs"
+                "are biased, however many draws they have"
             )
         if self.target == "labels" and self.scope == "all":
             raise ValueError(
@@ -253,12 +243,7 @@ class EditPolicy:
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> EditPolicy:
-        """A policy by its name, with some fields changed.
-
-        Args:
-            name: "paper", "reference_code", "distill", "low_drop_up_revise" or "filtering"
-                (`PRESETS`).
-            changes: other fields.
+        """A policy by its name (one of `PRESETS`), with some fields changed.
 
         Raises:
             ValueError: unknown name, or a value out of its range.
@@ -288,45 +273,40 @@ class EditPolicy:
     ) -> EditPolicy:
         """The settings of the script that the authors published, `toedit_resampling.py`.
 
-        They are the defaults of the script: 8 candidates, and temperature 1.5 in "up_revise". The
+        They are the script's defaults: 8 candidates, and temperature 1.5 in "up_revise". The
         authors' job files of 2024-09-09 to 2024-11-19 use them with Llama-3-8B-Instruct for all
-        data but biomedicine, which has k = 64 and temperature 1. The policy changes some ten to
-        thirty times more tokens than `paper`.
+        data but biomedicine, which has k = 64 and temperature 1. The policy changes ten to thirty
+        times more tokens than `paper`. The script selects P > 0.99, we select P >= 0.99.
 
         Args:
-            strategy: "up_revise" resamples P > 0.99 at temperature 1.5; "low_drop_up_revise"
-                resamples them at temperature 1 and removes tokens with P < 0.001; "filtering"
-                removes those, and resamples nothing.
+            strategy: "up_revise" resamples P >= 0.99 at temperature 1.5; "low_drop_up_revise"
+                resamples them at temperature 1 and removes tokens with P < 0.001; "filtering" only
+                removes those.
             changes: other fields of `EditPolicy`.
 
         Raises:
             ValueError: unknown `strategy`.
 
-        Note:
-            The script selects by P > 0.99, we by P >= 0.99: they differ where P is 0.99 exactly.
-
         Example:
             >>> EditPolicy.reference_code("filtering").drop_below
             0.001
         """
-        if strategy not in ("up_revise", "low_drop_up_revise", "filtering"):
-            raise ValueError(
-                f"strategy must be 'up_revise', 'low_drop_up_revise' or 'filtering', got "
-                f"{strategy!r}"
-            )
+        names = ("up_revise", "low_drop_up_revise", "filtering")
+        if strategy not in names:
+            raise ValueError(f"strategy must be one of {', '.join(names)}, got {strategy!r}")
         return cls.preset("reference_code" if strategy == "up_revise" else strategy, **changes)
 
     @classmethod
     def distill(cls, num_draws: int = 64, **changes: Any) -> EditPolicy:
         """Distillation from a larger prior: every label becomes many draws, inputs stay.
 
-        Source: random sampling distillation (Anshumann et al., "Sparse Logit Sampling", ACL 2025,
-        arXiv:2503.16870). In expectation, the gradient is that of KL(prior || trainee).
+        In expectation, the gradient is that of KL(prior || trainee). Source: random sampling
+        distillation (Anshumann et al., "Sparse Logit Sampling", ACL 2025, arXiv:2503.16870).
 
         Args:
             num_draws: draws per label, at most 255; 1 is an edit of every label.
-            changes: other fields of `EditPolicy`, as `redraw="never"` for labels that are drawn
-                once and kept in a `DecisionCache`.
+            changes: other fields, such as `redraw="never"` for labels that are drawn once and
+                stored in a `DecisionCache`.
 
         Example:
             >>> EditPolicy.distill().num_draws
@@ -339,10 +319,10 @@ class EditPolicy:
         return dataclasses.replace(self, **changes)
 
     def record(self) -> dict[str, Any]:
-        """All fields, as JSON has them.
+        """All fields, as JSON.
 
-        A function in `protect` is described by its name and a hash of its source code. The values
-        that it takes from a closure, from defaults or from globals are not part of that hash.
+        A function in `protect` is recorded by its name and a hash of its source code, without the
+        values of its closure, defaults and globals.
         """
         record = {name: getattr(self, name) for name in OPTIONS}
         record["protected_token_ids"] = list(self.protected_token_ids)
@@ -355,14 +335,7 @@ class EditPolicy:
         return _describe_function(self.protect)
 
     def selects(self, logprob: Tensor) -> Tensor:
-        """Which tokens are in the region (Eq. 2).
-
-        Args:
-            logprob: log P of the tokens, any shape, float32, nats. NaN is never selected.
-
-        Returns:
-            bool, the shape of `logprob`.
-        """
+        """Which tokens are in the region (Eq. 2): log P in nats -> bool; never True at NaN."""
         # In float32 and in log space: bf16 would store 0.99 as 0.98828125.
         if self.region == "above":
             return logprob.float() >= math.log(self.threshold)
@@ -373,7 +346,7 @@ class EditPolicy:
         return torch.zeros_like(logprob, dtype=torch.bool)
 
     def drops(self, logprob: Tensor) -> Tensor:
-        """Which tokens are removed by `drop_below` or `drop_above`; shapes as `selects`."""
+        """Which tokens `drop_below` or `drop_above` removes; shapes as in `selects`."""
         dropped = torch.zeros_like(logprob, dtype=torch.bool)
         if self.drop_below is not None:
             dropped |= logprob.float() < math.log(self.drop_below)
@@ -383,7 +356,7 @@ class EditPolicy:
 
     @property
     def drops_tokens(self) -> bool:
-        """True if this policy can remove a token, so that rows may become shorter."""
+        """Whether this policy can remove a token, so that rows may become shorter."""
         return self.drop_below is not None or self.drop_above is not None
 
     @property
@@ -391,7 +364,7 @@ class EditPolicy:
         """The lowest log-probability at which a decision of this policy changes, in nats.
 
         All tokens below it get the same decision, so the head may stop as soon as an upper bound
-        of log P falls below it. Infinite if the policy decides nothing.
+        of log P is below it. Infinite if the policy decides nothing.
         """
         cuts = [self.threshold] if self._has_threshold else []
         cuts += [cut for cut in (self.drop_below, self.drop_above) if cut is not None]
@@ -403,12 +376,12 @@ class EditPolicy:
 
     @property
     def decides(self) -> bool:
-        """True if this policy can select or drop a token."""
+        """Whether this policy can select or drop a token."""
         return self.region != "none" or self.drops_tokens
 
     @property
     def changes_nothing(self) -> bool:
-        """True if every draw returns the observed token."""
+        """Whether every draw returns the observed token."""
         return self._why_nothing_changes() != ""
 
     def _why_nothing_changes(self) -> str:
@@ -444,7 +417,7 @@ def _as_ids(value: Any) -> tuple[int, ...]:
 
 
 def _describe_function(function: Any) -> str:
-    """The name of a function, and a hash of its source code where Python can find it."""
+    """The name of a function, and a hash of its source code if Python can find it."""
     while isinstance(function, functools.partial):
         function = function.func
     code = function if hasattr(function, "__qualname__") else type(function)

@@ -14,8 +14,7 @@ _SEPARATOR = re.compile(rf",(?=\s*(?:{'|'.join(RULES)})\s*(?:,|$)|\s*{REGEX})")
 def parse_rules(text: str) -> tuple[str, ...]:
     r"""The rules in a string, sorted, without repetitions.
 
-    Args:
-        text: names of `RULES` and `regex:EXPRESSION`, separated by commas.
+    They are names of `RULES` and `regex:EXPRESSION`, separated by commas.
 
     Raises:
         ValueError: a rule does not exist, or an expression is not valid.

@@ -1,15 +1,13 @@
-"""Scoring with the frozen base of a model in training, and leaving no trace of it.
+"""What PEFT has put into a model, found without importing peft.
 
-PEFT's own switches do more than switch: leaving `disable_adapter()` unfreezes parameters that the
-user froze, and `set_adapter()` makes the adapter trainable. So the two attributes that tell a PEFT
-layer what to do are set here, and set back. Nothing in this file imports peft: its layers are found
-by those attributes.
+PEFT's own switches change more than they should: leaving `disable_adapter()` unfreezes parameters
+that the user froze, and `set_adapter()` makes the adapter trainable. So `frozen.py` sets the two
+attributes that tell a PEFT layer what to do, and sets them back. Layers are found by these.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,12 +24,9 @@ def adapter_layers(model: nn.Module) -> list[Any]:
 
 
 def adapter_names(model: nn.Module) -> set[str]:
-    """The names of the adapters that `model` holds."""
-    names: set[str] = set()
-    for layer in adapter_layers(model):
-        for held in _holders(layer):
-            names.update(held.keys())
-    return names
+    """The names of the adapters that `model` contains."""
+    layers = adapter_layers(model)
+    return {name for layer in layers for held in _holders(layer) for name in held}
 
 
 def active_adapters(model: Any) -> list[str]:
@@ -44,10 +39,10 @@ def active_adapters(model: Any) -> list[str]:
 
 
 def active_adapter(model: Any) -> str | None:
-    """The adapter that a PEFT model has switched on; None for other models.
+    """The only adapter that a PEFT model has switched on; None for other models.
 
     Raises:
-        ValueError: several are on, so that there is no one whose weights could be meant.
+        ValueError: several are on, so that it is unclear whose weights are meant.
     """
     found = active_adapters(model)
     if len(found) > 1:
@@ -60,7 +55,7 @@ def active_adapter(model: Any) -> str | None:
 
 
 def _holders(layer: Any) -> Iterator[Any]:
-    """The dictionaries in which a PEFT layer keeps the parts of its adapters, by their names."""
+    """The dictionaries in which a PEFT layer keeps its adapters by name."""
     for attribute in (*getattr(layer, "adapter_layer_names", ()), "modules_to_save"):
         held = getattr(layer, attribute, None)
         if hasattr(held, "keys"):
@@ -68,9 +63,9 @@ def _holders(layer: Any) -> Iterator[Any]:
 
 
 def unwrap_layer(module: Any, adapters: str | Collection[str] | None) -> Any:
-    """The plain layer that computes what `module` does with some adapters on, or with all off.
+    """The plain layer that computes what `module` does with only some adapters on, or with none.
 
-    None where there is no plain layer (an adapter of its own is added to the layer's output).
+    None where there is no such layer: an adapter adds to the layer's output.
     """
     wanted = {adapters} if isinstance(adapters, str) else set(adapters or ())
     while True:
@@ -96,21 +91,15 @@ def unwrap_layer(module: Any, adapters: str | Collection[str] | None) -> Any:
 
 @dataclass(frozen=True)
 class Survey:
-    """What one walk through a model finds; a batch makes one, so it must be cheap.
+    """What one walk through a model finds. Each batch makes one, so it must be cheap."""
 
-    Attributes:
-        training: the modules in training mode.
-        layers: those through which PEFT acts.
-        trained: the parameters that require gradients.
-    """
-
-    training: list[nn.Module]
-    layers: list[Any]
-    trained: list[nn.Parameter]
+    training: list[nn.Module]  # the modules in training mode
+    layers: list[Any]  # those through which PEFT acts
+    trained: list[nn.Parameter]  # the parameters that require gradients
 
 
 def survey(model: nn.Module) -> Survey:
-    """Walk through all modules of a model, by their dictionaries: `modules()` takes much longer."""
+    """Walk through all modules of a model by their dictionaries; `modules()` takes much longer."""
     training, layers, trained = [], [], []
     stack, seen = [model], {id(model)}
     while stack:
@@ -131,43 +120,8 @@ def survey(model: nn.Module) -> Survey:
     return Survey(training, layers, trained)
 
 
-@contextmanager
-def adapters_switched(layers: Sequence[Any], adapter: str | None) -> Iterator[None]:
-    """Switch all adapters of some PEFT layers off, or exactly `adapter` on; afterwards as before.
-
-    No parameter is touched: neither values nor `requires_grad`, nor gradients.
-    """
-    before = [(layer._disable_adapters, layer._active_adapter) for layer in layers]
-    try:
-        for layer in layers:
-            layer._disable_adapters = adapter is None
-            if adapter is not None:
-                layer._active_adapter = [adapter]
-        yield
-    finally:
-        for layer, (disabled, active) in zip(layers, before, strict=True):
-            layer._disable_adapters = disabled
-            layer._active_adapter = active
-
-
-@contextmanager
-def evaluation_mode(training: Sequence[nn.Module]) -> Iterator[None]:
-    """`eval()` of the modules that are in training; afterwards each as before.
-
-    In eval mode there is no dropout, no embedding noise (NEFTune) and no gradient checkpointing,
-    so that scoring consumes no random numbers and gives the same every time.
-    """
-    try:
-        for module in training:
-            module.training = False
-        yield
-    finally:
-        for module in training:
-            module.training = True
-
-
 def parameters_used(model: nn.Module, adapters: str | Collection[str] | None) -> list[nn.Parameter]:
-    """The parameters of `model` with exactly some adapters on, or all off; in their order."""
+    """The parameters of `model` with only some adapters on, or with none, in their order."""
     wanted = {adapters} if isinstance(adapters, str) else set(adapters or ())
     of_others = {
         id(parameter)

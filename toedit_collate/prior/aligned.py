@@ -1,4 +1,4 @@
-"""AlignedPrior: a prior that scores and draws for a trainee with another tokenizer."""
+"""AlignedPrior: a prior for a trainee that has another tokenizer."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from torch import Tensor, nn
 from ..head.aligned_predictions import AlignedPredictions, Chains
 from ..head.groups import IdGroups
 from ..policy import EditPolicy
-from ..tokens.alignment.aligner import DocumentAligner
 from ..tokens.alignment.batch import AlignedBatch
 from ..tokens.alignment.byte_tokenizer import ByteTokenizer
 from ..tokens.alignment.document import AlignedDocument, Aligner
-from ..tokens.alignment.groups import Groups, first_tokens
+from ..tokens.alignment.groups import Groups
 from ..tokens.alignment.ways import ways_of
-from ..tokens.checks import check_same_tokenizer
+from ..tokens.checks import check_same_tokenizer, tokenizer_difference
 from ..tokens.protection import Protection
 from ..tokens.token_batch import TokenBatch
 from ..transfer import send
 from .base import BasePrior
+from .families import pad_id
 from .model_prior import ModelPrior
 
 logger = logging.getLogger("toedit_collate")
@@ -38,23 +38,21 @@ _SEEN = 10_000
 
 
 class AlignedPrior(BasePrior):
-    """A prior for a trainee with another tokenizer.
+    """A prior for a trainee with another tokenizer; `Prior.aligned_to` makes one.
 
-    `Prior.aligned_to` makes one. Both tokenizers cut the same bytes. A token of the trainee that
-    begins where one of the prior begins is scored: log P is a lower bound of the log-probability
-    that the prior's text goes on with the bytes of the token. A chain of the prior's tokens that
-    begin inside it has the product of their probabilities, but for the last one, for which the sum
-    over all of the prior's ids is taken with which the trainee's own encoding gives the token. What
-    such a token is resampled to is the first token of the trainee's encoding of what the prior
-    draws. A token that begins inside one of the prior's is not scored.
+    Both tokenizers split the same bytes. A token of the trainee that begins where one of the
+    prior's begins is scored. Its log P is a lower bound of the log-probability that the prior's
+    text continues with the bytes of the token. It is the sum over the chain of the prior's tokens
+    that begin inside the token. The last of them counts with all ids of the prior for which the
+    trainee's own encoding gives the token. The resample is the first token of the trainee's
+    encoding of what the prior draws. A token that begins inside one of the prior's is not scored.
 
-    A lower bound selects too few tokens with `region="above"`, never a wrong one. With
-    `region="below"` or `drop_below` it is the other way round: a token may be taken whose true P is
-    higher. Such a policy is warned about once, unless both sides have the same tokenizer, where
-    bounds are exact.
+    With `region="above"`, a lower bound selects too few tokens, never a wrong one. With
+    `region="below"` or `drop_below`, it may select a token whose true P is higher; the prior warns
+    once about such a policy, unless both tokenizers are the same, where bounds are exact.
 
-    Documents whose bytes do not agree on both sides are left alone. Special tokens of the trainee
-    cut the text; where its BOS stands, the prior sees its own.
+    Documents whose bytes differ on both sides are left alone. Special tokens of the trainee split
+    the text; for the trainee's BOS, the prior sees its own.
 
     Args:
         prior: with its tokenizer.
@@ -64,7 +62,8 @@ class AlignedPrior(BasePrior):
         counts: of the documents and tokens seen so far (`aligned_share`).
 
     Raises:
-        ValueError: the prior has no tokenizer, or one of the two does not stand for bytes.
+        ValueError: the prior has no tokenizer, or the tokens of one of the two do not stand for
+            bytes.
     """
 
     def __init__(self, prior: ModelPrior, tokenizer: Any) -> None:
@@ -79,14 +78,13 @@ class AlignedPrior(BasePrior):
         self.tokenizer = tokenizer
         self.generation = prior.generation
         self.protection = Protection.of(tokenizer)
-        self.aligner = DocumentAligner(Aligner(trainee, own))
-        first = first_tokens(trainee, own, special=self.aligner.one.special)
-        self._groups = Groups.of(first, len(trainee.bytes))
+        self.aligner = Aligner(trainee, own)
+        ids, group = self.aligner.groups.first_after(b"")
+        self._groups = Groups.of(ids[group], len(trainee.bytes))
         digest = hashlib.sha256(repr((trainee.bytes, own.bytes)).encode()).hexdigest()
         self._name = digest[:16]
         self._prepared: dict[bytes, AlignedDocument] = {}
         self._last: tuple[Callable[[], TokenBatch | None], AlignedBatch] | None = None
-        self._last_documents: list[AlignedDocument] = []
         self._warned: set[str] = set()
         self.counts = dict.fromkeys(("documents", "left_alone", "alignable", "aligned"), 0)
         self._taken = dict(self.counts)
@@ -96,7 +94,7 @@ class AlignedPrior(BasePrior):
 
     @property
     def unaligned(self) -> ModelPrior:
-        """The prior that it aligns, which scores its own tokens."""
+        """The prior that scores its own tokens."""
         return self._prior
 
     @property
@@ -106,17 +104,13 @@ class AlignedPrior(BasePrior):
 
     @property
     def vocab_size(self) -> int:
-        """Number of the trainee's ids."""
-        return len(self.aligner.one.trainee.bytes)
+        """The number of the trainee's ids."""
+        return len(self.aligner.trainee.bytes)
 
     @property
     def pad_id(self) -> int:
         """The id to pad rows with."""
-        for name in ("pad_token_id", "eos_token_id"):
-            value = getattr(self.tokenizer, name, None)
-            if isinstance(value, int) and value >= 0:
-                return value
-        return 0
+        return pad_id(self.tokenizer)
 
     @property
     def fingerprint(self) -> str:
@@ -135,26 +129,24 @@ class AlignedPrior(BasePrior):
 
     @property
     def aligned_share(self) -> float:
-        """The share of the tokens that could be scored of all that follow another one."""
+        """The share of tokens that could be scored, of all but the first of each document."""
         return self.counts["aligned"] / max(1, self.counts["alignable"])
 
     def scorable(self, batch: TokenBatch) -> Tensor:
-        """Which tokens begin where one of the prior's begins, (M,) bool."""
+        """Which tokens begin where one of the prior's begins: (M,) bool."""
         return torch.from_numpy(self._aligned(batch).begin > 0)
 
     def ways(self, batch: TokenBatch) -> np.ndarray[Any, Any]:
-        """In which of `WAYS` each of the M tokens of a batch is scored: see `ways_of`."""
-        self._aligned(batch)
-        starts = zip(batch.documents.start.tolist(), batch.documents.lengths, strict=True)
-        tokens = batch.tokens.numpy()
+        """The index into `WAYS` of each of the M tokens of a batch."""
+        tokens, aligned = batch.tokens.numpy(), self._aligned(batch)
         found = [
-            ways_of(one, tokens[start : start + length], self.aligner.one, self._prior.max_length)
-            for one, (start, length) in zip(self._last_documents, starts, strict=True)
+            ways_of(one, tokens[part], self.aligner, self._prior.max_length)
+            for one, part in zip(aligned.sources, batch.documents.slices, strict=True)
         ]
         return np.concatenate(found)
 
     def take_prepared(self, documents: Mapping[bytes, AlignedDocument]) -> None:
-        """Take the documents of a batch that a worker has tokenized (`aligner`), for a while."""
+        """Use the documents of a batch that a worker has aligned; see `BasePrior`."""
         self._prepared = dict(documents)
 
     def predict(self, batch: TokenBatch, where: Tensor) -> AlignedPredictions:
@@ -162,61 +154,58 @@ class AlignedPrior(BasePrior):
         aligned = self._aligned(batch)
         tokens = batch.tokens[where]
         requests = aligned.requests(where.numpy(), tokens.numpy(), self._groups)
+        place = torch.from_numpy(requests.place)
+        states = self._prior.predictive_states(aligned.documents, aligned.tokens, place)
         head = self._prior.head
-        states = head.ready(
-            self._prior.predictive_states(
-                aligned.documents, aligned.tokens, torch.from_numpy(requests.place)
-            )
-        )
+        states = head.ready(states)
         device = states.device
         length = torch.from_numpy(aligned.length[where.numpy()])
+        ends = length.cumsum(0)
         group = np.full(head.vocab_size, self.vocab_size)
         known = np.flatnonzero(self._groups.first >= 0)
         group[known] = self._groups.first[known]
 
-        def there(values: np.ndarray[Any, Any]) -> Tensor:
+        def on_device(values: np.ndarray[Any, Any]) -> Tensor:
             return send(torch.from_numpy(values), device)
+
+        def forbidden(with_special: bool) -> Tensor:
+            ids = sorted(i for i in self.special_ids if with_special and i < self.vocab_size)
+            return send(torch.tensor(ids, dtype=torch.int64), device)
 
         return AlignedPredictions(
             head=head,
             states=states,
             tokens=send(tokens, device),
-            token_of=there(requests.token),
+            token_of=on_device(requests.token),
             groups=IdGroups(
-                there(requests.member_row), there(requests.members), len(requests.place)
+                on_device(requests.member_row), on_device(requests.members), len(place)
             ),
             chains=Chains(
-                begin=length.cumsum(0) - length,
+                begin=ends - length,
                 length=length,
-                prior_tokens=aligned.tokens[torch.from_numpy(requests.place)],
-                is_bounded=torch.from_numpy(
-                    np.isin((length.cumsum(0) - 1).numpy(), requests.member_row)
-                ),
-                first_behind=self._first_behind,
+                prior_tokens=aligned.tokens[place],
+                is_bounded=torch.from_numpy(np.isin(ends.numpy() - 1, requests.member_row)),
+                first_after=self._first_after,
             ),
-            first=there(group),
+            first=on_device(group),
             num_ids=self.vocab_size,
-            forbidden=lambda special: send(self.forbidden_ids(forbid_special=special), device),
+            forbidden=forbidden,
             competitors=self._prior.likely_competitors,
             warn_about=self._warn_about,
         )
 
     @functools.cached_property
     def is_exact(self) -> bool:
-        """Whether log P is exact, not a lower bound: both sides have the same tokenizer."""
-        try:
-            check_same_tokenizer(self.tokenizer, self._prior.tokenizer, self._prior.vocab_size)
-        except ValueError:
-            return False
-        return True
+        """Whether log P is exact instead of a lower bound: both sides have the same tokenizer."""
+        prior = self._prior
+        return not tokenizer_difference(self.tokenizer, prior.tokenizer, prior.vocab_size)
 
     def _warn_about(self, policy: EditPolicy) -> None:
-        """Warn once of a policy that takes tokens for a low P, of which only a bound is known."""
+        """Warn once about a policy that selects tokens for a low P, which is only a lower bound."""
         if self.is_exact:
             return
         if policy.region == "below":
             self._warn(
-                "below",
                 'region="below" with a prior that is aligned to another tokenizer also takes '
                 "tokens whose true P is above the threshold %s, since its P are lower bounds; "
                 "with a prior that has the trainee's tokenizer they are exact",
@@ -224,44 +213,29 @@ class AlignedPrior(BasePrior):
             )
         if policy.drop_below is not None:
             self._warn(
-                "drop",
                 "drop_below=%s with a prior that is aligned to another tokenizer also removes "
                 "tokens whose true P is higher, since its P are lower bounds; leave drop_below "
                 "out, or use a prior that has the trainee's tokenizer",
                 policy.drop_below,
             )
 
-    def forbidden_ids(self, *, forbid_special: bool) -> Tensor:
-        """The ids that must not be drawn: (m,) int64 on the CPU."""
-        special = self.special_ids if forbid_special else ()
-        return torch.tensor(sorted(i for i in special if i < self.vocab_size), dtype=torch.int64)
-
-    def _first_behind(self, covered: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-        one = self.aligner.one
-        if not covered:
-            return self._first
-        data = one.prior.decode(list(covered))
+    def _first_after(self, covered: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        data = self.aligner.prior.decode(list(covered))
         assert data is not None
-        ids, group = one.groups.first_behind(data)
-        return torch.from_numpy(ids), torch.from_numpy(group)
-
-    @functools.cached_property
-    def _first(self) -> tuple[Tensor, Tensor]:
-        ids, group = np.unique(self._groups.first, return_inverse=True)
+        ids, group = self.aligner.groups.first_after(data)
         return torch.from_numpy(ids), torch.from_numpy(group)
 
     def _aligned(self, batch: TokenBatch) -> AlignedBatch:
         if self._last is not None and self._last[0]() is batch:
             return self._last[1]
-        documents = self.aligner(batch.tokens.numpy(), batch.documents, self._prepared)
+        documents = self.aligner.align_all(batch.tokens.numpy(), batch.documents, self._prepared)
         aligned = AlignedBatch.of(documents, self._prior.max_length)
-        self._last_documents = documents
         self._last = (weakref.ref(batch), aligned)
         self._count(batch, aligned)
         return aligned
 
     def _count(self, batch: TokenBatch, aligned: AlignedBatch) -> None:
-        is_text = self.aligner.one.trainee.lengths[batch.tokens.numpy()] > 0
+        is_text = self.aligner.trainee.lengths[batch.tokens.numpy()] > 0
         follows = batch.documents.position.numpy() > 0
         self.counts["documents"] += batch.documents.num_documents
         self.counts["left_alone"] += aligned.num_disagreeing
@@ -269,14 +243,12 @@ class AlignedPrior(BasePrior):
         self.counts["aligned"] += int((aligned.begin > 0).sum())
         if aligned.num_cut:
             self._warn(
-                "cut",
                 "a document has more tokens for the prior than its %s positions; what stands "
                 "behind them is not edited: shorten rows, or use a prior with a longer context",
                 self._prior.max_length,
             )
         if aligned.num_disagreeing:
             self._warn(
-                "bytes",
                 "the two tokenizers disagree about the bytes of %d of %d documents, which are left "
                 "as they are",
                 aligned.num_disagreeing,
@@ -284,7 +256,6 @@ class AlignedPrior(BasePrior):
             )
         if self.counts["alignable"] >= _SEEN and self.aligned_share < LOW_SHARE:
             self._warn(
-                "share",
                 "only %.0f %% of the trainee's tokens begin where one of the prior's begins; the "
                 "others are never edited: a prior whose tokenizer is nearer the trainee's edits "
                 "more",
@@ -292,14 +263,15 @@ class AlignedPrior(BasePrior):
             )
 
     def take_counts(self) -> dict[str, int]:
-        """What was counted since the last call."""
+        """The counts since the last call."""
         since = {name: self.counts[name] - self._taken[name] for name in self.counts}
         self._taken = dict(self.counts)
         return since
 
-    def _warn(self, what: str, message: str, *values: object) -> None:
-        if what not in self._warned:
-            self._warned.add(what)
+    def _warn(self, message: str, *values: object) -> None:
+        """Log a message once."""
+        if message not in self._warned:
+            self._warned.add(message)
             logger.warning(message, *values)
 
     def run_gathered(self, function: Callable[[], T]) -> T:
@@ -315,18 +287,12 @@ class AlignedPrior(BasePrior):
         self._prior.compile(**options)
 
     def set_tokenizer(self, tokenizer: Any) -> None:
-        """Compare a tokenizer with the trainee's.
-
-        Raises:
-            ValueError: it is another one.
-        """
+        """Raise a ValueError unless the tokenizer is the trainee's."""
         check_same_tokenizer(tokenizer, self.tokenizer, self.vocab_size)
 
     def aligned_to(self, tokenizer: Any) -> BasePrior:
-        """This prior, or the one that it aligns for another tokenizer; see `Prior.aligned_to`."""
-        try:
-            self.set_tokenizer(tokenizer)
-        except ValueError:
+        """This prior, or its own prior aligned to another tokenizer; see `Prior.aligned_to`."""
+        if tokenizer_difference(tokenizer, self.tokenizer, self.vocab_size):
             return self._prior.aligned_to(tokenizer)
         return self
 
@@ -335,11 +301,7 @@ class AlignedPrior(BasePrior):
         self._prior.prepare_for(trainee, autocast_dtype)
 
     def check_can_swap(self) -> NoReturn:
-        """Refuse new weights.
-
-        Raises:
-            ValueError: always.
-        """
+        """Raise a ValueError: the trainee's weights are those of another model."""
         raise ValueError(
             "a prior that is aligned to another tokenizer can't take over the trainee's weights, "
             "which are those of another model; leave refresh out, or from generation 2 on use a "

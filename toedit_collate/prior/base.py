@@ -1,4 +1,4 @@
-"""BasePrior: what editing asks of a prior, and what all kinds of priors share."""
+"""BasePrior: what editing needs from a prior, and what all kinds of priors share."""
 
 from __future__ import annotations
 
@@ -6,14 +6,12 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, NoReturn, Protocol, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from ..head.candidates import Candidates
-from ..head.logprob import Scores
-from ..policy import EditPolicy
+from ..head.predictions import Predictions
 from ..tokens.protection import Protection
 from ..tokens.token_batch import TokenBatch
 from .swap import PreparedSwap
@@ -21,73 +19,17 @@ from .swap import PreparedSwap
 T = TypeVar("T")
 
 
-class Predictions(Protocol):
-    """What a prior predicts at n tokens of one batch.
-
-    The forward pass behind it is queued on the device and need not be finished.
-    """
-
-    @property
-    def device(self) -> torch.device:
-        """Where scores and draws are computed."""
-        ...
-
-    def score(self, policy: EditPolicy, *, exact: bool = False) -> Scores:
-        """Compute log P of the n observed tokens. The host waits for the device once, here.
-
-        Args:
-            policy: below its lowest cut, log P may be an upper bound.
-            exact: compute log P exactly everywhere.
-        """
-        ...
-
-    def exact_logprob(self, at: Tensor) -> Tensor:
-        """Log P of some observed tokens: (S,) int64 places on the host -> (S,) float32, nats."""
-        ...
-
-    def draw(
-        self, policy: EditPolicy, scores: Scores, selected: Tensor, uniforms: Tensor
-    ) -> Tensor:
-        """Resample the selected tokens; one uniform decides each draw.
-
-        Args:
-            policy: sampler, temperature, `exclude_original`, `protect_special`.
-            scores: the result of `score`.
-            selected: (n,) bool on `device`.
-            uniforms: (n,) float64 in [0, 1), on the host; or (n, d) for d draws of each token, of
-                which the first is that of (n,).
-
-        Returns:
-            int64 on `device`, the shape of `uniforms`: the tokens, resampled where they are
-            selected. `tokens.result.count_draws` counts the ids of several draws.
-        """
-        ...
-
-    def candidates(self, policy: EditPolicy, at: Tensor) -> Iterator[Candidates]:
-        """The candidates of the tokens at some places, for a cache.
-
-        Args:
-            policy: as for `draw`.
-            at: (m,) int64, on the host, ascending.
-
-        Yields:
-            The candidates of a few tokens at a time; together, of all m.
-        """
-        ...
-
-
 class BasePrior(ABC):
     """A frozen model that scores a trainee's tokens and draws replacements for them.
 
-    There are three kinds: `Prior` is a model that has the trainee's tokenizer, `AlignedPrior` a
-    model that has another tokenizer, and `CachedPrior` a decision cache without a model. All ids
-    are the trainee's.
+    There are three kinds: a `Prior` has the trainee's tokenizer, an `AlignedPrior` has another
+    one, and a `CachedPrior` is a decision cache without a model. All ids are the trainee's.
 
     Attributes:
-        generation: number of swaps so far; 0: the weights are the ones it was made with.
+        generation: number of swaps so far; 0: the original weights.
         tokenizer: of the ids; None: not known.
-        protection: what its tokenizer says must not be edited; and, within `protecting`, what the
-            trainee's says.
+        protection: what its tokenizer protects; within `protecting`, also what the trainee's
+            protects.
         aligner: aligns the documents of a batch in DataLoader workers; None: nothing to align.
     """
 
@@ -117,7 +59,7 @@ class BasePrior(ABC):
     @property
     @abstractmethod
     def vocab_size(self) -> int:
-        """Number of ids that have a probability: input_ids must lie in [0, vocab_size)."""
+        """The number of ids that have a probability: input_ids must be in [0, vocab_size)."""
 
     @property
     def max_length(self) -> int | None:
@@ -178,9 +120,7 @@ class BasePrior(ABC):
     def predict(self, batch: TokenBatch, where: Tensor) -> Predictions:
         """Run the model on a batch, to predict some of its tokens.
 
-        Args:
-            batch: on the host; M tokens.
-            where: (n,) int64 on the host, ascending: which of them; all are `scorable`.
+        `where` is (n,) int64 on the host, ascending; all of them must be `scorable`.
         """
 
     def run_gathered(self, function: Callable[[], T]) -> T:
@@ -224,12 +164,10 @@ class BasePrior(ABC):
     def prepare_for(self, trainee: nn.Module, autocast_dtype: torch.dtype | None) -> None:
         """Check that the prior can edit for a trainee, and compute in its precision.
 
-        Args:
-            trainee: the model that a Trainer trains.
-            autocast_dtype: of its mixed precision, bf16 or fp16; None: it has none.
+        `autocast_dtype` is that of the trainer's mixed precision; None: there is none.
 
         Raises:
-            ValueError: it can't; says why, and what to do.
+            ValueError: it can't.
         """
 
     def compile(self, **options: Any) -> None:
@@ -241,10 +179,9 @@ class BasePrior(ABC):
     def swap(self, source: str | os.PathLike[str] | Mapping[str, Tensor]) -> None:
         """Take over the weights of a checkpoint, in place: all or nothing.
 
-        Everything is checked first; a checkpoint that is missing, half-written, of another shape
-        or configuration, or not finite leaves the prior as it was. Only safetensors are read. What
-        a configuration decides (rotary positions, scales, windows) is compared where there is one:
-        a state dict has none, so that of another model with the same shapes is accepted.
+        Everything is checked first. A checkpoint that is missing, half-written, not finite, or of
+        another shape or configuration leaves the prior as it was. Only safetensors are read. A
+        state dict has no configuration, so one of another model with the same shapes is accepted.
 
         Args:
             source: a folder with `model.safetensors` (or its shards and index) or with
@@ -252,20 +189,16 @@ class BasePrior(ABC):
 
         Raises:
             FileNotFoundError: there is no such checkpoint.
-            ValueError: it can't be used; says why.
+            ValueError: it can't be used.
         """
         self.complete_swap(self.prepare_swap(source))
 
     def prepare_swap(self, source: str | os.PathLike[str] | Mapping[str, Tensor]) -> PreparedSwap:
-        """The first half of `swap`: check new weights, and change nothing.
-
-        Raises:
-            ValueError: they can't be used; says why.
-        """
+        """The first half of `swap`: check everything, so that several ranks can agree on it."""
         self.check_can_swap()
         raise NotImplementedError
 
     def complete_swap(self, prepared: PreparedSwap) -> None:
-        """The second half of `swap`: use what `prepare_swap` has checked."""
+        """The second half of `swap`: copy the weights."""
         self.check_can_swap()
         raise NotImplementedError

@@ -1,4 +1,4 @@
-"""What transformers' model families do between the last hidden state and the logits."""
+"""What the model families of transformers do between the last hidden state and the logits."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ _SCALES = ("logit_scale", "lm_head_multiplier", "output_multiplier")
 _DIVISORS = ("logits_scaling", "logits_mup_width_multiplier")
 # The one family in which a divisor's name is that of a factor.
 _MULTIPLIES = "hyperclovax"
+_POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len")
 _CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
 
 
@@ -67,7 +68,7 @@ def find_trunk(model: Any) -> Any:
 
 
 def find_head(model: Any, adapters: str | Collection[str] | None = None) -> Head:
-    """The vocabulary projection of `model` with some adapters on, or with all of them off."""
+    """The vocabulary projection of `model` with only some adapters on, or with none."""
     module = unwrap_layer(model.get_output_embeddings(), adapters)
     if module is None:
         raise ValueError(
@@ -98,3 +99,20 @@ def find_head(model: Any, adapters: str | Collection[str] | None = None) -> Head
         scale=scale,
         softcap=None if softcap is None else float(softcap),
     )
+
+
+def max_positions(config: Any) -> int | None:
+    """The longest document that the model was built for; None: no limit."""
+    config = config.get_text_config()
+    for name in _POSITIONS:
+        value = getattr(config, name, None)
+        if isinstance(value, int) and value > 0:
+            return value
+    return None
+
+
+def pad_id(*holders: Any) -> int:
+    """The id to pad rows with: the first that a tokenizer or configuration has; else 0."""
+    names = ("pad_token_id", "eos_token_id")
+    found = (getattr(holder, name, None) for holder in holders for name in names)
+    return next((one for one in found if isinstance(one, int) and one >= 0), 0)

@@ -1,4 +1,4 @@
-"""Passes of the prior's trunk: from the documents of a batch to their hidden states."""
+"""Runs the prior's trunk: from the documents of a batch to their hidden states."""
 
 from __future__ import annotations
 
@@ -27,13 +27,10 @@ _TOLERANCE = 0.02
 
 
 class TrunkPasses:
-    """How a trunk goes through batches.
-
-    Args:
-        config: of the model.
+    """Runs the trunk of a model of the given `config` over batches.
 
     Attributes:
-        can_pack: whether documents may stand behind one another in a row; None: not tried yet.
+        can_pack: whether documents may be packed into one row; None: not tried yet.
     """
 
     def __init__(self, config: Any) -> None:
@@ -46,30 +43,28 @@ class TrunkPasses:
         documents: Documents,
         tokens: Tensor,
         where: Tensor,
-        needed: Tensor,
         device: torch.device,
         ranks: Rendezvous | None,
     ) -> Tensor:
-        """The hidden states from which the head predicts some tokens; queued, not waited for.
+        """The hidden states from which the head predicts some tokens, without a wait.
 
         Args:
-            lm: the model, in the surroundings in which it scores.
-            documents: of the batch; M tokens, N documents.
+            lm: the model, frozen as in `FrozenModel`.
+            documents: of the batch; M tokens.
             tokens: (M,) int64, on the host.
-            where: (n,) int64, on the host, ascending: which tokens are to be predicted.
-            needed: (N,) bool, the documents with such tokens.
+            where: (n,) int64, on the host, ascending: the tokens to predict, at least one.
             device: for the trunk's input.
-            ranks: that must make as many passes, where weights are spread over them.
+            ranks: that must make as many passes, if weights are spread over ranks.
 
         Returns:
             (n, D), on the device of the trunk's output.
 
         Raises:
-            torch.OutOfMemoryError: a single document is too much for the GPU.
+            torch.OutOfMemoryError: a single document is too large for the GPU.
         """
         if self.can_pack is None:
-            # The trial runs forward passes; under FSDP2 every rank would have to join, so sharded
-            # priors never pack.
+            # To try it out takes forward passes. Under FSDP2 every rank would have to join, so
+            # sharded priors never pack.
             self.can_pack = ranks is None and can_pack(lm, device)
         kind = "sharded" if ranks is not None else "cpu" if device.type == "cpu" else "gpu"
 
@@ -82,8 +77,10 @@ class TrunkPasses:
         place = torch.full((len(tokens),), -1)  # in `where`
         place[where] = torch.arange(len(where))
         trunk = find_trunk(lm)
+        needed = torch.zeros(documents.num_documents, dtype=torch.bool)
+        needed[documents.document[where]] = True
         queue = deque(plan(needed))
-        # Asked before the passes: each of them is a meeting of the ranks, too.
+        # Before the passes, since each of them is a collective, too.
         num_idle = 0 if ranks is None else ranks.idle_passes(len(queue))
         pieces, places = [], []
         while queue:
@@ -94,18 +91,22 @@ class TrunkPasses:
                 hidden = self._run(trunk, one, device)
             except torch.cuda.OutOfMemoryError as error:
                 if ranks is not None or len(numbers) == 1:
-                    raise _out_of_memory(one, error) from error
-            if hidden is None:  # here the error, which holds activations, is gone
+                    raise torch.cuda.OutOfMemoryError(
+                        f"the prior's pass over {len(one.members)} tokens ran out of GPU memory, "
+                        "and can't be split further; shorten rows (max_length=...), load the prior "
+                        f"with quantization='8bit', or use a decision cache ({error})"
+                    ) from error
+            if hidden is None:  # here, the error and the activations that it holds are freed
                 for half in reversed(numbers.tensor_split(2)):
                     queue.extendleft(plan(torch.zeros_like(needed).index_fill_(0, half, True)))
                 torch.cuda.empty_cache()
                 continue
             here = (place[one.members] >= 0).nonzero().squeeze(-1)
-            # The state of the token before predicts the token. A model that is spread over
-            # several devices gives it on its last one.
+            # The state of the previous token predicts a token. Of a model on several devices, it
+            # is on the last one.
             before = send(one.cells[here] - 1, hidden.device)
-            # detach: for gradient checkpointing, PEFT's hook marks embeddings as requiring
-            # gradients even under no_grad.
+            # detach: PEFT's hook for gradient checkpointing makes embeddings require gradients
+            # even under no_grad.
             pieces.append(hidden.detach().flatten(0, 1)[before])
             places.append(place[one.members[here]])
         self.make_idle_passes(lm, num_idle, device)
@@ -115,24 +116,14 @@ class TrunkPasses:
         return states[send(torch.cat(places).argsort(), states.device)]
 
     def make_idle_passes(self, lm: Any, count: int, device: torch.device) -> None:
-        """Take part in the passes that other ranks make beyond ours."""
+        """Take part in additional passes of other ranks."""
         row = torch.zeros(1, 1, dtype=torch.int64, device=device)
         for _ in range(count):
             find_trunk(lm)(input_ids=row, use_cache=False)
 
     def _run(self, trunk: Any, one: Pass, device: torch.device) -> Tensor:
-        if self._length_class is None:
+        with nullcontext() if self._length_class is None else rope_as_new(trunk):
             return hidden_states(trunk, one.arguments, device)
-        with rope_as_new(trunk):
-            return hidden_states(trunk, one.arguments, device)
-
-
-def _out_of_memory(one: Pass, error: Exception) -> Exception:
-    return torch.cuda.OutOfMemoryError(
-        f"the prior's pass over {len(one.members)} tokens ran out of GPU memory, and can't be "
-        "split further; shorten rows (max_length=...), load the prior with quantization='8bit', or "
-        f"use a decision cache ({error})"
-    )
 
 
 def hidden_states(
@@ -141,21 +132,21 @@ def hidden_states(
     """The last hidden states of a trunk: (rows, tokens, D).
 
     Raises:
-        RuntimeError: it gives none, since an old torch compiled it.
+        RuntimeError: there are none: an old torch compiled the trunk.
     """
-    there = {
+    on_device = {
         name: send(value, device) if isinstance(value, Tensor) else value
         for name, value in arguments.items()
     }
-    # use_cache=False: a cache would cost memory, and hides document borders from the mask code of
+    # use_cache=False: a cache costs memory, and hides document borders from the mask code of
     # transformers.
-    with nullcontext() if "position_ids" in there else _one_document_per_row():
-        output = trunk(**there, use_cache=False, return_dict=True)
+    with nullcontext() if "position_ids" in on_device else _one_document_per_row():
+        output = trunk(**on_device, use_cache=False, return_dict=True)
     if len(output) == 0:
         raise RuntimeError(
-            "the prior's trunk, compiled, gives an empty output: torch 2.6 does this to models of "
-            f"transformers 5 (here is torch {torch.__version__}); leave prior.compile() "
-            "(torch_compile) out, or take a newer torch"
+            f"the compiled trunk of the prior returns nothing, with torch {torch.__version__}: "
+            "torch 2.6 can't compile models of transformers 5; do not call prior.compile() "
+            "(torch_compile), or install a newer torch"
         )
     return output[0]
 
@@ -165,13 +156,12 @@ _REPLACED = threading.RLock()
 
 @contextmanager
 def _one_document_per_row() -> Iterator[None]:
-    """Tell transformers what it would find out itself: no row holds several documents.
+    """Tell transformers that no row holds several documents.
 
-    To find out, it reads a number from the GPU, so the host waits. In a compiled trunk it does not
-    find out at all, makes a mask of all pairs of tokens, and so leaves FlashAttention unused.
-
-    No argument says so: a function of transformers is replaced during the pass. Passes of several
-    threads therefore wait for one another, so that the function is always put back.
+    To find this out, transformers reads a number from the GPU, so the host waits. In a compiled
+    trunk it builds a mask of all pairs of tokens instead, so FlashAttention stays unused. No
+    argument turns this off, so a function of transformers is replaced during the pass. Threads
+    wait for one another here, so that the function is always restored.
     """
     name = "find_packed_sequence_indices"
     with _REPLACED:
@@ -187,18 +177,14 @@ def _one_document_per_row() -> Iterator[None]:
 
 
 def _find_none(position_ids: Tensor) -> None:
-    """In place of `masking_utils.find_packed_sequence_indices`."""
+    """Replaces `masking_utils.find_packed_sequence_indices`."""
 
 
 def can_pack(lm: Any, device: torch.device) -> bool:
-    """Whether documents may stand behind one another in a row without seeing each other.
+    """Whether documents may be packed into one row without seeing each other.
 
-    Only attention that takes the borders of documents gains by it: FlashAttention's functions for
-    rows of various lengths. A model may mix tokens in other ways, too, so it is tried out.
-
-    Args:
-        lm: a causal language model in eval mode.
-        device: for its input.
+    Packing is faster only with FlashAttention, which takes the borders of documents. Other parts
+    of a model may mix tokens, too, so this is tried out on the model `lm`.
     """
     if "flash" not in (getattr(lm.config, "_attn_implementation", None) or ""):
         return False

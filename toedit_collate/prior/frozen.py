@@ -1,24 +1,20 @@
-"""The surroundings in which a prior's model is run: frozen weights, eval mode, no gradients."""
+"""Runs a prior's model: frozen weights, eval mode, no gradients."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 
 import torch
 from torch import nn
 
-from .adapters import Survey, adapters_switched, evaluation_mode, survey, unwrap_layer
+from .adapters import Survey, parameters_used, survey, unwrap_layer
 from .families import unwrap_model
-from .shared_base import check_base_is_frozen, check_prior_is_frozen, trained_adapters
+from .shared_base import check_base_is_frozen, check_prior_is_frozen
 
 
 class FrozenModel:
-    """Runs a model with the weights that do not move, and watches that they don't.
-
-    Args:
-        shared: whether the model is the one in training.
-    """
+    """Runs a model, and checks that training does not change its weights."""
 
     def __init__(self, shared: bool) -> None:
         self._shared = shared
@@ -34,16 +30,13 @@ class FrozenModel:
         device: torch.device,
         dtype: torch.dtype | None,
     ) -> Iterator[None]:
-        """The frozen weights, once it is certain that training does not change them.
+        """Score with the frozen weights, after a check that training does not change them.
 
-        Args:
-            model: to run.
-            adapter: to switch on where the model is shared; None: all off.
-            device: where it runs.
-            dtype: to compute in; None: that of the weights.
+        A shared model scores with `adapter` on, or with all adapters off. It computes in `dtype`,
+        or in that of its weights.
 
         Raises:
-            ValueError: an adapter was merged into them, or they are trained.
+            ValueError: an adapter was merged into the weights, or they are trained.
         """
         found = survey(model)
         self._check(model, adapter, found)
@@ -54,18 +47,29 @@ class FrozenModel:
     def as_it_is(
         self, model: nn.Module, adapter: str | None, found: Survey | None = None
     ) -> Iterator[None]:
-        """The frozen weights, unchecked, in eval mode, without gradients; afterwards as before."""
+        """As `scoring`, without the check and in the caller's precision."""
         found = survey(model) if found is None else found
-        with ExitStack() as stack:
+        layers = found.layers if self._shared else []
+        before = [(layer._disable_adapters, layer._active_adapter) for layer in layers]
+        try:
+            # Eval mode: no dropout, no embedding noise (NEFTune), no gradient checkpointing.
+            for module in found.training:
+                module.training = False
+            for layer in layers:
+                layer._disable_adapters = adapter is None
+                if adapter is not None:
+                    layer._active_adapter = [adapter]
             # Not inference_mode: it marks tensors that FSDP2 must write to in its next step.
-            stack.enter_context(torch.no_grad())
-            if self._shared:
-                stack.enter_context(adapters_switched(found.layers, adapter))
-            stack.enter_context(evaluation_mode(found.training))
-            yield
+            with torch.no_grad():
+                yield
+        finally:
+            for layer, (disabled, active) in zip(layers, before, strict=True):
+                layer._disable_adapters, layer._active_adapter = disabled, active
+            for module in found.training:
+                module.training = True
 
     def _check(self, model: nn.Module, adapter: str | None, found: Survey) -> None:
-        """Each batch: an adapter may be merged, or a part unfrozen, at any time."""
+        """Runs for each batch: an adapter may be merged, or a part unfrozen, at any time."""
         known = self._may_be_trained
         stray = any(id(parameter) not in known for parameter in found.trained)
         if not self._shared:
@@ -75,14 +79,15 @@ class FrozenModel:
         merged = any(getattr(layer, "merged_adapters", None) for layer in found.layers)
         if stray or merged or not found.layers:
             check_base_is_frozen(model, adapter)
-            self._may_be_trained = {id(p): p for p in trained_adapters(model, adapter)}
+            used = {id(p) for p in parameters_used(unwrap_model(model), adapter)}
+            self._may_be_trained = {id(p): p for p in model.parameters() if id(p) not in used}
 
 
 @contextmanager
 def own_precision(device: torch.device, dtype: torch.dtype | None) -> Iterator[None]:
-    """Compute in `dtype`, or as the weights are; whatever autocast the caller is in.
+    """Compute in `dtype`, or in that of the weights, whatever autocast the caller uses.
 
-    Where a batch is edited depends on where it is first read, which must decide nothing.
+    A batch is edited where it is first read, and that place must not change the edit.
     """
     if not (dtype is not None or torch.is_autocast_enabled(device.type)):
         yield
@@ -93,6 +98,6 @@ def own_precision(device: torch.device, dtype: torch.dtype | None) -> Iterator[N
 
 
 def input_device(model: nn.Module) -> torch.device:
-    """Where a model takes its input."""
+    """The device of a model's input."""
     embeddings = unwrap_layer(unwrap_model(model).get_input_embeddings(), None)
     return embeddings.weight.device

@@ -1,4 +1,4 @@
-"""Loading a prior from the hub or from a folder."""
+"""Loads a prior from the hub or from a folder."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from ..errors import first_line
-from .sharding import without_zero3
 
 logger = logging.getLogger("toedit_collate")
 
@@ -18,35 +17,8 @@ Quantization = Literal["8bit", "4bit", "int8", "fp8"]
 QUANTIZATIONS: tuple[str, ...] = get_args(Quantization)
 
 
-def load_model(
-    name_or_path: str | os.PathLike[str],
-    *,
-    dtype: str | torch.dtype,
-    device: str | torch.device | None,
-    quantization: Any,
-    revision: str | None,
-    **model_kwargs: Any,
-) -> nn.Module:
-    """Load a causal language model, whole on this rank; see `Prior.from_pretrained`."""
-    from transformers import AutoModelForCausalLM
-
-    config = _quantization_config(quantization)
-    if config is not None:
-        model_kwargs["quantization_config"] = config
-    if "device_map" not in model_kwargs:
-        model_kwargs["device_map"] = {"": _default_device() if device is None else device}
-    with without_zero3():
-        return AutoModelForCausalLM.from_pretrained(
-            name_or_path, dtype=dtype, revision=revision, **model_kwargs
-        )
-
-
 def put_adapter(model: nn.Module, adapter: str | os.PathLike[str]) -> nn.Module:
-    """Put a PEFT adapter on a model.
-
-    Raises:
-        ImportError: PEFT is not installed.
-    """
+    """Put a PEFT adapter on a model; raises an ImportError without PEFT."""
     try:
         from peft import PeftModel
     except ImportError as error:
@@ -57,14 +29,16 @@ def put_adapter(model: nn.Module, adapter: str | os.PathLike[str]) -> nn.Module:
     return PeftModel.from_pretrained(model, adapter)  # type: ignore[arg-type]
 
 
-def _default_device() -> torch.device:
+def default_device() -> torch.device:
+    """This process's GPU if there is one, else the CPU."""
     if torch.cuda.is_available():
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", torch.cuda.current_device())))
     return torch.device("cpu")
 
 
-def _quantization_config(quantization: Any) -> Any:
-    if quantization is None or not isinstance(quantization, str):
+def quantization_config(quantization: Any) -> Any:
+    """The quantization config of transformers for a name; other objects are returned as given."""
+    if not isinstance(quantization, str):
         return quantization
     if quantization in ("8bit", "4bit"):
         from transformers import BitsAndBytesConfig
@@ -104,14 +78,14 @@ def _torchao_config(quantization: str) -> Any:
 
 
 def load_tokenizer(name_or_path: str | os.PathLike[str], revision: str | None) -> Any:
-    """The tokenizer beside a model; None, with a warning, if there is none."""
+    """The tokenizer of a model; None, with a warning, if there is none."""
     from transformers import AutoTokenizer
 
     try:
         return AutoTokenizer.from_pretrained(name_or_path, revision=revision)
     except (OSError, ValueError) as error:
         logger.warning(
-            "no tokenizer found beside the prior %s (%s): special tokens can't be protected; pass "
+            "no tokenizer found for the prior %s (%s), so special tokens can't be protected; pass "
             "tokenizer= to ToEditCollator",
             name_or_path,
             first_line(error),

@@ -9,36 +9,31 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from ..head.early_reject import EarlyReject
-from ..head.logprob import Competitors
-from ..head.predictions import HeadPredictions
+from ..head import kernels
+from ..head.logprob import Competitors, measure_competitors
+from ..head.predictions import Predictions
 from ..head.projection import Head
 from ..tokens.documents import Documents
+from ..tokens.protection import Vocabulary
 from ..tokens.token_batch import TokenBatch
-from ..tokens.vocabulary import Vocabulary
 from ..transfer import send
 from .adapters import active_adapters
 from .base import BasePrior
-from .families import find_head, find_trunk, unwrap_model
+from .families import find_head, find_trunk, max_positions, pad_id, unwrap_model
 from .fingerprint import fingerprint
 from .forward import TrunkPasses
 from .frozen import FrozenModel, input_device, own_precision
-from .model_config import max_positions, pad_id
 from .self_check import check_model
-from .sharding import Rendezvous, check_not_fsdp1, check_not_zero3, is_sharded
+from .sharding import Rendezvous, check_not_zero3, has_fsdp1, is_sharded
 from .shared_base import check_adapter_is_inside, check_is_another_model, check_is_same_model
 
 T = TypeVar("T")
 
 
 class ModelPrior(BasePrior):
-    """What `Prior` knows of its model, and how it runs it; see `Prior`.
+    """What `Prior` knows about its model, and how it runs the model.
 
-    Args:
-        model: a causal language model.
-        tokenizer: of the model, or None.
-        shared: whether the model is the one in training.
-        adapter: of a shared model: the adapter to switch on; None: all are switched off.
+    If `shared`, the model is the one in training, with `adapter` on while it scores, or with none.
     """
 
     def __init__(
@@ -60,7 +55,8 @@ class ModelPrior(BasePrior):
         self.adapter = adapter
         self.autocast_dtype: torch.dtype | None = None
         self.generation = 0
-        self.early_reject = EarlyReject()
+        self.uses_kernel = False
+        self.competitors: Competitors | None = None
         self._frozen = FrozenModel(shared)
         self._passes = TrunkPasses(lm.config)
         self._rendezvous = Rendezvous()
@@ -85,7 +81,7 @@ class ModelPrior(BasePrior):
 
     @property
     def head(self) -> Head:
-        """The vocabulary projection, looked up; a batch does so once."""
+        """The vocabulary projection."""
         return find_head(unwrap_model(self.model), self._adapters)
 
     @property
@@ -110,24 +106,24 @@ class ModelPrior(BasePrior):
 
     @property
     def vocab_size(self) -> int:
-        """Number of ids that the prior gives a probability to; padding included."""
+        """The number of ids that have a probability, padding of the vocabulary included."""
         return self._vocabulary.size
 
     @property
     def max_length(self) -> int | None:
-        """The longest document that the prior can score, in tokens; None: no limit."""
+        """The longest document that the model was built for, in tokens; None: no limit."""
         return max_positions(unwrap_model(self.model).config)
 
     @property
     def pad_id(self) -> int:
         """The id to pad rows with."""
-        return pad_id(unwrap_model(self.model).config, self.tokenizer)
+        return pad_id(self.tokenizer, unwrap_model(self.model).config.get_text_config())
 
     @property
     def fingerprint(self) -> str:
-        """Differs between priors whose scores differ: of configuration, adapters and all weights.
+        """A hash of configuration, adapters and all weights, the same on any device.
 
-        The same on any device. With weights sharded over ranks, reading it is a collective.
+        With weights sharded over ranks, reading it is a collective.
         """
         made_of = (id(self.model), *self._adapters)
         if self._fingerprint is None or self._fingerprint[0] != made_of:
@@ -135,15 +131,10 @@ class ModelPrior(BasePrior):
         own = self._fingerprint[1]
         return own if self.autocast_dtype is None else f"{own} in {self.autocast_dtype}"
 
-    @property
-    def uses_kernel(self) -> bool:
-        """Whether the GPU kernel computes log P; see `use_kernel`."""
-        return self.early_reject.uses_kernel
-
     def set_tokenizer(self, tokenizer: Any) -> None:
-        """Use `tokenizer` to know special tokens, the chat template and the end of the vocabulary.
+        """Use `tokenizer` to know special tokens, the chat template and unused ids.
 
-        A `ToEditCollator` does this for a prior that came without one.
+        A `ToEditCollator` does this for a prior without a tokenizer.
 
         Raises:
             ValueError: the tokenizer has more tokens than the prior's vocabulary.
@@ -152,76 +143,64 @@ class ModelPrior(BasePrior):
         self.tokenizer = tokenizer
         self.protection = self._vocabulary.protection
 
-    def forbidden_ids(self, *, forbid_special: bool, device: torch.device | None = None) -> Tensor:
-        """The ids that must not be drawn: (m,) int64, on the prior's device or another.
-
-        Ids that no token of the tokenizer has are padding of the vocabulary, and stand for no text.
-        """
-        device = self.device if device is None else device
-        special = self.special_ids if forbid_special else frozenset()
-        return self._vocabulary.forbidden(special, device)
-
     # Scoring a batch.
 
-    def predict(self, batch: TokenBatch, where: Tensor) -> HeadPredictions:
-        """Run the trunk on a batch, to predict some of its tokens; the host does not wait.
-
-        Args:
-            batch: on the host; M tokens.
-            where: (n,) int64, on the host, ascending: which of them; all are `scorable`.
+    def predict(self, batch: TokenBatch, where: Tensor) -> Predictions:
+        """Run the trunk on a batch, without a wait; see `BasePrior`.
 
         Raises:
-            ValueError: the weights move in training, or a swap broke off.
+            ValueError: training changes the weights, or a swap failed halfway.
         """
         head = self.head
         states = head.ready(self.predictive_states(batch.documents, batch.tokens, where))
-        return HeadPredictions(
+
+        def forbidden(with_special: bool) -> Tensor:
+            special = self.special_ids if with_special else frozenset()
+            return self._vocabulary.forbidden(special, states.device)
+
+        return Predictions(
             head=head,
             states=states,
             tokens=send(batch.tokens[where], states.device),
-            competitors=self.early_reject.likely_competitors,
-            forbidden=lambda special: self.forbidden_ids(
-                forbid_special=special, device=states.device
-            ),
+            competitors=self.likely_competitors,
+            forbidden=forbidden,
             with_kernel=self.uses_kernel,
         )
 
     def predictive_states(self, documents: Documents, tokens: Tensor, where: Tensor) -> Tensor:
-        """The hidden states from which the head predicts some tokens, in one pass of the trunk.
+        """The hidden states from which the head predicts some tokens, without a wait: (n, D).
 
-        The pass is queued; the host does not wait for it.
-
-        Args:
-            documents: of the batch; M tokens.
-            tokens: (M,) int64, on the host.
-            where: (n,) int64, on the host: which tokens are to be predicted, ascending; never the
-                first of a document.
-
-        Returns:
-            (n, D), on the device of the trunk's output.
+        They are on the device of the trunk's output. `documents`, `tokens` and `where` are as in
+        `TokenBatch` and `predict`.
         """
         if self._problem:
             raise ValueError(self._problem)
         if len(where) == 0:
             self.make_idle_passes()
             return torch.zeros(0, 1, device=self.device)
-        # Documents without a wanted token need no pass.
-        needed = torch.zeros(documents.num_documents, dtype=torch.bool)
-        needed[documents.document[where]] = True
+        ranks = self._rendezvous if self.is_sharded else None
         with self._scoring():
             return self._passes.states(
-                unwrap_model(self.model), documents, tokens, where, needed, self.device,
-                self._rendezvous if self.is_sharded else None,
-            )  # fmt: skip
+                unwrap_model(self.model), documents, tokens, where, self.device, ranks
+            )
 
-    def likely_competitors(self, states: Tensor) -> Competitors | None:
-        """The ids that the head should visit first; see `EarlyReject`."""
-        return self.early_reject.likely_competitors(self.head, states)
+    def likely_competitors(self, head: Head, states: Tensor) -> Competitors | None:
+        """The ids that the head should sum first, measured on the first states.
+
+        None for a head that only its module can compute: it is always computed whole.
+        """
+        if head.weight is None or len(states) == 0:
+            return None
+        known = self.competitors
+        is_current = known is not None and len(known.place) == head.vocab_size
+        if known is None or not is_current or known.order.device != states.device:
+            self.competitors = measure_competitors(head, states)
+        return self.competitors
 
     def run_gathered(self, function: Callable[[], T]) -> T:
-        """Call a function that uses parts of the prior, gathered first if FSDP2 has sharded it.
+        """Call a function that uses the prior's weights, gathered first if FSDP2 has sharded them.
 
-        Its head computes in its own precision there, whatever autocast the caller is in.
+        The function computes in the prior's own precision, whatever autocast the caller uses.
         """
         with own_precision(self.device, None):
             return self._rendezvous.run(self.model, function)
@@ -247,39 +226,38 @@ class ModelPrior(BasePrior):
     def prepare_for(self, trainee: nn.Module, autocast_dtype: torch.dtype | None) -> None:
         """Check that the prior can edit for a trainee; a shared one then computes as it does.
 
-        Args:
-            trainee: the model that a Trainer trains.
-            autocast_dtype: of its mixed precision, bf16 or fp16; None: it has none.
+        See `BasePrior`.
 
         Raises:
-            ValueError: the prior is the model in training, or a shared prior is not, or can't score
-                with a trainee that is spread over ranks so.
+            ValueError: the prior is the model in training, or a shared prior is not, or the
+                trainee is spread over ranks in a way that does not allow sharing.
         """
         if not self.is_shared:
             check_is_another_model(self.model, trainee)
             return
         check_not_zero3(trainee, shared=True)
-        check_not_fsdp1(trainee)
+        if has_fsdp1(trainee):
+            raise ValueError(
+                "Prior.shared can't score with a model that FSDP version 1 has wrapped; set "
+                "fsdp_version: 2 (in fsdp_config, or accelerate's config), or load a separate "
+                "prior with Prior.from_pretrained"
+            )
         check_is_same_model(self.model, trainee)
         if self.head.vocab_size != self.vocab_size:  # its embeddings were resized since
             self.set_tokenizer(self.tokenizer)
-        # accelerate wraps only the forward of the whole model in autocast; a shared prior's trunk
-        # is called by itself, and should compute as the trainee does.
+        # accelerate's autocast wraps only the forward pass of the whole model. The prior calls the
+        # trunk by itself, which should compute as in training.
         if self.autocast_dtype is None:
             self.autocast_dtype = autocast_dtype
 
     def compile(self, **options: Any) -> None:
-        """Compile the trunk by `torch.compile`, for batches of any shape.
+        """Compile the trunk by `torch.compile` with some `options`, for batches of any shape.
 
-        The first batch takes the compiler a minute or so; batches of other shapes do not compile
-        again (but for a single row, which is compiled once more). Weights, also of later swaps, are
-        those of the model.
-
-        Args:
-            options: for `torch.compile`; `dynamic` is True unless given.
+        The first batch takes about a minute; other shapes do not compile again, except a single
+        row. Later swaps need no new compilation.
 
         Raises:
-            ValueError: a shared prior, which is the model in training.
+            ValueError: the prior is shared: it is the model in training.
         """
         if self.is_shared:
             raise ValueError(
@@ -294,7 +272,9 @@ class ModelPrior(BasePrior):
         `selected` is the same, up to the rounding of logits in 16-bit weights.
 
         Raises:
-            ValueError: triton is not installed, the GPU can't run it, or the vocabulary projection
-                is quantised.
+            ValueError: triton is not installed, the GPU does not support it, or the vocabulary
+                projection is quantised.
         """
-        self.early_reject.use_kernel(self.head, wanted)
+        if wanted:
+            kernels.check_usable(self.head)
+        self.uses_kernel = wanted

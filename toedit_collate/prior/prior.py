@@ -11,12 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..tokens.checks import check_same_tokenizer
+from ..tokens.checks import tokenizer_difference
 from .aligned import AlignedPrior
 from .base import BasePrior
-from .loading import load_model, load_tokenizer, put_adapter
+from .loading import default_device, load_tokenizer, put_adapter, quantization_config
 from .model_prior import ModelPrior
-from .shared_base import check_adapter_exists, check_base_is_frozen, check_base_is_pretrained
+from .sharding import without_zero3
+from .shared_base import check_adapter_exists, check_base_is_frozen
 from .swap import PreparedSwap, prepare_swap
 from .swap_checks import HalfCopiedError
 
@@ -29,15 +30,14 @@ class Prior(ModelPrior):
     Args:
         model: a causal language model of transformers. It is put into eval mode, and its
             parameters are frozen. To score with the model that you train, use `Prior.shared`.
-        tokenizer: the model's tokenizer. With it, special tokens and the chat template's own
-            tokens are protected, padding ids of the vocabulary are never drawn, and a trainee
-            with another tokenizer is refused.
+        tokenizer: the model's tokenizer. With it, special tokens and the chat template's text are
+            protected, unused ids of the vocabulary are never drawn, and a trainee with another
+            tokenizer is refused.
 
     Raises:
         TypeError: `model` is not a decoder-only language model of transformers.
-        ValueError: the probability of a token would differ from what the model itself gives it:
-            the model sees later tokens, has a learned prompt, or computes its logits in a way that
-            this package does not know.
+        ValueError: the prior's probabilities would differ from the model's own: the model sees
+            later tokens, has a learned prompt, or computes its logits in an unknown way.
 
     Example:
         >>> from transformers import LlamaConfig, LlamaForCausalLM
@@ -70,26 +70,29 @@ class Prior(ModelPrior):
             name_or_path: of the model.
             dtype: of the weights; "auto" uses the checkpoint's.
             device: where to put it; None: this process's GPU if there is one, else the CPU.
-            quantization: None; "8bit" or "4bit" (through bitsandbytes); "int8" (weights alone) or
-                "fp8" (weights and activations, on Ada, Hopper and later), through torchao; or a
+            quantization: None; "8bit" or "4bit" (bitsandbytes); "int8" (weights only) or "fp8"
+                (weights and activations, on Ada, Hopper and later), through torchao; or a
                 quantization config of transformers.
             adapter: name or path of a PEFT adapter to put on the model.
             revision: of the model on the hub.
             model_kwargs: for `AutoModelForCausalLM.from_pretrained`.
 
         Raises:
-            ValueError: unknown `quantization`, or one that the GPU can't compute with.
+            ValueError: unknown `quantization`, or one that the GPU does not support.
             ImportError: the library that it needs is not installed.
             OSError: there is no such model.
         """
-        model = load_model(
-            name_or_path,
-            dtype=dtype,
-            device=device,
-            quantization=quantization,
-            revision=revision,
-            **model_kwargs,
-        )
+        from transformers import AutoModelForCausalLM
+
+        if quantization is not None:
+            model_kwargs["quantization_config"] = quantization_config(quantization)
+        if device is None:
+            device = default_device()
+        model_kwargs.setdefault("device_map", {"": device})
+        with without_zero3():
+            model: nn.Module = AutoModelForCausalLM.from_pretrained(
+                name_or_path, dtype=dtype, revision=revision, **model_kwargs
+            )
         if adapter is not None:
             model = put_adapter(model, adapter)
         return cls(model, load_tokenizer(name_or_path, revision))
@@ -100,23 +103,22 @@ class Prior(ModelPrior):
     ) -> Prior:
         """Score with the frozen base of the model in training: no second copy of its weights.
 
-        While scoring, the trainee's adapters are off (or the frozen one called `adapter` is on)
-        and the model is in eval mode; afterwards everything is as before.
+        While it scores, the trainee's adapters are off (or only the frozen one called `adapter` is
+        on) and the model is in eval mode; afterwards everything is as before.
 
         Args:
-            trainee: the model that a `Trainer` gets or made (`trainer.model`); a PEFT model, or a
-                model that PEFT will be put on before training begins.
+            trainee: the model that a `Trainer` gets or made (`trainer.model`): a PEFT model, or a
+                model that becomes one before training begins.
             adapter: name of a frozen adapter to score with; None: the bare base.
-            tokenizer: of the trainee; None: the collator brings it.
+            tokenizer: of the trainee; None: the collator sets it.
 
         Raises:
-            ValueError: the trainee trains weights that the prior would score with, or has no such
-                adapter. For a model without an adapter yet, at the first batch.
+            ValueError: the trainee trains weights that the prior scores with, or has no such
+                adapter. For a model without an adapter yet, the first batch raises.
         """
         if getattr(trainee, "peft_config", None) or adapter is not None:
             check_adapter_exists(trainee, adapter)
             check_base_is_frozen(trainee, adapter)
-            check_base_is_pretrained(trainee, adapter)
         prior = cls.__new__(cls)
         ModelPrior.__init__(prior, trainee, tokenizer, shared=True, adapter=adapter)
         return prior
@@ -126,42 +128,27 @@ class Prior(ModelPrior):
 
         Scores then are lower bounds, and tokens that begin inside one of the prior's are left
         alone. Policies that select tokens with a low P (`region="below"`, `drop_below`) may select
-        too many, and are warned about: see `AlignedPrior`.
+        too many, and cause a warning: see `AlignedPrior`.
 
         Args:
-            tokenizer: of the trainee: byte-level BPE, or SentencePiece with byte fallback. So must
-                be the prior's own.
+            tokenizer: of the trainee: byte-level BPE, or SentencePiece with byte fallback. The
+                prior's own must be of these kinds, too.
 
         Returns:
             An `AlignedPrior`; this prior itself where the tokenizers are the same.
 
         Raises:
-            ValueError: one of the two is of another kind, or the prior has none.
+            ValueError: a tokenizer is of another kind, or the prior has none.
 
         Example:
-            >>> from tokenizers import Tokenizer, models, pre_tokenizers
-            >>> from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-            >>> def byte_level(*merges):
-            ...     tokens = [*sorted(pre_tokenizers.ByteLevel.alphabet()), *map("".join, merges)]
-            ...     raw = Tokenizer(models.BPE({t: i for i, t in enumerate(tokens)}, list(merges)))
-            ...     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-            ...     return PreTrainedTokenizerFast(tokenizer_object=raw)
-            >>> config = LlamaConfig(
-            ...     vocab_size=257, hidden_size=16, intermediate_size=32, num_hidden_layers=2,
-            ...     num_attention_heads=2,
-            ... )
-            >>> prior = Prior(LlamaForCausalLM(config), byte_level(("h", "e")))
-            >>> type(prior.aligned_to(byte_level(("t", "h"), ("th", "e")))).__name__
-            'AlignedPrior'
-            >>> prior.aligned_to(byte_level(("h", "e"))) is prior
-            True
+            >>> from transformers import AutoTokenizer
+            >>> prior = Prior.from_pretrained("meta-llama/Llama-3.1-8B")  # doctest: +SKIP
+            >>> prior.aligned_to(AutoTokenizer.from_pretrained("Qwen/Qwen2.5-0.5B"))  # doctest:
+            +SKIP
         """
-        if self.tokenizer is not None:
-            try:
-                check_same_tokenizer(tokenizer, self.tokenizer, self.vocab_size)
-                return self
-            except ValueError:
-                pass
+        own = self.tokenizer
+        if own is not None and not tokenizer_difference(tokenizer, own, self.vocab_size):
+            return self
         return AlignedPrior(self, tokenizer)
 
     def prepare_swap(self, source: str | os.PathLike[str] | Mapping[str, Tensor]) -> PreparedSwap:
@@ -178,9 +165,9 @@ class Prior(ModelPrior):
         """The second half of `swap`: copy the weights.
 
         Raises:
-            ValueError: a file was written to since it was checked, or a new adapter could not be
-                read to its end; the prior is as before.
-            RuntimeError: reading broke off, and the prior can't be used until a swap succeeds.
+            ValueError: a file was changed after the check, or a new adapter could not be read; the
+                prior is as before.
+            RuntimeError: reading failed halfway; the prior can't be used until a swap succeeds.
         """
         try:
             prepared.copy()

@@ -1,8 +1,8 @@
-"""Rotary positions that depend on how long a pass is: which documents may share one.
+"""Rotary positions that depend on the length of a pass: which documents may share one.
 
 With LongRoPE (Phi-3) and dynamic NTK scaling, transformers chooses the frequencies by the longest
-position of the whole pass. So a short document would be scored otherwise beside a long one than
-alone. Documents share a pass here only where the frequencies are the same for each of them.
+position of the whole pass. So a short document would be scored differently next to a long one.
+Documents share a pass only where the frequencies are the same for each of them.
 """
 
 from __future__ import annotations
@@ -15,13 +15,7 @@ from torch import nn
 
 
 def length_class(config: Any) -> Callable[[int], int] | None:
-    """What two lengths must have in common to share a pass; None: nothing.
-
-    Example:
-        >>> from transformers import LlamaConfig
-        >>> length_class(LlamaConfig()) is None
-        True
-    """
+    """Documents share a pass only if this function of their lengths agrees; None: all may."""
     config = config.get_text_config()
     switches, grows = set(), set()
     for rope in _ropes(config):
@@ -60,10 +54,10 @@ def _ropes(config: Any) -> Iterator[dict[str, Any]]:
 
 @contextmanager
 def rope_as_new(trunk: nn.Module) -> Iterator[None]:
-    """Dynamic frequencies as if nothing long had been seen; afterwards as before.
+    """Reset dynamic frequencies for the pass, and restore them afterwards.
 
-    Transformers keeps the frequencies of the longest text so far, so that a score would depend on
-    what was scored before, and a shared prior would leave a trace in training.
+    Transformers keeps the frequencies of the longest text so far. So a score would depend on
+    earlier scores, and a shared prior would change the training.
     """
     before = []
     for module in trunk.modules():

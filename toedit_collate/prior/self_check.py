@@ -1,4 +1,4 @@
-"""What is tried out on a model before it becomes a prior, on a few tokens."""
+"""A trial of a model on a few tokens, before it becomes a prior."""
 
 from __future__ import annotations
 
@@ -20,25 +20,21 @@ def check_model(
     model: Any, lm: Any, head: Callable[[], Head], run: Callable[[Callable[[], Any]], Any],
     device: torch.device, *, whole: bool,
 ) -> None:  # fmt: skip
-    """Raise where a model's scores would not be what the model itself computes from left to right.
+    """Raise where a prior's scores would differ from what the model computes from left to right.
 
-    Args:
-        model: as it was given; may be wrapped by PEFT.
-        lm: the model of transformers inside.
-        head: looks its vocabulary projection up.
-        run: calls a function with the model's weights gathered.
-        device: for its input.
-        whole: whether what wraps `lm` must compute the same, too.
+    `lm` is the model of transformers inside `model`, and `head` finds its vocabulary projection.
+    `run` calls a function with the model's weights gathered. If `whole`, what wraps `lm` must
+    compute the same.
 
     Raises:
-        ValueError: the logits differ from the model's own, a token sees what comes after it, or
-            scores are random.
+        ValueError: the logits differ from the model's own, a token sees later tokens, or scores are
+            random.
     """
     name = type(lm).__name__
     _check_no_hashes(lm.config, name)
     ids = _trial_ids(head().vocab_size).to(device)
 
-    def all_ways() -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    def compute() -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
         try:
             # .forward: where FSDP2 has sharded the model, this is inside its call already.
             expected = lm.forward(input_ids=ids, use_cache=False).logits
@@ -57,7 +53,7 @@ def check_model(
         fits = weight is None or weight.shape[-1] == hidden.shape[-1]
         return expected, hidden, projection.logits(hidden.flatten(0, 1)) if fits else None, outer
 
-    expected, hidden, logits, outer = run(all_ways)
+    expected, hidden, logits, outer = run(compute)
     if expected.dim() != 3 or expected.shape[:2] != ids.shape or hidden.shape[:2] != ids.shape:
         raise ValueError(
             f"model: {name} gives logits of shape {tuple(expected.shape)} and hidden states of "
@@ -84,7 +80,7 @@ def check_model(
 
 
 def _check_no_hashes(config: Any, name: str) -> None:
-    """Reformer's hashes are drawn anew in each pass; a trial is too short to show what they do."""
+    """Refuse Reformer's hashes, which are drawn in each pass; a short trial does not show them."""
     if "lsh" in (getattr(config, "attn_layers", None) or ()):
         raise ValueError(
             f"model: {name} chooses what a token attends to by random hashes of the whole row "
@@ -112,7 +108,7 @@ def _check_causal(hidden: Tensor, name: str, tolerance: float) -> None:
 
 
 def _difference(ours: Tensor, theirs: Tensor) -> float:
-    """The largest difference, as a share of the largest value; infinity for other shapes."""
+    """The largest difference relative to the largest value; infinity for other shapes."""
     if ours.shape != theirs.shape:
         return float("inf")
     ours, theirs = ours.float(), theirs.float()

@@ -1,6 +1,6 @@
-"""Models whose weights are spread over ranks: FSDP2 (DTensor), and DeepSpeed ZeRO-3.
+"""Models whose weights are spread over ranks: FSDP2 (DTensor) and DeepSpeed ZeRO-3.
 
-Everything here that says "collective" must happen on all ranks, in the same order.
+All ranks must call a function that is "collective", in the same order.
 """
 
 from __future__ import annotations
@@ -18,25 +18,25 @@ T = TypeVar("T")
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Whether FSDP2 keeps a part of the weights only on each rank."""
-    # Asked for each batch, so not of all weights where it can't be.
+    """Whether FSDP2 keeps only a part of the weights on each rank."""
+    # `is_distributed` first: this runs for each batch.
     return is_distributed() and any(_is_dtensor(p) for p in model.parameters())
 
 
 def class_name(model: nn.Module) -> str:
-    """The name of a model's class, without the one that FSDP2 derives from it."""
+    """The name of a model's class, without the class that FSDP2 derives from it."""
     return next(c.__name__ for c in type(model).__mro__ if not c.__name__.startswith("FSDP"))
 
 
 def is_zero3(model: nn.Module) -> bool:
-    """Whether DeepSpeed ZeRO-3 keeps a part of the weights only on each rank."""
+    """Whether DeepSpeed ZeRO-3 keeps only a part of the weights on each rank."""
     return any(hasattr(p, "ds_id") for p in model.parameters())
 
 
 def check_not_zero3(model: nn.Module, *, shared: bool) -> None:
-    """Raise where a prior's weights are spread over ranks by DeepSpeed ZeRO-3.
+    """Raise where DeepSpeed ZeRO-3 spreads a prior's weights over ranks.
 
-    A second forward pass through a model that ZeRO-3 trains spoils the order in which it fetches
+    A second forward pass through a model that ZeRO-3 trains confuses the order in which it fetches
     weights, and training fails in the backward pass.
     """
     if not is_zero3(model):
@@ -55,7 +55,7 @@ def check_not_zero3(model: nn.Module, *, shared: bool) -> None:
 
 @contextmanager
 def without_zero3() -> Iterator[None]:
-    """Load a model whole, though TrainingArguments with DeepSpeed ZeRO-3 were made before."""
+    """Load a model whole, even after TrainingArguments with DeepSpeed ZeRO-3 were made."""
     from transformers.integrations import deepspeed
 
     reference = getattr(deepspeed, "_hf_deepspeed_config_weak_ref", None)
@@ -70,28 +70,18 @@ def without_zero3() -> Iterator[None]:
         deepspeed.set_hf_deepspeed_config(config)
 
 
-def check_not_fsdp1(trainee: nn.Module) -> None:
-    """Raise where FSDP version 1 has wrapped a trainee whose base a prior is to share."""
-    if has_fsdp1(trainee):
-        raise ValueError(
-            "Prior.shared can't score with a model that FSDP version 1 has wrapped; set "
-            "fsdp_version: 2 (in fsdp_config, or accelerate's config), or load a separate prior "
-            "with Prior.from_pretrained"
-        )
-
-
 def has_fsdp1(model: nn.Module) -> bool:
     """Whether FSDP version 1 has wrapped parts of the model."""
     return any(type(m).__name__ == "FullyShardedDataParallel" for m in model.modules())
 
 
 def global_shape(tensor: Tensor) -> tuple[int, ...]:
-    """The shape of a parameter, however it is spread."""
+    """The shape of a whole parameter, sharded or not."""
     return tuple(getattr(tensor, "ds_shape", tensor.shape))
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
-    """The whole of a parameter: itself, or gathered from all ranks (collective)."""
+    """A whole parameter: itself, or gathered from all ranks (collective)."""
     if _is_dtensor(tensor):
         return tensor.full_tensor()  # type: ignore[attr-defined]
     if hasattr(tensor, "ds_id"):
@@ -103,13 +93,13 @@ def full_tensor(tensor: Tensor) -> Tensor:
 
 
 def storage_of(tensor: Tensor) -> int:
-    """Tells tied weights: where in memory a parameter, or the part of it that is here, stands."""
+    """Identifies tied weights: where in memory a parameter, or its local part, is."""
     local = tensor.to_local() if _is_dtensor(tensor) else tensor  # type: ignore[attr-defined]
     return local.data_ptr() or id(tensor)
 
 
 def copy_into(target: Tensor, whole: Tensor) -> None:
-    """Write a whole tensor into a parameter, of which a rank may hold a part (collective)."""
+    """Write a whole tensor into a parameter, which may be sharded (collective)."""
     if _is_dtensor(target):
         from torch.distributed.tensor import distribute_tensor
 
@@ -118,35 +108,13 @@ def copy_into(target: Tensor, whole: Tensor) -> None:
     target.copy_(whole)
 
 
-def run_inside(model: nn.Module, function: Callable[[], T]) -> T:
-    """Call a function as if it were the forward pass of a model that FSDP2 has sharded.
-
-    FSDP2 gathers the weights of its outermost module when that is called: the embeddings, and the
-    head. Parts of the model can be called only within.
-    """
+def _fsdp_root(model: nn.Module) -> Any:
+    """The module with the embeddings that FSDP2 gathers when it is called; None: not sharded."""
     if not is_distributed():
-        return function()
+        return None
     embeddings = unwrap_model(model).get_input_embeddings()
-    roots = (
-        m for m in model.modules() if _is_fsdp(m) and any(e is embeddings for e in m.modules())
-    )
-    root = next(roots, None)
-    if root is None:  # not sharded, or only parts that are called as a whole
-        return function()
-    result: list[T] = []
-
-    def instead(*args: Any, **kwargs: Any) -> None:
-        del root.forward
-        result.append(function())
-
-    root.forward = instead
-    try:
-        root()
-    finally:
-        root.__dict__.pop("forward", None)
-        # The optimizer writes to the parts, not to what was gathered of them.
-        root.reshard()  # type: ignore[operator]
-    return result[0]
+    wrapped = (m for m in model.modules() if hasattr(m, "unshard") and hasattr(m, "reshard"))
+    return next((m for m in wrapped if any(part is embeddings for part in m.modules())), None)
 
 
 class Rendezvous:
@@ -156,23 +124,34 @@ class Rendezvous:
         self._is_running = False
 
     def run(self, model: nn.Module, function: Callable[[], T]) -> T:
-        """Call a function that uses parts of a model, gathered first if FSDP2 has sharded it."""
-        if self._is_running:
+        """Call a function that uses parts of a model, gathered first if FSDP2 has sharded it.
+
+        FSDP2 gathers the embeddings and the head only while its outermost module is called. So the
+        function replaces the forward pass of that module for one call.
+        """
+        root = None if self._is_running else _fsdp_root(model)
+        if root is None:
             return function()
+        result: list[T] = []
+
+        def instead(*args: Any, **kwargs: Any) -> None:
+            del root.forward
+            result.append(function())
+
+        root.forward = instead
         self._is_running = True
         try:
-            return run_inside(model, function)
+            root()
         finally:
             self._is_running = False
+            root.__dict__.pop("forward", None)
+            root.reshard()  # the optimizer updates the shards, not the gathered weights
+        return result[0]
 
     def idle_passes(self, num_passes: int) -> int:
-        """How many passes other ranks make beyond ours, in which we must take part (collective)."""
+        """How many more passes than this rank others make, which it must join (collective)."""
         return int(all_reduce([num_passes], "max")[0]) - num_passes
 
 
 def _is_dtensor(tensor: Tensor) -> bool:
     return hasattr(tensor, "full_tensor") and hasattr(tensor, "placements")
-
-
-def _is_fsdp(module: nn.Module) -> bool:
-    return hasattr(module, "unshard") and hasattr(module, "reshard")

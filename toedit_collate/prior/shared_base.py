@@ -1,4 +1,4 @@
-"""Whether a trainee can lend its base to a prior: frozen, and still the pretrained one."""
+"""Whether a trainee can share its base with a prior: frozen, and still the pretrained one."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _GENTLE_INITS = ("gaussian", "eva", "orthogonal")
 
 
 def check_base_is_frozen(model: nn.Module, adapter: str | None) -> None:
-    """Raise where the weights that a shared prior scores with would change in training."""
+    """Raise where training would change the weights that a shared prior scores with."""
     layers = adapter_layers(model)
     lm = unwrap_model(model)
     trainable = [name for name, p in lm.named_parameters() if p.requires_grad]
@@ -56,7 +56,7 @@ def check_base_is_frozen(model: nn.Module, adapter: str | None) -> None:
 
 
 def check_prior_is_frozen(model: nn.Module) -> None:
-    """Raise where a separate prior's weights are set to be trained."""
+    """Raise where a separate prior's weights require gradients."""
     trainable = [name for name, p in model.named_parameters() if p.requires_grad]
     if trainable:
         raise ValueError(
@@ -66,14 +66,8 @@ def check_prior_is_frozen(model: nn.Module) -> None:
         )
 
 
-def trained_adapters(model: nn.Module, adapter: str | None) -> list[nn.Parameter]:
-    """The parameters of a trainee that a shared prior does not score with."""
-    scored_with = {id(parameter) for parameter in parameters_used(unwrap_model(model), adapter)}
-    return [p for p in model.parameters() if id(p) not in scored_with]
-
-
 def check_base_is_pretrained(model: nn.Module, adapter: str | None) -> None:
-    """Raise where a trainee without its adapters is not the model that they were put on."""
+    """Raise where a trainee without its adapters differs from the model before them."""
     for name, config in getattr(model, "peft_config", {}).items():
         if name == adapter:  # it belongs with whatever it did to the base
             continue
@@ -88,7 +82,7 @@ def check_base_is_pretrained(model: nn.Module, adapter: str | None) -> None:
 
 
 def changes_base(config: Any) -> str | None:
-    """By which setting a PEFT configuration changes the model that it is put on; None: by none."""
+    """The setting of a PEFT configuration that changes the base model; None: there is none."""
     kind = _kind(config)
     if kind not in _LEAVE_THE_BASE | _PROMPTS:
         return f"peft_type={kind}, which may change its base"
@@ -117,11 +111,7 @@ def check_adapter_exists(model: nn.Module, adapter: str | None) -> None:
 
 
 def check_adapter_is_inside(model: Any) -> None:
-    """Raise where a PEFT model computes more than its layers do: prompts, or mixtures of adapters.
-
-    Raises:
-        ValueError: the trunk alone, which a prior runs, would leave that out.
-    """
+    """Raise where PEFT computes more than its layers do, which the trunk alone would leave out."""
     for name, config in getattr(model, "peft_config", {}).items():
         kind = _kind(config)
         if kind in _PROMPTS:

@@ -1,4 +1,4 @@
-"""Taking over the weights of a checkpoint, in place: all or nothing."""
+"""Takes over the weights of a checkpoint in place: all or nothing."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 
 from .adapters import active_adapter, active_adapters, adapter_names
 from .families import find_head, unwrap_model
-from .model_config import deciding_adapter_config, differences
+from .fingerprint import deciding_adapter_config, differences
 from .shared_base import changes_base
 from .swap_checks import check_config, check_names, check_tensors
 from .weights import Weights, from_folder, from_state, holds_adapter
@@ -25,28 +24,22 @@ SHARED_ADAPTER = "toedit_prior"
 
 @dataclass(frozen=True)
 class PreparedSwap:
-    """A checkpoint that was checked, and is not copied yet.
+    """A checkpoint that was checked, and is not copied yet."""
 
-    Attributes:
-        model: the prior's model, wrapped by PEFT if an adapter comes to it.
-        adapter: name of the adapter with which a shared prior is to score.
-        copy: writes the weights into the model; a collective where it is sharded over ranks.
-        discard: leaves the model as it was before anything was copied.
-        replaces: whether weights that the prior has scored with are written over; if not, it may
-            go on with them after a copy that failed.
-    """
-
-    model: nn.Module
-    adapter: str | None
+    model: nn.Module  # the prior's model, wrapped by PEFT if it gets its first adapter
+    adapter: str | None  # the adapter with which a shared prior will score
+    # writes the weights into the model; a collective where it is sharded over ranks
     copy: Callable[[], None]
-    discard: Callable[[], Any]
+    discard: Callable[[], Any]  # restores the model as it was before anything was copied
+    # whether the copy overwrites weights that the prior scores with; if not, the prior still
+    # works after a failed copy
     replaces: bool = True
 
 
 def prepare_swap(
     model: nn.Module, source: Path | Mapping[str, Tensor], *, shared: bool, adapter: str | None
 ) -> PreparedSwap:
-    """Check all of a checkpoint, to copy it into a prior's model; see `Prior.swap`."""
+    """Check a whole checkpoint that is to be copied into a prior's model; see `Prior.swap`."""
     weights = from_state(source) if isinstance(source, Mapping) else from_folder(source)
     if holds_adapter(weights):
         return _prepare_adapter(model, source, weights, shared=shared, adapter=adapter)
@@ -79,8 +72,8 @@ def _prepare_full(
         if "lora_" not in name
     }
     if isinstance(source, Path) and not set(target) >= set(weights.names):
-        # Families whose files name their weights otherwise than the model does (fused experts,
-        # say): let transformers do the conversion, on the CPU.
+        # Some families store other names than those of the model (fused experts, say).
+        # transformers converts them, on the CPU.
         weights = _converted(lm, source)
     check_names(target, weights)
     copy_all = check_tensors(target, weights)
@@ -101,11 +94,7 @@ def _converted(lm: Any, folder: Path) -> Weights:
                 f"checkpoint {folder} does not fit the prior: {problem} "
                 f"{sorted(map(str, info[problem]))[:3]}; it must be of the prior's architecture"
             )
-    return Weights(str(folder), {n: partial(_itself, t) for n, t in loaded.state_dict().items()})
-
-
-def _itself(tensor: Tensor) -> Tensor:
-    return tensor
+    return Weights(str(folder), {n: t.detach for n, t in loaded.state_dict().items()})
 
 
 def _prepare_adapter(
@@ -116,7 +105,7 @@ def _prepare_adapter(
     shared: bool,
     adapter: str | None,
 ) -> PreparedSwap:
-    """Check an adapter, to copy it into the prior's own, or into a new one; see `Prior.swap`."""
+    """Check an adapter that is to be copied into the prior's own, or into a new one."""
     name = (adapter or SHARED_ADAPTER) if shared else (active_adapter(model) or "default")
     discard: Callable[[], Any] = leave_alone
     config = _adapter_config(source)
@@ -129,7 +118,7 @@ def _prepare_adapter(
         model, discard = _add_empty_adapter(model, config, name, shared=shared)
     elif config is not None:
         _check_same_config(model.peft_config[name], config, name, weights.where)
-    # In memory, the name of an adapter stands in the names of its weights; in files it does not.
+    # The names of weights contain the name of the adapter in memory, but not in files.
     target = adapter_weights(model, name)
     plain = weights.renamed(lambda name: name.replace(".default", ""))
     try:
@@ -151,7 +140,7 @@ def _prepare_adapter(
 def adapter_weights(model: Any, adapter: str) -> dict[str, Tensor]:
     """The parameters of an adapter, under the names that they have in its checkpoint.
 
-    They are the parameters themselves, which know how they are spread over ranks.
+    They are the parameters themselves, so that sharded ones can be gathered.
     """
     from peft import get_peft_model_state_dict
 
@@ -175,7 +164,7 @@ def _adapter_config(source: Path | Mapping[str, Tensor]) -> Any:
 
 
 def _check_same_config(here: Any, there: Any, name: str, where: str) -> None:
-    """Raise where an adapter's weights mean something else in another one of the same shapes."""
+    """Raise where the same weights would have another effect in the prior's adapter."""
     different = differences(deciding_adapter_config(here), deciding_adapter_config(there))
     if different:
         raise ValueError(
@@ -191,7 +180,7 @@ def _add_empty_adapter(
     """Add a frozen adapter without effect.
 
     Returns:
-        The model, and a function that takes the adapter away again.
+        The model, and a function that removes the adapter.
     """
     from peft import get_peft_model
 
@@ -214,15 +203,17 @@ def _add_empty_adapter(
         )
     config.inference_mode = True
     try:
-        # Its weights are drawn at random, before they are overwritten; training must not notice.
-        with _flags_kept(model), _random_state_kept(model):
+        # Random weights are drawn first, which must not change the random numbers of training.
+        device = next(model.parameters()).device
+        devices = [device] if device.type == "cuda" else []
+        with _flags_kept(model), torch.random.fork_rng(devices):
             if hasattr(model, "peft_config"):
                 model.add_adapter(name, config)
                 return model, lambda: model.delete_adapter(name)
             wrapped = get_peft_model(model, config, adapter_name=name)
-    except Exception as error:  # of whatever kind: the model must stay as it was
+    except Exception as error:  # of any kind: the model must stay as it was
         if hasattr(model, "peft_config"):
-            # PEFT forgets the configuration, and leaves what it has put into the layers.
+            # After an error, PEFT removes the configuration but not the new layers.
             model.peft_config[name] = config
             model.delete_adapter(name)
         raise ValueError(f"the adapter can't be put on the prior: {error}") from error
@@ -230,15 +221,9 @@ def _add_empty_adapter(
     return wrapped, wrapped.unload
 
 
-def _random_state_kept(model: nn.Module) -> Any:
-    device = next(model.parameters()).device
-    devices = [device] if device.type == "cuda" else []
-    return torch.random.fork_rng(devices=devices)
-
-
 @contextmanager
 def _flags_kept(model: nn.Module) -> Iterator[None]:
-    """Adding an adapter may put the model into eval mode, and change `requires_grad`."""
+    """Restore training mode and `requires_grad`, which adding an adapter may change."""
     training = [module for module in model.modules() if module.training]
     grads = {id(p): p.requires_grad for p in model.parameters()}
     try:

@@ -1,4 +1,4 @@
-"""Whether the weights of a checkpoint can take the place of a prior's."""
+"""Checks whether the weights of a checkpoint fit a prior."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .model_config import deciding_config, differences
+from .fingerprint import deciding_config, differences
 from .sharding import copy_into, storage_of
 from .weights import Weights
 
@@ -18,7 +18,7 @@ logger = logging.getLogger("toedit_collate")
 
 
 class HalfCopiedError(RuntimeError):
-    """Some weights of a prior are new, and some are not."""
+    """A copy failed halfway: only some weights of a prior are new."""
 
 
 def check_names(target: dict[str, Tensor], weights: Weights) -> None:
@@ -40,7 +40,7 @@ def check_names(target: dict[str, Tensor], weights: Weights) -> None:
 
 
 def check_tensors(target: dict[str, Tensor], weights: Weights) -> Callable[[], None]:
-    """Read everything once to check it; returns what reads it once more to copy it."""
+    """Read and check everything once; returns a function that reads and copies it."""
     for name in weights.names:
         tensor = weights[name]
         if tensor.shape != target[name].shape:
@@ -88,7 +88,7 @@ def _check_plain(target: Tensor, tensor: Tensor, name: str, where: str) -> None:
 
 
 def _check_range(target: Tensor, tensor: Tensor, name: str, where: str) -> None:
-    """Raise where numbers that are finite in the checkpoint would be infinite in the prior."""
+    """Raise where a number that is finite in the checkpoint would be infinite in the prior."""
     if not tensor.is_floating_point() or not tensor.numel():
         return
     most, largest = torch.finfo(target.dtype).max, float(tensor.abs().max())
@@ -100,7 +100,7 @@ def _check_range(target: Tensor, tensor: Tensor, name: str, where: str) -> None:
 
 
 def _check_ties(target: dict[str, Tensor], weights: Weights) -> None:
-    """Raise where two tensors that differ would go to one weight."""
+    """Raise where two different tensors would go to one weight."""
     first: dict[int, str] = {}
     for name in weights.names:
         other = first.setdefault(storage_of(target[name]), name)
@@ -113,12 +113,9 @@ def _check_ties(target: dict[str, Tensor], weights: Weights) -> None:
 
 
 def check_config(lm: Any, source: Path | Mapping[str, Tensor], where: str) -> None:
-    """Raise where a checkpoint's own configuration would score otherwise than the prior's.
+    """Raise a ValueError where a checkpoint's configuration would change the scores.
 
-    Weights alone don't tell: rotary positions, windows, scales and epsilons are in `config.json`.
-
-    Raises:
-        ValueError: names the fields that differ.
+    Names and shapes of weights do not show rotary positions, windows, scales and epsilons.
     """
     if isinstance(source, Path):
         if not (source / "config.json").is_file():

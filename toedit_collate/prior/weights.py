@@ -1,4 +1,4 @@
-"""The tensors of a checkpoint, from a folder or a state dict; only safetensors are read."""
+"""Reads the tensors of a checkpoint, from a folder of safetensors or a state dict."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Weights:
     """The tensors of a checkpoint by name, read one at a time.
 
     Args:
-        where: what to call it in messages.
+        where: what messages call it.
         names: how to read each tensor.
         files: from which they are read.
     """
@@ -44,11 +44,7 @@ class Weights:
         return other
 
     def check_unchanged(self) -> None:
-        """Raise where a file was written to since it was opened; one that was deleted stays open.
-
-        Raises:
-            ValueError: names the file.
-        """
+        """Raise a ValueError if a file has changed since it was opened; deleted ones stay open."""
         for path, before in self.files.items():
             if path.exists() and _state_of(path) != before:
                 raise ValueError(
@@ -67,17 +63,9 @@ def from_state(state: Mapping[str, Tensor]) -> Weights:
 
     Raises:
         TypeError: it holds something else.
-        ValueError: a tensor has no values at hand.
+        ValueError: a tensor has no dense values.
     """
-
-    def plain(name: str) -> str:
-        for prefix in ("_orig_mod.", "module."):
-            name = name.removeprefix(prefix)
-        return name
-
-    def read(name: str) -> Tensor:
-        return state[name].detach()
-
+    names: dict[str, Callable[[], Tensor]] = {}
     for name, tensor in state.items():
         if not isinstance(name, str) or not isinstance(tensor, Tensor):
             raise TypeError(
@@ -89,15 +77,16 @@ def from_state(state: Mapping[str, Tensor]) -> Weights:
                 f"state dict: {name!r} is a tensor of device {tensor.device} and layout "
                 f"{tensor.layout}, which can't be copied; pass one with dense values"
             )
-    return Weights("state dict", {plain(name): partial(read, name) for name in state})
+        names[name.removeprefix("_orig_mod.").removeprefix("module.")] = tensor.detach
+    return Weights("state dict", names)
 
 
 def from_folder(folder: Path) -> Weights:
     """The tensors of a saved model or adapter, whose files stay open.
 
     Raises:
-        FileNotFoundError: there is no such folder, or no safetensors in it.
-        ValueError: a file is torn, or absent.
+        FileNotFoundError: there is no such folder, or it has no safetensors.
+        ValueError: a file is torn or missing.
     """
     if folder.is_file():
         raise FileNotFoundError(f"checkpoint {folder} is a file; pass the folder that it is in")

@@ -1,9 +1,9 @@
-r"""What a chat template writes, found in the text of documents.
+r"""Finds what a chat template writes in the text of documents.
 
-A batch holds token ids, not messages. So the template is rendered once for many conversations of
-known words, and what stands between these words is the template's text: for ChatML, for example,
-`<|im_start|>user\n`. These patterns are then searched in the text of each document. Text, not ids:
-at the border of a message, a line feed of the template may be part of a token of the message.
+A batch holds token ids, not messages. So the template is rendered for many conversations of known
+words. What stands between these words is the template's text: for ChatML, `<|im_start|>user\n`.
+These patterns are then searched in the text of each document. They are searched in text, not in
+ids: a line feed of the template may share a token with the message beside it.
 """
 
 from __future__ import annotations
@@ -25,23 +25,18 @@ _SLOT = re.compile(f"([{_ROLE}{_DATE}])")
 _IN_SLOT = {_ROLE: r"[\w.-]{1,32}", _DATE: r"[^\n<\0]{1,48}?"}
 _WORD = re.compile(r"[^\W\d_]{2}")
 _MARK = re.compile(r"[^\w\s\"'{}\[\]():,\ue000-\ue002]")
-# What JSON has around its values, and words of its schemas: data may have them, too.
+# What JSON writes around its values, and words of its schemas. Data may contain these, too.
 _BEFORE_JSON, _AFTER_JSON = "\"'{[(:, ", "\"'}]), "
 _OF_JSON = {
     "arguments", "call", "content", "description", "function", "id", "name", "object", "output",
     "parameters", "properties", "required", "result", "string", "type",
 }  # fmt: skip
 _MAX_EDGE = 64  # characters of a pattern in which a document that was cut may begin or end
-_Texts = dict[str, list[str]]
 _KNOWN: weakref.WeakKeyDictionary[Any, tuple[Any, ChatPatterns]] = weakref.WeakKeyDictionary()
 
 
 def special_token_ids(tokenizer: Any) -> set[int]:
-    """Ids of special tokens, and of added tokens that the chat template writes.
-
-    Args:
-        tokenizer: None: no token is known to be special.
-    """
+    """Ids of special tokens and of added tokens that the chat template writes; none for None."""
     if tokenizer is None:
         return set()
     ids = set(tokenizer.all_special_ids)
@@ -60,22 +55,15 @@ def _sources(tokenizer: Any) -> list[str]:
 
 @dataclass(frozen=True)
 class ChatPatterns:
-    """The texts that a chat template writes.
+    """The texts that a chat template writes."""
 
-    Attributes:
-        patterns: texts with slots, the longest first.
-        tails: texts that count at the end of a document only: a line feed, for example.
-    """
-
-    patterns: tuple[str, ...] = ()
+    patterns: tuple[str, ...] = ()  # texts with slots, the longest first
+    # texts that count only at the end of a document, such as a line feed
     tails: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, tokenizer: Any) -> ChatPatterns:
-        """Those of a tokenizer's template, or templates; made once for each.
-
-        A template that can't be rendered, or a tokenizer without one, has none.
-        """
+        """The patterns of a tokenizer's templates, cached; empty where none can be rendered."""
         sources = _sources(tokenizer)
         if not any(sources):
             return cls()
@@ -88,54 +76,45 @@ class ChatPatterns:
     def spans(self, text: str) -> Iterator[tuple[int, int]]:
         """Where a text is the template's, as (begin, end) in characters.
 
-        Args:
-            text: of documents, with a `BETWEEN` before each and behind the last; special tokens
-                stand in it by their names.
+        `BETWEEN` stands before each document and after the last; special tokens stand as their
+        names.
         """
         return (m.span() for expression in self._expressions for m in expression.finditer(text))
 
     def edges(self, text: str, begin: int, end: int, text_end: int) -> Iterator[tuple[int, int]]:
-        """As `spans`, where one of the documents begins or ends inside of a pattern.
+        """As `spans`, at the ends of the document [begin, end), which may cut a pattern.
 
-        Args:
-            text: as for `spans`.
-            begin: of the document in the text.
-            end: of the document.
-            text_end: where its last text ends: before the special tokens behind it.
+        `text_end` is where its text ends, before the special tokens at its end.
         """
-        begins, ends, *in_slot = self._cuts
-        known = begins.get(text[begin : begin + 2], ())
-        yield begin, begin + next((len(c) for c in known if text.startswith(c, begin, end)), 0)
-        known = ends.get(text[max(begin, end - 2) : end], ())
-        yield end - next((len(c) for c in known if text.endswith(c, begin, end)), 0), end
-        for found in (
-            in_slot[0].match(text, begin, end),
-            in_slot[1].search(text, max(begin, end - 2 * _MAX_EDGE), end),
-        ):
-            if found:
-                yield found.span()
+        begins, ends, slot_at_begin, slot_at_end = self._cuts
+        lengths = range(min(_MAX_EDGE, end - begin), 1, -1)
+        yield begin, begin + next((n for n in lengths if text[begin : begin + n] in begins), 0)
+        yield end - next((n for n in lengths if text[end - n : end] in ends), 0), end
+        if found := slot_at_begin.match(text, begin, end):
+            yield found.span()
+        if found := slot_at_end.search(text, max(begin, end - 2 * _MAX_EDGE), end):
+            yield found.span()
         for tail in self.tails:
             if text.endswith(tail, begin, text_end):
                 yield text_end - len(tail), text_end
 
     @functools.cached_property
     def _expressions(self) -> list[re.Pattern[str]]:
-        """One for fixed texts, one for those with slots: of each, the longest that fits counts."""
-        fixed = [p for p in self.patterns if not _SLOT.search(p)]
-        slotted = [p for p in self.patterns if _SLOT.search(p)]
-        return [
-            re.compile("|".join(map(_as_expression, some))) for some in (fixed, slotted) if some
-        ]
+        """One expression for fixed texts and one for texts with slots; both prefer long matches."""
+        kinds: tuple[list[str], list[str]] = [], []
+        for pattern in self.patterns:
+            kinds[bool(_SLOT.search(pattern))].append(_as_expression(pattern))
+        return [re.compile("|".join(kind)) for kind in kinds if kind]
 
     @functools.cached_property
-    def _cuts(self) -> tuple[_Texts, _Texts, re.Pattern[str], re.Pattern[str]]:
-        """With what a document can begin, and end, that is cut inside of a pattern.
+    def _cuts(self) -> tuple[set[str], set[str], re.Pattern[str], re.Pattern[str]]:
+        """What a document can begin and end with if it was cut inside a pattern.
 
-        Texts are found by their first two characters, or their last two.
+        The sets hold fixed texts; the expressions match patterns with a slot.
         """
         begins: set[str] = set()
         ends: set[str] = set()
-        in_first, in_last = ["(?!)"], ["(?!)"]  # in the text before a slot, and behind it
+        in_first, in_last = ["(?!)"], ["(?!)"]  # cut before a slot, and after it
         for pattern in (known.partition(_AHEAD)[0] for known in self.patterns):
             first, *others = _SLOT.split(pattern)
             last = others[-1] if others else first
@@ -148,14 +127,8 @@ class ChatPatterns:
             if others and _is_distinct(first):
                 left = "|".join(re.escape(last[:n]) for n in range(len(last), -1, -1))
                 in_last.append(_as_expression(pattern.removesuffix(last)) + f"(?:{left})")
-        by_pair: tuple[_Texts, _Texts] = {}, {}
-        for some, texts, pair in zip(
-            by_pair, (begins, ends), (slice(2), slice(-2, None)), strict=True
-        ):
-            for text in sorted(texts, key=len, reverse=True):
-                some.setdefault(text[pair], []).append(text)
-        expressions = "|".join(in_first), f"(?:{'|'.join(in_last)})\\Z"
-        return *by_pair, re.compile(expressions[0]), re.compile(expressions[1])
+        slot_at_end = re.compile(f"(?:{'|'.join(in_last)})\\Z")
+        return begins, ends, re.compile("|".join(in_first)), slot_at_end
 
 
 def _as_expression(pattern: str) -> str:
@@ -211,7 +184,7 @@ def _as_spelled(
 
 
 def _patterns_of(parts: list[str]) -> Iterator[str]:
-    """The patterns of a segment: texts, and between them the names of special tokens."""
+    """The patterns of a segment: texts with the names of special tokens between them."""
     first, rest = parts[0], parts[1:]
     for text in _without_json(first):
         if _is_distinct(text):
@@ -219,26 +192,28 @@ def _patterns_of(parts: list[str]) -> Iterator[str]:
         if rest and text:
             yield text + _AHEAD + rest[0]
     for name, text, following in zip(rest[::2], rest[1::2], [*rest, ""][2::2], strict=True):
-        if text and _SLOT.match(text[-1]):
-            yield from [name + text + _AHEAD + following] * bool(following)
-        elif text:
+        if not text:
+            continue
+        if not _SLOT.match(text[-1]):
             yield from (name + some for some in _without_json(text))
+        elif following:
+            yield name + text + _AHEAD + following
 
 
 def _without_json(text: str) -> set[str]:
-    """A text, and what is left of it without the JSON around a value, which may have any form."""
+    """A text with and without the JSON around a value, which may take any form."""
     return {text, text.lstrip(_AFTER_JSON), text.rstrip(_BEFORE_JSON)} if '"' in text else {text}
 
 
 def _without_special_cases(patterns: set[str]) -> set[str]:
-    """Leave out what a pattern with slots matches, too: a known role where any is matched."""
+    """Leave out what a pattern with slots matches, too."""
     slotted = [p for p in patterns if _SLOT.search(p) and _AHEAD not in p]
     general = [re.compile(_as_expression(p)) for p in slotted]
     return {p for p in patterns if _SLOT.search(p) or not any(g.fullmatch(p) for g in general)}
 
 
 def _is_distinct(text: str) -> bool:
-    """Whether a text alone is known to be the template's, as a line feed or a colon is not."""
+    """Whether a text alone identifies the template, as a line feed or a colon does not."""
     if _ROLE in text and re.match(rf"[^\n\0]?{_ROLE}", text):
         return False  # anything at all, or any word
     is_line = re.search(rf"[\n\0] ?{_ROLE} ?[^\w\s]", text)  # "name: ", at the beginning of a line
@@ -246,7 +221,7 @@ def _is_distinct(text: str) -> bool:
 
 
 def _is_schema(text: str, sources: list[str]) -> bool:
-    """Whether a text is of a tool's description in JSON, which comes from the data."""
+    """Whether a text belongs to a tool's description in JSON, which comes from the data."""
     words = set(re.findall(r"[^\W\d_]{2,}", text))
     bare = text.strip(_BEFORE_JSON + _AFTER_JSON + "\n")
     return '"' in text and words <= _OF_JSON and not any(bare in source for source in sources)

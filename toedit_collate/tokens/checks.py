@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .documents import Documents
 
-# Types that hold any token id, and types of whole numbers that numpy knows, too.
+# Types that can hold any token id, and integer types that numpy supports.
 _WIDE = (torch.int64, torch.int32)
 _WHOLE = (*_WIDE, torch.int16, torch.int8, torch.uint8)
 # "<|reserved_special_token_5|>", "<unused12>", "[unused3]"
@@ -31,7 +31,7 @@ def check_tensors(
         )
     if input_ids.layout != torch.strided or input_ids.is_nested:
         raise TypeError(
-            "input_ids must be a plain tensor, got a sparse or nested one; pad its rows"
+            "input_ids must be a dense tensor, got a sparse or nested one; pad its rows instead"
         )
     if input_ids.dtype not in _WIDE:
         raise TypeError(
@@ -56,7 +56,12 @@ def check_tensors(
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{name} must be a torch tensor, got {type(tensor).__name__}")
         if name == "attention_mask" and tensor.dim() == 4:
-            check_pairs(tensor, input_ids)
+            B, T = input_ids.shape
+            if tensor.shape not in ((B, 1, T, T), (1, 1, T, T)):
+                raise ValueError(
+                    f"attention_mask of four dimensions must have the shape {(B, 1, T, T)}, got "
+                    f"{tuple(tensor.shape)}; or mark documents by position_ids that restart at 0"
+                )
         elif tensor.shape != input_ids.shape:
             raise ValueError(
                 f"{name} must have the shape of input_ids, {tuple(input_ids.shape)}, got "
@@ -75,18 +80,8 @@ def check_tensors(
             )
 
 
-def check_pairs(attention_mask: Tensor, input_ids: Tensor) -> None:
-    """Raise unless a mask of pairs of tokens has a matrix for each row, or one for all."""
-    B, T = input_ids.shape
-    if attention_mask.shape[1:] != (1, T, T) or attention_mask.shape[0] not in (1, B):
-        raise ValueError(
-            f"attention_mask of four dimensions must have the shape {(B, 1, T, T)}, got "
-            f"{tuple(attention_mask.shape)}; or mark documents by position_ids that restart at 0"
-        )
-
-
 def check_mask(attention_mask: Tensor | None) -> None:
-    """Raise unless a (B, T) mask tells padding from tokens, and documents by whole numbers."""
+    """Raise unless a (B, T) mask holds 0 at padding and whole numbers elsewhere."""
     if attention_mask is None or attention_mask.dtype == torch.bool:
         return
     wrong = attention_mask < 0
@@ -119,12 +114,12 @@ def check_rising(mask: Tensor) -> None:
 _FIXES = {
     "attention_mask": "; give (B, T), or a mask of pairs of tokens, (B, 1, T, T)",
     "position_ids": "; position_ids of several dimensions (vision models) are not supported",
-    "labels": "; labels must stand at the tokens that they label, not shifted",
+    "labels": "; each label must be at the column of its token, not shifted",
 }
 
 
 def check_labels(input_ids: Tensor, labels: Tensor | None, attention_mask: Tensor | None) -> None:
-    """Raise unless each label is -100 or the token at its place; at padding it may be anything."""
+    """Raise unless each label outside of padding is -100 or the token at its place."""
     if labels is None:
         return
     wrong = (labels != -100) & (labels != input_ids)
@@ -142,7 +137,7 @@ def check_labels(input_ids: Tensor, labels: Tensor | None, attention_mask: Tenso
 def check_documents(
     documents: Documents, tokens: Tensor, *, vocab_size: int, max_length: int | None
 ) -> None:
-    """Raise where the prior can't score these documents."""
+    """Raise if the prior can't score these documents."""
     if tokens.numel() == 0:
         return
     lowest, highest = (int(value) for value in torch.stack(tokens.aminmax()).tolist())
@@ -160,7 +155,7 @@ def check_documents(
 
 
 def check_finite(is_finite: Tensor) -> None:
-    """Raise where the prior's numbers are not numbers: (n,) bool for the tokens."""
+    """Raise where the prior's results for n tokens, (n,) bool, are not finite."""
     if not is_finite.all():
         raise ValueError(
             f"the prior returned NaN or infinity for {int((~is_finite).sum())} of "
@@ -169,62 +164,46 @@ def check_finite(is_finite: Tensor) -> None:
         )
 
 
-def _in_reserve(*names: str) -> bool:
-    return any(_RESERVED.fullmatch(name) for name in names)
-
-
-_OTHER_TOKENIZER = (
-    "use a prior with the trainee's tokenizer, or align this one, whose scores then are lower "
-    "bounds: prior.aligned_to(tokenizer), prior_aligned: true in a recipe, --prior-aligned on the "
-    "command line"
-)
-
-
 def check_same_tokenizer(trainee: Any, prior: Any, vocab_size: int) -> None:
-    """Raise unless an id means the same token to the trainee and to the prior.
-
-    Tokens that only one of them has are fine (a padding token that was added, say): an id past
-    the prior's vocabulary is refused when it occurs in a text. So are special tokens that one of
-    them only keeps in reserve: Llama 3 and 3.2 have the same ids for all text, and use other ones
-    of their reserved tokens.
-
-    Args:
-        trainee: tokenizer of the model in training.
-        prior: tokenizer of the prior.
-        vocab_size: of the prior.
-
-    Raises:
-        ValueError: the tokenizers differ; names a token.
-    """
-    if trainee is prior:
-        return
-    ours, theirs = trainee.get_vocab(), prior.get_vocab()
-    if ours == theirs:
-        return
-    by_id = {token_id: token for token, token_id in theirs.items()}
-    for token, token_id in sorted(ours.items(), key=lambda item: item[1]):
-        other = by_id.get(token_id)
-        if other is not None and other != token and not _in_reserve(token, other):
-            raise ValueError(
-                f"tokenizer differs from the prior's: id {token_id} is {token!r} to the trainee "
-                f"and {other!r} to the prior; {_OTHER_TOKENIZER}"
-            )
-    added = len(set(ours) ^ set(theirs))
-    if added > max(64, len(theirs) // 100):
+    """Raise a ValueError where `tokenizer_difference` finds a difference."""
+    if difference := tokenizer_difference(trainee, prior, vocab_size):
         raise ValueError(
-            f"tokenizer differs from the prior's: {added} tokens are known to only one of them "
-            f"({len(ours)} and {len(theirs)} tokens, prior's vocabulary {vocab_size}); "
-            f"{_OTHER_TOKENIZER}"
+            f"tokenizer differs from the prior's: {difference}; use a prior with the trainee's "
+            "tokenizer, or align this one (its scores then are lower bounds): "
+            "prior.aligned_to(tokenizer), prior_aligned: true in a recipe, or --prior-aligned on "
+            "the command line"
         )
 
 
-def check_edit(input_ids: Tensor, edit: object) -> None:
-    """Check the key `edit` of a batch: (B,) or (B, T) bool.
+def tokenizer_difference(trainee: Any, prior: Any, vocab_size: int) -> str:
+    """How two tokenizers differ; "" where an id means the same token to both.
 
-    Raises:
-        TypeError: it is no bool tensor.
-        ValueError: it has another shape.
+    Tokens that only one of them has are accepted: an id past the prior's vocabulary is refused
+    when it occurs in a text. So are reserved tokens: Llama 3 and 3.2 have the same ids for all
+    text, and name other ones of their reserved tokens.
     """
+    if trainee is prior:
+        return ""
+    ours, theirs = trainee.get_vocab(), prior.get_vocab()
+    if ours == theirs:
+        return ""
+    by_id = {token_id: token for token, token_id in theirs.items()}
+    for token, token_id in sorted(ours.items(), key=lambda item: item[1]):
+        other = by_id.get(token_id)
+        is_reserved = _RESERVED.fullmatch(token) or _RESERVED.fullmatch(other or "")
+        if other is not None and other != token and not is_reserved:
+            return f"id {token_id} is {token!r} to the trainee and {other!r} to the prior"
+    added = len(set(ours) ^ set(theirs))
+    if added > max(64, len(theirs) // 100):
+        return (
+            f"{added} tokens are known to only one of them ({len(ours)} and {len(theirs)} tokens, "
+            f"prior's vocabulary {vocab_size})"
+        )
+    return ""
+
+
+def check_edit(input_ids: Tensor, edit: object) -> None:
+    """Raise unless the key `edit` of a batch is a (B,) or (B, T) bool tensor."""
     if not isinstance(edit, Tensor) or edit.dtype != torch.bool:
         got = edit.dtype if isinstance(edit, Tensor) else type(edit).__name__
         raise TypeError(

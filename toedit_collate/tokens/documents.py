@@ -1,4 +1,4 @@
-"""The documents of a batch: padded on either side, packed, or flattened without padding."""
+"""Finds the documents of a batch: padded on either side, packed, or flattened without padding."""
 
 from __future__ import annotations
 
@@ -10,39 +10,34 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# Keys by which collators mark documents: their borders in the flattened batch, their lengths one
-# after the other (Unsloth), and the number of each token's document.
+# Keys by which collators mark documents: their borders in the flattened batch, their lengths in
+# order (Unsloth), and the number of each token's document.
 BORDERS = ("cu_seq_lens_q", "cu_seq_lens", "cu_seqlens_q", "cu_seqlens")
 LENGTHS = "packed_seq_lengths"
-# What is added to attention scores where a token is hidden is less than this.
-_HIDDEN = -1e3
 NUMBERS = ("seq_idx", "document_ids", "doc_ids", "sequence_ids", "segment_ids")
+_HIDDEN = -1e3  # an additive mask is below this where a token is hidden
 
 
 @dataclass(frozen=True)
 class Documents:
-    """The real tokens of a batch, document after document.
+    """The M real tokens of a batch, in N documents, one after another."""
 
-    M is the number of real tokens, N the number of documents.
-
-    Attributes:
-        index: (M,) int64, where each token stands in the flattened (B * T) batch; ascending.
-        document: (M,) int64, the number of its document, in [0, N); ascending.
-        position: (M,) int64, its position in the document, from 0.
-        start: (N,) int64, which of the M tokens is the first of each document.
-        lengths: N numbers of tokens, on the CPU.
-    """
-
-    index: Tensor
-    document: Tensor
-    position: Tensor
-    start: Tensor
-    lengths: list[int]
+    index: Tensor  # (M,) int64, the place of each token in the flattened (B * T) batch; ascending
+    document: Tensor  # (M,) int64, the number of its document, in [0, N); ascending
+    position: Tensor  # (M,) int64, its position in the document, from 0
+    start: Tensor  # (N,) int64, which of the M tokens is the first of each document
+    lengths: list[int]  # the N numbers of tokens
 
     @property
     def num_tokens(self) -> int:
         """M: tokens without padding."""
         return self.index.numel()
+
+    @property
+    def slices(self) -> list[slice]:
+        """Which of the M tokens each document has."""
+        starts = zip(self.start.tolist(), self.lengths, strict=True)
+        return [slice(start, start + length) for start, length in starts]
 
     @property
     def num_documents(self) -> int:
@@ -58,19 +53,12 @@ def find_documents(
 ) -> Documents:
     """Find the documents of a batch on the host.
 
-    A document ends with its row, where `position_ids` do not go up by one (the rule that
-    transformers uses for packed rows), and where the numbers in `attention_mask` or `document_ids`
-    change. Padding belongs to no document.
-
-    Args:
-        input_ids: (B, T) int64.
-        attention_mask: (B, T), 0 at padding, and elsewhere 1 or the number of the document; None:
-            there is no padding.
-        position_ids: (B, T) int64, restarting at each document; None: a document is a row.
-        document_ids: (B, T) int64, the number of each token's document; None: as the others say.
+    A document ends with its row, where `position_ids` do not rise by one (as in transformers), and
+    where the numbers in `attention_mask` or `document_ids` change. Padding is in no document. The
+    arguments are those of `TokenBatch.of`, on the host, with a (B, T) mask.
 
     Raises:
-        ValueError: there is padding inside a document.
+        ValueError: a document contains padding.
 
     Example:
         >>> ids = torch.tensor([[7, 8, 9, 5, 6]])
@@ -100,7 +88,13 @@ def find_documents(
         # A document may begin after padding; or the last one goes on as if there were none.
         inside &= given[1:] > given[:-1] + 1
     if (apart & inside).any():
-        _refuse_hole(int(index[1:][apart & inside][0]), T)
+        b, t = divmod(int(index[1:][apart & inside][0]), T)
+        raise ValueError(
+            f"attention_mask has a hole: row {b}, column {t - 1} is 0 between tokens of one "
+            "document, which then can't be scored as it is trained on; remove such tokens from the "
+            "rows, or mark where the next document begins, by position_ids that restart at 0 or by "
+            "numbers in attention_mask (1, 1, 0, 2, 2)"
+        )
     document = first.cumsum() - 1
     start = first.nonzero()[0]
     position = np.arange(len(index)) - start[document]
@@ -114,38 +108,18 @@ def find_documents(
     )
 
 
-def _refuse_hole(cell: int, T: int) -> None:
-    row, column = divmod(cell, T)
-    raise ValueError(
-        f"attention_mask has a hole: row {row}, column {column - 1} is 0 between tokens of one "
-        "document, which then can't be scored as it is trained on; remove such tokens from the "
-        "rows, or mark where the next document begins, by position_ids that restart at 0 or by "
-        "numbers in attention_mask (1, 1, 0, 2, 2)"
-    )
-
-
 def document_ids_of(batch: Mapping[str, Any]) -> Tensor | None:
-    """Number the documents of a collated batch by its keys other than mask and positions.
+    """Number the documents of a collated batch by keys other than its mask and positions.
 
-    If several keys mark documents, a document begins wherever one of them says so.
-
-    Args:
-        batch: with `input_ids` (B, T), and perhaps with cumulative lengths (`cu_seq_lens_q`, (N +
-            1,), the borders of documents in the flattened batch), lengths (`packed_seq_lengths`,
-            (N,), row by row, without padding) or numbers (`seq_idx`, (B, T)); or with another of
-            the names in use for these.
+    The keys are cumulative lengths (`cu_seq_lens_q`: (N + 1,), borders in the flattened batch),
+    lengths (`packed_seq_lengths`: (N,), row by row, without padding), numbers (`seq_idx`: (B, T)),
+    and other names for these. A document begins wherever one of the keys says so.
 
     Returns:
-        (B, T) int64 on the CPU, a number that rises by one where a document begins; None: no key
-        marks documents.
+        (B, T) int64 on the CPU, rising by one where a document begins; None: no such key.
 
     Raises:
-        ValueError: borders or lengths are not those of the batch.
-
-    Example:
-        >>> batch = {"input_ids": torch.tensor([[7, 8, 9, 5, 6]])}
-        >>> document_ids_of({**batch, "cu_seqlens": torch.tensor([0, 3, 5])}).tolist()
-        [[1, 1, 1, 2, 2]]
+        ValueError: borders or lengths do not fit the batch.
     """
     ids = batch["input_ids"]
     begins = torch.zeros(ids.numel(), dtype=torch.bool)
@@ -156,7 +130,10 @@ def document_ids_of(batch: Mapping[str, Any]) -> Tensor | None:
             continue
         if name in NUMBERS and values.shape != ids.shape:
             continue
-        found, numbers = True, _whole_numbers(name, values)
+        numbers, found = torch.as_tensor(values), True
+        if numbers.is_floating_point():  # bfloat16 has no odd number above 256
+            raise ValueError(f"{name} must hold whole numbers, got {numbers.dtype}; use int64")
+        numbers = numbers.reshape(-1).to("cpu", torch.int64)
         if name in NUMBERS:
             begins |= numbers.diff(prepend=numbers[:1]) != 0
             continue
@@ -179,38 +156,19 @@ def document_ids_of(batch: Mapping[str, Any]) -> Tensor | None:
     return begins.cumsum(0).view(ids.shape) if found else None
 
 
-def _whole_numbers(name: str, values: Any) -> Tensor:
-    numbers = torch.as_tensor(values)
-    if numbers.is_floating_point():  # bfloat16 holds no odd number above 256
-        raise ValueError(f"{name} must hold whole numbers, got {numbers.dtype}; use int64")
-    return numbers.reshape(-1).to("cpu", torch.int64)
-
-
 def mask_of_padding(
     input_ids: Tensor, labels: Tensor | None, tokenizer: Any, *, is_packed: bool
 ) -> Tensor | None:
-    """The mask of a batch that has none: 0 at pad tokens without a label at the ends of rows.
+    """Find the padding of a batch without a mask: pad tokens without a label at the ends of rows.
 
-    If the pad token also ends texts (pad = eos), it counts as padding only where labels and rows
-    say so: at the end of a row, without a label, in a batch that is not packed.
-
-    Args:
-        input_ids: (B, T) int64 on the host.
-        labels: (B, T), or None.
-        tokenizer: of the ids; None: nothing is known, and no token is padding.
-        is_packed: whether something else than rows marks documents.
+    If the pad token also ends texts (pad = eos), it counts as padding only at the end of a row,
+    without a label, in a batch that is not packed. `input_ids` and `labels` are on the host.
 
     Returns:
-        (B, T) bool; None: there is no padding.
+        (B, T) bool, False at padding; None: there is no padding.
 
     Raises:
-        ValueError: rows start with several tokens that may be padding or beginnings of text.
-
-    Example:
-        >>> class Tokenizer: pad_token_id, eos_token_id, bos_token_id = 0, 1, None
-        >>> ids, labels = torch.tensor([[5, 6, 1, 0, 0]]), torch.tensor([[5, 6, 1, -100, -100]])
-        >>> mask_of_padding(ids, labels, Tokenizer, is_packed=False)
-        tensor([[ True,  True,  True, False, False]])
+        ValueError: rows start with several tokens that may be padding or text.
     """
     eos, bos = (getattr(tokenizer, f"{name}_token_id", None) for name in ("eos", "bos"))
     pad = getattr(tokenizer, "pad_token_id", None)
@@ -240,26 +198,14 @@ def mask_of_padding(
 
 
 def mask_of_pairs(attention_mask: Tensor, B: int) -> Tensor:
-    """The documents that a mask of pairs of tokens keeps apart, as numbers.
+    """Number the documents that a mask of pairs of tokens separates: (B, T) int64 on its device.
 
-    Args:
-        attention_mask: (B, 1, T, T) or (1, 1, T, T), which tokens (columns) each token (row) may
-            see: bool, 0 and 1, or numbers that are added to scores, 0 where it may and the lowest
-            number where not.
-        B: number of rows.
-
-    Returns:
-        (B, T) int64 on its device: 0 for a token that does not see itself, which is padding, and
-        else the number of the document, from 1 in each row.
+    Numbers start at 1 in each row; 0 is padding, a token that does not see itself. The mask is
+    (B, 1, T, T) or (1, 1, T, T), which tokens (columns) each token (row) sees: bool, 0 and 1, or an
+    additive mask (0 where it sees, the lowest number elsewhere).
 
     Raises:
         ValueError: a token sees less or more than its document up to itself.
-
-    Example:
-        >>> pairs = torch.ones(3, 3, dtype=torch.bool).tril()
-        >>> pairs[2, :2] = False
-        >>> mask_of_pairs(pairs[None, None], 1)
-        tensor([[1, 1, 2]])
     """
     T = attention_mask.shape[-1]
     column = torch.arange(T, device=attention_mask.device)

@@ -1,4 +1,4 @@
-"""Counter-based random numbers, keyed by the content of a document.
+"""Counter-based random numbers, keyed by the content of a document, and digests of that content.
 
 The draw for a token depends on the seed, the epoch, the generation, the content of its document
 and its position there, and on nothing else. So the edit is the same in any batch, padding or
@@ -7,7 +7,10 @@ packing, on any number of workers or ranks, and after a resume.
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -26,31 +29,18 @@ _HALF = np.uint64(32)
 
 @dataclass(frozen=True)
 class Draws:
-    """What a draw depends on, besides the content of its document and the position there.
+    """What a draw depends on, besides the content of its document and the position there."""
 
-    Attributes:
-        seed: of the policy, in [0, 2**64).
-        epoch: number of the epoch, or None for draws that are the same in every epoch.
-        generation: number of the generation.
-    """
-
-    seed: int
-    epoch: int | None
-    generation: int
+    seed: int  # of the policy, in [0, 2**64)
+    epoch: int | None  # number of the epoch; None: draws are the same in every epoch
+    generation: int  # number of the generation
 
 
 def philox4x32(counter: Words, key: Words) -> Words:
-    """Philox4x32-10: four 32-bit words from four counter words and two key words.
+    """Philox4x32-10: (4, n) counter words and (2, n) or (2, 1) key words -> (4, n) words.
 
-    On the host, in numpy: a batch has a few thousand tokens, for which an operation of PyTorch
-    takes several times as long to begin as to be done.
-
-    Args:
-        counter: (4, n) uint64, each word in [0, 2**32).
-        key: (2, n) or (2, 1) uint64, each word in [0, 2**32).
-
-    Returns:
-        (4, n) uint64, each word in [0, 2**32).
+    All are uint64 that hold 32 bits. It runs in numpy: for a few thousand tokens, a PyTorch
+    operation takes longer to start than to finish.
 
     Example:
         >>> hex(philox4x32(np.zeros((4, 1), np.uint64), np.zeros((2, 1), np.uint64))[0, 0])
@@ -66,15 +56,7 @@ def philox4x32(counter: Words, key: Words) -> Words:
 
 
 def token_words(tokens: Array, position: Array) -> Words:
-    """A word of 64 bits for each token and its place in its document.
-
-    Args:
-        tokens: (M,) int64, in [0, 2**32).
-        position: (M,) int64, in [0, 2**32).
-
-    Returns:
-        (M,) uint64.
-    """
+    """64 bits for each token and position: two (M,) int64 in [0, 2**32) -> (M,) uint64."""
     counter = np.zeros((4, len(tokens)), dtype=np.uint64)
     counter[0] = tokens.astype(np.uint64) & _LOWER
     counter[1] = position
@@ -83,19 +65,10 @@ def token_words(tokens: Array, position: Array) -> Words:
 
 
 def document_keys(tokens: Array, document: Array, position: Array, num_documents: int) -> Words:
-    """A 64-bit key for each document, from its tokens and their order.
+    """A 64-bit key for each document: the sum of its tokens' words, modulo 2**64.
 
-    It is the sum of its tokens' words, modulo 2**64.
-
-    Args:
-        tokens: (M,) int64, the tokens of all documents, one after the other.
-        document: (M,) int64, the number of each token's document, in [0, num_documents).
-        position: (M,) int64, the position of each token in its document.
-        num_documents: N.
-
-    Returns:
-        (N,) uint64. Documents of the same tokens have the same key; others differ, but for a chance
-        of 2**-64 a pair.
+    `tokens`, `document` (its number, in [0, N)) and `position` are (M,) int64. Returns (N,)
+    uint64. Two different documents share a key with a chance of 2**-64.
     """
     keys = np.zeros(num_documents, dtype=np.uint64)
     np.add.at(keys, document, token_words(tokens, position))
@@ -105,17 +78,14 @@ def document_keys(tokens: Array, document: Array, position: Array, num_documents
 def token_uniforms(
     keys: Words, document: Array, position: Array, draws: Draws, num_draws: int = 1
 ) -> npt.NDArray[np.float64]:
-    """Numbers in [0, 1) for each of n tokens.
+    """Draws in [0, 1) for each of n tokens: (n,) float64, multiples of 2**-53.
 
     Args:
-        keys: (N,) uint64, the keys of the documents (`document_keys`).
+        keys: (N,) uint64, from `document_keys`.
         document: (n,) int64, the number of each token's document, in [0, N).
-        position: (n,) int64, the position of each token in its document.
+        position: (n,) int64, its position in the document.
         draws: what else they depend on.
-        num_draws: how many numbers each token gets; the first is the same for any.
-
-    Returns:
-        (n,) float64, multiples of 2**-53; with several draws, (n, num_draws).
+        num_draws: several draws give (n, num_draws), of which the first is that of a single draw.
     """
     # The seed is mixed into the key by a round of its own, so that seed and content can't cancel.
     epoch = 0 if draws.epoch is None else draws.epoch + 1
@@ -134,3 +104,25 @@ def token_uniforms(
     pairs = (words[:, 0] << np.uint64(21)) | (words[:, 1] >> np.uint64(11))
     numbers = pairs.astype(np.float64).T.reshape(len(position), 2 * calls)[:, :num_draws] * 2.0**-53
     return numbers[:, 0] if num_draws == 1 else numbers
+
+
+def content_digests(
+    tokens: npt.NDArray[Any], lengths: Sequence[int], marks: npt.NDArray[np.bool_] | None = None
+) -> Words:
+    """128 bits of BLAKE2b for each of N documents, from its tokens and their order: (N, 2) uint64.
+
+    The keys of `document_keys` are sums, so anyone can make two documents with the same key. That
+    does not harm draws, but stored decisions need a digest that can't be forged. `tokens` are (M,)
+    integers in [0, 2**31); `marks`, (M,) bool, become part of the content.
+    """
+    # A byte order of its own, so that all machines agree.
+    words = tokens.astype("<u4")
+    if marks is not None:
+        words = words << np.uint32(1) | marks
+    content = memoryview(words.astype("<u4", copy=False).tobytes())
+    digests, begin = [], 0
+    for length in lengths:
+        end = begin + 4 * length
+        digests.append(hashlib.blake2b(content[begin:end], digest_size=16).digest())
+        begin = end
+    return np.frombuffer(b"".join(digests), "<u8").astype(np.uint64).reshape(-1, 2)

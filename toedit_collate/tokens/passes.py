@@ -1,4 +1,4 @@
-"""How the prior goes through the documents of a batch: padded rows, or one packed row."""
+"""Plans the prior's forward passes over the documents of a batch: padded rows, or a packed row."""
 
 from __future__ import annotations
 
@@ -12,24 +12,18 @@ from torch import Tensor
 
 from .documents import Documents
 
-# What one more pass of the prior costs, in tokens: on a CPU hardly anything; on a GPU the launch of
-# all its kernels; where weights are spread over ranks, gathering all of them.
+# The cost of another pass of the prior, in tokens. On a GPU it is the launch of all kernels; where
+# weights are sharded over ranks, it is gathering all of them.
 PASS_COST = {"cpu": 64, "gpu": 2048, "sharded": 2**15}
 
 
 @dataclass(frozen=True)
 class Pass:
-    """One pass of the prior over some of the documents.
+    """One forward pass of the prior over some documents."""
 
-    Attributes:
-        arguments: of the trunk.
-        members: (m,) int64, which of the M tokens these are.
-        cells: (m,) int64, where each of them stands in the flattened `input_ids`.
-    """
-
-    arguments: dict[str, Tensor | int]
-    members: Tensor
-    cells: Tensor
+    arguments: dict[str, Tensor | int]  # of the trunk
+    members: Tensor  # (m,) int64, which of the M tokens take part
+    cells: Tensor  # (m,) int64, the place of each of them in the flattened `input_ids`
 
 
 def plan_passes(
@@ -41,45 +35,39 @@ def plan_passes(
     pass_cost: int,
     length_class: Callable[[int], int] | None = None,
 ) -> list[Pass]:
-    """How the prior goes through some documents.
+    """Plan the passes of the prior over some documents.
 
     Args:
-        documents: of the batch.
-        tokens: (M,) int64, their tokens.
-        needed: (N,) bool, which documents are to be scored.
-        packed: lay them out behind one another in one row; otherwise, one to a row.
-        pass_cost: tokens of padding that are worth a pass less.
-        length_class: documents share a pass only where it says the same of their lengths; None:
-            all may. For models whose positions depend on the longest document of a pass.
+        documents: of the batch; M tokens.
+        tokens: (M,) int64.
+        needed: (N,) bool, the documents to score.
+        packed: put them into one row; otherwise each into its own row.
+        pass_cost: how many tokens of padding cost as much as another pass.
+        length_class: documents share a pass only if their lengths have the same class; None: all
+            may.
     """
     chosen = needed.numpy().nonzero()[0]
-    if length_class is not None:
-        classes = np.array([length_class(documents.lengths[number]) for number in chosen])
-        parts = [torch.zeros_like(needed) for _ in np.unique(classes)]
-        for part, known_by in zip(parts, np.unique(classes), strict=True):
-            part[torch.from_numpy(chosen[classes == known_by])] = True
-        planned = (
-            plan_passes(documents, tokens, part, packed=packed, pass_cost=pass_cost)
-            for part in parts
-        )
-        return [one for some in planned for one in some]
-    if packed:
-        return [_packed_pass(documents, tokens, torch.from_numpy(chosen))]
     lengths = np.asarray(documents.lengths)[chosen]
-    return [
-        _padded_pass(documents, tokens, chosen[places], int(lengths[places].max()))
-        for places in group_by_length(lengths.tolist(), pass_cost)
-    ]
+    classes = np.array([0 if length_class is None else length_class(n) for n in lengths.tolist()])
+    passes = []
+    for one_class in np.unique(classes):
+        some, own_lengths = chosen[classes == one_class], lengths[classes == one_class]
+        if packed:
+            passes.append(_packed_pass(documents, tokens, some))
+            continue
+        for places in group_by_length(own_lengths.tolist(), pass_cost):
+            longest = int(own_lengths[places].max())
+            passes.append(_padded_pass(documents, tokens, some[places], longest))
+    return passes
 
 
 def _padded_pass(
     documents: Documents, tokens: Tensor, chosen: npt.NDArray[np.int64], L: int
 ) -> Pass:
-    """Documents one to a row, padded on the right with id 0 to L tokens.
+    """Each document in its own row, padded on the right with id 0 to L tokens.
 
-    In this layout a causal model needs no mask: a document never sees the padding behind it, nor
-    another document, whichever attention (or other mixing of tokens) the model uses. It also makes
-    the score of a document the same however it was padded or packed.
+    Here a causal model needs no mask: a document never sees the padding after it nor another
+    document, whatever attention the model uses. And its scores do not depend on the given layout.
     """
     row = np.full(documents.num_documents, -1)
     row[chosen] = np.arange(len(chosen))
@@ -92,14 +80,10 @@ def _padded_pass(
     return Pass({"input_ids": input_ids}, torch.from_numpy(members), torch.from_numpy(cells))
 
 
-def _packed_pass(documents: Documents, tokens: Tensor, chosen: Tensor) -> Pass:
-    """Documents one behind another in one row, for an attention that keeps to each.
-
-    It is told by `position_ids` that restart, and by the borders of the documents, under the names
-    that transformers gives them.
-    """
-    wanted = torch.zeros(documents.num_documents, dtype=torch.bool).index_fill_(0, chosen, True)
-    members = wanted[documents.document].nonzero().squeeze(-1)
+def _packed_pass(documents: Documents, tokens: Tensor, chosen: npt.NDArray[np.int64]) -> Pass:
+    """All documents in one row, for attention kernels that take the borders of documents."""
+    is_member = np.isin(documents.document.numpy(), chosen)
+    members = torch.from_numpy(is_member.nonzero()[0])
     lengths = torch.tensor(documents.lengths)[chosen]
     borders = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)]).to(torch.int32)
     longest = int(lengths.max())
@@ -117,16 +101,12 @@ def _packed_pass(documents: Documents, tokens: Tensor, chosen: Tensor) -> Pass:
 def group_by_length(lengths: list[int], pass_cost: int) -> list[list[int]]:
     """Split documents into groups, each padded to its longest, at the least cost.
 
-    A group of n documents, of which the longest has L tokens, costs n * L + `pass_cost`. In the
-    best split each group is a run of the documents in the order of their lengths.
-
-    Args:
-        lengths: of N documents, in tokens.
-        pass_cost: in tokens.
+    A group of n documents of at most L tokens costs n * L + `pass_cost` tokens. In the best split,
+    each group is a run of the documents in the order of their lengths.
 
     Returns:
-        For each group, the numbers of its documents, ascending: so that a batch which is not split
-        is scored as it came.
+        The numbers of the documents of each group, ascending, so that a batch that is not split
+        keeps its order.
     """
     if not lengths:
         return []

@@ -1,4 +1,4 @@
-"""Which tokens are never edited: special ones, the chat template's own, what rules spare."""
+"""Which tokens are never edited: special tokens, the chat template's text, and protected text."""
 
 from __future__ import annotations
 
@@ -20,23 +20,16 @@ from .spelling import Spelling, text_of
 
 @dataclass(frozen=True)
 class Protection:
-    """What tokenizers say must not be edited: their special tokens, and their templates' text.
+    """What tokenizers protect: their special tokens, and the text of their chat templates."""
 
-    Example:
-        >>> Protection(frozenset({7})) | Protection(frozenset({8}))
-        Protection(special_ids=frozenset({8, 7}), templates=())
-
-    Attributes:
-        special_ids: ids that stand for no text; they are not drawn, either.
-        templates: what the chat templates write, each with the tokenizer that reads it.
-    """
-
+    # ids that stand for no text; they are never drawn either
     special_ids: frozenset[int] = frozenset()
+    # the patterns of the templates, each with the tokenizer that reads them
     templates: tuple[tuple[ChatPatterns, Any], ...] = ()
 
     @classmethod
     def of(cls, tokenizer: Any) -> Protection:
-        """What a tokenizer says; nothing for None."""
+        """The protection of a tokenizer; empty for None."""
         if tokenizer is None:
             return cls()
         patterns = ChatPatterns.of(tokenizer)
@@ -44,20 +37,13 @@ class Protection:
         return cls(frozenset(special_token_ids(tokenizer)), templates)
 
     def __or__(self, other: Protection) -> Protection:
-        """What either of two says."""
+        """Protect what either of the two protects."""
         known = {patterns for patterns, _ in self.templates}
         added = tuple(one for one in other.templates if one[0] not in known)
         return Protection(self.special_ids | other.special_ids, self.templates + added)
 
     def mask(self, tokens: Tensor, documents: Documents) -> Tensor:
-        """Which tokens are special, or written by a template.
-
-        Args:
-            tokens: (M,) int64, of all documents, one after another.
-            documents: of the batch.
-
-        Returns:
-            (M,) bool.
+        """Which of the (M,) tokens are special, or written by a template: (M,) bool.
 
         Raises:
             ValueError: the tokenizer of a template is not known.
@@ -67,7 +53,7 @@ class Protection:
         for patterns, tokenizer in self.templates:
             if tokenizer is None:
                 raise ValueError(
-                    "the prior's chat template is known, but no tokenizer to read the tokens with; "
+                    "the prior's chat template is known, but it has no tokenizer to find its text; "
                     "pass one: prior.set_tokenizer(tokenizer)"
                 )
             spelled = Spelling.of(tokenizer).of_tokens(tokens.tolist(), tokenizer, with_names=True)
@@ -81,24 +67,22 @@ def _written(
     documents: Documents,
     special: npt.NDArray[np.bool_],
 ) -> npt.NDArray[np.bool_]:
-    """Which of M tokens a template wrote, by the bytes that they stand for: (M,) bool."""
-    starts = documents.start.tolist()
-    apart: list[bytes] = []  # no text goes on from one document into the next
-    for start, length in zip(starts, documents.lengths, strict=True):
-        apart.append(BETWEEN.encode())
-        apart += spelled[start : start + length]
-    text, begin, end = text_of([*apart, BETWEEN.encode()])
-    here = np.arange(len(spelled)) + documents.document.numpy() + 1
-    begin, end = begin[here], end[here]
+    """(M,) bool: which tokens a template wrote, given the bytes of each token."""
+    pieces: list[bytes] = []  # with a border, so that no pattern spans two documents
+    for part in documents.slices:
+        pieces += [BETWEEN.encode(), *spelled[part]]
+    text, begin, end = text_of([*pieces, BETWEEN.encode()])
+    is_token = np.arange(len(spelled)) + documents.document.numpy() + 1  # not a border
+    begin, end = begin[is_token], end[is_token]
     spans = list(patterns.spans(text))
-    for start, length in zip(starts, documents.lengths, strict=True):
-        last = start + length - 1
-        while last > start and special[last]:
+    for part in documents.slices:
+        last = part.stop - 1
+        while last > part.start and special[last]:
             last -= 1
-        spans += patterns.edges(text, begin[start], end[start + length - 1], end[last])
+        spans += patterns.edges(text, begin[part.start], end[part.stop - 1], end[last])
     written = np.zeros(len(spelled), dtype=bool)
     for first, last, (span_begin, span_end) in _tokens_of(spans, begin, end):
-        # A word of the message may begin with the blank that the template puts before it.
+        # A word of the message may start with the blank that the template writes before it.
         word = text[span_end : end[last]]
         if word.strip(" ") and not text[max(begin[last], span_begin) : span_end].strip(" "):
             last -= 1
@@ -109,12 +93,9 @@ def _written(
 def _tokens_of(
     spans: Iterable[Span], begin: npt.NDArray[np.int64], end: npt.NDArray[np.int64]
 ) -> Iterator[tuple[int, int, Span]]:
-    """The first and the last of M tokens that have a part in each span of a text.
+    """The first and last of M tokens in each span of a text that is not empty.
 
-    Args:
-        spans: in characters; empty ones are left out.
-        begin: (M,) where the tokens begin.
-        end: (M,) where they end.
+    `begin` and `end` are (M,) the characters of each token.
     """
     spans = [span for span in spans if span[0] < span[1]]
     if spans:
@@ -124,43 +105,75 @@ def _tokens_of(
         yield from zip(first, last, spans, strict=True)
 
 
+def num_ids(tokenizer: Any) -> int:
+    """The largest id of a tokenizer plus 1; 0 for None. Unlike `len`, it counts unused ids."""
+    return 0 if tokenizer is None else 1 + max(tokenizer.get_vocab().values(), default=-1)
+
+
+class Vocabulary:
+    """The `size` ids that a head scores, and what their tokenizer says about them.
+
+    Raises:
+        TypeError: `tokenizer` is no tokenizer of transformers.
+        ValueError: it has more tokens than there are ids.
+    """
+
+    def __init__(self, size: int, tokenizer: Any = None) -> None:
+        if tokenizer is not None and not hasattr(tokenizer, "all_special_ids"):
+            raise TypeError(
+                f"tokenizer must be a tokenizer of transformers, got {type(tokenizer).__name__}; "
+                "load it with AutoTokenizer.from_pretrained(...)"
+            )
+        known = set() if tokenizer is None else set(tokenizer.get_vocab().values())
+        # A special token that only the tokenizer has, such as an added padding token, is harmless.
+        beyond = {i for i in known if i >= size}
+        if beyond and beyond - set(tokenizer.all_special_ids):
+            raise ValueError(
+                f"tokenizer has {len(known)} tokens, up to id {max(known)}, but the prior's "
+                f"vocabulary has only {size}; pass the tokenizer that the prior was trained with"
+            )
+        self.size = size
+        self.tokenizer = tokenizer
+        self.protection = Protection.of(tokenizer)
+        self._no_text = torch.zeros(size, dtype=torch.bool)
+        if tokenizer is not None:
+            # Ids that no token has: padding of the vocabulary, and holes in the tokenizer.
+            self._no_text[:] = True
+            self._no_text[sorted(known - beyond)] = False
+        self._on_device: dict[tuple[frozenset[int], torch.device], Tensor] = {}
+
+    def forbidden(self, special_ids: frozenset[int], device: torch.device) -> Tensor:
+        """(m,) int64: the ids that must not be drawn, `special_ids` and unused ones; cached."""
+        key = (special_ids, device)
+        if key not in self._on_device:
+            forbidden = self._no_text.clone()
+            forbidden[[i for i in special_ids if i < self.size]] = True
+            self._on_device[key] = forbidden.nonzero().squeeze(-1).to(device)
+        return self._on_device[key]
+
+
 def id_mask(tokens: Tensor, ids: Iterable[int]) -> Tensor:
-    """Which of (M,) int64 tokens are among some ids: (M,) bool."""
-    if tokens.numel() == 0:
-        return torch.zeros(0, dtype=torch.bool)
-    given, wanted = tokens.numpy(), np.fromiter(ids, dtype=np.int64)
-    is_wanted = np.zeros(int(given.max()) + 1, dtype=bool)
-    is_wanted[wanted[wanted < len(is_wanted)]] = True
-    return torch.from_numpy(is_wanted[given])
+    """(M,) int64 -> (M,) bool: which tokens are among some ids."""
+    return torch.from_numpy(np.isin(tokens.numpy(), list(ids)))
 
 
 def rule_mask(rules: str, tokens: Tensor, documents: Documents, tokenizer: Any) -> Tensor:
-    """Which tokens have a part in what named rules spare.
-
-    Args:
-        rules: as `EditPolicy.protect` has them, combined by commas.
-        tokens: (M,) int64, of all documents, one after another.
-        documents: of the batch.
-        tokenizer: that made the tokens.
-
-    Returns:
-        (M,) bool.
+    """(M,) bool: which tokens the named rules of `EditPolicy.protect` protect.
 
     Raises:
-        ValueError: there is no tokenizer.
+        ValueError: `tokenizer` is None.
     """
     if tokenizer is None:
         raise ValueError(
             f"protect={rules!r} reads the text, and no tokenizer is known; give one: "
             "Prior(model, tokenizer), or ToEditCollator(..., tokenizer=tokenizer)"
         )
-    # One byte string for each token, then one text for each document: rules see no neighbour.
     spelled = Spelling.of(tokenizer).of_tokens(tokens.tolist(), tokenizer)
     parsed = parse_rules(rules)
     mask = np.zeros(len(spelled), dtype=bool)
-    for start, length in zip(documents.start.tolist(), documents.lengths, strict=True):
-        text, begin, end = text_of(spelled[start : start + length])
+    for part in documents.slices:  # one text for each document: rules see no other one
+        text, begin, end = text_of(spelled[part])
         spans = (span for rule in parsed for span in find_spans(rule, text))
         for first, last, _ in _tokens_of(spans, begin, end):
-            mask[start + first : start + last + 1] = True
+            mask[part][first : last + 1] = True
     return torch.from_numpy(mask)

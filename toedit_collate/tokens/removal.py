@@ -1,4 +1,4 @@
-"""Rows that lose tokens (`drop_below`): the one place where a batch changes its shape."""
+"""Shortens the rows of a batch: the one place where a batch changes its shape (`drop_below`)."""
 
 from __future__ import annotations
 
@@ -28,16 +28,10 @@ _FIX = "remove the key in the base collator, or set drop_below=None and drop_abo
 def remaining_columns(
     documents: Documents, dropped: Tensor, shape: torch.Size, multiple: int | None = None
 ) -> Tensor:
-    """Where in its row each token of the shrunken rows was.
+    """The old column of each token of the shortened rows: (B, T') int64, -1 at padding.
 
-    Args:
-        documents: of the batch; M tokens.
-        dropped: (M,) bool, the tokens to remove.
-        shape: (B, T) of the batch.
-        multiple: T' is padded to a multiple of this; None: T' is the longest row that is left.
-
-    Returns:
-        (B, T') int64, -1 at padding, which is on the side where it was.
+    `dropped` is (M,) bool, the tokens to remove, and `shape` (B, T). T' is a multiple of
+    `multiple`, or the length of the longest row. Padding stays on its side.
     """
     B, T = shape
     kept = documents.index[~dropped]
@@ -58,7 +52,7 @@ def remaining_columns(
 
 
 def remaining_positions(documents: Documents, dropped: Tensor, shape: torch.Size) -> Tensor:
-    """(B, T) int64: the position of each token in its document once others are removed."""
+    """(B, T) int64: the position of each token in its document after others are removed."""
     kept = (~dropped).cumsum(0)
     positions = torch.zeros(shape, dtype=torch.int64)
     # The first token of a document is never removed.
@@ -67,22 +61,18 @@ def remaining_positions(documents: Documents, dropped: Tensor, shape: torch.Size
 
 
 def take_columns(values: Tensor, source: Tensor, padding: int = 0) -> Tensor:
-    """(B, T) -> (B, T'): the values of the tokens that are left (`remaining_columns`)."""
+    """(B, T) -> (B, T'): the values of the remaining tokens, by `remaining_columns`."""
     return values.gather(1, source.clamp(min=0)).masked_fill(source < 0, padding)
 
 
 def shrink_other_keys(batch: Mapping[str, Any], result: EditResult) -> dict[str, Any]:
-    """Let everything in a collated batch that depends on rows or lengths follow removed tokens.
-
-    Args:
-        batch: as collated.
-        result: of its edit, in which tokens were removed.
+    """Adapt the other keys of a collated batch to the removal of tokens.
 
     Returns:
         The keys that change, other than `input_ids` and `labels`.
 
     Raises:
-        ValueError: a key that isn't known seems to hold lengths, or values of tokens.
+        ValueError: an unknown key seems to hold lengths, or values of tokens.
     """
     assert result.source is not None
     source, positions = result.source, result.position_ids
@@ -157,13 +147,10 @@ def _new_positions(batch: Mapping[str, Any], positions: Tensor, source: Tensor) 
 
 
 def _shortened(key: str, old: Any, lost: Tensor, expected: Tensor | None) -> Any:
-    """Lengths of spans of tokens, one after the other, without the tokens that were removed.
+    """Lengths of consecutive spans of tokens, without the removed ones.
 
-    Args:
-        key: of the lengths.
-        old: the lengths, a tensor or a list.
-        lost: (M,) bool, which of the real tokens were removed.
-        expected: what the lengths must be; None: of spans that together have at most M tokens.
+    `lost` is (M,) bool, which of the real tokens were removed. `expected` are the lengths that
+    `old` must have; None: they sum to at most M.
     """
     lengths = torch.as_tensor(old).to(lost.device).long()
     known = lengths.dim() == 1 and int(lengths.sum()) <= lost.numel()
@@ -178,7 +165,7 @@ def _shortened(key: str, old: Any, lost: Tensor, expected: Tensor | None) -> Any
 
 
 def _in_the_form_of(old: Any, new: Tensor) -> Any:
-    """Numbers as a tensor, a list or a number, like the old ones."""
+    """A new value as a tensor, list or number, like the old one."""
     if isinstance(old, Tensor):
         return new.to(old.device, old.dtype).expand(old.shape)
     return new.tolist()

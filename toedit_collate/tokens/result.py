@@ -1,4 +1,4 @@
-"""EditResult: what became of a batch."""
+"""EditResult: the outcome of editing a batch."""
 
 from __future__ import annotations
 
@@ -13,29 +13,28 @@ from torch import Tensor
 class EditResult:
     """What `edit_tokens` did to a batch of B rows of T tokens.
 
-    With `drop_below`, rows lose tokens: then `input_ids`, `labels`, `attention_mask` and
-    `position_ids` are (B, T') with T' <= T. The masks speak of the batch as it was given.
+    With `drop_below` or `drop_above`, rows lose tokens: `input_ids`, `labels`, `attention_mask` and
+    `position_ids` then are (B, T') with T' <= T. `selected`, `changed`, `dropped` and `scored`
+    refer to the batch as given.
 
     Attributes:
         input_ids: (B, T) int64, the edited tokens; with the target "labels", as given.
-        labels: as given, with the new token wherever a token changed and its label was not -100;
-            with the target "inputs", as given. None if none were given.
-        attention_mask: as given, or of the shrunken rows.
-        position_ids: as given, or of the shrunken rows.
+        labels: as given, with the new token where a token changed and its label was not -100; with
+            the target "inputs", as given. None if none were given.
+        attention_mask: as given, or of the shortened rows.
+        position_ids: as given, or of the shortened rows.
         selected: (B, T) bool, tokens in the policy's region, which were resampled.
         changed: (B, T) bool, selected tokens whose resample is another token.
         dropped: (B, T) bool, tokens removed by `drop_below` or `drop_above`.
         scored: (B, T) bool, tokens to which the policy was applied.
-        tokens: (B, T') int64, the edited tokens, whatever carries them: `input_ids`, or with the
-            target "labels" what labels are made of.
-        source: (B, T') int64, where in its row each token of `input_ids` was, -1 at padding; None
-            where no token was removed.
+        tokens: (B, T') int64, the edited tokens, whether inputs or labels carry them.
+        source: (B, T') int64, the column in the given row of each token of `input_ids`, -1 at
+            padding; None where no token was removed.
         logprob: None, or (B, T) float32: log P(x_i | x_<i) in nats at every token but the first of
             each document; NaN there and at padding.
-        draws: None, or with `num_draws` K > 1 (B, T, K, 2) int32: for each label the different ids
-            among its draws and how often each was drawn, K in all. `labels` then are as given, and
-            `tokens` and `changed` are those of the most frequent draw. A label that was not drawn
-            is its own only id.
+        draws: None, or with `num_draws` K > 1 (B, T, K, 2) int32: the different ids drawn for each
+            label, and their counts, which add up to K. Then `labels` are as given, and `tokens` and
+            `changed` follow the most frequent draw. A label without draws is its own only id.
         sample_logprob: (S,) float32, exact log P in nats of some scored tokens (`num_sampled`).
 
     Example:
@@ -70,14 +69,9 @@ class EditResult:
 
 
 def count_draws(drawn: Tensor) -> Tensor:
-    """The different ids among the draws of each token, and how often each was drawn.
+    """Count the different ids among K draws: (n, K) int64 -> (n, K, 2) int64.
 
-    Args:
-        drawn: (n, K) int64.
-
-    Returns:
-        (n, K, 2) int64: ids, ascending, and their counts, which add up to K. Unused places are at
-        the end and have the count 0.
+    Each pair is an id, ascending, and its count. Unused places are at the end, with the count 0.
 
     Example:
         >>> count_draws(torch.tensor([[5, 3, 5]])).tolist()
@@ -92,13 +86,7 @@ def count_draws(drawn: Tensor) -> Tensor:
 
 
 def most_drawn(counted: Tensor) -> Tensor:
-    """The most frequent draw of each token, of equal ones the lowest id.
-
-    Args:
-        counted: (n, K, 2) int64, of `count_draws`.
-
-    Returns:
-        (n,) int64.
+    """The most frequent draw, (n, K, 2) from `count_draws` -> (n,) int64; of equals the lowest id.
 
     Example:
         >>> most_drawn(count_draws(torch.tensor([[5, 3, 5], [7, 2, 9]]))).tolist()

@@ -1,7 +1,7 @@
-"""What the named rules of `EditPolicy.protect` spare: spans of a text.
+"""The expressions behind the named rules of `EditPolicy.protect`.
 
-`BORDER` replaces special tokens in the text: no sentence, formula or block of code continues past
-it. The time of each rule is proportional to the length of the text, whatever the text is.
+In the text, `BORDER` replaces special tokens: no sentence, formula or block of code continues past
+it. The time of each rule is proportional to the length of the text.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def _code(text: str) -> Iterator[Span]:
 
 
 def _latex(text: str) -> Iterator[Span]:
-    """Formulas and commands; what is opened and not closed before the next border is text."""
+    """Formulas and commands; a bracket without its end before the next border is text."""
     end_of = _closed_brackets(text)
     place = 0
     while match := _LATEX.search(text, place):
@@ -138,11 +138,7 @@ FINDERS: dict[str, Callable[[str], Iterator[Span]]] = {
 
 
 def find_spans(rule: str, text: str) -> Iterator[Span]:
-    """Where a rule applies in a text, as (begin, end) in characters.
-
-    Args:
-        rule: one of `toedit_collate.policy.parse_rules`.
-        text: of one document.
+    """Where a rule applies in the text of a document, as (begin, end) in characters.
 
     Example:
         >>> text = "We met Ann, who is 42."

@@ -1,7 +1,7 @@
-"""Which bytes a token stands for, so that what is found in a text can be told as tokens.
+"""Finds the bytes of each token, so that spans of text can be mapped to tokens.
 
-A tokenizer's own `decode` will not do: it drops the blank before a first word, writes one sign for
-each part of a character that is spread over tokens, and gives no offsets.
+A tokenizer's `decode` does not suffice: it drops the blank before a first word, writes a
+replacement for each part of a split character, and gives no offsets.
 """
 
 from __future__ import annotations
@@ -18,18 +18,22 @@ import numpy.typing as npt
 from .rules import BORDER
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
-_KNOWN: weakref.WeakKeyDictionary[Any, Spelling] = weakref.WeakKeyDictionary()
+_KNOWN: weakref.WeakKeyDictionary[Any, tuple[Any, Spelling]] = weakref.WeakKeyDictionary()
 
 
-def _byte_level_alphabet() -> dict[str, int]:
-    """The characters by which byte-level tokenizers (GPT-2's and its kin) write bytes."""
+BLANK = "▁"  # SentencePiece's sign for a blank
+
+
+def _byte_level_alphabet() -> dict[int, str]:
+    """The characters by which byte-level BPE (as in GPT-2) writes bytes."""
     shown = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     hidden = [byte for byte in range(0x100) if byte not in shown]
-    characters = {chr(byte): byte for byte in shown}
-    return characters | {chr(0x100 + place): byte for place, byte in enumerate(hidden)}
+    characters = {byte: chr(byte) for byte in shown}
+    return characters | {byte: chr(0x100 + place) for place, byte in enumerate(hidden)}
 
 
-_ALPHABET = _byte_level_alphabet()
+CHARACTER_OF_BYTE = _byte_level_alphabet()
+BYTE_OF_CHARACTER = {character: byte for byte, character in CHARACTER_OF_BYTE.items()}
 
 
 class Spelling:
@@ -48,25 +52,19 @@ class Spelling:
 
     @classmethod
     def of(cls, tokenizer: Any) -> Spelling:
-        """That of a tokenizer; made once."""
+        """The spelling of a tokenizer; cached."""
+        made_of = (len(tokenizer), tokenizer.all_special_ids)
         known = _KNOWN.get(tokenizer)
-        made_of = (len(tokenizer), tuple(tokenizer.all_special_ids))
-        if known is None or known._made_of != made_of:
-            known = _KNOWN[tokenizer] = cls(tokenizer)
-            known._made_of = made_of
-        return known
-
-    _made_of: tuple[int, tuple[int, ...]] = (0, ())
+        if known is None or known[0] != made_of:
+            known = _KNOWN[tokenizer] = made_of, cls(tokenizer)
+        return known[1]
 
     def of_tokens(
         self, ids: Sequence[int], tokenizer: Any, *, with_names: bool = False
     ) -> list[bytes]:
-        """The bytes of each token; nothing for an unknown id.
+        """The bytes of each token; empty for an unknown id.
 
-        Args:
-            ids: of the tokens.
-            tokenizer: that made them.
-            with_names: write special tokens by their names; otherwise, as `BORDER`.
+        Special tokens are written as their names, or without `with_names` as `BORDER`.
         """
         spelled = self._with_names if with_names else self._bytes
         missing = [i for i in set(ids) if i not in spelled]
@@ -77,7 +75,7 @@ class Spelling:
         return [spelled[i] for i in ids]
 
     def text(self, text: str, tokenizer: Any) -> str:
-        """A text as its tokens spell it, special tokens by their names."""
+        """A text as its tokens spell it, with special tokens as their names."""
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         spelled = self.of_tokens(ids, tokenizer, with_names=True)
         return b"".join(spelled).decode("utf-8", errors="surrogateescape")
@@ -89,25 +87,23 @@ class Spelling:
 
     def _spell(self, token_id: int, name: str | None, with_names: bool) -> bytes:
         if token_id in self._special:
-            if with_names:
-                return self._added.get(token_id, name or "").encode()
-            return BORDER.encode()
+            return (self._added.get(token_id, name or "") if with_names else BORDER).encode()
         if token_id in self._added:
             return self._added[token_id].encode()
         if name is None:
             return b""
-        if "ByteLevel" in self._decoders and all(c in _ALPHABET for c in name):
-            return bytes(_ALPHABET[c] for c in name)
+        if "ByteLevel" in self._decoders and all(c in BYTE_OF_CHARACTER for c in name):
+            return bytes(BYTE_OF_CHARACTER[c] for c in name)
         byte = _BYTE_TOKEN.fullmatch(name)
         if byte is not None:
             return bytes([int(byte[1], 16)])
         if "WordPiece" in self._decoders:
             return (name[2:] if name.startswith("##") else " " + name).encode()
-        return name.replace("\u2581", " ").encode()
+        return name.replace(BLANK, " ").encode()
 
 
 def _decoder_types(tokenizer: Any) -> set[str]:
-    """The kinds of steps by which a fast tokenizer joins its tokens."""
+    """The types of steps by which a fast tokenizer joins its tokens."""
     decoder = getattr(getattr(tokenizer, "backend_tokenizer", None), "decoder", None)
     if decoder is None:
         return set()
@@ -116,14 +112,11 @@ def _decoder_types(tokenizer: Any) -> set[str]:
 
 
 def text_of(spelled: Sequence[bytes]) -> tuple[str, npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """The text of some tokens, and where in it each of them stands.
-
-    Args:
-        spelled: the bytes of M tokens.
+    """The text of M tokens, given their bytes, and where each token is in it.
 
     Returns:
         The text; and two (M,) int64, the characters [begin, end) that each token has a part in. A
-        character whose bytes are spread over tokens belongs to all of them.
+        character that is split over tokens belongs to each of them.
     """
     joined = b"".join(spelled)
     # What is no UTF-8 becomes one character for each byte.

@@ -29,13 +29,9 @@ Messages = list[dict[str, Any]]
 
 
 class TemplateProbes:
-    """One chat template, in an environment like that of transformers.
+    """A chat template in an environment like that of transformers.
 
-    Its clock writes `DATE`, so that what is found does not depend on the day.
-
-    Args:
-        source: the template, in Jinja.
-        special_tokens: by their names (`bos_token`, ...).
+    Its clock writes `DATE`, so that the patterns do not depend on the day.
     """
 
     def __init__(self, source: str, special_tokens: dict[str, Any]) -> None:
@@ -71,7 +67,7 @@ class TemplateProbes:
 
     @classmethod
     def of(cls, source: str, special_tokens: dict[str, Any]) -> TemplateProbes | None:
-        """Those of a template; None where it is no valid Jinja."""
+        """Parse a template with its special tokens by name (`bos_token`, ...); None: not valid."""
         from jinja2 import TemplateError
 
         try:
@@ -98,7 +94,7 @@ class TemplateProbes:
                     yield from self._render(messages, tools=tools, **{name: value})
 
     def _render(self, messages: Messages, **options: Any) -> Iterator[str]:
-        """The whole conversation, and the prompt of its last answer."""
+        """Render the conversation, and the prompt of its last answer."""
         asked = messages[:-1] if messages[-1]["role"] == "assistant" else messages
         for some, prompt in ((messages, False), (asked, True)):
             values = {
@@ -153,7 +149,7 @@ class TemplateProbes:
             yield messages
 
     def _calls(self) -> Iterator[Messages]:
-        """Conversations in which tools are called, in all the ways in which rows put this."""
+        """Conversations with tool calls, in every form that data sets use."""
         for number, as_text, has_content in itertools.product((1, 2), (False, True), (False, True)):
             (question, answer), (tool,) = self._talk("user", "assistant"), self._talk("tool")
             arguments: Any = {self._content(): self._content()}

@@ -1,4 +1,4 @@
-"""A batch on the host: as tensors of B rows, and as the documents in them."""
+"""TokenBatch: a checked batch on the host, and the documents in it."""
 
 from __future__ import annotations
 
@@ -25,36 +25,24 @@ _LABEL_MASKS = ("completion_mask", "assistant_masks")
 
 @dataclass(frozen=True)
 class TokenBatch:
-    """A batch on the host: what came, and the documents in it.
+    """A batch of B rows of T tokens on the host, with N documents of M tokens.
 
-    What only the tokens decide is worked out here, while the device is busy with other things.
-
-    Attributes:
-        input_ids: (B, T) int64.
-        mask: (B, T), 0 at padding, 1 or the number of the document elsewhere; or None.
-        labels: (B, T), or None.
-        documents: of the batch; M tokens.
-        tokens: (M,) int64, of the documents.
-        dtype: of `input_ids` as they came.
-        given_mask: `attention_mask` as it came.
-        given_positions: `position_ids` as they came.
-        document_ids: (B, T) int64, documents as other keys number them; or None.
-        output_device: where results go.
-        pad_to_multiple_of: rows that shrink are padded to such a length; None: to the longest.
-        edit: (M,) bool, False at tokens that no policy may touch; None: there are none.
+    It is prepared while the device is busy with other work.
     """
 
-    input_ids: Tensor
-    mask: Tensor | None
-    labels: Tensor | None
-    documents: Documents
-    tokens: Tensor
-    dtype: torch.dtype
-    given_mask: Tensor | None
-    given_positions: Tensor | None
-    document_ids: Tensor | None
-    output_device: torch.device
+    input_ids: Tensor  # (B, T) int64
+    mask: Tensor | None  # (B, T), 0 at padding, 1 or the number of the document elsewhere; or None
+    labels: Tensor | None  # (B, T), or None
+    documents: Documents  # where the M tokens are
+    tokens: Tensor  # (M,) int64
+    dtype: torch.dtype  # of `input_ids` as given
+    given_mask: Tensor | None  # `attention_mask` as given
+    given_positions: Tensor | None  # `position_ids` as given
+    document_ids: Tensor | None  # (B, T) int64, the documents as other keys number them; or None
+    output_device: torch.device  # where results go
+    # shortened rows are padded to such a length; None: to the longest
     pad_to_multiple_of: int | None = None
+    # (M,) bool, False at tokens that no policy may change; None: no such tokens
     edit: Tensor | None = None
 
     @classmethod
@@ -71,33 +59,24 @@ class TokenBatch:
         output_device: torch.device | None = None,
         pad_to_multiple_of: int | None = None,
     ) -> TokenBatch:
-        """Check a batch, bring it to the host, and find its documents.
+        """Check a batch, copy it to the host, and find its documents.
 
         Args:
             input_ids: (B, T) int64, on any device.
-            attention_mask: (B, T), 0 at padding, and elsewhere 1 or the number of the document; or
-                (B, 1, T, T), which pairs of tokens see each other; None: there is no padding.
-            position_ids: (B, T) int64, restarting at 0 at each document; None: a document is a row.
-            labels: (B, T) int64, each -100 or the token at its place; None: there are none.
-            document_ids: (B, T) int64 on the host, the number of each token's document; None: the
-                others tell.
-            edit: (B,) or (B, T) bool, False for rows or tokens to leave alone; None: there are
-                none.
-            tokenizer: of the ids; without `attention_mask`, its pad tokens at the ends of rows are
-                padding if they have no label; None: they are text.
-            output_device: where results go; None: where `input_ids` are.
-            pad_to_multiple_of: see above.
+            attention_mask: (B, T), 0 at padding, 1 or the number of the document elsewhere; or
+                (B, 1, T, T), which pairs of tokens see each other; None: no padding.
+            position_ids: (B, T) int64, restarting at 0 at each document; None: a row is a document.
+            labels: (B, T) int64, each -100 or the token at its place; or None.
+            document_ids: (B, T) int64 on the host, the number of each token's document; or None.
+            edit: (B,) or (B, T) bool, False for rows or tokens to leave alone; or None.
+            tokenizer: finds padding where `attention_mask` is None; see `mask_of_padding`.
+            output_device: where results go; None: the device of `input_ids`.
+            pad_to_multiple_of: pads shortened rows to such a length; None: to the longest row.
 
         Raises:
-            TypeError: a tensor is of the wrong type.
-            ValueError: shapes differ; a label is neither -100 nor the token; there is padding
-                inside a document.
-
-        Example:
-            >>> ids = torch.tensor([[5, 6, 7], [8, 9, 0]])
-            >>> batch = TokenBatch.of(ids, torch.tensor([[1, 1, 1], [1, 1, 0]]), None, None)
-            >>> batch.tokens, batch.documents.lengths
-            (tensor([5, 6, 7, 8, 9]), [3, 2])
+            TypeError: a tensor has the wrong type.
+            ValueError: shapes differ; a label is neither -100 nor the token; a document contains
+                padding.
         """
         check_tensors(input_ids, attention_mask, position_ids, labels)
         if edit is not None:
@@ -105,12 +84,9 @@ class TokenBatch:
         mask_2d = attention_mask
         if attention_mask is not None and attention_mask.dim() == 4:
             mask_2d = mask_of_pairs(attention_mask, len(input_ids))
-        given = [input_ids, mask_2d, position_ids, labels, edit]
-        fetched = iter(fetch(*(tensor for tensor in given if tensor is not None)))
-        ids, mask, positions, row_labels, may_edit = (
-            None if tensor is None else next(fetched) for tensor in given
+        ids, mask, positions, row_labels, may_edit = fetch(
+            input_ids, mask_2d, position_ids, labels, edit
         )
-        assert ids is not None
         check_mask(mask)
         check_labels(ids, row_labels, mask)
         ids = ids.to(torch.int64).contiguous()
@@ -141,22 +117,10 @@ class TokenBatch:
 
     @classmethod
     def collated(cls, batch: Mapping[str, Any], **settings: Any) -> TokenBatch:
-        """A batch that a collator made, whichever keys mark its documents and its labels.
+        """Read a collated batch, whichever keys mark its documents and labels.
 
-        Args:
-            batch: with `input_ids` (B, T); `edit` is False for rows or tokens to leave alone.
-            settings: `tokenizer`, `output_device` and `pad_to_multiple_of`, as for `of`.
-
-        Raises:
-            TypeError: as `of`.
-            ValueError: as `of`; or a key marks documents in a way that can't be understood exactly.
-
-        Example:
-            >>> ids = torch.tensor([[7, 8, 9, 5, 6, 0]])
-            >>> numbered = torch.tensor([[1, 1, 1, 2, 2, 0]])
-            >>> batch = TokenBatch.collated({"input_ids": ids, "attention_mask": numbered})
-            >>> batch.documents.lengths
-            [3, 2]
+        `settings` are `tokenizer`, `output_device` and `pad_to_multiple_of` of `of`. Raises what
+        `of` raises, and a ValueError where a key marks documents ambiguously.
         """
         ids, mask, labels = (batch.get(k) for k in ("input_ids", "attention_mask", "labels"))
         positions = batch.get("position_ids")
@@ -177,7 +141,7 @@ class TokenBatch:
 
     @property
     def unknown_padding(self) -> int | None:
-        """A token that seems to pad rows, though nothing says so; None: there is none."""
+        """A token that seems to pad rows although nothing marks padding; None: there is none."""
         marks = (self.mask, self.given_positions, self.document_ids)
         if self.labels is None or any(mark is not None for mark in marks):
             return None
@@ -186,7 +150,7 @@ class TokenBatch:
         return int(ends[padded][0, -1]) if ends.shape[1] == 2 and padded.any() else None
 
     def uniforms(self, where: Tensor, draws: Draws, num_draws: int = 1) -> Tensor:
-        """Numbers in [0, 1) for n of the M tokens: (n,) float64, or (n, num_draws) for several."""
+        """Draws for n of the M tokens: (n,) float64 in [0, 1); (n, num_draws) for several."""
         chosen, documents = where.numpy(), self.documents
         document = documents.document.numpy()[chosen]
         position = documents.position.numpy()[chosen]
@@ -214,19 +178,18 @@ class TokenBatch:
         pad_id: int,
         target: Target = "both",
     ) -> EditResult:
-        """Bring values of n of the M tokens back into the (B, T) batch, on the output device.
+        """Write the values of n of the M tokens back into the rows, on the output device.
 
         Args:
             where: (n,) int64 on the host, which of the M tokens.
-            new_tokens: (n,) int64, on any device, like all that follow; or (n, K), several draws
-                for each label.
+            new_tokens: (n,) int64 on any device, like the tensors below; (n, K) for K draws.
             selected: (n,) bool.
             scored: (M,) bool, on the host.
             dropped: (n,) bool; None: no token is removed.
             logprob: (n,) float32, or None.
             sample_logprob: (S,) float32.
-            pad_id: for rows that shrink.
-            target: what carries the new tokens (`EditPolicy.target`).
+            pad_id: pads shortened rows.
+            target: of the policy.
         """
         if dropped is not None and self.given_mask is not None and self.given_mask.dim() == 4:
             raise ValueError(
@@ -236,16 +199,12 @@ class TokenBatch:
             )
         device, shape = self.output_device, self.input_ids.shape
         if device.type == "cpu":  # one wait for all that the prior's device has
-            wanted = (
-                new_tokens,
-                selected,
-                sample_logprob,
-                *(() if dropped is None else (dropped,)),
+            new_tokens, selected, sample_logprob, dropped = fetch(
+                new_tokens, selected, sample_logprob, dropped
             )
-            new_tokens, selected, sample_logprob, *lost = fetch(*wanted)
-            dropped = lost[0] if lost else None
-        counted = count_draws(send(new_tokens, device)) if new_tokens.dim() == 2 else None
-        if counted is not None:
+        counted = None
+        if new_tokens.dim() == 2:
+            counted = count_draws(send(new_tokens, device))
             new_tokens = most_drawn(counted)
         cells = send(self.documents.index[where], device)
 
@@ -263,8 +222,8 @@ class TokenBatch:
             labels = send(self.labels, device)
             if target != "inputs" and counted is None:
                 labels = torch.where(changed & (labels != -100), tokens.to(labels.dtype), labels)
-        every = torch.zeros_like(self.input_ids, dtype=torch.bool)
-        every.view(-1)[self.documents.index] = scored
+        in_rows = torch.zeros_like(self.input_ids, dtype=torch.bool)
+        in_rows.view(-1)[self.documents.index] = scored
         fields: dict[str, Any] = {
             "input_ids": (old if target == "labels" else tokens).to(self.dtype),
             "tokens": tokens.to(self.dtype),
@@ -283,14 +242,14 @@ class TokenBatch:
             selected=spread(selected, False),
             changed=changed,
             dropped=torch.zeros_like(changed) if dropped is None else spread(dropped, False),
-            scored=send(every, device),
+            scored=send(in_rows, device),
             logprob=None if logprob is None else spread(logprob, math.nan),
             sample_logprob=send(sample_logprob, device),
             draws=None if counted is None else self._all_draws(cells, counted),
         )
 
     def _all_draws(self, cells: Tensor, counted: Tensor) -> Tensor:
-        """The draws of all labels, (B, T, K, 2) int32, from (n, K, 2) at n cells of the rows."""
+        """(n, K, 2) counts at n cells -> (B, T, K, 2) int32; each other label is its only draw."""
         assert self.labels is not None
         labels = send(self.labels, self.output_device).reshape(-1)
         K = counted.shape[1]
@@ -303,7 +262,7 @@ class TokenBatch:
     def revised(
         self, new_tokens: Tensor, dropped: Tensor, *, pad_id: int, target: Target = "both"
     ) -> EditResult:
-        """The batch with other tokens, and without some: both (M,), on the host."""
+        """Replace and remove tokens: `new_tokens` and `dropped` are (M,), on the host."""
         none = torch.zeros_like(dropped)
         return self.result(
             where=torch.arange(len(new_tokens)),
@@ -317,7 +276,7 @@ class TokenBatch:
         )
 
     def _without(self, dropped: Tensor, fields: dict[str, Any], pad_id: int) -> dict[str, Any]:
-        """The fields of a result whose rows lose tokens; (M,) `dropped`."""
+        """The fields of a result without the (M,) `dropped` tokens."""
         if self.mask is not None and not self.mask.all():
             pad_id = int(self.input_ids[self.mask == 0][0])
         shape = self.input_ids.shape
@@ -335,9 +294,7 @@ class TokenBatch:
             # Packed rows keep to position_ids (padding then is a document of one token at
             # position 0, as in TRL): a 2-D mask beside them would hide their borders.
             mask = torch.ones(shape, dtype=torch.int64)
-        positions = None
-        if has_positions:
-            positions = remaining_positions(self.documents, dropped, shape)
+        positions = remaining_positions(self.documents, dropped, shape) if has_positions else None
         return {
             "input_ids": taken(fields["input_ids"], pad_id),
             "tokens": taken(fields["tokens"], pad_id),
@@ -349,7 +306,7 @@ class TokenBatch:
 
 
 def _labels_of_masks(batch: Mapping[str, Any]) -> Tensor | None:
-    """Labels as the masks of a batch without labels mark them; None: no mask does."""
+    """Labels from the masks of a batch without labels; None: it has no such mask."""
     ids = batch["input_ids"]
     masks = [batch[name] for name in _LABEL_MASKS if isinstance(batch.get(name), Tensor)]
     if not masks:
@@ -364,7 +321,7 @@ def _labels_of_masks(batch: Mapping[str, Any]) -> Tensor | None:
 
 
 def evenly_spread(mask: Tensor, number: int) -> Tensor:
-    """(n,) bool -> (S,) int64: at most `number` of the places that are True, evenly spread."""
+    """(n,) bool -> (S,) int64: at most `number` places that are True, evenly spread."""
     places = mask.nonzero().squeeze(-1)
     if number < len(places):
         places = places[torch.linspace(0, len(places) - 1, number).long()]

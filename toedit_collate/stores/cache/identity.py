@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ...policy import EditPolicy
-from ...tokens.vocabulary import num_ids
+from ...tokens.protection import num_ids
 from ..segments import DamagedFileError, read_regular, write_whole
 
 FORMAT = 3  # of what is stored, and of the keys that it is found by

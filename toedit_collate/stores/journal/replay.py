@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ...tokens.content import content_digests
+from ...tokens.draws import content_digests
 from ..index import GrowingArray, KeyIndex
 from ..ragged import Array, ranges
 from .frames import Frame

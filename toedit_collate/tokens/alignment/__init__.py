@@ -1,14 +1,11 @@
-"""Two tokenizations of the same bytes: how the tokens of a trainee and of its prior correspond.
+"""Two tokenizations of the same bytes: which tokens of a prior stand for a token of a trainee.
 
-A document is a string of bytes, and each tokenizer cuts it at places of its own. Here stand the
-bytes behind each token (`bytes_of_tokens`, `byte_tokenizer`), the cuts of a document on both sides
-(`document`, `aligner`), and which tokens of the prior stand for a token of the trainee (`groups`).
-There is no model in it.
+`bytes_of_tokens` and `byte_tokenizer` know the bytes of each token, `document` aligns a document,
+`groups` finds the prior's tokens for a token of the trainee, and `batch` plans what to predict.
 
-Words that are its own:
-    cut: the byte at which a token begins.
+Words:
     first: the first token of the trainee's own encoding of some bytes.
     chain: the tokens of the prior that begin inside one token of the trainee; most chains have one.
     covered: the bytes of a chain before its last token.
-    group: the prior's ids that, written behind what is covered, make the trainee's token `first`.
+    group: the prior's ids that, written after `covered`, make the trainee's token `first`.
 """

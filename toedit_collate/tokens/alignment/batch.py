@@ -1,4 +1,4 @@
-"""The documents of a batch on both sides, as arrays."""
+"""The aligned documents of a batch, as arrays."""
 
 from __future__ import annotations
 
@@ -17,57 +17,36 @@ from .groups import Groups
 
 @dataclass(frozen=True)
 class Requests:
-    """What the prior is to predict so that n tokens of the trainee can be scored.
+    """What the prior must predict to score n tokens of the trainee: R requests.
 
-    A token asks for each token of its chain: for the prior's own token at all but the last, and for
-    a group of ids at the last.
-
-    Attributes:
-        place: (R,) int64, which of the prior's tokens, ascending.
-        token: (R,) int64, for which of the n it is asked, ascending.
-        member_row: (m,) int64, ascending: of which request each member of a group is.
-        members: (m,) int64, ids of the prior.
+    A token makes one request for each token of its chain: for the prior's own token at all but the
+    last, and for a group of ids at the last.
     """
 
-    place: IntArray
-    token: IntArray
-    member_row: IntArray
-    members: IntArray
+    place: IntArray  # (R,) int64, which of the prior's tokens, ascending
+    token: IntArray  # (R,) int64, which of the n tokens makes the request, ascending
+    member_row: IntArray  # (m,) int64, ascending: the request of each member of a group
+    members: IntArray  # (m,) int64, ids of the prior
 
 
 @dataclass(frozen=True)
 class AlignedBatch:
-    """A batch of M tokens of the trainee, in N documents, of which the prior has K.
+    """A batch of M tokens of the trainee in N documents, for which the prior has K tokens."""
 
-    Attributes:
-        documents: the prior's.
-        tokens: (K,) int64, theirs.
-        begin: (M,) int64, which of the K begins where a token begins; -1: none, or it can't be
-            predicted.
-        length: (M,) int64, of the chain; 0 where `begin` is -1.
-        chain: (M,) int64, which of `groups` is that of the chain; -1 for chains of one.
-        groups: of the last tokens of longer chains.
-        num_disagreeing: documents whose bytes do not agree.
-        num_cut: documents with more tokens than the prior has positions.
-    """
-
-    documents: Documents
-    tokens: Tensor
+    documents: Documents  # of the prior's tokens
+    tokens: Tensor  # (K,) int64, the prior's
+    # (M,) int64, which of the K begins where a token begins; -1: none, or it can't be predicted
     begin: IntArray
-    length: IntArray
-    chain: IntArray
-    groups: list[IntArray]
-    num_disagreeing: int
-    num_cut: int
+    length: IntArray  # (M,) int64, of the chain; 0 where `begin` is -1
+    chain: IntArray  # (M,) int64, the index into `groups`; -1 for chains of one
+    groups: list[IntArray]  # of the last tokens of longer chains
+    sources: Sequence[AlignedDocument]  # the documents, one by one
+    num_disagreeing: int  # number of documents whose bytes differ
+    num_cut: int  # number of documents with more tokens than the prior has positions
 
     @classmethod
     def of(cls, aligned: Sequence[AlignedDocument], max_length: int | None) -> AlignedBatch:
-        """Put documents behind one another.
-
-        Args:
-            aligned: the documents.
-            max_length: positions of the prior; tokens behind the last can't be predicted.
-        """
+        """Join documents. Tokens after `max_length` positions of the prior can't be predicted."""
         whole = [len(one.prior_tokens) for one in aligned]
         lengths = [size if max_length is None else min(size, max_length) for size in whole]
         ends = np.cumsum(lengths, dtype=np.int64)
@@ -99,17 +78,15 @@ class AlignedBatch:
             length=np.concatenate(chain_lengths),
             chain=np.concatenate(chains),
             groups=groups,
+            sources=aligned,
             num_disagreeing=sum(not one.agrees for one in aligned),
             num_cut=sum(a > b for a, b in zip(whole, lengths, strict=True)),
         )
 
     def requests(self, where: IntArray, ids: IntArray, groups: Groups) -> Requests:
-        """What has to be predicted for n of the M tokens.
+        """What must be predicted for the tokens `where`, (n,) ascending, with the ids `ids`, (n,).
 
-        Args:
-            where: (n,) int64, ascending; each has a `begin`.
-            ids: (n,) int64, these tokens of the trainee.
-            groups: of chains of one.
+        Each has a `begin`. `groups` are those of chains of one.
         """
         length, begin = self.length[where], self.begin[where]
         place = _runs(begin, length)

@@ -4,30 +4,33 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterable
+import operator
+import re
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from .broken import complete, split_broken
-from .bytes_of_tokens import CHARACTER_OF_BYTE, Kind, bytes_of_tokens, kind_of
+from ..spelling import CHARACTER_OF_BYTE
+from .bytes_of_tokens import Kind, bytes_of_tokens, kind_of
 
 IntArray = npt.NDArray[np.int64]
+_BAD_BYTES = re.compile("([\udc80-\udcff]+)")  # as `surrogateescape` decodes them
+_REPLACEMENT = "\ufffd".encode()
 
 
 class ByteTokenizer:
-    """Encodes bytes, and tells which bytes an id stands for. It can be sent to other processes.
+    """Encodes bytes, and knows the bytes of each id. It can be pickled.
 
-    Bytes are taken for the middle of a text: nothing is put in front of them, and what looks like a
-    special token is text.
+    Nothing is put in front of the bytes, and what looks like a special token is text.
 
     Args:
         tokenizer: of transformers: byte-level BPE, or SentencePiece with byte fallback.
         whose: "trainee's" or "prior's", for messages.
 
     Raises:
-        ValueError: it is of another kind.
+        ValueError: the tokenizer is of another kind.
     """
 
     def __init__(self, tokenizer: Any, whose: str) -> None:
@@ -37,13 +40,9 @@ class ByteTokenizer:
         self.lengths: IntArray = np.array(
             [-1 if one is None else len(one) for one in self.bytes], dtype=np.int64
         )
-        self.special = {
-            str(token): tokenizer.convert_tokens_to_ids(str(token))
-            for token in sorted(
-                {*map(str, tokenizer.all_special_tokens)}
-                | {t.content for t in tokenizer.added_tokens_decoder.values() if t.special}
-            )
-        }
+        added = tokenizer.added_tokens_decoder.values()
+        names = {*map(str, tokenizer.all_special_tokens), *(t.content for t in added if t.special)}
+        self.special = {name: tokenizer.convert_tokens_to_ids(name) for name in sorted(names)}
         self.bos_id: int | None = tokenizer.bos_token_id
         self.eos_id: int | None = tokenizer.eos_token_id
         self._id_of_byte = {
@@ -54,7 +53,7 @@ class ByteTokenizer:
         self._raw, self._ids_of_added = _without_surroundings(tokenizer, self.kind)
 
     def encode(self, data: bytes) -> list[int]:
-        """The ids of some bytes; of characters that are cut off or broken, as of their bytes."""
+        """The ids of some bytes, which may cut or break characters."""
         try:
             return self._encode_text(data.decode())[0]
         except UnicodeDecodeError:
@@ -67,7 +66,7 @@ class ByteTokenizer:
         return ids
 
     def first(self, data: bytes) -> int:
-        """The first id of the encoding of some bytes; -1 if that does not stand for them."""
+        """The first id of the encoding of some bytes; -1 if they do not begin with its bytes."""
         ids = self.encode(data)
         if not ids or not 0 <= ids[0] < len(self.bytes):
             return -1
@@ -82,7 +81,7 @@ class ByteTokenizer:
             return None
 
     def _encode_text(self, text: str) -> tuple[list[int], list[int | None]]:
-        """Ids, and the number of each one's word (pre-token)."""
+        """Ids, and the number of each id's word (pre-token)."""
         encoded = self._raw.encode(text, add_special_tokens=False)
         ids = encoded.ids
         if self._ids_of_added:
@@ -90,14 +89,15 @@ class ByteTokenizer:
         return ids, encoded.word_ids if self.kind.name == "byte-level" else []
 
     def _encode_broken(self, data: bytes) -> list[int]:
-        """As `encode`: words are those of the completed text; those that were not whole are cut."""
+        """Encode the completed text, and then each word of broken characters by itself."""
         as_word = self._encode_word(data)
         if len(as_word) == 1:  # a token that is no whole characters, as there are some thousand
             return as_word
         text, origin = complete(data)
         ids: list[int] = []
         place = 0
-        for _, word in itertools.groupby(zip(*self._encode_text(text), strict=True), _word_of):
+        with_words = zip(*self._encode_text(text), strict=True)
+        for _, word in itertools.groupby(with_words, operator.itemgetter(1)):
             of_word = [token_id for token_id, _ in word]
             length = len(self.decode(of_word) or b"")
             there = origin[place : place + length]
@@ -112,12 +112,8 @@ class ByteTokenizer:
         return [token.id for token in self._raw.model.tokenize(word)]
 
 
-def _word_of(pair: tuple[int, int | None]) -> int | None:
-    return pair[1]
-
-
 def _without_surroundings(tokenizer: Any, kind: Kind) -> tuple[Any, dict[int, int]]:
-    """A tokenizers' object without special tokens, prefixes and limits, on the same model.
+    """The tokenizer without special tokens, prefixes and limits, on the same model.
 
     Returns:
         It; and its ids of added tokens (runs of blanks, say) -> those of the tokenizer.
@@ -137,17 +133,79 @@ def _without_surroundings(tokenizer: Any, kind: Kind) -> tuple[Any, dict[int, in
     ids: dict[int | None, int] = {}
     for token_id, added in sorted(tokenizer.added_tokens_decoder.items()):
         if not added.special:
-            raw.add_tokens(
-                [
-                    AddedToken(
-                        added.content,
-                        single_word=added.single_word,
-                        lstrip=added.lstrip,
-                        rstrip=added.rstrip,
-                        normalized=added.normalized,
-                        special=False,
-                    )
-                ]
-            )
+            flags = ("single_word", "lstrip", "rstrip", "normalized")
+            settings = {flag: getattr(added, flag) for flag in flags}
+            raw.add_tokens([AddedToken(added.content, special=False, **settings)])
             ids[raw.token_to_id(added.content)] = token_id
     return raw, {a: b for a, b in ids.items() if a is not None and a != b}
+
+
+# Documents and tokens may be cut inside a character.
+
+
+def complete(data: bytes) -> tuple[str, list[int]]:
+    """Complete broken characters, so that a tokenizer can split the text into words.
+
+    The added bytes make a character of the most likely kind: a letter for letters, a symbol for
+    emojis.
+
+    Returns:
+        The text; and for each of its bytes the byte of `data`, or -1 where it was added. Without
+        the -1, these are `data`.
+
+    Example:
+        >>> complete("né".encode()[:2])
+        ('nÿ', [110, 195, -1])
+    """
+    text = bytearray()
+    origin: list[int] = []
+    for good, bad in split_broken(data):
+        text += good
+        origin += good
+        place = 0
+        while place < len(bad):
+            begin, lead = place, bad[place]
+            if 0x80 <= lead < 0xC0:  # the rest of a character whose beginning was cut off
+                while place < len(bad) and place - begin < 3 and 0x80 <= bad[place] < 0xC0:
+                    place += 1
+                rest = bad[begin:place]
+                first = (0xC3, 0xE5, 0xF0 if rest[0] >= 0x90 else 0xF1)[len(rest) - 1]
+                text += bytes([first]) + rest
+                origin += [-1, *rest]
+            elif 0xC2 <= lead < 0xF5:  # the beginning of one whose rest was cut off
+                place += _length_of_start(bad[begin : begin + 4])
+                start = bad[begin:place]
+                rest = _rest_of(start)
+                text += start + rest
+                origin += [*start, *(-1 for _ in rest)]
+            else:  # no byte of UTF-8
+                place += 1
+                text += _REPLACEMENT
+                origin += [lead, -1, -1]
+    return text.decode(), origin
+
+
+def split_broken(data: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Split bytes into pairs of complete characters and the broken bytes that follow them."""
+    parts = _BAD_BYTES.split(data.decode("utf-8", errors="surrogateescape"))
+    encoded = [part.encode("utf-8", errors="surrogateescape") for part in parts]
+    yield from zip(encoded[::2], [*encoded[1::2], b""], strict=True)
+
+
+def _length_of_start(data: bytes) -> int:
+    """How many bytes belong to an incomplete character that begins here."""
+    try:
+        data.decode()
+    except UnicodeDecodeError as error:
+        return error.end
+    raise AssertionError(data)
+
+
+def _rest_of(start: bytes) -> bytes:
+    """Further bytes for a character that begins with one to three bytes."""
+    lead = start[0]
+    length = 2 if lead < 0xE0 else 3 if lead < 0xF0 else 4
+    rest = bytearray([0xBF] * (length - len(start)))
+    if len(start) == 1 and lead in (0xED, 0xF4):  # not every second byte is one of theirs
+        rest[0] = 0x9F if lead == 0xED else 0x8F
+    return bytes(rest)

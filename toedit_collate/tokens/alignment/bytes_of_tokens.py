@@ -1,4 +1,4 @@
-"""The bytes that each id of a tokenizer stands for, and which tokenizers have such a table."""
+"""The bytes of each id of a tokenizer, and the kinds of tokenizers that have them."""
 
 from __future__ import annotations
 
@@ -6,37 +6,31 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-BLANK = "▁"  # SentencePiece's sign for a blank
+from ..spelling import BLANK, BYTE_OF_CHARACTER
+
 _KEEPING = {"ByteLevel", "Split", "Digits", "Punctuation", "UnicodeScripts"}  # pre-tokenizers
 
 
 @dataclass(frozen=True)
 class Kind:
-    """How a tokenizer turns text into tokens.
+    """How a tokenizer turns text into tokens."""
 
-    Attributes:
-        name: "byte-level" (GPT-2's alphabet of bytes) or "sentencepiece" (with byte fallback).
-        prefix: at the beginning of which texts it puts a blank that is not in the text: "never",
-            "first" (that of a document) or "always" (also behind special tokens).
-        prefix_before_blank: whether it does so also where the text begins with a blank.
-        normalizer: what it does to text, without that prefix: a tokenizers' object as JSON, or
-            None.
-        pre_tokenizer: how it splits text, without that prefix: as JSON, or None.
-    """
-
-    name: str
+    name: str  # "byte-level" (GPT-2's alphabet of bytes) or "sentencepiece" (with byte fallback)
+    # before which texts it adds a blank: "never", "first" (of a document) or "always" (also
+    # after special tokens)
     prefix: str
-    prefix_before_blank: bool
+    prefix_before_blank: bool  # whether it does so even if the text begins with a blank
+    # its normalizer without that prefix, as JSON of tokenizers; or None
     normalizer: dict[str, Any] | None
-    pre_tokenizer: dict[str, Any] | None
+    pre_tokenizer: dict[str, Any] | None  # its pre-tokenizer without that prefix, as JSON; or None
+
+    def prefixes(self, is_first: bool) -> bool:
+        """Whether a text may get a blank in front; `is_first`: the first of its document."""
+        return self.prefix == "always" or (self.prefix == "first" and is_first)
 
 
 def kind_of(tokenizer: Any, whose: str) -> Kind:
-    """Find out how a tokenizer works.
-
-    Args:
-        tokenizer: of transformers.
-        whose: "trainee's" or "prior's", for messages.
+    """Find out how a tokenizer works; `whose` is "trainee's" or "prior's", for messages.
 
     Raises:
         ValueError: its tokens do not stand for bytes, or it changes the text.
@@ -67,22 +61,20 @@ def kind_of(tokenizer: Any, whose: str) -> Kind:
 def _byte_level(steps: list[Any], splits: list[Any], whose: str) -> Kind:
     if any(step["type"] != "NFC" for step in steps):
         raise _refused(whose, "a byte-level tokenizer whose normalizer changes blanks")
-    prefix = False
+    prefix, kept = False, []
     for split in splits:
         if split["type"] not in _KEEPING or split.get("behavior") == "Removed":
             raise _refused(whose, f"a tokenizer whose pre-tokenizer {split['type']} removes text")
         if split["type"] == "ByteLevel":
             prefix |= split["add_prefix_space"]
-    splits = [
-        {**split, "add_prefix_space": False} if split["type"] == "ByteLevel" else split
-        for split in splits
-    ]
+            split = {**split, "add_prefix_space": False}
+        kept.append(split)
     return Kind(
         name="byte-level",
         prefix="always" if prefix else "never",
         prefix_before_blank=False,
         normalizer=_sequence(steps, "normalizers"),
-        pre_tokenizer=_sequence(splits, "pretokenizers"),
+        pre_tokenizer=_sequence(kept, "pretokenizers"),
     )
 
 
@@ -115,13 +107,7 @@ def _sentencepiece(steps: list[Any], splits: list[Any], whose: str) -> Kind:
 
 
 def bytes_of_tokens(tokenizer: Any, kind: Kind) -> list[bytes | None]:
-    r"""The bytes behind each id, from 0; None where an id stands for no text (special tokens).
-
-    Example:
-        >>> kind = Kind("sentencepiece", "first", False, None, None)
-        >>> _token_bytes("▁the", kind), _token_bytes("<0xE4>", kind)
-        (b' the', b'\xe4')
-    """
+    """The bytes of each id, from 0; None where an id stands for no text (special tokens)."""
     vocabulary = tokenizer.get_vocab()
     table: list[bytes | None] = [None] * (max(vocabulary.values(), default=-1) + 1)
     for token, token_id in vocabulary.items():
@@ -130,8 +116,7 @@ def bytes_of_tokens(tokenizer: Any, kind: Kind) -> list[bytes | None]:
         text = added.content.replace(BLANK, " ") if kind.name == "sentencepiece" else added.content
         table[token_id] = None if added.special else text.encode()
     unknown = getattr(tokenizer.backend_tokenizer.model, "unk_token", None)
-    textless = [tokenizer.get_vocab().get(unknown), *tokenizer.all_special_ids]
-    for token_id in textless:
+    for token_id in (vocabulary.get(unknown), *tokenizer.all_special_ids):
         if token_id is not None:
             table[token_id] = None
     return table
@@ -148,20 +133,8 @@ def _token_bytes(token: str, kind: Kind) -> bytes | None:
     return token.replace(BLANK, " ").encode()
 
 
-def _alphabet() -> dict[int, str]:
-    """The character that byte-level BPE writes for each byte, as GPT-2 has it."""
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [byte for byte in range(256) if byte not in printable]
-    characters = {byte: chr(byte) for byte in printable}
-    return characters | {byte: chr(256 + place) for place, byte in enumerate(others)}
-
-
-CHARACTER_OF_BYTE = _alphabet()
-BYTE_OF_CHARACTER = {character: byte for byte, character in CHARACTER_OF_BYTE.items()}
-
-
 def _steps(component: Any, name: str) -> list[dict[str, Any]]:
-    """A normalizer or pre-tokenizer as a list of steps, in JSON's form."""
+    """A normalizer or pre-tokenizer as a flat list of steps, as JSON."""
     if component is None:
         return []
 
@@ -178,15 +151,11 @@ def _sequence(steps: list[dict[str, Any]], name: str) -> dict[str, Any] | None:
 
 
 def _is_prepend(step: dict[str, Any]) -> bool:
-    return step["type"] == "Prepend" and step["prepend"] == BLANK
+    return step == {"type": "Prepend", "prepend": BLANK}
 
 
 def _is_blank_sign(step: dict[str, Any]) -> bool:
-    return (
-        step["type"] == "Replace"
-        and step["pattern"] == {"String": " "}
-        and (step["content"] == BLANK)
-    )
+    return step == {"type": "Replace", "pattern": {"String": " "}, "content": BLANK}
 
 
 def _refused(whose: str, what: str) -> ValueError:

@@ -20,30 +20,16 @@ Firsts = tuple[IntArray, npt.NDArray[np.int32]]
 
 @dataclass(frozen=True)
 class Groups:
-    """For each id of the trainee, the ids of the prior that it is `first` of.
+    """For each id of the trainee, the ids of the prior of which it is the `first`."""
 
-    V ids of the prior, W of the trainee.
-
-    Attributes:
-        first: (V,) int64, the first trainee token of the bytes of each id of the prior; -1 where
-            there is none.
-        members: (n,) int64, ids of the prior, group by group, ascending in each.
-        start: (W + 1,) int64, where the members of each trainee id begin.
-    """
-
+    # (V,) int64, the first trainee token of the bytes of each id of the prior; -1: none
     first: IntArray
-    members: IntArray
-    start: IntArray
+    members: IntArray  # (n,) int64, ids of the prior, group by group, ascending in each
+    start: IntArray  # (W + 1,) int64, where the members of each of the W trainee ids begin
 
     @classmethod
     def of(cls, first: IntArray, size: int) -> Groups:
-        """Group the prior's ids by their `first`; `size` is W.
-
-        Example:
-            >>> groups = Groups.of(np.array([2, -1, 0, 2]), 3)
-            >>> [groups.members[groups.start[x] : groups.start[x + 1]].tolist() for x in range(3)]
-            [[2], [], [0, 3]]
-        """
+        """Group the prior's ids by their `first`; `size` is W."""
         order = np.argsort(first, kind="stable")
         order = order[first[order] >= 0]
         counts = np.bincount(first[order], minlength=size)
@@ -56,16 +42,9 @@ def first_tokens(
     covered: bytes = b"",
     special: Mapping[int, int] | None = None,
 ) -> IntArray:
-    """The first trainee token of `covered` and each id of the prior behind it.
+    """(V,) int64: the first trainee token of `covered` plus each id of the prior; -1: none.
 
-    Args:
-        trainee: its tokenizer.
-        prior: its tokenizer; V ids.
-        covered: bytes that come before the prior's.
-        special: for special tokens of the trainee, the prior's that stand for them.
-
-    Returns:
-        (V,) int64; -1 where there is none.
+    `special` maps special tokens of the trainee to those of the prior.
     """
     first = np.array(
         [-1 if one is None else trainee.first(covered + one) for one in prior.bytes], dtype=np.int64
@@ -76,32 +55,24 @@ def first_tokens(
 
 
 class ChainGroups:
-    """The groups behind covered bytes, each worked out when it is first asked for.
+    """The groups after covered bytes, each computed when it is first needed. It can be pickled."""
 
-    Args:
-        trainee: its tokenizer.
-        prior: its tokenizer.
-    """
-
-    def __init__(self, trainee: ByteTokenizer, prior: ByteTokenizer) -> None:
+    def __init__(
+        self, trainee: ByteTokenizer, prior: ByteTokenizer, special: Mapping[int, int]
+    ) -> None:
         self._trainee = trainee
         self._prior = prior
-        texts = ((one, token_id) for token_id, one in enumerate(prior.bytes) if one)
-        ordered = sorted(texts)
+        self._special = special
+        ordered = sorted((one, token_id) for token_id, one in enumerate(prior.bytes) if one)
         self._texts = [one for one, _ in ordered]
         self._ids = np.array([token_id for _, token_id in ordered], dtype=np.int64)
         self._known: dict[tuple[bytes, int], IntArray] = {}
         self._tables: OrderedDict[bytes, Firsts] = OrderedDict()
 
     def of(self, covered: bytes, token: int) -> IntArray:
-        """The ids of the prior which, behind `covered`, make `token` the first of the trainee.
+        """(m,) int64, ascending: the prior's ids that make `token` the first after `covered`.
 
-        Args:
-            covered: with what the bytes of `token` begin, not all of them.
-            token: id of the trainee.
-
-        Returns:
-            (m,) int64, ascending.
+        `covered` is a part of the bytes of `token`, from its beginning.
         """
         known = self._known.get((covered, token))
         if known is not None:
@@ -122,16 +93,17 @@ class ChainGroups:
         group = np.sort(self._ids[found])
         return self._known.setdefault((covered, token), group)
 
-    def first_behind(self, covered: bytes) -> Firsts:
-        """`first_tokens` behind some bytes, kept for a while.
+    def first_after(self, covered: bytes) -> Firsts:
+        """`first_tokens` after some bytes, cached; special tokens follow no bytes.
 
         Returns:
-            (G,) int64, the different ones, ascending, with -1 where some id has none; and (V,)
-            int32, which of these each id of the prior makes.
+            (G,) int64, the different ones, ascending, with -1 if some id has none; and (V,) int32,
+            which of these each id of the prior makes.
         """
         table = self._tables.pop(covered, None)
         if table is None:
-            first = first_tokens(self._trainee, self._prior, covered)
+            special = {} if covered else self._special
+            first = first_tokens(self._trainee, self._prior, covered, special)
             ids, group = np.unique(first, return_inverse=True)
             table = ids, group.astype(np.int32)
         self._tables[covered] = table

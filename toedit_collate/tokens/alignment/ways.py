@@ -1,4 +1,4 @@
-"""In which way each token of a trainee is scored: to be counted and shown."""
+"""How each token of a trainee is scored, to be counted and shown."""
 
 from __future__ import annotations
 
@@ -7,60 +7,40 @@ import numpy as np
 from .byte_tokenizer import IntArray
 from .document import AlignedDocument, Aligner
 
-WAYS = (
-    "one to one",
-    "begins a longer one",
-    "chain of several",
-    "begins inside one",
-    "left alone",
-)
 MEANING = {
     "one to one": "the prior has the same token",
-    "begins a longer one": "a sum over the prior's tokens that go on behind it",
+    "begins a longer one": "a sum over the prior's tokens that begin with it",
     "chain of several": "a product along the prior's tokens in it",
     "begins inside one": "not scored",
-    "left alone": "not scored: bytes disagree, or behind the prior's last position",
+    "left alone": "not scored: bytes disagree, or after the prior's last position",
 }
+WAYS = tuple(MEANING)
+_ONE_TO_ONE, _LONGER, _CHAIN, _INSIDE, _LEFT_ALONE = range(len(WAYS))
 
 
 def ways_of(
     document: AlignedDocument, tokens: IntArray, aligner: Aligner, max_length: int | None
 ) -> IntArray:
-    """Which of `WAYS` each token is scored in.
+    """The index into `WAYS` of each token of a document: (L,) int64.
 
-    Args:
-        document: aligned; K tokens of the prior.
-        tokens: (L,) int64, of the trainee.
-        aligner: that aligned it.
-        max_length: positions of the prior.
-
-    Returns:
-        (L,) int64, indices into `WAYS`; -1 at special tokens and at the first token, which nothing
-        stands before.
+    It is -1 at special tokens and at the first token of the document. `max_length` is the prior's
+    number of positions.
     """
-    names = {name: number for number, name in enumerate(WAYS)}
     lengths = aligner.trainee.lengths[tokens]
-    if not document.agrees:
-        ways = np.full(len(tokens), names["left alone"])
-    else:
-        ways = np.full(len(tokens), names["begins inside one"])
+    ways = np.full(len(tokens), _INSIDE if document.agrees else _LEFT_ALONE)
+    if document.agrees:
         begin, length = document.begin, document.length
         scored = begin >= 0
-        ends = np.cumsum(aligner.prior.lengths[document.prior_tokens])
-        first_bytes = ends[begin[scored]] - np.concatenate([[0], ends])[begin[scored]]
-        ways[scored] = np.where(
-            length[scored] > 1,
-            names["chain of several"],
-            np.where(
-                first_bytes > lengths[scored], names["begins a longer one"], names["one to one"]
-            ),
-        )
+        prior_lengths = aligner.prior.lengths[document.prior_tokens[begin[scored]]]
+        ways[scored] = np.where(prior_lengths > lengths[scored], _LONGER, _ONE_TO_ONE)
+        ways[scored & (length > 1)] = _CHAIN
+        ways[scored & (begin == 0)] = _LEFT_ALONE
+        # A token inside one of the prior's has no position of its own. So all that follow the
+        # first one after the prior's last position count as after it.
         known = len(document.prior_tokens) if max_length is None else max_length
-        ways[scored & ((begin == 0) | (begin + length > known))] = names["left alone"]
-        # Inside a token, nothing tells where it stands: behind the last position, all are.
-        behind = np.flatnonzero(scored & (begin + length > known))
-        if len(behind):
-            ways[behind[0] :] = names["left alone"]
+        after = np.flatnonzero(scored & (begin + length > known))
+        if len(after):
+            ways[after[0] :] = _LEFT_ALONE
     ways[lengths == 0] = -1
     ways[:1] = -1
     return ways
