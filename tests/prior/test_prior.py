@@ -141,7 +141,7 @@ def bad_checkpoints():
 
     last = "lm_head.weight"
     return {
-        "cut off": (cut, r"not a whole safetensors file"),
+        "cut off": (cut, r"not a complete safetensors file"),
         "no file": (no_file, r"no model\.safetensors.*save_pretrained"),
         "pickled only": (pickled, r"only safetensors are read"),
         "lost shard": (lost_shard, r"lacks the shards.*model-"),

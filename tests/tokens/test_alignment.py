@@ -144,7 +144,7 @@ class TestRefused:
                 PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.Unigram([("a", 0.0)]))),
                 "without tokens for single bytes",
             ),
-            (object(), "no fast tokenizer"),
+            (object(), "not a fast tokenizer"),
         ],
     )
     def test_other_kinds_by_name(self, tokenizer, message):

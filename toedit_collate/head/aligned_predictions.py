@@ -241,7 +241,7 @@ class AlignedPredictions(Predictions):
             reached[token] *= on_share[step]
         ids, order = ids.flatten(1).sort(dim=-1, stable=True)
         shares = shares.flatten(1).gather(-1, order)
-        # An id stands in a row once for each token of the chain, at most: add these up in order.
+        # A row has an id at most once for each token of the chain: add these up in order.
         total = shares.clone()
         for n in range(1, most):
             total[:, :-n] += torch.where(ids[:, n:] == ids[:, :-n], shares[:, n:], 0.0)

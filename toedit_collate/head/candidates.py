@@ -17,10 +17,10 @@ from torch import Tensor
 from ..policy import EditPolicy
 from ..transfer import on_host
 
-# Ids whose sum, or maximum, is looked at before any of them.
+# Numbers of ids whose sum, or maximum, is computed before single ids are looked at.
 CHUNK = 64
 TOP_CHUNK = 32
-# Nuclei are sought among so many of the most probable ids, and then among so many times as many.
+# A nucleus is searched among the 64 most probable ids, then among 8 times as many, and so on.
 FIRST_NUCLEUS = 64
 NUCLEUS_GROWTH = 8
 

@@ -32,9 +32,8 @@ from .model_prior import ModelPrior
 logger = logging.getLogger("toedit_collate")
 T = TypeVar("T")
 
-# A share of aligned tokens under this is warned about, once so many were seen.
-LOW_SHARE = 0.5
-_SEEN = 10_000
+LOW_SHARE = 0.5  # a lower share of aligned tokens causes a warning
+_SEEN = 10_000  # tokens before that warning
 
 
 class AlignedPrior(BasePrior):
@@ -206,16 +205,16 @@ class AlignedPrior(BasePrior):
             return
         if policy.region == "below":
             self._warn(
-                'region="below" with a prior that is aligned to another tokenizer also takes '
-                "tokens whose true P is above the threshold %s, since its P are lower bounds; "
-                "with a prior that has the trainee's tokenizer they are exact",
+                'region="below" with an aligned prior also selects tokens whose true P is above '
+                "the threshold %s, since its P are lower bounds; use a prior that has the "
+                "trainee's tokenizer, whose P are exact",
                 policy.threshold,
             )
         if policy.drop_below is not None:
             self._warn(
-                "drop_below=%s with a prior that is aligned to another tokenizer also removes "
-                "tokens whose true P is higher, since its P are lower bounds; leave drop_below "
-                "out, or use a prior that has the trainee's tokenizer",
+                "drop_below=%s with an aligned prior also removes tokens whose true P is higher, "
+                "since its P are lower bounds; leave drop_below out, or use a prior that has the "
+                "trainee's tokenizer",
                 policy.drop_below,
             )
 
@@ -243,8 +242,8 @@ class AlignedPrior(BasePrior):
         self.counts["aligned"] += int((aligned.begin > 0).sum())
         if aligned.num_cut:
             self._warn(
-                "a document has more tokens for the prior than its %s positions; what stands "
-                "behind them is not edited: shorten rows, or use a prior with a longer context",
+                "a document has more tokens for the prior than its %s positions; the rest of it "
+                "is not edited: shorten rows, or use a prior with a longer context",
                 self._prior.max_length,
             )
         if aligned.num_disagreeing:
@@ -257,8 +256,7 @@ class AlignedPrior(BasePrior):
         if self.counts["alignable"] >= _SEEN and self.aligned_share < LOW_SHARE:
             self._warn(
                 "only %.0f %% of the trainee's tokens begin where one of the prior's begins; the "
-                "others are never edited: a prior whose tokenizer is nearer the trainee's edits "
-                "more",
+                "others are never edited: a prior with a more similar tokenizer edits more",
                 100 * self.aligned_share,
             )
 

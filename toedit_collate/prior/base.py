@@ -45,8 +45,8 @@ class BasePrior(ABC):
             TypeError: always.
         """
         raise TypeError(
-            f"{type(self).__name__} holds a model on a device and can't be pickled; send the "
-            "ToEditCollator to worker processes instead, which leaves its prior behind"
+            f"{type(self).__name__} holds a model on a device and can't be pickled; pass the "
+            "ToEditCollator to worker processes instead, which is pickled without its prior"
         )
 
     # What it is.
@@ -100,10 +100,9 @@ class BasePrior(ABC):
 
     @contextmanager
     def protecting(self, protection: Protection) -> Iterator[None]:
-        """Protect what another tokenizer says, too, for the time of an edit.
+        """Add the protection of another tokenizer for one edit.
 
-        Not for longer: a prior may edit for several trainees, and an edit must not depend on which
-        of them came first.
+        A prior may edit for several trainees, and an edit must not depend on their order.
         """
         own = self.protection
         self.protection = own | protection

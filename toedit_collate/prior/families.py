@@ -49,8 +49,8 @@ def find_trunk(model: Any) -> Any:
     head = getattr(model, "get_output_embeddings", lambda: None)()
     if isinstance(head, nn.ModuleList):
         raise TypeError(
-            f"model: {type(model).__name__} predicts {len(head)} tokens at each position "
-            "(codebooks of sound, say), and a prior predicts one; pass a language model of text"
+            f"model: {type(model).__name__} predicts {len(head)} tokens at each position (audio "
+            "codebooks, for example), but a prior must predict one; pass a language model of text"
         )
     if trunk is model and head is not None:
         # The family's own name for its trunk is not the one that its class says (Llama 4).

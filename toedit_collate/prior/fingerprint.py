@@ -13,8 +13,7 @@ from .adapters import adapter_layers, parameters_used
 from .families import unwrap_model
 from .sharding import class_name, full_tensor
 
-# Where a weight can't be added up as whole numbers, a fingerprint looks at so many of its values.
-NUM_SAMPLES = 64
+NUM_SAMPLES = 64  # values of each weight that count by themselves
 
 # Whole numbers of the size of a value, in bytes.
 _WHOLE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -34,8 +33,8 @@ _BOOKKEEPING = {
 }  # fmt: skip
 _BOOKKEEPING_PARTS = ("dropout", "pdrop", "initializer", "init_std", "token_id", "summary_")
 
-# Fields of an adapter's configuration that the function it computes does not depend on, or that
-# the names and shapes of its weights tell.
+# Fields of an adapter's configuration that do not change what it computes, or that follow from the
+# names and shapes of its weights.
 _ADAPTER_BOOKKEEPING = {
     "base_model_name_or_path", "revision", "inference_mode", "task_type", "auto_mapping",
     "peft_version", "lora_dropout", "dropout", "init_lora_weights", "init_weights", "eva_config",

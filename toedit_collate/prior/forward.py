@@ -190,8 +190,8 @@ def can_pack(lm: Any, device: torch.device) -> bool:
         return False
     if leaks_in_packed_rows(lm, device):
         logger.warning(
-            "documents that are packed for the prior would see each other; it scores padded rows "
-            "instead, which takes longer where lengths differ"
+            "packed documents would see each other in the prior, so it scores padded rows, which "
+            "takes longer where lengths differ"
         )
         return False
     return True

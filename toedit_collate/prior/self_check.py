@@ -67,9 +67,10 @@ def check_model(
     difference = float("inf") if ours is None else _difference(ours, expected)
     if difference > tolerance:
         raise ValueError(
-            f"model: {name} computes its logits in a way that toedit_collate does not know: off by "
-            f"{difference:.2g} of their size from what its output embeddings, and the scales and "
-            "caps in its config, make of its last hidden states; use a prior of another family"
+            f"model: {name} computes its logits in a way that toedit_collate does not know. They "
+            f"differ by {difference:.2g} of their size from those of its last hidden states, its "
+            "output embeddings, and the scales and caps in its config; use a prior of another "
+            "family"
         )
     if outer is not None and (off := _difference(outer, expected)) > tolerance:
         raise ValueError(
@@ -101,9 +102,9 @@ def _check_causal(hidden: Tensor, name: str, tolerance: float) -> None:
     first, second = hidden[:, :_SAME].float()
     if _difference(first, second) > tolerance:
         raise ValueError(
-            f"model: {name} is not causal: its states of a token change with the tokens after it, "
-            "so that it would give a token's probability having seen the token; use a model that "
-            "reads from left to right (for BERT's relatives, one made with is_decoder=True)"
+            f"model: {name} is not causal: its states of a token change with later tokens, so it "
+            "would see a token before it predicts it; use a model that reads from left to right "
+            "(for BERT and similar models, one made with is_decoder=True)"
         )
 
 

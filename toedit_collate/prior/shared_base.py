@@ -15,12 +15,12 @@ _LEAVE_THE_BASE = {
     "LORA", "ADALORA", "LOHA", "LOKR", "IA3", "OFT", "BOFT", "VERA", "FOURIERFT", "HRA", "VBLORA",
     "LN_TUNING", "RANDLORA", "SHIRA", "C3A", "MISS", "BONE", "TRAINABLE_TOKENS", "ROAD", "POLY",
 }  # fmt: skip
-# Prompts stand before a model, and not in it.
+# Prompts are put before a model's input, and do not change the model.
 _PROMPTS = {
     "PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "CPT", "CARTRIDGE",
 }  # fmt: skip
-# `init_lora_weights` that leaves the base alone. Others (pissa, olora, corda, loftq, lora_ga) take
-# out of the base what they put into the adapter.
+# `init_lora_weights` that leave the base alone. Others (pissa, olora, corda, loftq, lora_ga) move
+# a part of the base into the adapter.
 _GENTLE_INITS = ("gaussian", "eva", "orthogonal")
 
 

@@ -50,9 +50,9 @@ def prepare_swap(
         )
     if on := active_adapters(model):
         raise ValueError(
-            f"checkpoint {weights.where} holds full weights, but the prior has the adapter "
-            f"{on[0]!r} on, which would stay on over them; merge it first "
-            "(prior.model.merge_and_unload()) and make a Prior of the result, or swap in an adapter"
+            f"checkpoint {weights.where} holds full weights, but the prior's adapter {on[0]!r} "
+            "would stay on; merge it first (prior.model.merge_and_unload()) and make a Prior of "
+            "the result, or swap in an adapter"
         )
     copy_all = _prepare_full(unwrap_model(model), source, weights)
     return PreparedSwap(model, None, copy_all, discard=leave_alone)
@@ -169,8 +169,8 @@ def _check_same_config(here: Any, there: Any, name: str, where: str) -> None:
     if different:
         raise ValueError(
             f"the adapter of {where} was made with other settings than the prior's adapter "
-            f"{name!r}, which would scale its weights wrongly: {different}; load it as a prior of "
-            "its own by Prior.from_pretrained(base, adapter=...), or train with the same settings"
+            f"{name!r}, so its scores would be wrong: {different}; load it as a separate prior "
+            "with Prior.from_pretrained(base, adapter=...), or train with the same settings"
         )
 
 
@@ -186,8 +186,8 @@ def _add_empty_adapter(
 
     if shared and not hasattr(model, "peft_config"):
         raise ValueError(
-            "Prior.shared was given a model before PEFT was put on it, so that no second adapter "
-            "can be added; share `trainer.model` instead"
+            "Prior.shared got a model without PEFT, so no second adapter can be added; share "
+            "`trainer.model` instead"
         )
     changed = changes_base(config)
     if changed is not None:

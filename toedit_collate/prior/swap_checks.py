@@ -64,9 +64,9 @@ def check_tensors(target: dict[str, Tensor], weights: Weights) -> Callable[[], N
                     copy_into(target[name], weights[name])
         except Exception as error:
             raise HalfCopiedError(
-                f"a swap of the prior broke off while the weights of {weights.where} were copied "
-                f"({error}), so that its weights may be of both; load it anew, or swap a whole "
-                "checkpoint in"
+                f"a swap of the prior failed while the weights of {weights.where} were copied "
+                f"({error}), so the prior may have weights of both; load it again, or swap in a "
+                "complete checkpoint"
             ) from error
 
     return copy_all
@@ -94,7 +94,7 @@ def _check_range(target: Tensor, tensor: Tensor, name: str, where: str) -> None:
     most, largest = torch.finfo(target.dtype).max, float(tensor.abs().max())
     if largest > most:
         raise ValueError(
-            f"checkpoint {where}: {name!r} holds {largest:.3g}, and the prior's {target.dtype} "
+            f"checkpoint {where}: {name!r} holds {largest:.3g}, but the prior's {target.dtype} "
             f"ends at {most:.3g}; load the prior with dtype=torch.bfloat16 or torch.float32"
         )
 
@@ -106,9 +106,8 @@ def _check_ties(target: dict[str, Tensor], weights: Weights) -> None:
         other = first.setdefault(storage_of(target[name]), name)
         if other != name and not torch.equal(weights[other], weights[name]):
             raise ValueError(
-                f"checkpoint {weights.where}: {other!r} and {name!r} differ, but are one weight in "
-                "the prior (tie_word_embeddings), which can hold one of them only; load a prior "
-                "that is not tied"
+                f"checkpoint {weights.where}: {other!r} and {name!r} differ, but are one tied "
+                "weight in the prior (tie_word_embeddings); load a prior that is not tied"
             )
 
 
@@ -120,9 +119,9 @@ def check_config(lm: Any, source: Path | Mapping[str, Tensor], where: str) -> No
     if isinstance(source, Path):
         if not (source / "config.json").is_file():
             logger.warning(
-                "checkpoint %s has no config.json, so that only the names and shapes of its "
-                "weights could be compared with the prior's, not what its configuration decides "
-                "(rotary positions, scales, windows); save it with save_pretrained",
+                "checkpoint %s has no config.json, so only the names and shapes of its weights "
+                "were compared with the prior's, not rotary positions, scales or windows; save it "
+                "with save_pretrained",
                 where,
             )
             return
@@ -139,6 +138,6 @@ def check_config(lm: Any, source: Path | Mapping[str, Tensor], where: str) -> No
     different = differences(deciding_config(lm.config), deciding_config(config))
     if different:
         raise ValueError(
-            f"checkpoint {where} has another configuration than the prior, which would score its "
-            f"weights wrongly: {different}; load it as a prior of its own by Prior.from_pretrained"
+            f"checkpoint {where} has another configuration than the prior, so its scores would be "
+            f"wrong: {different}; load it as a separate prior with Prior.from_pretrained"
         )

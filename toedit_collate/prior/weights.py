@@ -48,8 +48,8 @@ class Weights:
         for path, before in self.files.items():
             if path.exists() and _state_of(path) != before:
                 raise ValueError(
-                    f"checkpoint file {path} was written to since it was checked; swap again when "
-                    "it is whole"
+                    f"checkpoint file {path} was changed after it was checked; swap again when it "
+                    "is complete"
                 )
 
 
@@ -110,8 +110,8 @@ def from_folder(folder: Path) -> Weights:
             opened = safe_open(path, framework="pt")
         except (SafetensorError, OSError) as error:
             raise ValueError(
-                f"checkpoint file {path} is not a whole safetensors file ({error}); is it still "
-                "being written?"
+                f"checkpoint file {path} is not a complete safetensors file ({error}); is it "
+                "still being written?"
             ) from error
         for name in opened.keys():  # noqa: SIM118 - not a mapping
             names[name] = partial(opened.get_tensor, name)

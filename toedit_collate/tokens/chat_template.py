@@ -1,9 +1,9 @@
 r"""Finds what a chat template writes in the text of documents.
 
 A batch holds token ids, not messages. So the template is rendered for many conversations of known
-words. What stands between these words is the template's text: for ChatML, `<|im_start|>user\n`.
+words. The text between these words is the template's: for ChatML, `<|im_start|>user\n`.
 These patterns are then searched in the text of each document. They are searched in text, not in
-ids: a line feed of the template may share a token with the message beside it.
+ids: a line feed of the template may share a token with the message next to it.
 """
 
 from __future__ import annotations
@@ -76,8 +76,7 @@ class ChatPatterns:
     def spans(self, text: str) -> Iterator[tuple[int, int]]:
         """Where a text is the template's, as (begin, end) in characters.
 
-        `BETWEEN` stands before each document and after the last; special tokens stand as their
-        names.
+        `BETWEEN` comes before each document and after the last; special tokens are their names.
         """
         return (m.span() for expression in self._expressions for m in expression.finditer(text))
 

@@ -85,7 +85,7 @@ def find_documents(
         given = position_ids.numpy().reshape(-1)[index]
         continues = given[1:] == given[:-1] + 1
         first[1:] |= ~continues
-        # A document may begin after padding; or the last one goes on as if there were none.
+        # After padding, positions may restart, or continue as if there were no padding.
         inside &= given[1:] > given[:-1] + 1
     if (apart & inside).any():
         b, t = divmod(int(index[1:][apart & inside][0]), T)

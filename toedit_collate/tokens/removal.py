@@ -12,15 +12,15 @@ from torch import Tensor
 from .documents import Documents
 from .result import EditResult
 
-# Columns of rows and batches, beside ids, labels, mask and positions, with a value for each token.
+# Columns with a value for each token, other than ids, labels, mask and positions.
 TOKEN_COLUMNS = ("token_type_ids", "completion_mask", "assistant_masks", "loss_mask")
 
-# Other keys that follow here, each in a way of its own.
+# Other keys that are updated here.
 _FOLLOWING = {
     "input_ids", "labels", "attention_mask", "position_ids", "seq_idx", "packed_seq_lengths",
     "length", *(f"{name}_{side}" for name in ("cu_seq_lens", "max_length") for side in "qk"),
 }  # fmt: skip
-# Names of numbers that would be wrong once tokens are gone.
+# Names of numbers that would be wrong after tokens are removed.
 _NAMES_LENGTHS = re.compile(r"len|seq_?idx|segment|offset|num_(items|tokens)", re.IGNORECASE)
 _FIX = "remove the key in the base collator, or set drop_below=None and drop_above=None"
 
@@ -106,7 +106,7 @@ def _refuse_stale(key: str, value: Any, shape: torch.Size) -> None:
     if isinstance(value, Tensor) and shape[1] > 1 and value.shape[:2] == shape:
         raise ValueError(
             f"drop_below or drop_above removed tokens, but the batch has {key!r} of shape "
-            f"{tuple(value.shape)}, which seems to hold something for each of them; {_FIX}"
+            f"{tuple(value.shape)}, which seems to hold a value for each token; {_FIX}"
         )
     if _NAMES_LENGTHS.search(key) and _is_whole(value):
         raise ValueError(
@@ -157,7 +157,7 @@ def _shortened(key: str, old: Any, lost: Tensor, expected: Tensor | None) -> Any
     if not known or (expected is not None and not torch.equal(lengths, expected)):
         raise ValueError(
             f"drop_below or drop_above removed tokens, but {key!r} of the batch does not hold the "
-            f"numbers of tokens in its rows, as expected, so it can't be updated; {_FIX}"
+            f"lengths of its rows or documents, so it can't be updated; {_FIX}"
         )
     gone = torch.cat([lost.new_zeros(1, dtype=torch.long), lost.long().cumsum(0)])
     ends = lengths.cumsum(0)

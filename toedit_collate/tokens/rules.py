@@ -34,7 +34,7 @@ _NUMBERS = re.compile(
     r"|(?:(?<![\w.])[+\-\u2212]|[\u207a\u207b\u208a\u208b])?"
     rf"{_DIGIT}+(?:{_BETWEEN}{_DIGIT}+)*(?:[eE][+\-\u2212]?\d+)?[%\u2030\u066a\uff05]?"
 )
-# Addresses, of mail as well; punctuation behind them belongs to the sentence. The lengths of
+# Addresses, of mail as well; punctuation after them belongs to the sentence. The lengths of
 # schemes and names are bounded, so that a long run of dots and hyphens is not read again and again.
 _URLS = re.compile(
     r"(?:\b[a-zA-Z][a-zA-Z0-9+.-]{0,30}://|\bwww\.)"
@@ -64,8 +64,8 @@ _LATEX = re.compile(
 _COMMAND = re.compile(r"\\begin(?:\{(?:[^{}\n\ufdd0]|\{[^{}\n\ufdd0]*\})*\})+")
 _BRACKET = re.compile(r"\\(?P<side>begin|end)\{(?P<name>[^{}\n]+)\}|(?<!\\)\\[\[(\])]|\ufdd0")
 _PAIRS = {"\\]": "\\[", "\\)": "\\("}
-# A word on the same line behind another word, or behind what does not end a sentence. A letter
-# may have its accent behind it, as a character of its own.
+# A word that follows another word, or a sign that does not end a sentence, on the same line. The
+# accent of a letter may follow as a character of its own.
 _IN_WORD = r"[\w'\u2019\u0300-\u036f-]"
 _INSIDE = re.compile(
     r"(?<=[\w\u0300-\u036f,;&/)\]'\u2019-])[ \t]+[(\"'\u201c\u2018]?"

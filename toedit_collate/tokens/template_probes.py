@@ -12,7 +12,7 @@ from typing import Any
 
 logger = logging.getLogger("toedit_collate")
 
-# Words that stand for what people say, for a role and for a date.
+# Words that replace the contents of messages, a role and a date.
 CONTENT = re.compile(r"qzc\d{4}zq", re.IGNORECASE)
 ROLE, DATE = "qzrolezq", "qzdatezq"
 
@@ -86,7 +86,7 @@ class TemplateProbes:
             yield from self._render(messages, tools=tools)
             yield from self._render(messages, documents=documents)
         for name in self._options:
-            # A date that the user gives stands where that of the clock would.
+            # A date from the user replaces that of the clock.
             text = DATE if re.search("date|today|time", name) else self._content()
             for value in (True, False, text, [text]):
                 for messages in some[:2]:
@@ -139,8 +139,8 @@ class TemplateProbes:
         yield from self._calls()
         for number in (1, 2):
             yield [
-                {**message, **dict.fromkeys(("reasoning_content", "reasoning", "thinking"), said)}
-                for said in [self._content()] * number
+                {**message, **dict.fromkeys(("reasoning_content", "reasoning", "thinking"), text)}
+                for text in [self._content()] * number
                 for message in self._talk("user", "assistant")
             ]
         for messages in (self._talk("user", "assistant"), self._talk("system", "user")):

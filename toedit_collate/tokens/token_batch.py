@@ -291,8 +291,8 @@ class TokenBatch:
         has_positions = self.given_positions is not None or self.document_ids is not None
         mask = self.given_mask
         if mask is None and not has_positions and (on_host < 0).any():
-            # Packed rows keep to position_ids (padding then is a document of one token at
-            # position 0, as in TRL): a 2-D mask beside them would hide their borders.
+            # Packed rows keep only position_ids (as in TRL, padding then is documents of one
+            # token at position 0): a 2-D mask would hide the borders of documents.
             mask = torch.ones(shape, dtype=torch.int64)
         positions = remaining_positions(self.documents, dropped, shape) if has_positions else None
         return {

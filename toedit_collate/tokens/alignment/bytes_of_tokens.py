@@ -37,7 +37,7 @@ def kind_of(tokenizer: Any, whose: str) -> Kind:
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
-        raise _refused(whose, f"{type(tokenizer).__name__}, which has no fast tokenizer behind it")
+        raise _refused(whose, f"{type(tokenizer).__name__}, which is not a fast tokenizer")
     model = backend.model
     name = type(model).__name__
     if name not in ("BPE", "Unigram"):
@@ -160,7 +160,7 @@ def _is_blank_sign(step: dict[str, Any]) -> bool:
 
 def _refused(whose: str, what: str) -> ValueError:
     return ValueError(
-        f"the {whose} tokenizer is {what}: a prior can be aligned only between byte-level BPE "
-        "tokenizers and SentencePiece ones with byte fallback, whose tokens stand for bytes; use a "
-        "prior with the trainee's own tokenizer"
+        f"the {whose} tokenizer is {what}: alignment supports only byte-level BPE and "
+        "SentencePiece with byte fallback, whose tokens stand for bytes; use a prior with the "
+        "trainee's own tokenizer"
     )

@@ -13,8 +13,8 @@ from .byte_tokenizer import ByteTokenizer, IntArray
 from .bytes_of_tokens import Kind
 from .groups import ChainGroups
 
-# A special token takes so many places in the string of bytes that both sides cut: one behind which
-# text begins, and one for a blank that SentencePiece puts before it.
+# How many places a special token takes among the bytes of a document: one for itself, and one for
+# a blank that SentencePiece adds to the text after it.
 _PLACES_OF_SPECIAL = 2
 
 

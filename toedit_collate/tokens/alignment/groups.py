@@ -13,7 +13,7 @@ import numpy.typing as npt
 from .byte_tokenizer import ByteTokenizer, IntArray
 
 _MAX_KNOWN = 2**16  # groups of chains
-# Tables of the first tokens behind covered bytes: each is slow to make, and needed in every epoch.
+# Tables of the first tokens after covered bytes: each is slow to make, and needed in every epoch.
 _MAX_TABLE_BYTES = 2**28
 Firsts = tuple[IntArray, npt.NDArray[np.int32]]
 
@@ -80,7 +80,7 @@ class ChainGroups:
         whole = self._trainee.bytes[token]
         assert whole is not None
         rest = whole[len(covered) :]
-        # Those whose bytes begin with the rest stand side by side in the order of bytes.
+        # In the order of bytes, those that begin with the rest are next to each other.
         begin = bisect.bisect_left(self._texts, rest)
         end = bisect.bisect_left(self._texts, _after(rest), begin)
         found = [
@@ -119,5 +119,5 @@ class ChainGroups:
 def _after(text: bytes) -> bytes:
     """The least string of bytes that is greater than all that begin with `text`."""
     stripped = text.rstrip(b"\xff")
-    # Nothing comes after all strings of 0xFF; no token is so many of them.
+    # Only longer strings of 0xFF are greater; no token has so many of them.
     return stripped[:-1] + bytes([stripped[-1] + 1]) if stripped else b"\xff" * 1024
