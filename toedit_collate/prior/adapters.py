@@ -16,11 +16,7 @@ from torch import nn
 
 def adapter_layers(model: nn.Module) -> list[Any]:
     """The modules of `model` through which PEFT acts, of every tuner type."""
-    return [
-        module
-        for module in model.modules()
-        if hasattr(module, "_disable_adapters") and hasattr(module, "_active_adapter")
-    ]
+    return survey(model).layers
 
 
 def adapter_names(model: nn.Module) -> set[str]:

@@ -36,21 +36,6 @@ class EditResult:
             label, and their counts, which add up to K. Then `labels` are as given, and `tokens` and
             `changed` follow the most frequent draw. A label without draws is its own only id.
         sample_logprob: (S,) float32, exact log P in nats of some scored tokens (`num_sampled`).
-
-    Example:
-        >>> import torch
-        >>> from toedit_collate import EditPolicy, Prior, edit_tokens
-        >>> from transformers import LlamaConfig, LlamaForCausalLM
-        >>> config = LlamaConfig(
-        ...     vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=2,
-        ...     num_attention_heads=2,
-        ... )
-        >>> prior, input_ids = Prior(LlamaForCausalLM(config)), torch.tensor([[5, 6, 7, 8]])
-        >>> result = edit_tokens(prior, input_ids, labels=torch.tensor([[-100, -100, 7, 8]]))
-        >>> result.scored
-        tensor([[False, False,  True,  True]])
-        >>> result.selected.any(), result.labels  # a random model finds no token easy
-        (tensor(False), tensor([[-100, -100,    7,    8]]))
     """
 
     input_ids: Tensor
