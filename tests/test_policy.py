@@ -217,7 +217,7 @@ class TestOptions:
             assert not option.help.endswith(".")
 
     def test_say_what_a_value_is(self):
-        kinds = {name: option.kind for name, option in OPTIONS.items() if option.written}
+        kinds = {name: option.kind for name, option in OPTIONS.items()}
         assert (kinds["threshold"], kinds["drop_below"]) == (float, float)
         assert (kinds["top_k"], kinds["scope"], kinds["protect_special"]) == (int, str, bool)
         assert OPTIONS["region"].choices == ("above", "below", "all", "none")

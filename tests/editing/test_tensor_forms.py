@@ -87,7 +87,7 @@ def test_types(name, dtype, policy):
             ("input_ids", IDS.to(t), r"input_ids must hold token ids as int64, got torch\.\w+")
             for t in (torch.int16, torch.uint8, torch.bool, torch.float32)
         ),
-        ("input_ids", IDS.to_sparse(), r"input_ids must be a plain tensor"),
+        ("input_ids", IDS.to_sparse(), r"input_ids must be a dense tensor"),
         *(
             ("labels", LABELS.to(t), r"labels must hold token ids or -100 as int64, got")
             for t in (torch.int16, torch.int8, torch.bool, torch.float32)

@@ -673,7 +673,9 @@ class TestCachedPrior:
 
     def test_cannot_score_or_be_swapped(self, folder, filled):
         cached = DecisionCache(folder).prior()
-        with pytest.raises(ValueError, match=r"no tokenizer to read.*prior\.set_tokenizer"):
+        with pytest.raises(
+            ValueError, match=r"no tokenizer to find its text.*prior\.set_tokenizer"
+        ):
             edit_tokens(cached, torch.ones(1, 4, dtype=torch.int64))
         cached.set_tokenizer(filled.tokenizer)
         with pytest.raises(ValueError, match="toedit apply --cache"):

@@ -82,7 +82,7 @@ class ChainGroups:
         rest = whole[len(covered) :]
         # In the order of bytes, those that begin with the rest are next to each other.
         begin = bisect.bisect_left(self._texts, rest)
-        end = bisect.bisect_left(self._texts, _after(rest), begin)
+        end = bisect.bisect_right(self._texts, rest, begin, key=lambda text: text[: len(rest)])
         found = [
             place
             for place in range(begin, end)
@@ -114,10 +114,3 @@ class ChainGroups:
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_known": {}, "_tables": OrderedDict()}
-
-
-def _after(text: bytes) -> bytes:
-    """The least string of bytes that is greater than all that begin with `text`."""
-    stripped = text.rstrip(b"\xff")
-    # Only longer strings of 0xFF are greater; no token has so many of them.
-    return stripped[:-1] + bytes([stripped[-1] + 1]) if stripped else b"\xff" * 1024
