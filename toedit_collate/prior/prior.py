@@ -165,17 +165,14 @@ class Prior(ModelPrior):
         """
         try:
             prepared.copy()
-        except HalfCopiedError as error:
-            # Everything was checked, so this is a disk that fails.
+        except (HalfCopiedError, ValueError) as error:
             prepared.discard()
-            if not prepared.replaces:
+            if isinstance(error, HalfCopiedError) and not prepared.replaces:
                 raise ValueError(
                     f"a new adapter could not be copied ({error.__cause__}); the old prior is kept"
                 ) from error
-            self._problem = str(error)
-            raise
-        except ValueError:
-            prepared.discard()
+            if isinstance(error, HalfCopiedError):  # a disk fails: everything was checked
+                self._problem = str(error)
             raise
         self._problem = ""
         self.model, self.adapter = prepared.model, prepared.adapter

@@ -42,19 +42,8 @@ def check_names(target: dict[str, Tensor], weights: Weights) -> None:
 def check_tensors(target: dict[str, Tensor], weights: Weights) -> Callable[[], None]:
     """Read and check everything once; returns a function that reads and copies it."""
     for name in weights.names:
-        tensor = weights[name]
-        if tensor.shape != target[name].shape:
-            raise ValueError(
-                f"checkpoint {weights.where}: {name!r} has shape {tuple(tensor.shape)}, the "
-                f"prior's has {tuple(target[name].shape)}; it must be of the same model"
-            )
-        _check_plain(target[name], tensor, name, weights.where)
-        if tensor.is_floating_point() and not tensor.isfinite().all():
-            raise ValueError(
-                f"checkpoint {weights.where}: {name!r} is not finite; training has diverged, so "
-                "the old prior is kept"
-            )
-        _check_range(target[name], tensor, name, weights.where)
+        if problem := _problem(target[name], weights[name]):
+            raise ValueError(f"checkpoint {weights.where}: {name!r} {problem}")
 
     def copy_all() -> None:
         weights.check_unchanged()
@@ -72,31 +61,36 @@ def check_tensors(target: dict[str, Tensor], weights: Weights) -> Callable[[], N
     return copy_all
 
 
-def _check_plain(target: Tensor, tensor: Tensor, name: str, where: str) -> None:
+def _problem(target: Tensor, tensor: Tensor) -> str:
+    """Why a tensor can't be copied into a weight; "" if it can."""
+    if tensor.shape != target.shape:
+        return (
+            f"has shape {tuple(tensor.shape)}, the prior's has {tuple(target.shape)}; it must be "
+            "of the same model"
+        )
     if type(target).__name__ not in ("Parameter", "Tensor", "DTensor", "Buffer"):
-        raise ValueError(
-            f"checkpoint {where}: {name!r} is of {tensor.dtype}, but the prior holds it as "
-            f"{target.dtype} ({type(target).__name__}), quantised; load the prior without "
-            "quantization, or swap in an adapter"
+        return (
+            f"is of {tensor.dtype}, but the prior holds it as {target.dtype} "
+            f"({type(target).__name__}), quantised; load the prior without quantization, or swap "
+            "in an adapter"
         )
     small = tensor.is_floating_point() and tensor.element_size() < 2
     if small or target.is_floating_point() != tensor.is_floating_point():
-        raise ValueError(
-            f"checkpoint {where}: {name!r} is of {tensor.dtype}, and the prior's of "
-            f"{target.dtype}; save it unquantised, in 16 or 32 bits"
+        return (
+            f"is of {tensor.dtype}, and the prior's of {target.dtype}; save it unquantised, in 16 "
+            "or 32 bits"
         )
-
-
-def _check_range(target: Tensor, tensor: Tensor, name: str, where: str) -> None:
-    """Raise where a number that is finite in the checkpoint would be infinite in the prior."""
     if not tensor.is_floating_point() or not tensor.numel():
-        return
+        return ""
+    if not tensor.isfinite().all():
+        return "is not finite; training has diverged, so the old prior is kept"
     most, largest = torch.finfo(target.dtype).max, float(tensor.abs().max())
-    if largest > most:
-        raise ValueError(
-            f"checkpoint {where}: {name!r} holds {largest:.3g}, but the prior's {target.dtype} "
-            f"ends at {most:.3g}; load the prior with dtype=torch.bfloat16 or torch.float32"
+    if largest > most:  # it would be infinite in the prior
+        return (
+            f"holds {largest:.3g}, but the prior's {target.dtype} ends at {most:.3g}; load the "
+            "prior with dtype=torch.bfloat16 or torch.float32"
         )
+    return ""
 
 
 def _check_ties(target: dict[str, Tensor], weights: Weights) -> None:
