@@ -8,7 +8,7 @@ import hashlib
 import inspect
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -402,12 +402,11 @@ class EditPolicy:
 
 
 def _as_ids(value: Any) -> tuple[int, ...]:
-    try:
-        ids = tuple(value)
-    except TypeError:
+    if not isinstance(value, Iterable):
         raise TypeError(
             f"protected_token_ids must be a list of token ids, got {value!r}; write (5,) for one id"
-        ) from None
+        )
+    ids = tuple(value)
     for token_id in ids:
         if isinstance(token_id, bool) or not isinstance(token_id, int):
             raise TypeError(f"protected_token_ids must be whole numbers, got {token_id!r}")

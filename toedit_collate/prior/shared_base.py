@@ -49,8 +49,8 @@ def check_base_is_frozen(model: nn.Module, adapter: str | None) -> None:
     if stray:
         raise ValueError(
             f"Prior.shared: {stray[0]!r} (and {len(stray) - 1} more) is trained, but is part of "
-            "what the prior scores with, so that the prior would drift; use bias='none' and a "
-            "frozen adapter, or load a separate prior with Prior.from_pretrained"
+            "what the prior scores with, so the prior would change in training; use bias='none' "
+            "and a frozen adapter, or load a separate prior with Prior.from_pretrained"
         )
     check_base_is_pretrained(model, adapter)
 
@@ -61,7 +61,7 @@ def check_prior_is_frozen(model: nn.Module) -> None:
     if trainable:
         raise ValueError(
             f"the prior's {trainable[0]!r} (and {len(trainable) - 1} more) requires gradients "
-            "since Prior(model) froze it, so that the prior would drift in training; train another "
+            "since Prior(model) froze it, so the prior would change in training; train another "
             "copy of the model, or freeze this one again by prior.model.requires_grad_(False)"
         )
 
@@ -74,10 +74,10 @@ def check_base_is_pretrained(model: nn.Module, adapter: str | None) -> None:
         changed = changes_base(config)
         if changed is not None:
             raise ValueError(
-                f"Prior.shared: the trainee's adapter {name!r} was made with {changed}, so that "
-                "without the adapter the trainee is not the pretrained model that the prior "
-                "should be; use LoRA with init_lora_weights=True (or 'gaussian', 'eva'), or load a "
-                "separate prior with Prior.from_pretrained"
+                f"Prior.shared: the trainee's adapter {name!r} was made with {changed}, so the "
+                "trainee without it is not the pretrained model; use LoRA with "
+                "init_lora_weights=True (or 'gaussian', 'eva'), or load a separate prior with "
+                "Prior.from_pretrained"
             )
 
 

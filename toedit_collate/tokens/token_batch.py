@@ -158,12 +158,8 @@ class TokenBatch:
 
     @functools.cached_property
     def _keys(self) -> Words:
-        return document_keys(
-            self.tokens.numpy(),
-            self.documents.document.numpy(),
-            self.documents.position.numpy(),
-            self.documents.num_documents,
-        )
+        document, position = self.documents.document.numpy(), self.documents.position.numpy()
+        return document_keys(self.tokens.numpy(), document, position, self.documents.num_documents)
 
     def result(
         self,
