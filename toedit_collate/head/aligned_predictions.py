@@ -157,7 +157,6 @@ class AlignedPredictions(Predictions):
             yield group_logits(logits, self.first, self.num_ids), *rest
 
     def candidates(self, policy: EditPolicy, at: Tensor) -> Iterator[Candidates]:
-        """The candidates of some tokens; see `Predictions`."""
         if len(at) == 0:
             return
         most = int(self.chains.length[at].max())

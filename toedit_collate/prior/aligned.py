@@ -93,37 +93,30 @@ class AlignedPrior(BasePrior):
 
     @property
     def unaligned(self) -> ModelPrior:
-        """The prior that scores its own tokens."""
         return self._prior
 
     @property
     def device(self) -> torch.device:
-        """Where documents are scored."""
         return self._prior.device
 
     @property
     def vocab_size(self) -> int:
-        """The number of the trainee's ids."""
         return len(self.aligner.trainee.bytes)
 
     @property
     def pad_id(self) -> int:
-        """The id to pad rows with."""
         return pad_id(self.tokenizer)
 
     @property
     def fingerprint(self) -> str:
-        """That of the prior, and of the two vocabularies."""
         return f"{self._prior.fingerprint} aligned {self._name}"
 
     @property
     def description(self) -> str:
-        """What it is, in a few words of Markdown, for a model card."""
         return f"{self._prior.description}, aligned to the tokenizer of this model"
 
     @property
     def is_sharded(self) -> bool:
-        """Whether its weights are spread over ranks."""
         return self._prior.is_sharded
 
     @property
@@ -136,7 +129,6 @@ class AlignedPrior(BasePrior):
         return torch.from_numpy(self._aligned(batch).begin > 0)
 
     def ways(self, batch: TokenBatch) -> np.ndarray[Any, Any]:
-        """The index into `WAYS` of each of the M tokens of a batch."""
         tokens, aligned = batch.tokens.numpy(), self._aligned(batch)
         found = [
             ways_of(one, tokens[part], self.aligner, self._prior.max_length)
@@ -145,11 +137,9 @@ class AlignedPrior(BasePrior):
         return np.concatenate(found)
 
     def take_prepared(self, documents: Mapping[bytes, AlignedDocument]) -> None:
-        """Use the documents of a batch that a worker has aligned; see `BasePrior`."""
         self._prepared = dict(documents)
 
     def predict(self, batch: TokenBatch, where: Tensor) -> AlignedPredictions:
-        """Pass a batch through the model; see `BasePrior`."""
         aligned = self._aligned(batch)
         tokens = batch.tokens[where]
         requests = aligned.requests(where.numpy(), tokens.numpy(), self._groups)
@@ -261,7 +251,6 @@ class AlignedPrior(BasePrior):
             )
 
     def take_counts(self) -> dict[str, int]:
-        """The counts since the last call."""
         since = {name: self.counts[name] - self._taken[name] for name in self.counts}
         self._taken = dict(self.counts)
         return since
@@ -273,15 +262,12 @@ class AlignedPrior(BasePrior):
             logger.warning(message, *values)
 
     def run_gathered(self, function: Callable[[], T]) -> T:
-        """Call a function that uses the prior; see `BasePrior`."""
         return self._prior.run_gathered(function)
 
     def make_idle_passes(self) -> None:
-        """Take part in the passes of other ranks; see `BasePrior`."""
         self._prior.make_idle_passes()
 
     def compile(self, **options: Any) -> None:
-        """Compile the trunk; see `Prior.compile`."""
         self._prior.compile(**options)
 
     def set_tokenizer(self, tokenizer: Any) -> None:
@@ -295,7 +281,6 @@ class AlignedPrior(BasePrior):
         return self
 
     def prepare_for(self, trainee: nn.Module, autocast_dtype: torch.dtype | None) -> None:
-        """Check that the prior can edit for a trainee; see `BasePrior`."""
         self._prior.prepare_for(trainee, autocast_dtype)
 
     def check_can_swap(self) -> NoReturn:

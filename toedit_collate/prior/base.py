@@ -49,8 +49,6 @@ class BasePrior(ABC):
             "ToEditCollator to worker processes instead, which is pickled without its prior"
         )
 
-    # What it is.
-
     @property
     @abstractmethod
     def device(self) -> torch.device:
@@ -96,8 +94,6 @@ class BasePrior(ABC):
         """Ids that stand for no text."""
         return self.protection.special_ids
 
-    # Editing one batch.
-
     @contextmanager
     def protecting(self, protection: Protection) -> Iterator[None]:
         """Add the protection of another tokenizer for one edit.
@@ -139,8 +135,6 @@ class BasePrior(ABC):
     def ways(self, batch: TokenBatch) -> Any:
         """How alignment scores each of the M tokens of a batch; None where nothing is aligned."""
         return None
-
-    # Before and between batches.
 
     @abstractmethod
     def set_tokenizer(self, tokenizer: Any) -> None:

@@ -76,7 +76,6 @@ class ModelPrior(BasePrior):
 
     @property
     def device(self) -> torch.device:
-        """Where documents are scored."""
         return input_device(self.model)
 
     @property
@@ -93,12 +92,10 @@ class ModelPrior(BasePrior):
 
     @property
     def is_sharded(self) -> bool:
-        """Whether FSDP2 has spread its weights over ranks, so that all must score together."""
         return is_sharded(self.model)
 
     @property
     def description(self) -> str:
-        """What it is, in a few words of Markdown, for a model card."""
         if self.is_shared:
             return "the frozen base of this model itself"
         lm = unwrap_model(self.model)
@@ -106,7 +103,6 @@ class ModelPrior(BasePrior):
 
     @property
     def vocab_size(self) -> int:
-        """The number of ids that have a probability, padding of the vocabulary included."""
         return self._vocabulary.size
 
     @property
@@ -116,7 +112,6 @@ class ModelPrior(BasePrior):
 
     @property
     def pad_id(self) -> int:
-        """The id to pad rows with."""
         return pad_id(self.tokenizer, unwrap_model(self.model).config.get_text_config())
 
     @property
@@ -142,8 +137,6 @@ class ModelPrior(BasePrior):
         self._vocabulary = Vocabulary(self.head.vocab_size, tokenizer)
         self.tokenizer = tokenizer
         self.protection = self._vocabulary.protection
-
-    # Scoring a batch.
 
     def predict(self, batch: TokenBatch, where: Tensor) -> Predictions:
         """Run the trunk on a batch, without a wait; see `BasePrior`.
@@ -220,8 +213,6 @@ class ModelPrior(BasePrior):
 
     def _scoring(self) -> AbstractContextManager[None]:
         return self._frozen.scoring(self.model, self.adapter, self.device, self.autocast_dtype)
-
-    # Before training.
 
     def prepare_for(self, trainee: nn.Module, autocast_dtype: torch.dtype | None) -> None:
         """Check that the prior can edit for a trainee; a shared one then computes as it does.

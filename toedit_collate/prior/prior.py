@@ -146,7 +146,6 @@ class Prior(ModelPrior):
         return AlignedPrior(self, tokenizer)
 
     def prepare_swap(self, source: str | os.PathLike[str] | Mapping[str, Tensor]) -> PreparedSwap:
-        """The first half of `swap`: check everything, so that several ranks can agree on it."""
         if not isinstance(source, Mapping | str | os.PathLike):
             raise TypeError(
                 "source must be the folder of a checkpoint or a state dict, got "

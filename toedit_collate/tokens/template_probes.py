@@ -120,14 +120,10 @@ class TemplateProbes:
             # Perhaps it takes dates apart, which needs real ones.
         return text
 
-    # What the template can call.
-
     def _clock(self, form: str) -> str:
         date = _DAY.strftime(form) if self._has_real_clock else DATE
         self._dates.extend(re.findall(r"\w+", date))
         return date
-
-    # Conversations.
 
     def _conversations(self) -> Iterator[Messages]:
         yield self._talk("user", "assistant", "user", "assistant")
