@@ -148,7 +148,7 @@ def test_written_anew_in_the_middle(tmp_path, adapter):
 @pytest.fixture
 def failing_disk(monkeypatch):
     """Copies three tensors, and then no more."""
-    from toedit_collate.prior import swap_checks
+    from toedit_collate.prior import weights
 
     copied = []
 
@@ -158,7 +158,7 @@ def failing_disk(monkeypatch):
         copied.append(target.copy_(whole))
 
     with monkeypatch.context() as patched:
-        patched.setattr(swap_checks, "copy_into", fails)
+        patched.setattr(weights, "copy_into", fails)
         yield patched
 
 

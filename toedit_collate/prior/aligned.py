@@ -16,9 +16,8 @@ from torch import Tensor, nn
 from ..head.aligned_predictions import AlignedPredictions, Chains
 from ..head.groups import IdGroups
 from ..policy import EditPolicy
-from ..tokens.alignment.batch import AlignedBatch
 from ..tokens.alignment.byte_tokenizer import ByteTokenizer
-from ..tokens.alignment.document import AlignedDocument, Aligner
+from ..tokens.alignment.document import AlignedBatch, AlignedDocument, Aligner
 from ..tokens.alignment.groups import Groups
 from ..tokens.alignment.ways import ways_of
 from ..tokens.checks import check_same_tokenizer, tokenizer_difference

@@ -22,10 +22,16 @@ from .base import BasePrior
 from .families import find_head, find_trunk, max_positions, pad_id, unwrap_model
 from .fingerprint import fingerprint
 from .forward import TrunkPasses
-from .frozen import FrozenModel, input_device, own_precision
+from .frozen import (
+    FrozenModel,
+    check_adapter_is_inside,
+    check_is_another_model,
+    check_is_same_model,
+    input_device,
+    own_precision,
+)
 from .self_check import check_model
 from .sharding import Rendezvous, check_not_zero3, has_fsdp1, is_sharded
-from .shared_base import check_adapter_is_inside, check_is_another_model, check_is_same_model
 
 T = TypeVar("T")
 

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from ..tokens.checks import tokenizer_difference
 from .aligned import AlignedPrior
 from .base import BasePrior
+from .frozen import check_adapter_exists, check_base_is_frozen
 from .loading import default_device, load_tokenizer, put_adapter, quantization_config
 from .model_prior import ModelPrior
 from .sharding import without_zero3
-from .shared_base import check_adapter_exists, check_base_is_frozen
 from .swap import PreparedSwap, prepare_swap
-from .swap_checks import HalfCopiedError
+from .weights import HalfCopiedError
 
 logger = logging.getLogger("toedit_collate")
 

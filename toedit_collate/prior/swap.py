@@ -15,9 +15,16 @@ from torch import Tensor, nn
 from .adapters import active_adapter, active_adapters, adapter_names
 from .families import find_head, unwrap_model
 from .fingerprint import deciding_adapter_config, differences
-from .shared_base import changes_base
-from .swap_checks import check_config, check_names, check_tensors
-from .weights import Weights, from_folder, from_state, holds_adapter
+from .frozen import changes_base
+from .weights import (
+    Weights,
+    check_config,
+    check_names,
+    check_tensors,
+    from_folder,
+    from_state,
+    holds_adapter,
+)
 
 SHARED_ADAPTER = "toedit_prior"
 

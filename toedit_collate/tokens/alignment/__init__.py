@@ -1,7 +1,8 @@
 """Two tokenizations of the same bytes: which tokens of a prior stand for a token of a trainee.
 
-`bytes_of_tokens` and `byte_tokenizer` know the bytes of each token, `document` aligns a document,
-`groups` finds the prior's tokens for a token of the trainee, and `batch` plans what to predict.
+`bytes_of_tokens` and `byte_tokenizer` know the bytes of each token, `document` aligns
+documents and plans what to predict, and `groups` finds the prior's tokens for a token of the
+trainee.
 
 Words:
     first: the first token of the trainee's own encoding of some bytes.
