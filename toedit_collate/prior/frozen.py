@@ -48,28 +48,21 @@ class FrozenModel:
         self,
         model: nn.Module,
         adapter: str | None,
-        device: torch.device,
         dtype: torch.dtype | None,
+        *,
+        check: bool = True,
     ) -> Iterator[None]:
         """Score with the frozen weights, after a check that training does not change them.
 
         A shared model scores with `adapter` on, or with all adapters off. It computes in `dtype`,
-        or in that of its weights.
+        or in that of its weights. Afterwards, everything is as before.
 
         Raises:
             ValueError: an adapter was merged into the weights, or they are trained.
         """
         found = survey(model)
-        self._check(model, adapter, found)
-        with self.as_it_is(model, adapter, found), own_precision(device, dtype):
-            yield
-
-    @contextmanager
-    def as_it_is(
-        self, model: nn.Module, adapter: str | None, found: Survey | None = None
-    ) -> Iterator[None]:
-        """As `scoring`, without the check and in the caller's precision."""
-        found = survey(model) if found is None else found
+        if check:
+            self._check(model, adapter, found)
         layers = found.layers if self._shared else []
         before = [(layer._disable_adapters, layer._active_adapter) for layer in layers]
         try:
@@ -81,7 +74,7 @@ class FrozenModel:
                 if adapter is not None:
                     layer._active_adapter = [adapter]
             # Not inference_mode: it marks tensors that FSDP2 must write to in its next step.
-            with torch.no_grad():
+            with torch.no_grad(), own_precision(input_device(model), dtype):
                 yield
         finally:
             for layer, (disabled, active) in zip(layers, before, strict=True):

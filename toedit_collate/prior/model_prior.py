@@ -69,7 +69,7 @@ class ModelPrior(BasePrior):
         self._fingerprint: tuple[object, str] | None = None
         self._problem = ""  # why it can't be used any more
         self.set_tokenizer(tokenizer)
-        with self._frozen.as_it_is(model, adapter), own_precision(self.device, None):
+        with self._frozen.scoring(model, adapter, None, check=False):
             check_model(
                 model, lm, lambda: self.head, self.run_gathered, self.device,
                 whole=not shared and lm is not model and hasattr(model, "peft_config"),
@@ -218,7 +218,7 @@ class ModelPrior(BasePrior):
             self._passes.make_idle_passes(lm, num_idle, self.device)
 
     def _scoring(self) -> AbstractContextManager[None]:
-        return self._frozen.scoring(self.model, self.adapter, self.device, self.autocast_dtype)
+        return self._frozen.scoring(self.model, self.adapter, self.autocast_dtype)
 
     def prepare_for(self, trainee: nn.Module, autocast_dtype: torch.dtype | None) -> None:
         """Check that the prior can edit for a trainee; a shared one then computes as it does.
