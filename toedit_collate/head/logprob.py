@@ -121,8 +121,7 @@ def score_observed(
     if competitors is None or len(ids) == 0:
         logprob = exact_logprob(head, hidden, ids, budget=budget, with_kernel=with_kernel)
         return Scores(
-            logprob,
-            *fetch(~(logprob < lowest_cut), hidden.isfinite().all(-1) & logprob.isfinite()),
+            logprob, *fetch(~(logprob < lowest_cut), hidden.isfinite().all(-1) & logprob.isfinite())
         )
 
     observed = head.observed_logits(hidden, ids)
@@ -173,12 +172,7 @@ def _likely_odds(
 
 
 def exact_logprob(
-    head: Head,
-    hidden: Tensor,
-    ids: Tensor,
-    *,
-    budget: int | None = None,
-    with_kernel: bool = False,
+    head: Head, hidden: Tensor, ids: Tensor, *, budget: int | None = None, with_kernel: bool = False
 ) -> Tensor:
     """Log P of one id per row over the whole vocabulary, (n,) float32 nats; no wait for the device.
 

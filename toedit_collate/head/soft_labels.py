@@ -26,10 +26,7 @@ IGNORED = -100
 
 
 def soft_cross_entropy(
-    logits: Tensor,
-    draws: Tensor,
-    labels: Tensor,
-    num_items_in_batch: Tensor | int | None = None,
+    logits: Tensor, draws: Tensor, labels: Tensor, num_items_in_batch: Tensor | int | None = None
 ) -> Tensor:
     """Mean cross-entropy of the logits with the drawn labels, for plain training loops.
 

@@ -9,14 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .adapters import (
-    Survey,
-    adapter_layers,
-    adapter_names,
-    parameters_used,
-    survey,
-    unwrap_layer,
-)
+from .adapters import Survey, adapter_layers, adapter_names, parameters_used, survey, unwrap_layer
 from .families import unwrap_model
 
 # Kinds of adapters that, switched off, leave the model as it was before them. Some others rewrite
