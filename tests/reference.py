@@ -36,6 +36,19 @@ def documents_of(input_ids, attention_mask=None, position_ids=None):
     return documents
 
 
+def pieces_of(document, input_ids, labels, context, eos_id):
+    """What the prior reads by itself of a document (`EditPolicy.context`): lists of positions."""
+    pieces = [[0]]
+    for i in range(1, len(document)):
+        last, here = document[i - 1], document[i]
+        if (context == "text" and input_ids[last] == eos_id) or (
+            context == "answer" and (labels[last] == -100) != (labels[here] == -100)
+        ):
+            pieces.append([])
+        pieces[-1].append(i)
+    return pieces
+
+
 def document_logits(model, ids):
     """Logits of a document on its own, (L, V) float64, by the model's own forward pass."""
     with torch.no_grad():
@@ -137,16 +150,28 @@ def edit(
     generation=0,
     protected=None,
     forbidden=(),
+    eos_id=None,
+    bos_id=None,
 ):
-    """Algorithm 1 on a batch: (new ids, selected, changed, dropped), each (B, T)."""
+    """Algorithm 1 on a batch: (new ids, selected, changed, dropped), each (B, T).
+
+    The prior reads `bos_id` before each piece of a document that does not begin with it.
+    """
     new_ids = input_ids.clone()
     selected = torch.zeros_like(input_ids, dtype=torch.bool)
     dropped = torch.zeros_like(selected)
     for document in documents_of(input_ids, attention_mask, position_ids):
         ids = [int(input_ids[b, t]) for b, t in document]
-        logits = document_logits(model, ids)
+        logits = {}  # by position, what the next token is drawn from
+        for piece in pieces_of(document, input_ids, labels, policy.context, eos_id):
+            tokens = [ids[i] for i in piece]
+            lead = [] if bos_id is None or tokens[0] == bos_id else [bos_id]
+            found = document_logits(model, lead + tokens)[len(lead) :]
+            logits |= {i - 1: found[n] for n, i in enumerate(piece[1:])}
         for i in range(1, len(ids)):
             b, t = document[i]
+            if i - 1 not in logits:
+                continue
             if policy.scope == "loss" and labels is not None and labels[b, t] == -100:
                 continue
             if protected is not None and protected[b, t]:
@@ -359,7 +384,10 @@ class SlowAligned:
         prior_ids = self.both_sides(ids)[0]
         key = tuple(prior_ids)
         if key not in self._logits:
-            self._logits[key] = document_logits(self.model, prior_ids).log_softmax(-1)
+            bos = self.prior.bos_token_id
+            lead = [bos] if self.prior("a")["input_ids"][0] == bos != prior_ids[0] else []
+            logits = document_logits(self.model, lead + prior_ids)[len(lead) :]
+            self._logits[key] = logits.log_softmax(-1)
         begin, count = self.chains(ids)[position]
         covered = b""
         for number in range(begin, begin + count):

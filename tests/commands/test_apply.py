@@ -290,9 +290,9 @@ class TestCache:
         passes = []
         states = Prior.predictive_states
 
-        def counted(self, documents, tokens, where):
+        def counted(self, documents, tokens, where, *more):
             passes.append(len(where))
-            return states(self, documents, tokens, where)
+            return states(self, documents, tokens, where, *more)
 
         monkeypatch.setattr(Prior, "predictive_states", counted)
         options = ("--prior", prior_folder, "--data", data, "--cache", tmp_path / "cache")

@@ -29,9 +29,9 @@ class Counting(Prior):
 
     num_scored = 0
 
-    def predictive_states(self, documents, tokens, where):
+    def predictive_states(self, documents, tokens, where, bos_id=None):
         self.num_scored += len(where)
-        return super().predictive_states(documents, tokens, where)
+        return super().predictive_states(documents, tokens, where, bos_id)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

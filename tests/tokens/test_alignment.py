@@ -174,7 +174,9 @@ class TestDocuments:
         pair = aligner(trainee, prior)
         ids = ids_of(make(trainee), TEXTS[text])
         found = pair.align(ids)
-        ways = [WAYS[n] if n >= 0 else "" for n in ways_of(found, ids, pair, None)]
+        ways = [
+            WAYS[n] if n >= 0 else "" for n in ways_of(found, ids, pair, len(found.prior_tokens))
+        ]
         theirs = dict(spans(pair.prior.bytes[i] for i in found.prior_tokens))
         assert ways[0] == ""
         for way, (begin, end) in zip(
@@ -191,14 +193,14 @@ class TestDocuments:
         pair = aligner("coarse", "digits")
         ids = ids_of(make("coarse"), " ".join(TEXTS.values()))
         found = pair.align(ids)
-        whole = ways_of(found, ids, pair, None)
+        whole = ways_of(found, ids, pair, len(found.prior_tokens))
         assert {WAYS[n] for n in whole[1:]} == set(WAYS[:4])
         few = int(found.begin[20])  # positions of a prior that ends before the 20th token
         cut = ways_of(found, ids, pair, few)
         assert [WAYS[n] for n in cut[20:]] == ["left alone"] * len(cut[20:])
         assert cut[:15].tolist() == whole[:15].tolist()
         broken = dataclasses.replace(found, agrees=False)
-        assert {WAYS[n] for n in ways_of(broken, ids, pair, None)[1:]} == {"left alone"}
+        assert {WAYS[n] for n in ways_of(broken, ids, pair, 0)[1:]} == {"left alone"}
 
     @pytest.mark.slow
     @pytest.mark.parametrize(("trainee", "prior"), PAIRS)

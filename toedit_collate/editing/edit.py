@@ -105,8 +105,9 @@ def edit_batch(
     Raises:
         ValueError: as `edit_tokens`.
     """
+    batch = batch.in_context(policy.context, getattr(prior.tokenizer, "eos_token_id", None))
     check_documents(
-        batch.documents, batch.tokens, vocab_size=prior.vocab_size, max_length=prior.max_length
+        batch.contexts, batch.tokens, vocab_size=prior.vocab_size, max_length=prior.max_length
     )
     check_num_draws(prior, policy)
     draws = Draws(policy.seed, epoch if policy.redraw == "epoch" else None, generation)

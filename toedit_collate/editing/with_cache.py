@@ -50,7 +50,10 @@ def edit_with_cache(
     documents = batch.documents
     editable = find_editable(prior, policy, batch)
     # What is decided depends on which tokens are editable, too.
-    digests = content_digests(batch.tokens.numpy(), documents.lengths, editable.numpy())
+    tokens = batch.tokens
+    if batch.pieces is not None:  # and on where the prior began to read
+        tokens = tokens | (batch.pieces.position == 0).long() << 30
+    digests = content_digests(tokens.numpy(), documents.lengths, editable.numpy())
     known, decisions = cache.look_up(*digests.T)
     numbers = np.flatnonzero(known)
     sample = torch.zeros(0)

@@ -62,7 +62,7 @@ def edit_with_journal(
             policy, or it has later ones.
     """
     generation = prior.generation + 1
-    journal.start_generation(generation, prior.fingerprint, policy.record())
+    journal.start_generation(generation, prior.fingerprint_for(policy), policy.record())
     documents = source.documents
     keys = keys_of(source.tokens, documents.lengths)
     lengths = np.asarray(documents.lengths)

@@ -104,6 +104,12 @@ def inspect_edits(
     chosen = named_policies(policies)
     for policy in chosen.values():
         check_num_draws(prior, policy)
+    context, *others = dict.fromkeys(policy.context for policy in chosen.values())
+    if others:
+        raise ValueError(
+            f"policies have the contexts {context!r} and {others[0]!r}, and a text is scored once "
+            "for all of them; inspect them one after the other"
+        )
     reader = Reader(prior.tokenizer)
     data = as_data(data)
     prep = preparation or Preparation(max_length=max_length, assistant_only_loss=assistant_only)
@@ -134,7 +140,7 @@ def inspect_edits(
     def edited() -> Iterator[tuple[int, Document]]:
         with progress_bar(lambda: None, "documents", shown=progress) as bar:
             for batch in in_batches(documents, batch_tokens):
-                scored = score_batch(prior, as_token_batch(batch))
+                scored = score_batch(prior, as_token_batch(batch), context)
                 outcomes = {name: scored.outcome(one, epoch=epoch) for name, one in chosen.items()}
                 found = _split(scored, outcomes, reader, batch)
                 for source, document in zip(batch, found, strict=True):

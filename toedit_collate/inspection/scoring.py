@@ -12,7 +12,7 @@ from ..editing.editable import find_editable
 from ..head.candidates import Candidates
 from ..head.logprob import Scores
 from ..head.predictions import Predictions
-from ..policy import EditPolicy
+from ..policy import Context, EditPolicy
 from ..prior.base import BasePrior
 from ..tokens.checks import check_documents, check_finite
 from ..tokens.draws import Draws
@@ -153,15 +153,21 @@ class Scored:
 
 
 @torch.no_grad()
-def score_batch(prior: BasePrior, batch: TokenBatch) -> Scored:
+def score_batch(prior: BasePrior, batch: TokenBatch, context: Context = "document") -> Scored:
     """Run the prior over a batch once, with exact log P of every token that has one.
 
+    Args:
+        prior: the model.
+        batch: on the host.
+        context: of the policies (`EditPolicy.context`).
+
     Raises:
-        ValueError: a token is not in the vocabulary, a document is longer than the prior's
-            positions, or the prior returned NaN.
+        ValueError: as `TokenBatch.in_context`; or a token is not in the vocabulary, a document is
+            longer than the prior's positions, or the prior returned NaN.
     """
+    batch = batch.in_context(context, getattr(prior.tokenizer, "eos_token_id", None))
     check_documents(
-        batch.documents, batch.tokens, vocab_size=prior.vocab_size, max_length=prior.max_length
+        batch.contexts, batch.tokens, vocab_size=prior.vocab_size, max_length=prior.max_length
     )
     return prior.run_gathered(lambda: _score(prior, batch))
 

@@ -13,6 +13,7 @@ Words:
 from .options import Option as Option
 from .policy import OPTIONS as OPTIONS
 from .policy import PRESETS as PRESETS
+from .policy import Context as Context
 from .policy import EditPolicy as EditPolicy
 from .policy import Protect as Protect
 from .policy import Redraw as Redraw

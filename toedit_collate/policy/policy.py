@@ -23,6 +23,7 @@ Sampler = Literal["top_k", "top_p", "full", "rejection"]
 Scope = Literal["loss", "all"]
 Target = Literal["both", "inputs", "labels"]
 Redraw = Literal["epoch", "never"]
+Context = Literal["document", "text", "answer"]
 Protect = Callable[[Tensor, Any], Tensor]
 
 
@@ -124,6 +125,14 @@ class EditPolicy:
     )
     scope: Scope = described(
         "loss", 'edit tokens that have a label other than -100; "all": every token, prompts, too'
+    )
+    context: Context = described(
+        "document",
+        'what the prior reads before a token: "document", all of its document; "text", what '
+        'follows the last end-of-text token; "answer", what follows the last token without a '
+        "label, so that an answer is scored without its prompt. A text or an answer that is cut "
+        "out so begins with a BOS where the prior's tokenizer adds one, and its first token stays",
+        source="the authors' scripts score each text, and each SFT answer, by itself",
     )
     target: Target = described(
         "both",
@@ -239,6 +248,11 @@ class EditPolicy:
             raise ValueError(
                 "target='labels' can't be combined with scope='all': a token without a label has "
                 "nothing to edit; use scope='loss'"
+            )
+        if self.context == "answer" and self.scope == "all":
+            raise ValueError(
+                "context='answer' can't be combined with scope='all': a prompt is no answer; use "
+                "scope='loss', or context='document'"
             )
 
     @classmethod

@@ -50,7 +50,8 @@ class AlignedPrior(BasePrior):
     once about such a policy, unless both tokenizers are the same, where bounds are exact.
 
     Documents whose bytes differ on both sides are left alone. Special tokens of the trainee split
-    the text; for the trainee's BOS, the prior sees its own.
+    the text; for the trainee's BOS, the prior sees its own. If the prior's tokenizer adds a BOS to
+    texts, the prior also reads one before each document that does not begin with it.
 
     Args:
         prior: with its tokenizer.
@@ -79,7 +80,9 @@ class AlignedPrior(BasePrior):
         self.aligner = Aligner(trainee, own)
         ids, group = self.aligner.groups.first_after(b"")
         self._groups = Groups.of(ids[group], len(trainee.bytes))
-        digest = hashlib.sha256(repr((trainee.bytes, own.bytes)).encode()).hexdigest()
+        self._bos_id = prior.added_bos
+        decides = (trainee.bytes, own.bytes, self._bos_id)
+        digest = hashlib.sha256(repr(decides).encode()).hexdigest()
         self._name = digest[:16]
         self._prepared: dict[bytes, AlignedDocument] = {}
         self._last: tuple[Callable[[], TokenBatch | None], AlignedBatch] | None = None
@@ -130,8 +133,10 @@ class AlignedPrior(BasePrior):
     def ways(self, batch: TokenBatch) -> np.ndarray[Any, Any]:
         tokens, aligned = batch.tokens.numpy(), self._aligned(batch)
         found = [
-            ways_of(one, tokens[part], self.aligner, self._prior.max_length)
-            for one, part in zip(aligned.sources, batch.documents.slices, strict=True)
+            ways_of(
+                one, tokens[part], self.aligner, one.num_read(self._prior.max_length, self._bos_id)
+            )
+            for one, part in zip(aligned.sources, batch.contexts.slices, strict=True)
         ]
         return np.concatenate(found)
 
@@ -143,7 +148,9 @@ class AlignedPrior(BasePrior):
         tokens = batch.tokens[where]
         requests = aligned.requests(where.numpy(), tokens.numpy(), self._groups)
         place = torch.from_numpy(requests.place)
-        states = self._prior.predictive_states(aligned.documents, aligned.tokens, place)
+        states = self._prior.predictive_states(
+            aligned.documents, aligned.tokens, place, self._bos_id
+        )
         head = self._prior.head
         states = head.ready(states)
         device = states.device
@@ -216,16 +223,16 @@ class AlignedPrior(BasePrior):
     def _aligned(self, batch: TokenBatch) -> AlignedBatch:
         if self._last is not None and self._last[0]() is batch:
             return self._last[1]
-        documents = self.aligner.align_all(batch.tokens.numpy(), batch.documents, self._prepared)
-        aligned = AlignedBatch.of(documents, self._prior.max_length)
+        documents = self.aligner.align_all(batch.tokens.numpy(), batch.contexts, self._prepared)
+        aligned = AlignedBatch.of(documents, self._prior.max_length, self._bos_id)
         self._last = (weakref.ref(batch), aligned)
         self._count(batch, aligned)
         return aligned
 
     def _count(self, batch: TokenBatch, aligned: AlignedBatch) -> None:
         is_text = self.aligner.trainee.lengths[batch.tokens.numpy()] > 0
-        follows = batch.documents.position.numpy() > 0
-        self.counts["documents"] += batch.documents.num_documents
+        follows = batch.contexts.position.numpy() > 0
+        self.counts["documents"] += batch.contexts.num_documents
         self.counts["left_alone"] += aligned.num_disagreeing
         self.counts["alignable"] += int((is_text & follows).sum())
         self.counts["aligned"] += int((aligned.begin > 0).sum())
@@ -240,7 +247,7 @@ class AlignedPrior(BasePrior):
                 "the two tokenizers disagree about the bytes of %d of %d documents, which are left "
                 "as they are",
                 aligned.num_disagreeing,
-                batch.documents.num_documents,
+                batch.contexts.num_documents,
             )
         if self.counts["alignable"] >= _SEEN and self.aligned_share < LOW_SHARE:
             self._warn(

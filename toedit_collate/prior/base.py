@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..head.predictions import Predictions
+from ..policy import EditPolicy
 from ..tokens.protection import Protection
 from ..tokens.token_batch import TokenBatch
 from .swap import PreparedSwap
@@ -75,6 +76,16 @@ class BasePrior(ABC):
         """Differs between priors whose scores differ; with sharded weights, a collective."""
 
     @property
+    def added_bos(self) -> int | None:
+        """The token that it reads before a text that was cut out of a document; None: none."""
+        return None
+
+    def fingerprint_for(self, policy: EditPolicy) -> str:
+        """Its fingerprint, and what else its scores depend on with a policy."""
+        bos = None if policy.context == "document" else self.added_bos
+        return self.fingerprint if bos is None else f"{self.fingerprint} after {bos}"
+
+    @property
     @abstractmethod
     def description(self) -> str:
         """What it is, in a few words of Markdown, for a model card."""
@@ -108,8 +119,8 @@ class BasePrior(ABC):
             self.protection = own
 
     def scorable(self, batch: TokenBatch) -> Tensor:
-        """Which tokens have a probability, (M,) bool on the host: never the first of a document."""
-        return batch.documents.position > 0
+        """Which tokens have a probability, (M,) bool on the host: never the first of a context."""
+        return batch.contexts.position > 0
 
     @abstractmethod
     def predict(self, batch: TokenBatch, where: Tensor) -> Predictions:

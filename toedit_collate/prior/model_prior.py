@@ -132,6 +132,11 @@ class ModelPrior(BasePrior):
         own = self._fingerprint[1]
         return own if self.autocast_dtype is None else f"{own} in {self.autocast_dtype}"
 
+    @property
+    def added_bos(self) -> int | None:
+        """The BOS that its tokenizer puts before each text; None: it puts none there."""
+        return self._vocabulary.added_bos
+
     def set_tokenizer(self, tokenizer: Any) -> None:
         """Use `tokenizer` to know special tokens, the chat template and unused ids.
 
@@ -151,7 +156,8 @@ class ModelPrior(BasePrior):
             ValueError: training changes the weights, or a swap failed halfway.
         """
         head = self.head
-        states = head.ready(self.predictive_states(batch.documents, batch.tokens, where))
+        bos = None if batch.pieces is None else self.added_bos
+        states = head.ready(self.predictive_states(batch.contexts, batch.tokens, where, bos))
 
         def forbidden(with_special: bool) -> Tensor:
             special = self.special_ids if with_special else frozenset()
@@ -166,17 +172,31 @@ class ModelPrior(BasePrior):
             with_kernel=self.uses_kernel,
         )
 
-    def predictive_states(self, documents: Documents, tokens: Tensor, where: Tensor) -> Tensor:
+    def predictive_states(
+        self, documents: Documents, tokens: Tensor, where: Tensor, bos_id: int | None = None
+    ) -> Tensor:
         """The hidden states from which the head predicts some tokens, without a wait: (n, D).
 
         They are on the device of the trunk's output. `documents`, `tokens` and `where` are as in
-        `TokenBatch` and `predict`.
+        `TokenBatch` and `predict`. The model reads `bos_id` before each document that does not
+        begin with it.
         """
         if self._problem:
             raise ValueError(self._problem)
         if len(where) == 0:
             self.make_idle_passes()
             return torch.zeros(0, 1, device=self.device)
+        if bos_id is not None:
+            documents, tokens, place = documents.put_before(tokens, bos_id)
+            where = place[where]
+            longest = max(documents.lengths)
+            if self.max_length is not None and longest > self.max_length:
+                raise ValueError(
+                    f"a text of {longest - 1} tokens, before which the prior reads its "
+                    f"beginning-of-sequence token, is longer than its {self.max_length} "
+                    f"positions; shorten rows (max_length={self.max_length - 1} or less), or use "
+                    "context='document'"
+                )
         ranks = self._rendezvous if self.is_sharded else None
         with self._scoring():
             return self._passes.states(

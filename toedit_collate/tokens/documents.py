@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +28,43 @@ class Documents:
     position: Tensor  # (M,) int64, its position in the document, from 0
     start: Tensor  # (N,) int64, which of the M tokens is the first of each document
     lengths: list[int]  # the N numbers of tokens
+
+    @classmethod
+    def of_lengths(cls, lengths: list[int]) -> Documents:
+        """Documents of N lengths, behind one another without padding."""
+        number = torch.tensor(lengths, dtype=torch.int64)
+        start = number.cumsum(0) - number
+        document = torch.arange(len(lengths)).repeat_interleave(number)
+        index = torch.arange(len(document))
+        return cls(index, document, index - start[document], start, lengths)
+
+    def cut(self, begins: Tensor) -> Documents:
+        """The documents, cut before some tokens, too: (M,) bool."""
+        first = begins | (self.position == 0)
+        lengths = first.nonzero().squeeze(-1).diff(append=torch.tensor([len(first)])).tolist()
+        return dataclasses.replace(Documents.of_lengths(lengths), index=self.index)
+
+    def put_before(self, tokens: Tensor, token_id: int) -> tuple[Documents, Tensor, Tensor]:
+        """Put a token before each document that does not begin with it.
+
+        Args:
+            tokens: (M,) int64.
+            token_id: the token.
+
+        Returns:
+            The documents; their tokens; and (M,) int64, where each of the M now stands.
+
+        Example:
+            >>> Documents.of_lengths([1, 2]).put_before(torch.tensor([5, 0, 7]), 0)[1:]
+            (tensor([0, 5, 0, 7]), tensor([1, 2, 3]))
+        """
+        lengths = torch.tensor(self.lengths)
+        lacks = lengths > 0
+        lacks[lacks.clone()] = tokens[self.start[lacks]] != token_id
+        place = torch.arange(len(tokens)) + lacks.cumsum(0)[self.document]
+        documents = Documents.of_lengths((lengths + lacks).tolist())
+        longer = torch.full_like(documents.index, token_id).index_copy_(0, place, tokens)
+        return documents, longer, place
 
     @property
     def num_tokens(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -141,6 +142,13 @@ class Vocabulary:
             self._no_text[:] = True
             self._no_text[sorted(known - beyond)] = False
         self._on_device: dict[tuple[frozenset[int], torch.device], Tensor] = {}
+
+    @functools.cached_property
+    def added_bos(self) -> int | None:
+        """The token that the tokenizer puts before each text; None: it puts none there."""
+        bos = getattr(self.tokenizer, "bos_token_id", None)
+        begins = bos is not None and self.tokenizer("a")["input_ids"][:1] == [bos]
+        return bos if begins else None
 
     def forbidden(self, special_ids: frozenset[int], device: torch.device) -> Tensor:
         """(m,) int64: the ids that must not be drawn, `special_ids` and unused ones; cached."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections.abc import Mapping
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..policy import Target
+from ..policy import Context, Target
 from ..transfer import fetch, send
 from .checks import check_edit, check_labels, check_mask, check_rising, check_tensors
 from .documents import Documents, document_ids_of, find_documents, mask_of_padding, mask_of_pairs
@@ -44,6 +45,8 @@ class TokenBatch:
     pad_to_multiple_of: int | None = None
     # (M,) bool, False at tokens that no policy may change; None: no such tokens
     edit: Tensor | None = None
+    # documents cut into what the prior scores by itself (`in_context`); None: whole documents
+    pieces: Documents | None = None
 
     @classmethod
     def of(
@@ -138,6 +141,45 @@ class TokenBatch:
             ids, mask, positions, labels, document_ids=document_ids, edit=batch.get("edit"),
             **settings,
         )  # fmt: skip
+
+    def in_context(self, context: Context, eos_id: int | None) -> TokenBatch:
+        """The batch, with what the prior reads before a token cut to `EditPolicy.context`.
+
+        Documents stay what they are for attention, draws, journals and caches.
+
+        Raises:
+            ValueError: "text" without an end-of-text token, or "answer" without labels.
+
+        Example:
+            >>> batch = TokenBatch.of(torch.tensor([[5, 6, 1, 8, 9]]), None, None, None)
+            >>> batch.in_context("text", eos_id=1).contexts.lengths
+            [3, 2]
+        """
+        if context == "document":
+            return self
+        begins = torch.zeros(len(self.tokens), dtype=torch.bool)
+        if context == "text":
+            if eos_id is None:
+                raise ValueError(
+                    "context='text' needs the end-of-text token of a tokenizer, and there is no "
+                    "tokenizer or it has no eos_token; give the prior its tokenizer, set "
+                    "eos_token, or use context='document'"
+                )
+            begins[1:] = self.tokens[:-1] == eos_id
+        else:
+            if self.labels is None:
+                raise ValueError(
+                    "context='answer' needs labels, which mark the answers, and the batch has "
+                    "none; give labels, equal to input_ids or -100, or use context='document'"
+                )
+            learned = self.labels.reshape(-1)[self.documents.index] != -100
+            begins[1:] = learned[1:] != learned[:-1]
+        return dataclasses.replace(self, pieces=self.documents.cut(begins))
+
+    @property
+    def contexts(self) -> Documents:
+        """What the prior scores by itself: documents, or pieces of them."""
+        return self.documents if self.pieces is None else self.pieces
 
     @property
     def unknown_padding(self) -> int | None:

@@ -113,6 +113,7 @@ class ToEditCollator:
         self.key = editor.key
         self.base_collator: BaseCollator = base_collator or DefaultCollator(editor.tokenizer)
         self.aligner: Any = prior.aligner
+        self.context = editor.policy.context
         self.purpose = Purpose.UNKNOWN
 
     def __call__(self, features: Any) -> ToEditBatch:
@@ -143,7 +144,9 @@ class ToEditCollator:
             purpose = Purpose.UNKNOWN  # called by hand
         prepared = None
         if self.aligner is not None and in_worker and not is_excluded:
-            prepared = self.aligner.prepare(TokenBatch.collated(collated))
+            source = TokenBatch.collated(collated)
+            eos_id = self.aligner.trainee.eos_id
+            prepared = self.aligner.prepare(source.in_context(self.context, eos_id))
         origin = Origin(purpose, padding_multiple(self.base_collator, collated), prepared)
         return ToEditBatch(collated, self._editor or self.key, origin)
 
@@ -237,7 +240,7 @@ class ToEditCollator:
 
     def __getstate__(self) -> dict[str, Any]:
         # To workers: what collates, and nothing that holds the GPU.
-        names = ("base_collator", "key", "purpose", "aligner")
+        names = ("base_collator", "key", "purpose", "aligner", "context")
         return {name: getattr(self, name) for name in names}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

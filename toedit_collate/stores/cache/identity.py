@@ -66,12 +66,13 @@ class Identity:
         tokenizer = prior.tokenizer
         size = 0 if tokenizer is None else len(tokenizer)
         protection = prior.protection
-        now = (prior.fingerprint, policy, tokenizer, size, protection, prior.vocab_size)
+        fingerprint = prior.fingerprint_for(policy)
+        now = (fingerprint, policy, tokenizer, size, protection, prior.vocab_size)
         last = _LAST.get(prior)
         if last is not None and last[0] == now:
             return last[1]
         identity = cls(
-            prior=prior.fingerprint,
+            prior=fingerprint,
             policy=decision_record(policy),
             tokenizer=tokenizer_hash(tokenizer),
             tokenizer_size=num_ids(tokenizer),

@@ -34,6 +34,19 @@ class AlignedDocument:
     groups: list[IntArray] = field(default_factory=list)
     agrees: bool = True  # whether both sides have the same bytes; if not, nothing is aligned
 
+    def num_read(self, max_length: int | None, bos_id: int | None) -> int:
+        """How many of the K tokens the prior can read.
+
+        Args:
+            max_length: its positions; None: no limit.
+            bos_id: it reads this first, unless the document begins with it; None: it does not.
+        """
+        size = len(self.prior_tokens)
+        if max_length is None:
+            return size
+        adds = bos_id is not None and size > 0 and int(self.prior_tokens[0]) != bos_id
+        return min(size, max_length - adds)
+
 
 class Aligner:
     """Tokenizes documents of the trainee for the prior. It can be pickled."""
@@ -60,7 +73,7 @@ class Aligner:
 
     def prepare(self, batch: TokenBatch) -> dict[bytes, AlignedDocument]:
         """The aligned documents of a batch by content, for `AlignedPrior.take_prepared`."""
-        documents = [batch.tokens.numpy()[part] for part in batch.documents.slices]
+        documents = [batch.tokens.numpy()[part] for part in batch.contexts.slices]
         return {own.tobytes(): self.align(own) for own in documents}
 
     def align(self, tokens: IntArray) -> AlignedDocument:
@@ -188,15 +201,16 @@ class AlignedBatch:
     num_cut: int  # number of documents with more tokens than the prior has positions
 
     @classmethod
-    def of(cls, aligned: Sequence[AlignedDocument], max_length: int | None) -> AlignedBatch:
-        """Join documents. Tokens after `max_length` positions of the prior can't be predicted."""
+    def of(
+        cls, aligned: Sequence[AlignedDocument], max_length: int | None, bos_id: int | None = None
+    ) -> AlignedBatch:
+        """Join documents, each as far as the prior reads it (`AlignedDocument.num_read`)."""
         whole = [len(one.prior_tokens) for one in aligned]
-        lengths = [size if max_length is None else min(size, max_length) for size in whole]
-        ends = np.cumsum(lengths, dtype=np.int64)
-        starts = ends - np.array(lengths, dtype=np.int64)
+        lengths = [one.num_read(max_length, bos_id) for one in aligned]
+        documents = Documents.of_lengths(lengths)
         begins, chain_lengths, chains = [], [], []
         groups: list[IntArray] = []
-        for one, start, size in zip(aligned, starts.tolist(), lengths, strict=True):
+        for one, start, size in zip(aligned, documents.start.tolist(), lengths, strict=True):
             chain = np.full(len(one.begin), -1, dtype=np.int64)
             several = np.flatnonzero(one.length > 1)
             chain[several] = len(groups) + np.arange(len(several))
@@ -206,13 +220,6 @@ class AlignedBatch:
             begins.append(np.where(known, one.begin + start, -1))
             chain_lengths.append(np.where(known, one.length, 0))
             chains.append(np.where(known, chain, -1))
-        documents = Documents(
-            index=torch.arange(int(ends[-1])),
-            document=torch.from_numpy(np.repeat(np.arange(len(lengths)), lengths)),
-            position=torch.from_numpy(_runs(np.zeros(len(lengths), np.int64), np.array(lengths))),
-            start=torch.from_numpy(starts),
-            lengths=lengths,
-        )
         kept = [one.prior_tokens[:size] for one, size in zip(aligned, lengths, strict=True)]
         return cls(
             documents=documents,

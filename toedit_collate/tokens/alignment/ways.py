@@ -18,13 +18,11 @@ WAYS = tuple(MEANING)
 _ONE_TO_ONE, _LONGER, _CHAIN, _INSIDE, _LEFT_ALONE = range(len(WAYS))
 
 
-def ways_of(
-    document: AlignedDocument, tokens: IntArray, aligner: Aligner, max_length: int | None
-) -> IntArray:
+def ways_of(document: AlignedDocument, tokens: IntArray, aligner: Aligner, known: int) -> IntArray:
     """The index into `WAYS` of each token of a document: (L,) int64.
 
-    It is -1 at special tokens and at the first token of the document. `max_length` is the prior's
-    number of positions.
+    It is -1 at special tokens and at the first token of the document. The prior
+    reads the first `known` of its tokens.
     """
     lengths = aligner.trainee.lengths[tokens]
     ways = np.full(len(tokens), _INSIDE if document.agrees else _LEFT_ALONE)
@@ -37,7 +35,6 @@ def ways_of(
         ways[scored & (begin == 0)] = _LEFT_ALONE
         # A token inside one of the prior's has no position of its own. So all that follow the
         # first one after the prior's last position count as after it.
-        known = len(document.prior_tokens) if max_length is None else max_length
         after = np.flatnonzero(scored & (begin + length > known))
         if len(after):
             ways[after[0] :] = _LEFT_ALONE
