@@ -1,8 +1,7 @@
 """Sets compared with the first one: coverage of its perplexities, warnings, and filters.
 
-The filters of section 2.2 on a set: importance resampling by n-grams (DSIR, Xie et al., 2023), a
-perplexity filter, density sampling (Sachdeva et al., 2024, arXiv:2402.09668) and a quality
-classifier; all on the sampled documents. They need scikit-learn.
+The filters of section 2.2 run on the sampled documents. `selection.py` filters a whole set, and
+writes what is kept.
 """
 
 from __future__ import annotations
@@ -16,7 +15,8 @@ from common.ngrams import NUM_BUCKETS, bucket_of, collision_index
 
 from toedit_collate.errors import UnusableError
 
-from .measure import MIN_TOKENS, Measured, Sampled
+from .measure import MIN_TOKENS, Measured
+from .selection import density, dsir, highest, ngrams_of, rare_first
 
 Array = npt.NDArray[np.float64]
 LITTLE_COVERAGE = 0.9
@@ -74,13 +74,13 @@ def warnings_of(sets: Sequence[Measured]) -> list[str]:
     return found
 
 
-def check_can_filter() -> None:
+def check_can_map() -> None:
     """Raise `UnusableError` where scikit-learn is not installed."""
     try:
         import sklearn  # type: ignore[import-untyped]  # noqa: F401
     except ImportError:
         raise UnusableError(
-            "t-SNE and baselines need scikit-learn, which is not installed; "
+            "t-SNE needs scikit-learn, which is not installed; "
             'pip install "toedit_collate[analysis]"'
         ) from None
 
@@ -98,21 +98,20 @@ def compare_baselines(first: Measured, pool: Measured, *, seed: int = 0) -> list
         documents are `kept`; their `perplexity` (geometric mean over documents), `coverage` of the
         first set's perplexities, and `concentration` of bigrams.
     """
-    check_can_filter()
-    rng = np.random.default_rng(seed)
     target = [one for one in first.sample if len(one.ids) > 1]
     raw = [one for one in pool.sample if len(one.ids) > 1 and one.num_scored]
     raw = [one for one in raw if one.num_scored >= MIN_TOKENS] or raw
     keep = max(1, int(KEPT_SHARE * len(raw)))
-    target_counts, raw_counts = _features(target), _features(raw)
+    ours, theirs = ([ngrams_of(one.ids) for one in some] for some in (target, raw))
+    bigrams = [bucket_of((one.ids[:-1] << 32) | one.ids[1:]) for one in raw]
     perplexity = np.array([-one.logprob for one in raw])
-    choices = {
-        "all": np.arange(len(raw)),
-        "importance resampling (DSIR)": _dsir(target_counts, raw_counts, keep, rng),
-        "perplexity filter": np.argsort(perplexity, kind="stable")[:keep],
-        "density sampling": _density(raw_counts, keep, rng),
-        "classifier": _classifier(target_counts, raw_counts, keep, seed),
+    scores = {
+        "importance resampling (DSIR)": dsir(lambda: ours, lambda: theirs, seed),
+        "perplexity filter": perplexity,
+        "density sampling": rare_first(density(lambda: theirs, rows=100, seed=seed), seed),
     }
+    choices = {"all": np.arange(len(raw))}
+    choices |= {name: np.flatnonzero(highest(values, keep)) for name, values in scores.items()}
     return [
         {
             "name": name,
@@ -120,59 +119,9 @@ def compare_baselines(first: Measured, pool: Measured, *, seed: int = 0) -> list
             "kept": len(chosen),
             "perplexity": float(np.exp(perplexity[chosen].mean())),
             "coverage": coverage(first.log_perplexity, perplexity[chosen]),
-            "concentration": collision_index(raw_counts[chosen][:, NUM_BUCKETS:].sum(0)),
+            "concentration": collision_index(
+                np.bincount(np.concatenate([bigrams[i] for i in chosen]), minlength=NUM_BUCKETS)
+            ),
         }
         for name, chosen in choices.items()
     ]
-
-
-def _features(documents: list[Sampled]) -> Any:
-    """Hashed uni- and bigrams: an (n, 2 x 10,000) sparse matrix of counts."""
-    from scipy.sparse import csr_array  # scikit-learn brings it
-
-    columns = []
-    for one in documents:
-        pairs = (one.ids[:-1] << 32) | one.ids[1:]
-        columns.append(np.concatenate([bucket_of(one.ids), NUM_BUCKETS + bucket_of(pairs)]))
-    rows = np.repeat(np.arange(len(documents)), [len(found) for found in columns])
-    counts = (np.ones(len(rows), np.int64), (rows, np.concatenate(columns)))
-    return csr_array(counts, shape=(len(documents), 2 * NUM_BUCKETS))
-
-
-def _dsir(target: Any, raw: Any, keep: int, rng: np.random.Generator) -> Any:
-    """Draw without replacement by importance weights, bag-of-n-grams models of both sides."""
-    ours, theirs = (np.asarray(one.sum(0)).ravel() + 1.0 for one in (target, raw))
-    weights = raw @ (np.log(ours / ours.sum()) - np.log(theirs / theirs.sum()))
-    # The highest of weights plus Gumbel noise: a draw without replacement.
-    return np.argsort(-(weights + rng.gumbel(size=len(weights))))[:keep]
-
-
-def _density(raw: Any, keep: int, rng: np.random.Generator) -> Any:
-    """Draw documents the likelier, the lonelier they are: inverse to a kernel density."""
-    from sklearn.decomposition import TruncatedSVD
-    from sklearn.neighbors import KernelDensity
-    from sklearn.preprocessing import StandardScaler, normalize
-
-    dimensions = max(1, min(16, raw.shape[0] - 1))
-    rows = normalize(raw.astype(float))
-    points = TruncatedSVD(dimensions, random_state=0).fit_transform(rows)
-    points = StandardScaler().fit_transform(points)
-    density = KernelDensity(bandwidth="scott").fit(points).score_samples(points)
-    return np.argsort(density - rng.gumbel(size=len(density)))[:keep]
-
-
-def _classifier(target: Any, raw: Any, keep: int, seed: int) -> Any:
-    """Keep what looks most like the target to a logistic regression that was fitted without it."""
-    from scipy.sparse import vstack
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.model_selection import StratifiedKFold, cross_val_predict
-    from sklearn.preprocessing import normalize
-
-    rows = normalize(vstack([target, raw]).astype(float))
-    answers = np.repeat([1, 0], [target.shape[0], raw.shape[0]])
-    if min(np.bincount(answers)) < 2:
-        return np.arange(keep)
-    model = LogisticRegression(max_iter=300, class_weight="balanced")
-    halves = StratifiedKFold(2, shuffle=True, random_state=seed)
-    scores = cross_val_predict(model, rows, answers, cv=halves, method="decision_function")
-    return np.argsort(-scores[target.shape[0] :], kind="stable")[:keep]

@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # recipes: `common
 from common.figures import check_can_draw, save_figure
 
 from paper import draw
-from paper.compare import check_can_filter, compare_baselines, coverage, warnings_of
+from paper.compare import check_can_map, compare_baselines, coverage, warnings_of
 from paper.measure import Measured, SetSettings, measure_set
 from paper.page import as_page
 from toedit_collate.config.guard import run_guarded
@@ -75,7 +75,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--baselines",
         action="store_true",
-        help="compare the filters of section 2.2 on the later sets; needs scikit-learn",
+        help="compare the filters of section 2.2 on the later sets",
     )
     parser.add_argument(
         "--limit",
@@ -95,8 +95,8 @@ def run_report(args: argparse.Namespace, options: dict[str, Any]) -> None:
         UnusableError: an argument can't be used, or the data can't.
     """
     check_can_draw()
-    if args.map == "tsne" or args.baselines:
-        check_can_filter()
+    if args.map == "tsne":
+        check_can_map()
     try:
         args.output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -174,7 +174,7 @@ def write_report(
         reader: makes text of token ids.
         prior: what scored, in words.
         map_method: of the map of documents: "pca", "tsne", which needs scikit-learn, or None.
-        with_baselines: compare the filters of section 2.2; needs scikit-learn.
+        with_baselines: compare the filters of section 2.2.
         seed: of map and filters.
 
     Raises:

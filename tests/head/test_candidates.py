@@ -1,5 +1,6 @@
 """Resamples follow the distribution that the reference states."""
 
+import itertools
 import math
 
 import numpy as np
@@ -48,6 +49,40 @@ def draws(logits, policy, uniforms, observed=7, forbidden=()):
     n = len(uniforms)
     forbidden = torch.tensor(forbidden, dtype=torch.int64)
     return draw_tokens(policy, forbidden, logits.repeat(n, 1), torch.full((n,), observed), uniforms)
+
+
+class TestRejectionSampling:
+    """What docs/paper.md says of statistical rejection sampling, with r = log P."""
+
+    @pytest.mark.parametrize("beta", [1.0, 1.5])
+    def test_accepted_tokens_follow_an_existing_sampler(self, beta):
+        logits = make_logits(0.6)
+        p = logits.double().softmax(-1).numpy()
+        best = np.argsort(-p)[:8]
+        rng = np.random.default_rng(0)
+        for ids, chances, policy in (
+            (best, np.full(8, 1 / 8), EditPolicy(temperature=beta)),
+            (np.arange(V), np.full(V, 1 / V), EditPolicy(sampler="full", temperature=beta)),
+            (np.arange(V), p, EditPolicy(sampler="full", temperature=beta / (1 + beta))),
+        ):
+            proposed = rng.choice(ids, 400_000, p=chances)
+            kept = rng.random(len(proposed)) < (p[proposed] / p.max()) ** (1 / beta)
+            counts = np.bincount(proposed[kept], minlength=V)
+            means = reference.distribution(logits, 7, policy).numpy() * counts.sum()
+            assert counts[means == 0].sum() == 0
+            likely = means >= 5
+            cells = [*counts[likely], counts[~likely].sum() + 1e-9]
+            means = [*means[likely], means[~likely].sum() + 1e-9]
+            assert stats.chisquare(cells, means).pvalue > 1e-4
+
+    def test_the_chances_in_the_table(self):
+        p, beta = np.array([0.99, 0.006, 0.003, 0.001]), 1.5
+        a = (p / p.max()) ** (1 / beta)
+        orders = list(itertools.permutations(range(4)))
+        reached = [np.prod([1 - a[i] for i in o[: o.index(0)]]) for o in orders]  # the best one
+        assert 1 - a[0] / a.sum() == pytest.approx(0.0604, abs=5e-5)
+        assert 1 - (p * a)[0] / (p * a).sum() == pytest.approx(0.0003, abs=5e-5)
+        assert 1 - np.mean(reached) == pytest.approx(0.0317, abs=5e-5)
 
 
 @pytest.mark.parametrize("share", [0.993, 0.6, 0.02])

@@ -170,9 +170,8 @@ def test_the_folder(prior, rows, measured, tmp_path):
     assert 'src="figures/histogram.svg"' in page
     assert [one["name"] for one in record["baselines"]] == [
         "all", "importance resampling (DSIR)", "perplexity filter", "density sampling",
-        "classifier",
     ]  # fmt: skip
-    assert [one["kept"] for one in record["baselines"]] == [12, 6, 6, 6, 6]
+    assert [one["kept"] for one in record["baselines"]] == [12, 6, 6, 6]
 
 
 def test_a_map_by_principal_components(measured):
