@@ -400,6 +400,10 @@ class TestGlobalBatchSize:
                 RunArguments(global_batch_size=total).spread_batch(self.args(), 8)
         with pytest.raises(UnusableError, match="a file in `deepspeed`"):
             RunArguments(global_batch_size=8).spread_batch(self.args(deepspeed="x.json"), 8)
+        both = RunArguments(global_batch_size=8)
+        both.given = {"gradient_accumulation_steps": 2}
+        with pytest.raises(UnusableError, match="leave one of them out"):
+            both.spread_batch(self.args(), 8)
         args = self.args()
         RunArguments().spread_batch(args, 7)
         assert vars(args) == vars(self.args())

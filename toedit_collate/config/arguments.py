@@ -312,11 +312,15 @@ class RunArguments:
             processes: among which the rows are divided.
 
         Raises:
-            UnusableError: they cannot be divided, or a DeepSpeed file has the numbers already.
+            UnusableError: they cannot be divided, or another setting has the numbers already.
         """
         total, most = self.global_batch_size, args.per_device_train_batch_size
         if total is None:
             return
+        if "gradient_accumulation_steps" in self.given:
+            raise UnusableError(
+                "global_batch_size sets gradient_accumulation_steps; leave one of them out"
+            )
         share, rest = divmod(total, processes)
         if rest or share < 1:
             raise UnusableError(
