@@ -44,8 +44,7 @@ class AlignedPredictions(Predictions):
     `forbidden` are ids of the trainee.
     """
 
-    token_of: Tensor  # (R,) int64 on the device of the states, the token that makes a request
-    groups: IdGroups  # of the requests, on that device
+    groups: IdGroups  # of the requests, on the device of the states
     chains: Chains  # of the tokens
     first: Tensor  # (V,) int64 on that device, the group of each id of the prior; W: none
     num_ids: int  # W
@@ -84,7 +83,7 @@ class AlignedPredictions(Predictions):
         def all_of(flags: Tensor) -> Tensor:
             return torch.ones(n, dtype=torch.bool).index_fill_(0, token[~flags], False)
 
-        logprob = self._summed(logprob, self.token_of, n)
+        logprob = self._summed(logprob, send(token, self.device), n)
         return Scores(logprob, all_of(scores.is_open), all_of(scores.is_finite))
 
     @staticmethod
@@ -142,13 +141,13 @@ class AlignedPredictions(Predictions):
         self, policy: EditPolicy, at: Tensor, observed: Tensor, uniforms: Tensor
     ) -> Tensor:
         columns = min(policy.top_k, self.num_ids) if policy.sampler == "top_k" else self.num_ids
-        drawn = []
-        start = 0
-        for some in at.split(max(1, self._budget // columns)):
-            rows = slice(start, start := start + len(some))
-            found = self._of_chains(policy, some)
-            drawn.append(draw_among(found, observed[rows], uniforms[rows], policy.temperature))
-        return torch.cat(drawn)
+        most = max(1, self._budget // columns)
+        parts = zip(*(x.split(most) for x in (at, observed, uniforms)), strict=True)
+        drawn = (
+            draw_among(self._of_chains(policy, some), own, numbers, policy.temperature)
+            for some, own, numbers in parts
+        )
+        return torch.cat(list(drawn))
 
     def _plain_tiles(self, at: Tensor, *columns: Tensor) -> Iterator[tuple[Tensor, ...]]:
         """The trainee's logits at tokens that make one request, as `project_rows` yields them."""

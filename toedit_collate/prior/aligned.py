@@ -171,7 +171,6 @@ class AlignedPrior(BasePrior):
             head=head,
             states=states,
             tokens=send(tokens, device),
-            token_of=on_device(requests.token),
             groups=IdGroups(
                 on_device(requests.member_row), on_device(requests.members), len(place)
             ),

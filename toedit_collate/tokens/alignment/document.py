@@ -180,7 +180,6 @@ class Requests:
     """
 
     place: IntArray  # (R,) int64, which of the prior's tokens, ascending
-    token: IntArray  # (R,) int64, which of the n tokens makes the request, ascending
     member_row: IntArray  # (m,) int64, ascending: the request of each member of a group
     members: IntArray  # (m,) int64, ids of the prior
 
@@ -240,7 +239,6 @@ class AlignedBatch:
         """
         length, begin = self.length[where], self.begin[where]
         place = _runs(begin, length)
-        token = np.repeat(np.arange(len(where)), length)
         last = np.cumsum(length) - 1
         is_one = length == 1
         in_chains = [self.groups[number] for number in self.chain[where[~is_one]].tolist()]
@@ -258,7 +256,7 @@ class AlignedBatch:
         if in_chains:
             of_chains = counts[last[~is_one]]
             members[_runs(offset[last[~is_one]], of_chains)] = np.concatenate(in_chains)
-        return Requests(place, token, np.repeat(np.arange(len(place)), counts), members)
+        return Requests(place, np.repeat(np.arange(len(place)), counts), members)
 
 
 def _runs(begin: IntArray, counts: IntArray) -> IntArray:
