@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..policy import EditPolicy
 from ..transfer import send
-from .candidates import Candidates, draw_among, draw_tokens, find_candidates
+from .candidates import Candidates, draw_among, find_candidates
 from .groups import IdGroups, LeadingMembers, group_logits, leading_members
 from .logprob import Scores, exact_logprob, score_observed
 from .predictions import Predictions
@@ -124,18 +124,11 @@ class AlignedPredictions(Predictions):
     def _draw(self, policy: EditPolicy, at: Tensor, observed: Tensor, uniforms: Tensor) -> Tensor:
         drawn = torch.zeros(uniforms.shape, dtype=torch.int64, device=self.device)
         of_one = self.chains.length[at] == 1
-        for part, draw in ((of_one, self._draw_plain), (~of_one, self._draw_chained)):
+        for part, draw in ((of_one, super()._draw), (~of_one, self._draw_chained)):
             if part.any():
                 rows = send(part.nonzero().squeeze(-1), self.device)
                 drawn[rows] = draw(policy, at[part], observed[rows], uniforms[rows])
         return drawn
-
-    def _draw_plain(
-        self, policy: EditPolicy, at: Tensor, observed: Tensor, uniforms: Tensor
-    ) -> Tensor:
-        forbidden = self.forbidden(policy.protect_special)
-        tiles = self._plain_tiles(at, observed, uniforms)
-        return torch.cat([draw_tokens(policy, forbidden, *tile) for tile in tiles])
 
     def _draw_chained(
         self, policy: EditPolicy, at: Tensor, observed: Tensor, uniforms: Tensor
@@ -149,10 +142,11 @@ class AlignedPredictions(Predictions):
         )
         return torch.cat(list(drawn))
 
-    def _plain_tiles(self, at: Tensor, *columns: Tensor) -> Iterator[tuple[Tensor, ...]]:
-        """The trainee's logits at tokens that make one request, as `project_rows` yields them."""
-        states = self.states[send(self.chains.begin[at], self.device)]
-        for logits, *rest in project_rows(self.head, states, *columns):
+    def _tiles(
+        self, at: Tensor, *columns: Tensor, most: int | None = None
+    ) -> Iterator[tuple[Tensor, ...]]:
+        """The trainee's logits at tokens that make one request."""
+        for logits, *rest in super()._tiles(self.chains.begin[at], *columns, most=most):
             yield group_logits(logits, self.first, self.num_ids), *rest
 
     def candidates(self, policy: EditPolicy, at: Tensor) -> Iterator[Candidates]:
@@ -168,7 +162,7 @@ class AlignedPredictions(Predictions):
         forbidden = self.forbidden(policy.protect_special)
         found = [
             find_candidates(policy, forbidden, *tile)
-            for tile in self._plain_tiles(at[of_one], self.tokens[send(at[of_one], self.device)])
+            for tile in self._tiles(at[of_one], self.tokens[send(at[of_one], self.device)])
             if len(tile[0])
         ]
         if most == 1 and len(found) == 1:

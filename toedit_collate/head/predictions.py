@@ -100,9 +100,8 @@ class Predictions:
         """
         if len(at) == 0:
             return
-        there = send(at, self.device)
         forbidden = self.forbidden(policy.protect_special)
-        for logits, tokens in project_rows(self.head, self.states[there], self.tokens[there]):
+        for logits, tokens in self._tiles(at, self.tokens[send(at, self.device)]):
             yield find_candidates(policy, forbidden, logits, tokens)
 
     # What `AlignedPredictions` changes.
@@ -117,14 +116,18 @@ class Predictions:
         """(n,) int64, as for `surely_kept`."""
         return None
 
+    def _tiles(
+        self, at: Tensor, *columns: Tensor, most: int | None = None
+    ) -> Iterator[tuple[Tensor, ...]]:
+        """Logits at some tokens, with the rows of the columns; see `project_rows`."""
+        states = self.states[send(at, self.device)]
+        yield from project_rows(self.head, states, *columns, most=most)
+
     def _draw(self, policy: EditPolicy, at: Tensor, observed: Tensor, uniforms: Tensor) -> Tensor:
-        states, forbidden = (
-            self.states[send(at, self.device)],
-            self.forbidden(policy.protect_special),
-        )
+        forbidden = self.forbidden(policy.protect_special)
 
         def draw(most: int) -> Tensor:
-            tiles = project_rows(self.head, states, observed, uniforms, most=most)
+            tiles = self._tiles(at, observed, uniforms, most=most)
             return torch.cat([draw_tokens(policy, forbidden, *tile) for tile in tiles])
 
         return self._in_budget(draw, block_elements(self.head, self.states))
