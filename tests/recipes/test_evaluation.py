@@ -8,7 +8,13 @@ import pathlib
 
 import pytest
 import torch
-from common.domain_tasks.adaptllm import chosen, entity_f1, exact_match, load_rows
+from common.domain_tasks.adaptllm import (
+    chosen,
+    entity_f1,
+    exact_match,
+    load_rows,
+    mean_weighted_f1,
+)
 from common.tasks import DOMAIN_TASKS
 from conftest import make_llama, make_tokenizer
 from paper.evaluate import HELD_OUT, main, sets_of
@@ -133,3 +139,44 @@ def test_the_pile_from_a_local_file(files, tmp_path, monkeypatch):
 def test_a_hub_id_needs_a_folder_for_its_results(capsys):
     assert main(["someone/model", "--table", "13"]) == 2
     assert "--output" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_finance_in_the_harness(files, tmp_path, monkeypatch):
+    """The predictions of FPB and Headline, and so their F1, are those of the definition."""
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    options = ["positive fox", "negative", "neutral turtle dog"]
+    rows = [
+        {"id": n, "input": f"{text[:40]} is", "options": options, "gold_index": n % 3}
+        for n, text in enumerate(texts_in(files)[:9])
+    ]
+    contents = dict.fromkeys(("FPB", "FiQA_SA"), rows)
+    contents["Headline"] = [row | {"class_id": row["id"] % 2} for row in rows]
+    for name, label in (("NER", "Smith (PER)"), ("ConvFinQA", "12.5")):
+        contents[name] = [{"id": row["id"], "input": row["input"], "label": label} for row in rows]
+    for name, content in contents.items():
+        lines = "".join(json.dumps(row) + "\n" for row in content)
+        (tmp_path / f"{name}.json").write_text(lines)
+    words = ["--table", "2b", "--local", str(tmp_path), "--output", str(tmp_path)]
+    assert main([files.model, *words, "--device", "cpu"]) == 0
+    found = json.loads((tmp_path / "evaluation.json").read_text())["tasks"]
+    guesses = [best_option(make_llama(), row) for row in rows]
+    items = [(0, row["gold_index"], guess) for row, guess in zip(rows, guesses, strict=True)]
+    assert len(set(guesses)) > 1
+    assert found["adaptllm_fpb"]["weighted_f1"] == pytest.approx(mean_weighted_f1(items))
+    items = [(n % 2, gold, guess) for n, (_, gold, guess) in enumerate(items)]
+    assert found["adaptllm_headline"]["weighted_f1"] == pytest.approx(mean_weighted_f1(items))
+    assert found["adaptllm_ner"]["entity_f1"] == found["adaptllm_convfinqa"]["exact_match"] == 0
+
+
+def best_option(model, row) -> int:
+    tokenizer, means = make_tokenizer(), []
+    start = len(tokenizer(row["input"])["input_ids"])
+    for option in row["options"]:
+        ids = torch.tensor([tokenizer(f"{row['input']} {option}")["input_ids"]])
+        with torch.no_grad():
+            logits = model(input_ids=ids).logits[0].double().log_softmax(-1)
+        own = logits[:-1].gather(-1, ids[0, 1:, None])[start - 1 :]
+        means.append(float(own.mean()))
+    return max(range(len(means)), key=means.__getitem__)

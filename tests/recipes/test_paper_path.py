@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from paper import evaluate, make_data, table
+from paper import evaluate, make_data, rounds, table
 from running import CONFIGS, ON_CPU, make_files, metrics, options, run_recipe, write_choices
 
 DOMAIN = {"MQP": 2, "PubMedQA": 3, "USMLE": 4, "RCT": 5, "ChemProt": 13}  # task -> options
@@ -160,7 +160,6 @@ def test_table_4_code(files, tmp_path, capsys):
 @pytest.mark.slow
 def test_table_9(files, tmp_path, capsys):
     """No training: one frozen prior edits the answers three times."""
-    rounds = pytest.importorskip("paper.rounds")
     rows = [{"definition": "say", "inputs": t[:20], "targets": t} for t in texts_in(files)]
     data = make(files, tmp_path, "natural_instructions", rows)
     words = ["--prior", files.model, "--data", data, "--policy", "reference_code threshold=0.3"]
