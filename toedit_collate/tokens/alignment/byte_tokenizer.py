@@ -50,7 +50,7 @@ class ByteTokenizer:
             for token_id, one in reversed(list(enumerate(self.bytes)))
             if one is not None and len(one) == 1
         }
-        self._raw, self._ids_of_added = _without_surroundings(tokenizer, self.kind)
+        self._raw, self._ids_of_added = _bare_tokenizer(tokenizer, self.kind)
 
     def encode(self, data: bytes) -> list[int]:
         """The ids of some bytes, which may cut or break characters."""
@@ -91,7 +91,7 @@ class ByteTokenizer:
     def _encode_broken(self, data: bytes) -> list[int]:
         """Encode the completed text, and then each word of broken characters by itself."""
         as_word = self._encode_word(data)
-        if len(as_word) == 1:  # a token that is no whole characters, as there are some thousand
+        if len(as_word) == 1:  # a token that cuts characters, of which there are thousands
             return as_word
         text, origin = complete(data)
         ids: list[int] = []
@@ -112,7 +112,7 @@ class ByteTokenizer:
         return [token.id for token in self._raw.model.tokenize(word)]
 
 
-def _without_surroundings(tokenizer: Any, kind: Kind) -> tuple[Any, dict[int, int]]:
+def _bare_tokenizer(tokenizer: Any, kind: Kind) -> tuple[Any, dict[int, int]]:
     """The tokenizer without special tokens, prefixes and limits, on the same model.
 
     Returns:
@@ -140,11 +140,8 @@ def _without_surroundings(tokenizer: Any, kind: Kind) -> tuple[Any, dict[int, in
     return raw, {a: b for a, b in ids.items() if a is not None and a != b}
 
 
-# Documents and tokens may be cut inside a character.
-
-
 def complete(data: bytes) -> tuple[str, list[int]]:
-    """Complete broken characters, so that a tokenizer can split the text into words.
+    """Complete characters that a document or token cuts, so that a text has words.
 
     The added bytes make a character of the most likely kind: a letter for letters, a symbol for
     emojis.
