@@ -65,7 +65,7 @@ def unwrap_layer(module: Any, adapters: str | Collection[str] | None) -> Any:
     """
     wanted = {adapters} if isinstance(adapters, str) else set(adapters or ())
     while True:
-        if hasattr(module, "token_adapter"):  # single rows of it are trained
+        if hasattr(module, "token_adapter"):  # only some of its rows are trained
             if wanted & set(module.token_adapter.trainable_tokens_delta.keys()):
                 return None
             module = module.token_adapter.base_layer
@@ -103,7 +103,7 @@ def survey(model: nn.Module) -> Survey:
         fields = module.__dict__
         if module.training:
             training.append(module)
-        # Of the class, or of its instances; asking a module for what it lacks takes much longer.
+        # Not getattr: for an attribute that a module lacks, it takes much longer.
         if "_disable_adapters" in fields or hasattr(type(module), "_disable_adapters"):
             layers.append(module)
         for parameter in fields["_parameters"].values():

@@ -14,7 +14,7 @@ from .adapters import unwrap_layer
 # against the model's own logits, so a family that is missing here is refused, never mis-scored.
 _SCALES = ("logit_scale", "lm_head_multiplier", "output_multiplier")
 _DIVISORS = ("logits_scaling", "logits_mup_width_multiplier")
-# The one family in which a divisor's name is that of a factor.
+# In this family, the name of a divisor is used for a factor.
 _MULTIPLIES = "hyperclovax"
 _POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len")
 _CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
@@ -53,7 +53,7 @@ def find_trunk(model: Any) -> Any:
             "codebooks, for example), but a prior must predict one; pass a language model of text"
         )
     if trunk is model and head is not None:
-        # The family's own name for its trunk is not the one that its class says (Llama 4).
+        # The class names another trunk than the model has (Llama 4).
         trunk = getattr(model, "model", None)
     if trunk is None or trunk is model or head is None:
         raise TypeError(

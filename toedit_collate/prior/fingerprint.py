@@ -15,7 +15,7 @@ from .sharding import class_name, full_tensor
 
 NUM_SAMPLES = 64  # values of each weight that count by themselves
 
-# Whole numbers of the size of a value, in bytes.
+# Integer types by their size in bytes.
 _WHOLE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 # Fields of a model's configuration that scores do not depend on: where it came from, how it was
@@ -66,7 +66,7 @@ def fingerprint(model: nn.Module, adapters: list[str]) -> str:
         ],
     }
     if getattr(lm.config.get_text_config(), "attn_logit_softcapping", None):
-        # Some attention functions can't cap logits, and leave it out.
+        # Some attention functions ignore the cap.
         record["attention"] = lm.config._attn_implementation
     as_text = json.dumps(record, sort_keys=True, default=_as_json)
     digest = hashlib.sha256(as_text.encode())
@@ -80,13 +80,13 @@ def fingerprint(model: nn.Module, adapters: list[str]) -> str:
 
 def _summary(values: Tensor) -> bytes:
     """A few bytes that change with any one of the values."""
-    if hasattr(values, "__tensor_flatten__"):  # a quantized one: of what it is made of
+    if hasattr(values, "__tensor_flatten__"):  # a quantised tensor: its parts
         names, _ = values.__tensor_flatten__()
         return b"".join(_summary(getattr(values, name)) for name in names)
     plain = type(values).__name__ in ("Parameter", "Tensor") and values.element_size() in _WHOLE
     if plain and values.numel() and not values.is_complex():
         bits = values.contiguous().view(_WHOLE[values.element_size()])
-        # Sums of whole numbers, which no device rounds; by rows, so that their order counts.
+        # Sums of integers, which no device rounds; by rows, so that their order counts.
         rows = bits.flatten(1) if bits.dim() > 1 else bits.view(-1, 1)
         return rows.sum(-1, dtype=torch.int64).cpu().numpy().tobytes() + _sample(values)
     return _sample(values)
@@ -95,7 +95,7 @@ def _summary(values: Tensor) -> bytes:
 def _sample(values: Tensor) -> bytes:
     values = values.flatten()
     count = min(len(values), NUM_SAMPLES)
-    # In whole numbers, which no device rounds.
+    # Integer arithmetic, which no device rounds.
     places = torch.arange(count, device=values.device) * (len(values) - 1)
     sample = values[places // max(count - 1, 1)].cpu().contiguous()
     return sample.view(torch.uint8).numpy().tobytes()

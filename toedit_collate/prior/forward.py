@@ -237,7 +237,7 @@ def length_class(config: Any) -> Callable[[int], int] | None:
         return None
 
     def class_of(length: int) -> int:
-        # Beyond the original length, dynamic frequencies differ from each length to the next.
+        # Beyond the original length, dynamic frequencies differ for each length.
         longest = length if any(length > original for original in grows) else 0
         return 2 * longest + sum(length > original for original in switches)
 

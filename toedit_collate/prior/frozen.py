@@ -32,8 +32,8 @@ class FrozenModel:
 
     def __init__(self, shared: bool) -> None:
         self._shared = shared
-        # Parameters that may be trained: those of the trainee's adapters. Held, not only their
-        # ids: the id of a parameter that is gone may come again.
+        # Parameters that may be trained: those of the trainee's adapters. They are kept alive,
+        # since the id of a deleted parameter may be reused.
         self._may_be_trained: dict[int, nn.Parameter] = {}
 
     @contextmanager
@@ -99,7 +99,7 @@ def own_precision(device: torch.device, dtype: torch.dtype | None) -> Iterator[N
     if not (dtype is not None or torch.is_autocast_enabled(device.type)):
         yield
         return
-    # Without the cache: what it keeps of a weight under no_grad has no gradient in training.
+    # No cache: a weight that is cached under no_grad would have no gradient in training.
     with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None, cache_enabled=False):
         yield
 
@@ -155,7 +155,7 @@ def check_prior_is_frozen(model: nn.Module) -> None:
 def check_base_is_pretrained(model: nn.Module, adapter: str | None) -> None:
     """Raise where a trainee without its adapters differs from the model before them."""
     for name, config in getattr(model, "peft_config", {}).items():
-        if name == adapter:  # it belongs with whatever it did to the base
+        if name == adapter:  # the prior uses it, and may use its base
             continue
         changed = changes_base(config)
         if changed is not None:

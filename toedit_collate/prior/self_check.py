@@ -36,7 +36,7 @@ def check_model(
 
     def compute() -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
         try:
-            # .forward: where FSDP2 has sharded the model, this is inside its call already.
+            # .forward: under FSDP2, this is already inside the call of the model.
             expected = lm.forward(input_ids=ids, use_cache=False).logits
             hidden = find_trunk(lm)(input_ids=ids, use_cache=False, return_dict=True)[0]
             outer = model(input_ids=ids, use_cache=False).logits if whole else None

@@ -18,8 +18,8 @@ from typing import Any
 from .spelling import Spelling
 from .template_probes import CONTENT, DATE, ROLE, TemplateProbes
 
-BETWEEN = "\0"  # documents
-# In a pattern: a role, a date; and what must follow, but is no part of the match.
+BETWEEN = "\0"  # separates documents
+# Signs in a pattern: a role, a date, and the border to what must follow the match.
 _ROLE, _DATE, _AHEAD = "\ue000", "\ue001", "\ue002"
 _SLOT = re.compile(f"([{_ROLE}{_DATE}])")
 _IN_SLOT = {_ROLE: r"[\w.-]{1,32}", _DATE: r"[^\n<\0]{1,48}?"}
@@ -31,7 +31,7 @@ _OF_JSON = {
     "arguments", "call", "content", "description", "function", "id", "name", "object", "output",
     "parameters", "properties", "required", "result", "string", "type",
 }  # fmt: skip
-_MAX_EDGE = 64  # characters of a pattern in which a document that was cut may begin or end
+_MAX_EDGE = 64  # a document may be cut within so many characters of a pattern
 _KNOWN: weakref.WeakKeyDictionary[Any, tuple[Any, ChatPatterns]] = weakref.WeakKeyDictionary()
 
 
@@ -177,7 +177,7 @@ def _as_spelled(
     spelled = spelling.text(framed, tokenizer)
     begin = spelled.find(mark) + len(mark) if after_content else 0
     end = spelled.rfind(mark) if before_content else len(spelled)
-    if (mark in spelled) != (mark in framed) or begin > end:  # a tokenizer that has no such word
+    if (mark in spelled) != (mark in framed) or begin > end:  # the tokenizer can't spell the mark
         return text
     return spelled[begin:end]
 
@@ -214,7 +214,7 @@ def _without_special_cases(patterns: set[str]) -> set[str]:
 def _is_distinct(text: str) -> bool:
     """Whether a text alone identifies the template, as a line feed or a colon does not."""
     if _ROLE in text and re.match(rf"[^\n\0]?{_ROLE}", text):
-        return False  # anything at all, or any word
+        return False  # it would match any word
     is_line = re.search(rf"[\n\0] ?{_ROLE} ?[^\w\s]", text)  # "name: ", at the beginning of a line
     return bool(is_line or _WORD.search(text)) or len(_MARK.findall(text)) > 2
 

@@ -189,7 +189,7 @@ def document_ids_of(batch: Mapping[str, Any]) -> Tensor | None:
                 f"{name} must {must} the {len(places)} tokens of the batch, got "
                 f"{torch.as_tensor(values).tolist()}; give position_ids that restart at 0"
             )
-        # After the last length, one more begins: padding that no mask marks.
+        # Padding that no mask marks begins after the last length.
         begins[places[numbers[numbers < len(places)]]] = True
     return begins.cumsum(0).view(ids.shape) if found else None
 
@@ -253,8 +253,8 @@ def mask_of_pairs(attention_mask: Tensor, B: int) -> Tensor:
         is_added = hidden.any() | ((row == 0).all() & row.is_floating_point())
         seen = torch.where(is_added, row == 0, row != 0)
         real = seen.diagonal()
-        # Small numbers that are added are a bias (ALiBi). And if no token sees itself, but some see
-        # others, the mask marks what is hidden.
+        # Small added numbers are a bias (ALiBi). If no token sees itself but some see others, the
+        # mask marks hidden tokens.
         fits.append(~(hidden & (row > _HIDDEN)).any() & (real.any() | ~seen.any()))
         start = seen.to(torch.uint8).argmax(-1)
         block = (column >= start.unsqueeze(-1)) & (column <= column.unsqueeze(-1))

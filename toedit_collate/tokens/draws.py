@@ -115,7 +115,7 @@ def content_digests(
     does not harm draws, but stored decisions need a digest that can't be forged. `tokens` are (M,)
     integers in [0, 2**31); `marks`, (M,) bool, become part of the content.
     """
-    # A byte order of its own, so that all machines agree.
+    # A fixed byte order, so that all machines agree.
     words = tokens.astype("<u4")
     if marks is not None:
         words = words << np.uint32(1) | marks

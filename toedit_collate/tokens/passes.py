@@ -112,7 +112,7 @@ def group_by_length(lengths: list[int], pass_cost: int) -> list[list[int]]:
         return []
     order = sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)
     longest_first = np.array([lengths[number] for number in order])
-    # Documents of one length are never parted, so a group can only begin where lengths change.
+    # Documents of one length are never split up, so a group can only begin where lengths change.
     stops = np.flatnonzero(np.diff(longest_first, prepend=0, append=0))
     # cost[i]: the least cost of all documents up to stops[i]; begin[i]: where the last group among
     # them begins.

@@ -179,7 +179,7 @@ def rule_mask(rules: str, tokens: Tensor, documents: Documents, tokenizer: Any) 
     spelled = Spelling.of(tokenizer).of_tokens(tokens.tolist(), tokenizer)
     parsed = parse_rules(rules)
     mask = np.zeros(len(spelled), dtype=bool)
-    for part in documents.slices:  # one text for each document: rules see no other one
+    for part in documents.slices:  # rules must not see other documents
         text, begin, end = text_of(spelled[part])
         spans = (span for rule in parsed for span in find_spans(rule, text))
         for first, last, _ in _tokens_of(spans, begin, end):

@@ -92,7 +92,7 @@ def shrink_other_keys(batch: Mapping[str, Any], result: EditResult) -> dict[str,
         new["attention_mask"] = result.attention_mask
     if positions is not None:
         new |= _new_positions(batch, positions, source)
-    # Of documents, one after the other in all rows (Unsloth); of rows (group_by_length).
+    # Lengths of documents, in order (Unsloth), and of rows (group_by_length).
     lengths = [key for key in ("packed_seq_lengths", "length") if key in batch]
     if lengths:
         real = torch.ones_like(result.dropped) if mask is None else mask != 0
@@ -128,7 +128,7 @@ def _new_positions(batch: Mapping[str, Any], positions: Tensor, source: Tensor) 
     new: dict[str, Any] = {}
     first = positions == 0
     if "position_ids" in batch:
-        # A document begins at the number where it began: some models count from 2, say.
+        # A document keeps its first number: some models count from 2, for example.
         old = batch["position_ids"].expand(batch["input_ids"].shape).to(source.device)
         place = torch.arange(positions.shape[1], device=source.device).expand(positions.shape)
         begin = torch.where(first, place, 0).cummax(-1).values

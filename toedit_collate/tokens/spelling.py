@@ -119,7 +119,7 @@ def text_of(spelled: Sequence[bytes]) -> tuple[str, npt.NDArray[np.int64], npt.N
         character that is split over tokens belongs to each of them.
     """
     joined = b"".join(spelled)
-    # What is no UTF-8 becomes one character for each byte.
+    # Bytes that are not UTF-8 become one character each.
     text = joined.decode("utf-8", errors="surrogateescape")
     end = np.fromiter(map(len, spelled), np.int64, len(spelled)).cumsum()
     begin = np.concatenate([np.zeros(1, dtype=np.int64), end[:-1]])

@@ -16,13 +16,13 @@ logger = logging.getLogger("toedit_collate")
 CONTENT = re.compile(r"qzc\d{4}zq", re.IGNORECASE)
 ROLE, DATE = "qzrolezq", "qzdatezq"
 
-# Roles of which every ordered pair is tried, and others that are tried one by one.
+# Every ordered pair of these roles is tried; the others are tried one by one.
 _ROLES = ("system", "developer", "user", "assistant", "tool", "function", "ipython", ROLE)
 _MORE_ROLES = (
     "ai", "available_tools", "bot", "context", "critic", "custom", "documents", "environment",
     "gpt", "human", "model", "narrator", "observation", "planner", "tool_call", "tool_response",
 )  # fmt: skip
-_LONG = 20  # characters of a constant that is looked for even where no rendering writes it
+_LONG = 20  # longer constants count even if no rendering writes them
 _DAY = datetime.datetime(2001, 2, 13, 14, 25, 36)
 
 Messages = list[dict[str, Any]]
@@ -117,7 +117,7 @@ class TemplateProbes:
                 return re.sub(rf"\b({'|'.join(self._dates)})\b", DATE, text)
             if text is not None and text.count(DATE) == len(self._dates):
                 return text
-            # Perhaps it takes dates apart, which needs real ones.
+            # The template may take dates apart, which needs a real date.
         return text
 
     def _clock(self, form: str) -> str:

@@ -36,7 +36,7 @@ class ByteTokenizer:
     def __init__(self, tokenizer: Any, whose: str) -> None:
         self.kind: Kind = kind_of(tokenizer, whose)
         self.bytes: list[bytes | None] = bytes_of_tokens(tokenizer, self.kind)
-        # Of the bytes of each id; -1 where it stands for no text.
+        # The number of bytes of each id; -1 for special tokens.
         self.lengths: IntArray = np.array(
             [-1 if one is None else len(one) for one in self.bytes], dtype=np.int64
         )
@@ -59,7 +59,7 @@ class ByteTokenizer:
         except UnicodeDecodeError:
             if self.kind.name == "byte-level":
                 return self._encode_broken(data)
-        ids: list[int] = []  # no token of SentencePiece goes across a byte that is no character
+        ids: list[int] = []  # no token of SentencePiece spans an invalid byte
         for good, bad in split_broken(data):
             ids += self._encode_text(good.decode())[0] if good else []
             ids += [self._id_of_byte[byte] for byte in bad]
@@ -175,7 +175,7 @@ def complete(data: bytes) -> tuple[str, list[int]]:
                 rest = _rest_of(start)
                 text += start + rest
                 origin += [*start, *(-1 for _ in rest)]
-            else:  # no byte of UTF-8
+            else:  # not a byte of UTF-8
                 place += 1
                 text += _REPLACEMENT
                 origin += [lead, -1, -1]
@@ -203,6 +203,6 @@ def _rest_of(start: bytes) -> bytes:
     lead = start[0]
     length = 2 if lead < 0xE0 else 3 if lead < 0xF0 else 4
     rest = bytearray([0xBF] * (length - len(start)))
-    if len(start) == 1 and lead in (0xED, 0xF4):  # not every second byte is one of theirs
+    if len(start) == 1 and lead in (0xED, 0xF4):  # not every second byte is valid
         rest[0] = 0x9F if lead == 0xED else 0x8F
     return bytes(rest)

@@ -136,7 +136,7 @@ def _had_prefix(kind: Kind, data: bytes, is_first: bool) -> bool:
     """Whether the tokenizer of a text added the blank at its beginning."""
     if not kind.prefixes(is_first):
         return False
-    # Where text that begins with a blank gets none, two blanks are both of the text.
+    # If no blank is added before a blank, two blanks both belong to the text.
     return data.startswith(b" ") and (kind.prefix_before_blank or not data.startswith(b"  "))
 
 
@@ -214,7 +214,7 @@ class AlignedBatch:
             several = np.flatnonzero(one.length > 1)
             chain[several] = len(groups) + np.arange(len(several))
             groups += one.groups
-            # The first token of a document has nothing before it from which to predict it.
+            # Nothing predicts the first token of a document.
             known = (one.begin > 0) & (one.begin + one.length <= size)
             begins.append(np.where(known, one.begin + start, -1))
             chain_lengths.append(np.where(known, one.length, 0))
