@@ -75,7 +75,7 @@ def test_an_untied_checkpoint_into_a_tied_prior(tmp_path):
 def test_full_weights_under_an_adapter(tmp_path):
     prior = Prior(tuned())
     make_llama(1).save_pretrained(tmp_path)
-    assert_refused(prior, tmp_path, r"has the adapter 'default' on.*merge")
+    assert_refused(prior, tmp_path, r"the prior's adapter 'default' would stay on.*merge")
 
 
 CONFIGS = {
@@ -167,7 +167,7 @@ def test_a_disk_that_fails_leaves_no_mixture(tmp_path, failing_disk):
     new.save_pretrained(tmp_path)
     with pytest.raises(RuntimeError, match=r"failed while.*input/output error.*load it again"):
         prior.swap(tmp_path)
-    with pytest.raises(ValueError, match=r"its weights may be of both"):
+    with pytest.raises(ValueError, match=r"the prior may have weights of both"):
         logprobs(prior, IDS)
     failing_disk.undo()
     prior.swap(tmp_path)
@@ -196,7 +196,7 @@ def test_a_folder_without_a_configuration_says_what_was_not_compared(tmp_path, c
     (tmp_path / "config.json").unlink()
     prior = Prior(make_llama())
     prior.swap(tmp_path)
-    assert "has no config.json, so that only the names and shapes" in caplog.text
+    assert "has no config.json, so only the names and shapes" in caplog.text
     assert torch.equal(logprobs(prior, IDS), logprobs(Prior(new), IDS))
 
 
