@@ -1,4 +1,4 @@
-"""What a model predicts on rows of text: loss, calibration, rare tokens, and memorised spans."""
+"""What a model predicts on rows of text: loss, calibration, and loss on rare tokens."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from toedit_collate.config.precision import fast_precision
 
-SPAN = 32  # tokens that must all be right for a span to count as memorised
 NUM_BINS = 15  # of confidence, for the calibration error
 _ROWS_AT_ONCE = 8
 
@@ -24,15 +23,12 @@ class Evaluation:
         loss: mean negative log-probability of them, nats.
         ece: expected calibration error of the likeliest next token, in 15 bins of confidence: the
             mean distance between confidence and accuracy, 0 to 1.
-        memorised: share of the spans of 32 tokens that greedy decoding returns whole, that is, in
-            which the likeliest token is right at every place.
         deciles: mean loss of each group of tokens, where groups were given; NaN for an empty one.
     """
 
     tokens: int
     loss: float
     ece: float
-    memorised: float
     deciles: tuple[float, ...] = ()
 
 
@@ -51,7 +47,7 @@ def evaluate(
         ValueError: there is no labelled token.
     """
     model.eval()
-    nll_sum, count, spans, right_spans = 0.0, 0, 0, 0
+    nll_sum, count = 0.0, 0
     gaps = torch.zeros(NUM_BINS, dtype=torch.float64)
     group_nll = torch.zeros(0 if groups is None else int(groups.max()) + 1, dtype=torch.float64)
     group_count = torch.zeros_like(group_nll)
@@ -62,10 +58,6 @@ def evaluate(
             target = wanted[:, 1:]
             nll, confidence, right = _predict(model, rows, target)
             known = target != -100
-            length = right.shape[1] // SPAN * SPAN
-            whole = known[:, :length].unflatten(1, (-1, SPAN)).all(-1)
-            spans += int(whole.sum())
-            right_spans += int((right[:, :length].unflatten(1, (-1, SPAN)).all(-1) & whole).sum())
             nll, confidence, right, target = (
                 x[known] for x in (nll.double(), confidence.double(), right, target)
             )
@@ -81,7 +73,6 @@ def evaluate(
         tokens=count,
         loss=nll_sum / count,
         ece=gaps.abs().sum().item() / count,
-        memorised=right_spans / spans if spans else 0.0,
         deciles=tuple((group_nll / group_count).tolist()),
     )
 

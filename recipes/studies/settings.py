@@ -109,8 +109,6 @@ class WorldSettings:
         train, validation, test: rows.
         others: further text to evaluate on, by name.
         replay: rows to mix in, for arms with `replay`.
-        answer_after: what precedes the final answer of a test conversation, as "####" in GSM8K;
-            then the share of right answers is measured. None: it is not.
     """
 
     train: Rows
@@ -124,7 +122,6 @@ class WorldSettings:
     row_length: int = 256
     others: dict[str, Rows] = field(default_factory=dict)
     replay: Rows | None = None
-    answer_after: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

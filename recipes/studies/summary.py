@@ -47,13 +47,10 @@ def summarize(study: Study, results: dict[str, list[Result]]) -> list[dict[str, 
         "test loss": lambda one: one["test"]["loss"],
         "best epoch": lambda one: one["best_epoch"],
         "calibration error": lambda one: one["test"]["ece"],
-        "memorised spans": lambda one: one["memorised"],
         "last validation loss": lambda one: one["validation"][-1],
         "seconds": lambda one: one["seconds"],
         **_losses_on_others(first[0]),
     }
-    if "exact_match" in first[0]:
-        values["exact match"] = lambda one: one["exact_match"]
     rows = []
     for arm, found in results.items():
         edits = [one["edit"] for one in found if "edit" in one]
@@ -97,10 +94,8 @@ def losses_on_others(row: dict[str, Any]) -> list[str]:
 def format_study(rows: list[dict[str, Any]]) -> str:
     """The table in Markdown."""
     others = losses_on_others(rows[0])
-    has_answers = "exact match" in rows[0]["measures"]
     table = [["arm", "changed", "test loss", "difference", "would count from",
-              "after the last epoch", "best epoch", "calibration error", "memorised",
-              *others, *["exact match"] * has_answers]]  # fmt: skip
+              "after the last epoch", "best epoch", "calibration error", *others]]  # fmt: skip
     for row in rows:
         measures = row["measures"]
         test = measures["test loss"]
@@ -117,9 +112,7 @@ def format_study(rows: list[dict[str, Any]]) -> str:
             f"{measures['last validation loss']['mean']:.3f}",
             f"{measures['best epoch']['mean']:.1f}",
             _mean(measures["calibration error"]),
-            f"{measures['memorised spans']['mean']:.2%}",
             *(_mean(measures[name]) for name in others),
-            *([_mean(measures["exact match"], ".1%")] if has_answers else []),
         ]
         table.append(cells)
     return "\n".join(

@@ -20,7 +20,7 @@ from .evaluation import evaluate
 from .loss import backward
 from .settings import RunSettings
 from .world import TokenRows, World
-from .writing import complete_rows, exact_match
+from .writing import complete_rows
 
 _WARM_UP, _LAST_RATE, _CLIP = 0.05, 0.1, 1.0
 
@@ -81,7 +81,7 @@ def train(
             states = None if soft is None else soft[places]
             if settings.on_policy and chance.random() < settings.on_policy:
                 given = TokenRows(ids, labels, rows.is_padded)
-                own = complete_rows(model, given, world.tokenizer, sample=True)
+                own = complete_rows(model, given, world.tokenizer)
                 model.train()
                 ids, labels, states = own.input_ids, own.labels, world.hidden_of(own)
             ids, labels = ids.to(world.device), labels.to(world.device)
@@ -124,26 +124,17 @@ def train(
 
 
 def measure(world: World, model: nn.Module, *, groups: Tensor | None = None) -> dict[str, Any]:
-    """Evaluate a model on the test rows, the others, and (memorised spans) the training rows.
-
-    With `answer_after`, also how many of the test rows' answers it finds.
-    """
+    """Evaluate a model on the test rows and the others."""
     own = world.settings
-    test, seen = world.rows(own.test), world.rows(own.train)
+    test = world.rows(own.test)
     others = {
         name: evaluate(model, rows.input_ids, rows.labels).loss
         for name, rows in ((name, world.rows(wanted)) for name, wanted in own.others.items())
     }
-    on_seen = evaluate(model, seen.input_ids, seen.labels)
-    found = {
+    return {
         "test": asdict(evaluate(model, test.input_ids, test.labels, groups=groups)),
         "others": others,
-        "memorised": on_seen.memorised,
-        "seen_loss": on_seen.loss,
     }
-    if own.answer_after is not None:
-        found["exact_match"] = exact_match(model, test, world.tokenizer, own.answer_after)
-    return found
 
 
 def _collator(

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from conftest import VOCAB_SIZE, make_llama
-from studies.evaluation import NUM_BINS, SPAN, evaluate, frequency_deciles
+from studies.evaluation import NUM_BINS, evaluate, frequency_deciles
 
 from toedit_collate.config.precision import fast_precision
 
@@ -43,29 +43,6 @@ def test_it_is_what_one_position_at_a_time_gives():
     assert found.loss == pytest.approx(loss, rel=1e-3)
     assert found.ece == pytest.approx(gap, abs=2e-3)
     assert found.deciles == pytest.approx([means[n] for n in range(3)], rel=1e-3)
-
-
-class Reciting(torch.nn.Module):
-    """Predicts the next id, one more than the last, but for one place."""
-
-    def __init__(self, wrong_at):
-        super().__init__()
-        self.nothing = torch.nn.Parameter(torch.zeros(1))
-        self.wrong_at = wrong_at
-
-    def forward(self, input_ids, use_cache):
-        logits = torch.nn.functional.one_hot(input_ids + 1, 400).float() * 30
-        logits[0, self.wrong_at] = 0
-        return type("Output", (), {"logits": logits})
-
-
-def test_a_span_is_memorised_where_every_token_is_the_likeliest():
-    ids = torch.arange(2 * SPAN + 1).repeat(2, 1) + 5
-    labels = ids.clone()
-    assert evaluate(Reciting(0), ids, labels).memorised == 0.75
-    assert evaluate(Reciting(SPAN), ids, labels).memorised == 0.75
-    labels[1, 3] = -100  # a span with a token that is not predicted is none
-    assert evaluate(Reciting(0), ids, labels).memorised == pytest.approx(2 / 3)
 
 
 def test_rows_without_a_label_are_refused():
