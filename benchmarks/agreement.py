@@ -14,8 +14,8 @@ from torch import Tensor
 
 from toedit_collate import EditPolicy, Prior, edit_tokens
 from toedit_collate.commands.bench import Inputs, full_softmax, read_inputs
+from toedit_collate.config.console import quiet
 from toedit_collate.config.policies import parse_policy
-from toedit_collate.config.quiet import quiet
 from toedit_collate.data import open_data
 
 

@@ -20,8 +20,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from toedit_collate import EditPolicy, edit_tokens
 from toedit_collate.commands.bench import Inputs
+from toedit_collate.config.console import quiet
 from toedit_collate.config.policies import parse_policy, short_name
-from toedit_collate.config.quiet import quiet
 from toedit_collate.head.projection import Head
 
 POLICIES = (

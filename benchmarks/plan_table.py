@@ -20,7 +20,7 @@ from toedit_collate.commands.plan import (
     read_run,
     read_sharding,
 )
-from toedit_collate.config.quiet import quiet
+from toedit_collate.config.console import quiet
 
 CONFIGS = Path(__file__).parents[1] / "recipes" / "configs"
 _CARDS = {"80": "a100-80gb", "40": "a100-40gb", "24": "rtx4090"}

@@ -29,8 +29,8 @@ from toedit_collate.commands.bench import (
     read_inputs,
 )
 from toedit_collate.commands.known_models import KNOWN_MODELS
+from toedit_collate.config.console import quiet
 from toedit_collate.config.policies import parse_policy
-from toedit_collate.config.quiet import quiet
 from toedit_collate.data import open_data
 from toedit_collate.errors import UnusableError
 from toedit_collate.prior.families import find_trunk, unwrap_model

@@ -13,7 +13,8 @@ from pathlib import Path
 import torch
 
 from toedit_collate import Prior, inspect_edits
-from toedit_collate.inspection.inspection import Inspection
+from toedit_collate.data import open_data
+from toedit_collate.inspection.inspecting import Inspection
 
 LABELS = "region=all sampler=full target=labels"
 WIDTH, SIZE, LINE, MARGIN = 860, 16, 44, 24  # the size is also in the style below
@@ -99,17 +100,16 @@ def main() -> None:
     torch.set_num_threads(1)
 
     name = args.prior_name or Path(args.prior).name
+    rows = [row for batch in open_data(args.data).batches() for row in batch.rows]
     seen = inspect_edits(
         Prior.from_pretrained(args.prior, dtype="float32"),
-        args.data,
+        [rows[args.document]],
         args.policy,
-        limit=args.document + 1,
-        order="file",
         max_length=512,
     )
     shapes, y = [], float(MARGIN)
     for policy in seen.policies:
-        words = words_of(seen, args.document, policy)
+        words = words_of(seen, 0, policy)
         num_changed = sum(word.new is not None for word in words)
         what = "labels" if seen.targets_labels(policy) else "tokens"
         heading = f"{policy}: {num_changed} of {len(words)} {what} changed"

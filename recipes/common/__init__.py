@@ -7,14 +7,16 @@ Words:
     held out: text that is never trained on nor edited, on which perplexity is measured.
 """
 
-from toedit_collate.config.arguments import DataArguments, EditArguments, RunArguments, as_mapping
-from toedit_collate.config.models import attach_settings, load_prior, load_tokenizer, model_options
-from toedit_collate.config.parse import parse, start
+from toedit_collate.config.arguments import EditArguments
+from toedit_collate.config.parse import parse
+from toedit_collate.config.priors import attach_settings, load_prior
 from toedit_collate.data import load_rows
 
+from .arguments import DataArguments, RunArguments, as_mapping
 from .data import load_held_out, load_training
 from .generations import run_generations
 from .mixing import limit_tokens, load_mixture, mix, pack_text
+from .models import load_tokenizer, model_options, start
 from .runs import RunReport
 from .training import run
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from toedit_collate.config.arguments import DataArguments
 from toedit_collate.data import Data, check_text, format_of, load_rows, parse_source
 from toedit_collate.data.tokens import check_format, is_chat
 from toedit_collate.errors import UnusableError
+
+from .arguments import DataArguments
 
 
 def load_training(data: DataArguments, tokenizer: Any) -> Any:

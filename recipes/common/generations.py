@@ -10,15 +10,17 @@ from typing import Any, Literal
 
 from transformers import Trainer, TrainingArguments, set_seed
 
-from toedit_collate.config.arguments import EditArguments, RunArguments
+from toedit_collate.config.arguments import EditArguments
 from toedit_collate.config.card import add_to_card
-from toedit_collate.config.models import check_prior, load_prior
+from toedit_collate.config.priors import load_prior
 from toedit_collate.data.files import write_json
 from toedit_collate.errors import UnusableError
 from toedit_collate.policy import EditPolicy
 from toedit_collate.prior.prior import Prior
 from toedit_collate.training.generations import format_reports, self_edit
 
+from .arguments import RunArguments
+from .models import check_prior
 from .runs import RunReport, keep_dataset, run_all
 from .tasks import check_evaluation, check_tasks, run_tasks
 

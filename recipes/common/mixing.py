@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from toedit_collate.config.arguments import DataArguments
 from toedit_collate.data import encode, format_of
 from toedit_collate.errors import UnusableError
 
+from .arguments import DataArguments
 from .data import load_training
 
 SHUFFLE_BUFFER = 10_000  # rows of a stream

@@ -15,12 +15,13 @@ import torch
 import yaml
 from transformers import Trainer, TrainingArguments
 
-from toedit_collate.config.arguments import PREFIX, EditArguments, RunArguments, as_arguments
+from toedit_collate.config.arguments import PREFIX, EditArguments
 from toedit_collate.data.files import whole, write_json, write_text
 from toedit_collate.data.reading import is_local
 from toedit_collate.distributed import barrier
 from toedit_collate.policy import EditPolicy
 
+from .arguments import RunArguments, as_arguments
 from .comparison import LEGEND, format_comparison, summarize
 
 BASELINE = "none"

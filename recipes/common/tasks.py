@@ -16,9 +16,10 @@ from typing import Any
 
 import torch
 
-from toedit_collate.config.arguments import RunArguments
 from toedit_collate.distributed import rank, world_size
 from toedit_collate.errors import UnusableError, first_line
+
+from .arguments import RunArguments
 
 Results = dict[str, dict[str, float]]
 # Rounded to bfloat16, the log-probabilities of different choices are often equal.

@@ -8,9 +8,8 @@ from typing import Any
 
 from transformers import Trainer, TrainingArguments, set_seed
 
-from toedit_collate.config.arguments import EditArguments, RunArguments
+from toedit_collate.config.arguments import EditArguments
 from toedit_collate.config.card import add_to_card
-from toedit_collate.config.models import check_prior
 from toedit_collate.distributed import barrier
 from toedit_collate.policy import EditPolicy
 from toedit_collate.prior.prior import Prior
@@ -20,6 +19,8 @@ from toedit_collate.training.collator import ToEditCollator
 from toedit_collate.training.generations import mean_loss
 from toedit_collate.training.perplexity import perplexity_of
 
+from .arguments import RunArguments
+from .models import check_prior
 from .runs import RunReport, keep_dataset, run_all
 from .tasks import check_evaluation, check_tasks, run_tasks
 

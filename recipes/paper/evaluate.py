@@ -28,7 +28,7 @@ from common.tasks import check_tasks, evaluate_saved
 from paper.perplexity import perplexity
 from paper.table import read_tables
 from toedit_collate import Prior
-from toedit_collate.config.guard import run_guarded
+from toedit_collate.config.console import run_guarded
 from toedit_collate.data import parse_source
 from toedit_collate.data.files import write_json
 from toedit_collate.errors import UnusableError

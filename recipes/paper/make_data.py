@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # recipes: `common
 from common import load_rows
 from common.formats import FORMATS
 
-from toedit_collate.config.guard import run_guarded
+from toedit_collate.config.console import run_guarded
 from toedit_collate.data import parse_source
 from toedit_collate.data.files import write_json
 from toedit_collate.errors import UnusableError

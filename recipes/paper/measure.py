@@ -205,7 +205,7 @@ def _add(
 ) -> None:
     """Add what the prior says of a batch; each document counts as `weight` of them."""
     policy = EditPolicy()
-    labelled = scored.labelled(policy)[scored.where]
+    labelled = scored.in_scope(policy)[scored.where]
     logprob = scored.logprob[labelled].numpy()
     measured.num_scored += len(texts)
     measured.probabilities.add(logprob, weight)

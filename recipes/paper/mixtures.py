@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # recipes: `common
 from common.figures import check_can_draw, color_of, log_scale, new_figure, save_figure
 
 from paper.table import read_run
-from toedit_collate.config.guard import run_guarded
+from toedit_collate.config.console import run_guarded
 from toedit_collate.data.files import write_json
 from toedit_collate.errors import UnusableError
 

@@ -25,9 +25,10 @@ from paper import draw
 from paper.compare import check_can_map, compare_baselines, coverage, warnings_of
 from paper.measure import Measured, SetSettings, measure_set
 from paper.page import as_page
-from toedit_collate.config.guard import run_guarded
+from toedit_collate.config.console import run_guarded
 from toedit_collate.config.options import (
     DATA_HELP,
+    Group,
     add_prior,
     add_reading,
     add_seed,
@@ -84,7 +85,7 @@ def make_parser() -> argparse.ArgumentParser:
         help="look at so many documents of each; default: all",
     )
     add_reading(parser, max_length="what the prior can take", batch_tokens=16_384)
-    add_seed(parser, "samples")
+    add_seed(Group(parser, "random numbers"), "samples")
     return parser
 
 

@@ -29,7 +29,7 @@ from paper.simulation import (
     simulate,
     standard_schedules,
 )
-from toedit_collate.config.guard import run_guarded
+from toedit_collate.config.console import run_guarded
 from toedit_collate.data.files import write_json
 from toedit_collate.errors import UnusableError
 

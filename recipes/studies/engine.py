@@ -11,7 +11,7 @@ from typing import Any
 
 from common.figures import check_can_draw, save_figure
 
-from toedit_collate.config.quiet import quiet
+from toedit_collate.config.console import quiet
 from toedit_collate.data.files import whole, write_json, write_text
 
 from .collapse import run_collapse

@@ -9,9 +9,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # recipes: `common`, `studies`
 
+from common.models import start
+
 from studies.engine import make_study
 from studies.settings import read_study
-from toedit_collate.config.parse import start
 
 
 def main() -> None:

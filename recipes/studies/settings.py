@@ -6,8 +6,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from toedit_collate.config.fields import read_yaml
-from toedit_collate.config.nearest import did_you_mean
+from toedit_collate.config.fields import did_you_mean, read_yaml
 from toedit_collate.config.policies import parse_policy
 from toedit_collate.errors import UnusableError
 from toedit_collate.policy import EditPolicy

@@ -1,19 +1,19 @@
 """Commands with a prior whose tokenizer is not the trainee's."""
 
 import json
+import re
 
 import pytest
 import torch
 from conftest import TEXT, make_llama
 from datasets import Dataset
-from tokenizer_pairs import TEXTS, make
+from tokenizer_pairs import make
 from trainees import QUIET, Recorder
 from transformers import Trainer, TrainingArguments
 
 from toedit_collate import EditPolicy, Prior, ToEditCallback, ToEditCollator, edit_tokens
 from toedit_collate.commands.main import main
 from toedit_collate.stores.cache import DecisionCache
-from toedit_collate.tokens.alignment.ways import WAYS
 
 TRAINEE, PRIOR = "coarse", "digits"
 POLICY = EditPolicy(threshold=1e-4, exclude_original=True)
@@ -103,37 +103,16 @@ def test_a_cache_of_it_refuses_the_prior_s_own_tokenizer(
         ToEditCollator(held.prior(POLICY), POLICY, tokenizer=make(PRIOR), cache=held)
 
 
-def test_inspect(tmp_path, capsys, prior_folder, trainee_folder, data, expected):
-    figures = tmp_path / "figures.json"
+def test_inspect(capsys, prior_folder, trainee_folder, data, expected):
     policy = "threshold=0.0001 exclude_original=true"
     status, printed, error = run(
         capsys, "inspect", "--prior", prior_folder, "--prior-aligned", trainee_folder,
-        "--data", data, "--policy", policy, "--json", figures,
+        "--data", data, "--policy", policy,
     )  # fmt: skip
     assert status == 0, error
     assert "6 documents, " in printed
-    (found,) = json.loads(figures.read_text())["policies"].values()
-    of_all = found["kinds"]["all"]
-    for name in ("selected", "changed"):
-        assert of_all[name] == sum(int(getattr(one, name).sum()) for one in expected)
-    assert of_all["changed"] > 0
-
-
-def test_inspect_counts_the_ways_of_scoring(tmp_path, capsys, prior_folder, trainee_folder):
-    data, figures = tmp_path / "text.jsonl", tmp_path / "figures.json"
-    data.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS.values()))
-    policy = "threshold=0.001 exclude_original=true"
-    status, printed, error = run(
-        capsys, "inspect", "--prior", prior_folder, "--prior-aligned", trainee_folder,
-        "--data", data, "--policy", policy, "--json", figures,
-    )  # fmt: skip
-    assert status == 0, error
-    record = json.loads(figures.read_text())
-    (ways,) = record["alignment"].values()
-    of_all = record["policies"][policy]["kinds"]["all"]
-    scored = [name for name in WAYS if name not in ("begins inside one", "left alone")]
-    for column in ("selected", "changed"):
-        assert sum(ways[name][column] for name in scored) == of_all[column] == ways["all"][column]
-    assert sum(ways[name]["tokens"] for name in scored) == of_all["tokens"] > 0
-    assert ways["begins inside one"]["tokens"] > 0 == ways["begins inside one"]["selected"]
-    assert any(line.startswith("chain of several") for line in printed.splitlines())
+    selected, changed = (
+        sum(int(getattr(one, name).sum()) for one in expected) for name in ("selected", "changed")
+    )
+    assert changed > 0
+    assert re.search(rf"{re.escape(policy)} +[\d,]+ +{selected:,} +.* %  +{changed:,} ", printed)

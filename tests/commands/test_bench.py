@@ -274,10 +274,10 @@ def test_json_alone(real, capsys):
 
 
 def test_the_small_model_of_the_demo_is_the_default(real, monkeypatch, capsys):
-    monkeypatch.setattr("toedit_collate.data.demo_model.demo_model", lambda: real[0])
+    monkeypatch.setattr("toedit_collate.config.priors.demo_model", lambda name: real[0])
     argv = ["--batch-size", "2", "--max-length", "32", "--rounds", "1", "--no-training"]
     assert main(["bench", *argv]) == 0
-    assert f"prior           {real[0]}" in capsys.readouterr().out
+    assert "prior           toedit-demo" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

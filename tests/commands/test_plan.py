@@ -28,7 +28,7 @@ from toedit_collate.commands.plan import (
     read_run,
     read_sharding,
 )
-from toedit_collate.data.demo_model import _make_model
+from toedit_collate.data.demo_model import make_config
 from toedit_collate.errors import UnusableError
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "recipes" / "configs"
@@ -107,7 +107,7 @@ def test_the_demo_model_is_known():
         def __len__(self):
             return 1024
 
-    made = sum(p.numel() for p in _make_model(Tokenizer()).parameters())
+    made = sum(p.numel() for p in _empty_model(make_config(Tokenizer()), "float32").parameters())
     config, dtype = find_config("toedit-demo", {})
     assert sum(p.numel() for p in _empty_model(config, dtype).parameters()) == made
 

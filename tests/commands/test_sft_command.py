@@ -143,7 +143,7 @@ def test_a_typo_is_told_with_the_nearest_name(inputs, tmp_path, capsys, wrong, m
     config = write_config(inputs, tmp_path / "out", **{wrong: 0.5})
     with pytest.raises(SystemExit, match="2"):
         main(["sft", "--config", config])
-    assert f"'{wrong}' is no field; did you mean {meant}?" in capsys.readouterr().err
+    assert f"'{wrong}' is not a field; did you mean {meant}?" in capsys.readouterr().err
     with pytest.raises(SystemExit, match="2"):
         main(["sft", f"--{wrong}", "0.5"])
     assert f"did you mean {meant}?" in capsys.readouterr().err

@@ -43,10 +43,10 @@ def test_changes_stand_behind_what_is_written():
     ("text", "message"),
     [
         ("papper", r"policy must be one of paper, .*got 'papper'"),
-        ("paper treshold=0.5", r"'treshold=0.5' is no field"),
-        ("paper,0.9", r"'0.9' is no field"),
+        ("paper treshold=0.5", r"'treshold=0.5' is not a field"),
+        ("paper,0.9", r"'0.9' is not a field"),
         ("threshold=50", r"threshold must lie strictly between 0 and 1, got 50"),
-        ("paper reference_code", r"'reference_code' is no field"),
+        ("paper reference_code", r"'reference_code' is not a field"),
         ("threshold=high", r"threshold must be a number, got 'high'"),
         ("paper protect='numbers", r"can't be read \(No closing quotation\); close the quotes"),
     ],

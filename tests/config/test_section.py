@@ -46,14 +46,14 @@ def test_cache_may_be_true():
 @pytest.mark.parametrize(
     ("section", "message"),
     [
-        ({"treshold": 0.9}, "'treshold' is no field; did you mean threshold?"),
+        ({"treshold": 0.9}, "'treshold' is not a field; did you mean threshold?"),
         ({"threshold": "high"}, "threshold must be a number, got 'high'"),
         ({"threshold": 99}, r"toedit: threshold .*99"),
         ({"top_k": True}, "top_k must be a whole number, got True"),
         ({"journal": "yes"}, "journal must be true or false, got 'yes'"),
         ({"prior_quantization": "2bit"}, "one of 8bit, 4bit, int8, fp8, got '2bit'"),
         ({"policy": "papr"}, "policy must be one of .*paper.*, got 'papr'"),
-        ({"protected_token_ids": 7}, "a list of whole numbers, got 7"),
+        ({"protected_token_ids": 7}, "a list of token ids, got 7"),
         ({"refresh": "often"}, "refresh must be epoch, save or a number of steps"),
         (["paper"], "toedit must be a mapping"),
     ],

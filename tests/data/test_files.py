@@ -11,7 +11,7 @@ import sys
 
 import pytest
 
-from toedit_collate.config.guard import run_guarded
+from toedit_collate.config.console import run_guarded
 from toedit_collate.data.files import whole, write_json, write_text
 from toedit_collate.errors import UnusableError
 
@@ -83,7 +83,7 @@ def test_other_errors_keep_their_traceback():
 def test_ctrl_c_is_a_line_and_no_traceback():
     code = (
         "import os, signal\n"
-        "from toedit_collate.config.guard import run_guarded\n"
+        "from toedit_collate.config.console import run_guarded\n"
         # What a shell starts in the background ignores Ctrl-C from the start.
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "run_guarded('x', lambda: os.kill(os.getpid(), signal.SIGINT))"

@@ -12,6 +12,7 @@ from toedit_collate.inspection.advice import (
     recommended_policy,
 )
 from toedit_collate.inspection.findings import COLUMNS, Findings, KindTally, Probabilities
+from toedit_collate.inspection.kinds import KINDS
 
 TOKENS = 100_000
 
@@ -23,7 +24,7 @@ def seen(shares, run=None):
         tally = tallies[name] = KindTally()
         by_kind = share if isinstance(share, dict) else {None: share}
         for kind, part in by_kind.items():
-            row = len(tally.names) if kind is None else tally.names.index(kind)
+            row = len(KINDS) if kind is None else KINDS.index(kind)
             tokens = TOKENS if kind is None else TOKENS // 10
             tally.counts[row, COLUMNS.index("tokens")] = tokens
             for column in ("selected", "changed"):
@@ -47,7 +48,7 @@ def test_redrawn_labels_are_recommended_with_their_condition():
 def test_many_draws_are_recommended_before_one():
     assert recommended_policy(seen({LABELS: 0.5, ONE_LABEL: 0.6})) == LABELS
     other_tokenizer = seen({"paper": 0.1})
-    other_tokenizer.alignment = {"paper": KindTally(("way",))}
+    other_tokenizer.is_aligned = True
     assert repr(ONE_LABEL) in recommend(other_tokenizer).title
 
 

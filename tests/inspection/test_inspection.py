@@ -1,6 +1,5 @@
 """`inspect_edits`: its edits are those of `edit_tokens`, and one pass serves all policies."""
 
-import json
 import re
 
 import numpy as np
@@ -40,6 +39,11 @@ def rows(count=12):
     ]
 
 
+def in_order(seen):
+    """The documents in the order of the rows, "row 3 (from 0), from token 10"."""
+    return sorted(seen.documents, key=lambda one: [int(n) for n in re.findall(r"\d+", one.name)])
+
+
 def edited_one_by_one(prior, row, policy):
     ids = torch.tensor([row["input_ids"]])
     labels = torch.where(torch.tensor([row["assistant_masks"]]), ids, -100)
@@ -49,9 +53,9 @@ def edited_one_by_one(prior, row, policy):
 @pytest.mark.parametrize("name", POLICIES)
 def test_the_edits_are_those_of_edit_tokens(prior, name):
     data = rows()
-    seen = inspect_edits(prior, data, POLICIES, order="file", batch_tokens=64)
+    seen = inspect_edits(prior, data, POLICIES, batch_tokens=64)
     assert seen.num_documents == len(data) == len(seen.documents)
-    for row, document in zip(data, seen.documents, strict=True):
+    for row, document in zip(data, in_order(seen), strict=True):
         expected = edited_one_by_one(prior, row, POLICIES[name])
         edit = document.edits[name]
         after = [token for token in edit.after if token is not None]
@@ -95,7 +99,7 @@ def test_counts_are_those_of_the_documents(prior):
 
 
 def test_candidates_are_the_priors_most_probable_tokens(prior):
-    seen = inspect_edits(prior, rows(4), POLICIES, order="file")
+    seen = inspect_edits(prior, rows(4), POLICIES)
     checked = 0
     for document in seen.documents:
         logits = prior.model(input_ids=torch.tensor([document.ids])).logits[0].double()
@@ -121,40 +125,23 @@ def test_a_protection_is_seen(prior):
     assert re.search(rf"^held .* {held.of(None, 'protected')} ", str(seen), re.MULTILINE)
 
 
-def test_orders_and_limits(prior):
-    data = rows()
-    by_edits = inspect_edits(prior, data, POLICIES, keep=3)
+def test_documents_with_the_most_edits_and_a_limit(prior):
+    by_edits = inspect_edits(prior, rows(), POLICIES, keep=3)
     counts = [d.num_edits for d in by_edits.documents]
     assert len(counts) == 3
     assert counts == sorted(counts, reverse=True)
     assert by_edits.num_documents == 12
-    first = inspect_edits(prior, data, limit=5, order="file")
-    assert [d.name for d in first.documents] == [f"row {i} (from 0)" for i in range(5)]
-    chosen = [
-        [d.name for d in inspect_edits(prior, data, limit=4, order="random", seed=s).documents]
-        for s in (1, 1, 2)
-    ]
-    assert chosen[0] == chosen[1] != chosen[2]
-    assert len(chosen[0]) == 4
-
-
-def test_find(prior):
-    texts = [TEXT, "the river 42", "a stone bridge"]
-    seen = inspect_edits(prior, texts, find=r"\d\d")
-    assert {str(d.text) for d in seen.documents} == {f"{TEXT}<|eos|>", "the river 42<|eos|>"}
-    with pytest.raises(ValueError, match=r"no document .* that matches 'nowhere'"):
-        inspect_edits(prior, texts, find="nowhere")
-    with pytest.raises(ValueError, match=r"find must be a regular expression, got '\('"):
-        inspect_edits(prior, texts, find="(")
+    first = inspect_edits(prior, rows(), limit=5)
+    assert [d.name for d in in_order(first)] == [f"row {i} (from 0)" for i in range(5)]
 
 
 def test_long_documents_are_cut_as_in_training(prior):
-    seen = inspect_edits(prior, [{"input_ids": [7] * 25}], max_length=10, order="file")
-    assert [len(d.ids) for d in seen.documents] == [10, 10, 5]
-    assert seen.documents[1].name == "row 0 (from 0), from token 10"
+    seen = inspect_edits(prior, [{"input_ids": [7] * 25}], max_length=10)
+    assert [len(d.ids) for d in in_order(seen)] == [10, 10, 5]
+    assert in_order(seen)[1].name == "row 0 (from 0), from token 10"
 
 
-def test_as_text_json_and_page(prior):
+def test_as_text_and_page(prior):
     texts = [{"text": TEXT}, {"text": "</script><b>1 & 2</b>"}]
     seen = inspect_edits(prior, rows() + texts, ["threshold=0.01 top_k=50"])
     text = str(seen)
@@ -162,11 +149,6 @@ def test_as_text_json_and_page(prior):
     assert "word beginnings" in text
     assert "\33[" not in text
     assert "\33[" in as_text(seen, color=True)
-    record = json.loads(json.dumps(seen.to_dict(), allow_nan=False))
-    changes = [
-        c for d in record["edits"] for c in d["policies"]["threshold=0.01 top_k=50"]["changes"]
-    ]
-    assert len(changes) == seen.tallies["threshold=0.01 top_k=50"].of(None, "changed") > 0
     page = seen.to_html()
     assert page.count("</script>") == 2  # those of the page itself
     assert "Content-Security-Policy" in page

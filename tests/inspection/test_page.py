@@ -1,18 +1,13 @@
 """The page in a real browser, headless: what a reader sees, hears and does there."""
 
 import dataclasses
-import json
 import shutil
 
 import pytest
 from conftest import likely_ids, make_llama, make_tokenizer
-from tokenizer_pairs import TEXTS as ALIGNED_TEXTS
-from tokenizer_pairs import make as make_aligned
 
 from toedit_collate import EditPolicy, Prior, inspect_edits
-from toedit_collate.commands.main import main
 from toedit_collate.inspection.findings import THRESHOLDS
-from toedit_collate.tokens.alignment.ways import MEANING, WAYS
 
 selenium = pytest.importorskip("selenium")
 if not (shutil.which("chromium") and shutil.which("chromedriver")):
@@ -41,7 +36,9 @@ def seen():
     ids = likely_ids(model, 13, 60, seed=1)
     rows = [{"input_ids": one.tolist()} for one in ids]
     rows[1:1] = [{"text": text} for text in TEXTS]
-    return inspect_edits(Prior(model, make_tokenizer()), rows, POLICIES, order="file")
+    seen = inspect_edits(Prior(model, make_tokenizer()), rows, POLICIES)
+    seen.documents.sort(key=lambda document: int(document.name.split()[1]))  # "row 3 (from 0)"
+    return seen
 
 
 @pytest.fixture(scope="module")
@@ -297,34 +294,6 @@ def test_the_tables_hold_the_counts(page, seen):
     assert cells[2] == f"{tally.of(None, 'changed'):,} of {tokens:,}"
     bars = page.find_elements(By.CSS_SELECTOR, "#histogram rect")
     assert len(bars) == 20
-
-
-@pytest.mark.usefixtures("no_bars")
-def test_a_prior_of_another_tokenizer_has_its_table(page, browser, tmp_path):
-    assert not page.find_element(By.ID, "alignment").is_displayed()
-    data, html = tmp_path / "data.jsonl", tmp_path / "aligned.html"
-    data.write_text("".join(json.dumps({"text": text}) + "\n" for text in ALIGNED_TEXTS.values()))
-    for name in ("digits", "coarse"):
-        make_aligned(name).save_pretrained(tmp_path / name)
-    make_llama(3, vocab_size=len(make_aligned("digits")) + 3).save_pretrained(tmp_path / "digits")
-    main(["inspect", "--prior", str(tmp_path / "digits"),
-          "--prior-aligned", str(tmp_path / "coarse"), "--data", str(data),
-          "--policy", "threshold=0.001", "--html", str(html)])  # fmt: skip
-    browser.get(html.as_uri())
-    section = browser.find_element(By.ID, "alignment")
-    assert section.is_displayed()
-    rows = [
-        [cell.text for cell in row.find_elements(By.CSS_SELECTOR, "th, td")]
-        for row in section.find_elements(By.TAG_NAME, "tr")
-    ]
-    head, *ways = rows
-    assert head == ["way", "tokens", "selected", "changed"]
-    names = [row[0].split("\n")[0] for row in ways]
-    assert names == [*WAYS, "all"]
-    counts = [int(row[1].replace(",", "")) for row in ways]
-    assert sum(counts[: len(WAYS)]) == counts[len(WAYS)] > 0
-    assert all(MEANING[name] in row[0] for name, row in zip(WAYS, ways, strict=False))
-    assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -143,7 +143,7 @@ def test_resume_goes_on_with_the_same_rows(inputs, tmp_path):
 
 
 def test_a_typo_stops_axolotl_with_our_message(inputs, tmp_path):
-    with pytest.raises(ValueError, match="'tresh' is no field; did you mean threshold"):
+    with pytest.raises(ValueError, match="'tresh' is not a field; did you mean threshold"):
         train(inputs, tmp_path, **LORA, toedit={"tresh": 0.9})
 
 

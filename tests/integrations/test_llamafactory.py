@@ -174,4 +174,4 @@ def test_a_typo_is_told(inputs, tmp_path, capsys):
     from toedit_collate.integrations.llamafactory import main
 
     assert main(["train", write_config(inputs, tmp_path, toedit={"tresh": 0.9})]) == 2
-    assert "'tresh' is no field; did you mean threshold?" in capsys.readouterr().err
+    assert "'tresh' is not a field; did you mean threshold?" in capsys.readouterr().err

@@ -15,6 +15,7 @@ import warnings
 import pytest
 import torch
 import yaml
+from common.arguments import DataArguments, RunArguments
 from common.formats import FORMATS
 from conftest import make_llama, make_tokenizer
 from datasets import Dataset
@@ -35,7 +36,7 @@ from transformers import AutoModelForCausalLM
 
 from toedit_collate import Journal
 from toedit_collate.commands.main import main
-from toedit_collate.config.arguments import DataArguments, EditArguments, RunArguments
+from toedit_collate.config.arguments import EditArguments
 from toedit_collate.config.parse import parse
 from toedit_collate.errors import UnusableError
 
@@ -419,7 +420,7 @@ class TestErrors:
         [
             (["--edit_threshold", "99"], "threshold must lie strictly between 0 and 1, got 99.0"),
             (["--compare_policies", "papper"], "policy must be one of paper"),
-            (["--compare_policies", "paper,topk=3"], "'topk=3' is no field"),
+            (["--compare_policies", "paper,topk=3"], "'topk=3' is not a field"),
             (["--seeds", "1", "1"], "seeds must differ"),
             (["--refresh", "sometimes"], "refresh must be epoch, save or a number of steps"),
             (["--held_out", "[1]"], "held_out must be a mapping"),
@@ -585,7 +586,7 @@ class TestFirstSteps:
     @pytest.mark.parametrize(
         ("text", "message"),
         [
-            ("learning_rat: 1\n", "'learning_rat' is no field; did you mean lea"),
+            ("learning_rat: 1\n", "'learning_rat' is not a field; did you mean lea"),
             ("a: 1\nb: [1\nc: 2\n", r"x.yaml, line 3, column 2: is not YAML"),
             ("- 1\n", "x.yaml: must be a mapping"),
         ],

@@ -4,10 +4,9 @@ import json
 import pathlib
 
 import pytest
+from common.arguments import DataArguments
 from running import ON_CPU, STRONG, make_files, metrics, options, run_recipe
 from seen_rows import watch_rows
-
-from toedit_collate.config.arguments import DataArguments
 
 SHAPES = {
     "wrapped": ("cpt", {"packing": "true", "packing_strategy": "wrapped", "max_length": 32}),

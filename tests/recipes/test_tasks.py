@@ -14,6 +14,7 @@ import launch
 import pytest
 import torch
 from common import tasks as tasks_module
+from common.arguments import RunArguments
 from common.tasks import check_evaluation, check_tasks, evaluate_saved, flatten_results, run_tasks
 from conftest import TEXT, VOCAB_SIZE, make_llama, make_tokenizer
 from peft import get_peft_model
@@ -21,7 +22,6 @@ from running import write_choices
 from trainees import lora, move_adapters
 from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 
-from toedit_collate.config.arguments import RunArguments
 from toedit_collate.errors import UnusableError
 
 WORDS = TEXT.split()

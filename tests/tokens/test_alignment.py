@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import itertools
 import pickle
@@ -19,7 +18,6 @@ from transformers import PreTrainedTokenizerFast
 from toedit_collate.tokens.alignment.byte_tokenizer import ByteTokenizer, complete
 from toedit_collate.tokens.alignment.document import Aligner
 from toedit_collate.tokens.alignment.groups import Groups, first_tokens
-from toedit_collate.tokens.alignment.ways import WAYS, ways_of
 
 BYTES = st.lists(
     st.sampled_from(
@@ -166,41 +164,6 @@ class TestDocuments:
         }
         assert chains == slow.chains(ids.tolist())
         assert chains
-
-    @pytest.mark.parametrize(("trainee", "prior"), [("coarse", "digits"), ("digits", "coarse")])
-    @pytest.mark.parametrize("text", TEXTS)
-    def test_ways(self, trainee, prior, text):
-        """By the bytes at which both sides cut, one token after another."""
-        pair = aligner(trainee, prior)
-        ids = ids_of(make(trainee), TEXTS[text])
-        found = pair.align(ids)
-        ways = [
-            WAYS[n] if n >= 0 else "" for n in ways_of(found, ids, pair, len(found.prior_tokens))
-        ]
-        theirs = dict(spans(pair.prior.bytes[i] for i in found.prior_tokens))
-        assert ways[0] == ""
-        for way, (begin, end) in zip(
-            ways[1:], spans(pair.trainee.bytes[i] for i in ids[1:]), strict=True
-        ):
-            if begin not in theirs:
-                assert way == "begins inside one"
-            elif any(begin < other < end for other in theirs):
-                assert way == "chain of several"
-            else:
-                assert way == ("one to one" if theirs[begin] == end else "begins a longer one")
-
-    def test_ways_of_all_kinds_there_are(self):
-        pair = aligner("coarse", "digits")
-        ids = ids_of(make("coarse"), " ".join(TEXTS.values()))
-        found = pair.align(ids)
-        whole = ways_of(found, ids, pair, len(found.prior_tokens))
-        assert {WAYS[n] for n in whole[1:]} == set(WAYS[:4])
-        few = int(found.begin[20])  # positions of a prior that ends before the 20th token
-        cut = ways_of(found, ids, pair, few)
-        assert [WAYS[n] for n in cut[20:]] == ["left alone"] * len(cut[20:])
-        assert cut[:15].tolist() == whole[:15].tolist()
-        broken = dataclasses.replace(found, agrees=False)
-        assert {WAYS[n] for n in ways_of(broken, ids, pair, 0)[1:]} == {"left alone"}
 
     @pytest.mark.slow
     @pytest.mark.parametrize(("trainee", "prior"), PAIRS)

@@ -1,5 +1,5 @@
-"""The `toedit` command and its subcommands, a folder each; none imports another.
+"""The `toedit` command and its subcommands.
 
-A command is an `options` module, light to import, and what it runs. It refuses by an
-`UnusableError`, which `main` prints in one line.
+Each subcommand adds its options, and imports heavy packages only when it runs. Errors that a user
+can fix are `UnusableError`s, which `main` prints in one line.
 """

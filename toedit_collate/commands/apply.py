@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from ..config import options
-from ..config.priors import open_prior
 from ..data import (
     Batch,
     Data,
@@ -35,7 +34,7 @@ from ..data.files import whole
 from ..data.progress import progress_bar
 from ..data.revise import Reviser
 from ..data.tokens import check_first
-from ..data.writing import check_output, write_rows
+from ..data.writing import OUTPUT_HELP, check_output, write_rows
 from ..editing.edit import edit_tokens
 from ..errors import UnusableError
 from ..policy import EditPolicy
@@ -46,53 +45,49 @@ from ..stores.ragged import Array, ranges
 from ..stores.segments import DamagedFileError
 
 _BEST = (
-    ". Best is what will be trained on, saved by trainer.train_dataset.save_to_disk(FOLDER): it "
-    "is tokenized (and packed) as in training. Text and chats are tokenized by the prior's "
-    "tokenizer"
+    ". Best is the data that will be trained on, saved with "
+    "trainer.train_dataset.save_to_disk(FOLDER): it is tokenized (and packed) as in training. Text "
+    "and chats are tokenized by the prior's tokenizer"
 )
-# Number and count of processes, and the number on this machine, as launchers set them. Slurm sets
-# its variables in a step of srun only, not in the batch script around it.
+# Variables of launchers: number and count of processes, and the number on this machine. Slurm sets
+# these in a step of srun only, not in the batch script around it.
 _LAUNCHERS = (
     ("RANK", "WORLD_SIZE", "LOCAL_RANK"),  # torchrun, accelerate launch
     ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"),  # srun
 )
 # The cache grows as needed: a training run without the prior needs all documents.
 _NO_LIMIT = 2**62
-# Documents are sorted by length within so many times the tokens that are scored at once.
+# Documents are sorted by length within this many batches.
 BATCHES_PER_WINDOW = 16
-# The cache is written at least this often, so that a run that is killed loses little.
+# Write the cache at least this often, so that a killed run loses little.
 SECONDS_BETWEEN_WRITES = 60.0
 
 
 def add_apply(commands: Any) -> None:
     """Add `apply` to the subcommands of an argparse parser."""
-    parser = commands.add_parser(
+    parser = options.add_command(
+        commands,
         "apply",
-        help="score a dataset once, offline: fill a decision cache, or write the edited dataset",
-        description="Score all documents of a dataset with the prior. With --cache, store what is "
-        "decided about them: training runs then edit them without the prior, with a fresh draw in "
-        "each epoch. With --output, write the dataset with one edit, that of epoch 0, as token "
-        "ids: nothing is tokenized again. A command that was killed continues where it was, if it "
-        "has --cache.",
+        "score a dataset once, offline: fill a decision cache, or write the edited dataset",
+        "Score all documents of a dataset with the prior. With --cache, store the decisions: "
+        "training runs then edit the documents without the prior, with a fresh draw in each epoch. "
+        "With --output, write the dataset with one edit, that of epoch 0, as token ids: nothing is "
+        "tokenized again. With --cache, a command that was killed continues where it was.",
+        "toedit apply --prior Qwen/Qwen2.5-0.5B --data chats.jsonl --cache decisions",
     )
     options.add_data(parser, required=True, more=_BEST)
-    parser.add_argument("--cache", type=Path, metavar="DIR", help="folder of the decision cache")
-    parser.add_argument(
-        "--output",
-        type=Path,
-        metavar="OUT",
-        help="a new .jsonl or .parquet file; or, with any other name, a new folder for "
-        "datasets.load_from_disk",
+    output = options.Group(parser, "output")
+    output.value("--cache", "folder of the decision cache", "DIR", Path)
+    output.value("--output", f"the edited dataset: {OUTPUT_HELP}", "OUT", Path)
+    output.value(
+        "--shard",
+        "score the I-th of N equal parts of the data, counted from 0: start N processes, one for "
+        "each GPU, with the same --cache; default: under torchrun, accelerate launch or srun the "
+        "part of the process (--output then gets -0000I-of-0000N in its name), else all",
+        "I/N",
+        _shard,
     )
     options.add_reading(parser, max_length="whole documents", batch_tokens=16_384)
-    parser.add_argument(
-        "--shard",
-        type=_shard,
-        metavar="I/N",
-        help="score the I-th of N equal parts of the data, counted from 0: start N processes, one "
-        "for each GPU, with the same --cache; default: the process's own part under torchrun, "
-        "accelerate launch or srun (--output then gets -0000I-of-0000N in its name), else all",
-    )
     options.add_prior(parser, required=True)
     options.add_policy(
         parser,
@@ -146,15 +141,17 @@ def _run(args: argparse.Namespace) -> int:
 def _apply(args: argparse.Namespace, policy: EditPolicy, *, shows_progress: bool) -> int:
     if args.cache is None and args.output is None:
         raise UnusableError(
-            "nothing to make: give --cache DIR, for training without the prior, or --output OUT"
+            "nothing to write; add --cache DIR, for training without the prior, or --output OUT"
         )
     if args.output is not None:
         if policy.target != "both":
             raise UnusableError(
-                f"--target {policy.target}: --output writes one edited text, which becomes inputs "
-                "and labels; give --target to the training run only, or give --cache"
+                f"--target {policy.target} cannot be used with --output, which writes one text "
+                "for inputs and labels; set the target in the training run only, or use --cache"
             )
         check_output(args.output)
+    from ..config.priors import open_prior  # late: it imports the Trainer
+
     data, prep = open_data(args.data, args.split), options.preparation_of(args)
     check_first(data, prep)
     cache = None if args.cache is None else _open_cache(args.cache)
@@ -211,7 +208,7 @@ def _write(
 ) -> None:
     """Write the edited rows. All columns follow the tokens, and text is decoded from them."""
     if output is None:
-        deque(edited, maxlen=0)  # go through them
+        deque(edited, maxlen=0)  # only fill the cache
         return
     now: list[Any] = []  # the tokens of the rows, and which of them are dropped
 
@@ -247,10 +244,10 @@ def _print_report(
     if counts["rows_from_text"]:
         print(
             f"Note: {counts['rows_from_text']:,} of the rows held text or chats, tokenized as "
-            f"SFTTrainer does, {'with' if prep.add_eos else 'without'} an end token after text. If "
-            "training sets other fields of SFTConfig, give them here, too (--max-length, "
-            "--truncation-mode, ...). If it packs by wrapped: "
-            "trainer.train_dataset.save_to_disk(FOLDER), and --data FOLDER."
+            f"SFTTrainer does, {'with' if prep.add_eos else 'without'} an end token after text. "
+            "Use the SFTConfig of your training run here, too (--max-length, --truncation-mode, "
+            "...). With packing_strategy wrapped: trainer.train_dataset.save_to_disk(FOLDER), and "
+            "--data FOLDER."
         )
 
 
@@ -258,7 +255,7 @@ def _print_cache(
     path: Path, policy: EditPolicy, counts: Counter[str], cache: DecisionCache,
     before: tuple[int, int],
 ) -> None:  # fmt: skip
-    """Say what is in the cache, and how to train with it; `before`: its documents and bytes."""
+    """Print what is in the cache, and how to train with it; `before`: its documents and bytes."""
     identity = cache.identity
     assert identity is not None
     new = cache.num_documents - before[0]
@@ -292,40 +289,11 @@ def as_python(policy: EditPolicy) -> str:
 
 
 class Window(NamedTuple):
-    """Some rows of the data, and their N documents of M tokens.
-
-    Attributes:
-        rows: as they were read.
-        documents: of the rows; longer ones are cut.
-        labels: (M,) int64, -100 for a token without one.
-    """
+    """Some rows as they were read, their documents of M tokens, and (M,) int64 labels."""
 
     rows: Batch
     documents: Documents
     labels: Array
-
-    def padded(self, batch_tokens: int) -> Iterator[tuple[Tensor, Tensor, Tensor, Array]]:
-        """The documents, those of similar length together, one to a row.
-
-        Args:
-            batch_tokens: see `by_length`.
-
-        Yields:
-            input_ids: (B, T) int64, padded on the right.
-            real: (B, T) bool, False at padding.
-            labels: (B, T) int64, -100 at padding and for tokens without a label.
-            members: (m,) int64, which of the M tokens these are, row by row.
-        """
-        start, lengths = self.documents.start, self.documents.lengths
-        for chosen in map(np.array, by_length(lengths, batch_tokens)):
-            T = int(lengths[chosen[0]])
-            members = ranges(start[chosen], lengths[chosen])
-            real = torch.arange(T) < torch.from_numpy(lengths[chosen]).unsqueeze(-1)
-            input_ids = torch.zeros(real.shape, dtype=torch.int64)
-            input_ids[real] = torch.from_numpy(self.documents.tokens[members])
-            labels = torch.full_like(input_ids, -100)
-            labels[real] = torch.from_numpy(self.labels[members])
-            yield input_ids, real, labels, members
 
 
 def read_windows(
@@ -341,15 +309,15 @@ def read_windows(
         shard: I and N, to read the I-th of N parts.
 
     Raises:
-        UnusableError: a row can't be used.
+        UnusableError: a row cannot be used.
     """
     rows, tokenized = Batch([], []), Batch([], [])
     num_tokens = num_read = 0
     for batch in data.batches():
-        # Row by row in turn, so that the parts have the same size, and documents of all lengths.
+        # Every N-th row, so that all parts have the same size, and documents of all lengths.
         mine = slice((shard[0] - num_read) % shard[1], None, shard[1])
         num_read += len(batch.rows)
-        # The original rows are kept: the output depends on which columns they have.
+        # Keep the rows as they were read: the output depends on their columns.
         part = Batch([dict(row) for row in batch.rows[mine]], batch.names[mine])
         tokenize(data, part, prior.tokenizer, prep)
         rows.rows.extend(batch.rows[mine])
@@ -390,8 +358,7 @@ class Scorer:
         batch_tokens: how many tokens are scored at once.
 
     Attributes:
-        counts: what was done so far. `editable` documents have a token that the policy is applied
-            to.
+        counts: so far. `editable` documents have a token to which the policy applies.
     """
 
     def __init__(
@@ -403,22 +370,25 @@ class Scorer:
         self._begun_at = self._written_at = time.monotonic()
 
     def edit(self, window: Window, bar: Any) -> tuple[Batch, Array, Array]:
-        """Edit a window.
-
-        Args:
-            window: of the data.
-            bar: of progress; counts rows.
+        """Edit a window; `bar` counts its rows.
 
         Returns:
-            The rows as they were read; (M,) int64, their tokens after the edit of epoch 0; (M,)
-            bool, the tokens that the edit drops.
+            The rows; (M,) int64, their tokens after the edit of epoch 0; (M,) bool, the tokens
+            that the edit removes.
 
         Raises:
-            UnusableError: the prior can't score it, or the cache can't be written.
+            UnusableError: the prior cannot score it, or the cache cannot be written.
         """
-        tokens = window.documents.tokens.copy()
-        removed = np.zeros(len(tokens), bool)
-        for input_ids, real, labels, members in window.padded(self._batch_tokens):
+        documents = window.documents
+        tokens, removed = documents.tokens.copy(), np.zeros(len(documents.tokens), bool)
+        for chosen in map(np.array, by_length(documents.lengths, self._batch_tokens)):
+            start, lengths = documents.start[chosen], documents.lengths[chosen]
+            members = ranges(start, lengths)
+            real = torch.arange(int(lengths[0])) < torch.from_numpy(lengths).unsqueeze(-1)
+            input_ids = torch.zeros(real.shape, dtype=torch.int64)
+            labels = torch.full_like(input_ids, -100)
+            input_ids[real] = torch.from_numpy(documents.tokens[members])
+            labels[real] = torch.from_numpy(window.labels[members])
             tokens[members], removed[members] = self._edit_batch(input_ids, real, labels)
             speed = self.counts["tokens"] / (time.monotonic() - self._begun_at)
             bar.set_postfix_str(
@@ -433,7 +403,7 @@ class Scorer:
         return window.rows, tokens, removed
 
     def write(self) -> None:
-        """Write the cache; raises an UnusableError if it can't be written."""
+        """Write the cache; raises an UnusableError if that is impossible."""
         self._written_at = time.monotonic()
         try:
             if self._cache is not None:
@@ -452,14 +422,13 @@ class Scorer:
             )  # fmt: skip
         except ValueError as error:  # the prior returned NaN, or a file of the cache is damaged
             raise UnusableError(str(error)) from None
-        counts, num_tokens = self.counts, int(real.sum())
-        counts["documents"] += len(input_ids)
-        counts["tokens"] += num_tokens
+        self.counts["documents"] += len(input_ids)
+        self.counts["tokens"] += int(real.sum())
         for name in ("scored", "selected", "changed", "dropped"):
-            counts[name] += int(getattr(result, name).sum())
-        counts["editable"] += int(result.scored.any(-1).sum())
+            self.counts[name] += int(getattr(result, name).sum())
+        self.counts["editable"] += int(result.scored.any(-1).sum())
         edited = result.input_ids
-        if result.source is not None:  # tokens were dropped: put the others back in their places
+        if result.source is not None:  # tokens were removed: move the others back to their places
             rows, columns = (result.source >= 0).nonzero().unbind(-1)
             edited = input_ids.clone()
             edited[rows, result.source[rows, columns]] = result.input_ids[rows, columns]

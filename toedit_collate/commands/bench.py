@@ -10,6 +10,8 @@ import platform
 import random
 import shlex
 import statistics
+import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -22,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..config.options import add_data, add_policy_name, add_prior, add_seed, positive, read_policy
+from ..config import options
 from ..errors import UnusableError
 from .counting import LiveMemory
 
@@ -34,7 +36,7 @@ if TYPE_CHECKING:
 Batch = dict[str, Any]
 """input_ids, attention_mask and labels: (B, T) int64 on the CPU, padded on the right."""
 Variant = Callable[[int], object]
-"""What is timed. It gets the number of the round, and its result is thrown away."""
+"""What is timed: a function of the number of the round. Its result is ignored."""
 Row = dict[str, Any]
 """One line of a table: `name`, and figures by column."""
 
@@ -45,106 +47,93 @@ SOFTMAX = "full softmax in plain PyTorch, no draws"
 DENSE_KL = "dense KL to the prior, instead of an edit"
 _NUM_BATCHES = 8
 _LEAST_ROUNDS = 5
-_SECONDS = 40.0  # for one table; then `_LEAST_ROUNDS` are enough
+_SECONDS = 40.0  # per table; then `_LEAST_ROUNDS` are enough
 _LEARNING_RATE = 1e-6  # weights should hardly move: all steps must cost the same
 
 
 def add_bench(commands: Any) -> None:
     """Add `bench` to the subcommands of an argparse parser."""
-    parser = commands.add_parser(
+    parser = options.add_command(
+        commands,
         "bench",
-        help="measure what editing costs on this machine, as ratios within one run",
-        description="Measure what editing costs with your prior, text and policy: the edit of a "
-        "batch compared with one forward pass of the prior's backbone, a full softmax and a dense "
-        "KL term; its memory; and a training step with and without editing. Compare ratios, not "
-        "times, between machines. Without --prior and --data: the small model and text of "
-        "toedit-demo.",
+        "measure what editing costs on this machine, as ratios within one run",
+        "Measure what editing costs with your prior, text and policy: the edit of a batch compared "
+        "with one forward pass of the prior's backbone, a full softmax and a dense KL term; its "
+        "memory; and a training step with and without editing. Compare ratios, not times, between "
+        "machines. Without --prior and --data: the small model and text of toedit-demo.",
+        "toedit bench --prior Qwen/Qwen2.5-0.5B --data chats.jsonl --policy distill",
     )
-    add_data(parser)
-    add_prior(parser, leave_out=("prior_aligned",))
-    add_policy_name(parser, default="paper")
-    parser.add_argument(
-        "--batch-size", type=positive, default=8, metavar="N", help="rows; default: %(default)s"
+    data = options.add_data(parser)
+    data.value("--batch-size", "rows of a batch", "N", options.positive, 8)
+    data.value("--max-length", "tokens of a row, at most", "N", options.positive, 512)
+    options.add_prior(parser, leave_out=("--prior-aligned",))
+    policy = options.Group(parser, "policy")
+    options.add_policy_name(policy, default="paper")
+    options.add_seed(policy, "batches and draws")
+    measuring = options.Group(parser, "measuring")
+    rounds = "how often to time each variant; at least 5, even if that takes long"
+    measuring.value("--rounds", rounds, "N", options.positive, 11)
+    measuring.flag("--no-training", "leave out the training steps")
+    measuring.value(
+        "--threads",
+        "of a CPU; with one, times are processor time, which other programs disturb less",
+        "N",
+        options.positive,
+        1,
     )
-    parser.add_argument(
-        "--max-length", type=positive, default=512, metavar="N",
-        help="tokens of a row, at most; default: %(default)s",
-    )  # fmt: skip
-    parser.add_argument(
-        "--train-batch-size", type=positive, metavar="N",
-        help="rows of a training step; default: --batch-size on a GPU, 2 on a CPU",
-    )  # fmt: skip
-    parser.add_argument("--no-training", action="store_true", help="leave out the training steps")
-    parser.add_argument(
-        "--rounds", type=positive, default=11, metavar="N",
-        help="how often each variant is timed; at least 5 where that takes long; default: "
-        "%(default)s",
-    )  # fmt: skip
-    parser.add_argument(
-        "--threads", type=positive, default=1, metavar="N",
-        help="of a CPU. With one, times are processor time of this process, which other programs "
-        "disturb less; default: %(default)s",
-    )  # fmt: skip
-    add_seed(parser, "batches and draws")
-    parser.add_argument(
-        "--json", metavar="FILE", help="write all figures as JSON; -: to stdout, and no table"
-    )
-    parser.set_defaults(run=run_bench, default_of=parser.get_default)
+    measuring.value("--json", "write all figures; -: to stdout, without tables", "FILE")
+    parser.set_defaults(run=run_bench)
 
 
 def run_bench(args: argparse.Namespace) -> None:
     """Measure, and print the report.
 
     Raises:
-        UnusableError: an argument cannot be used here.
+        UnusableError: an argument cannot be used.
     """
-    from ..config.options import prior_options
+    from ..config.console import quiet
     from ..config.priors import open_prior
-    from ..config.quiet import quiet
     from ..data import open_data
-    from ..data.demo_model import demo_model
     from ..data.demo_text import DEMO
     from ..data.files import as_json, write_json
 
     if (args.prior is None) != (args.data is None):
         raise UnusableError("--prior and --data belong together: a model and text for it; add both")
-    policy = read_policy(args.policy, seed=args.seed)
+    policy = options.read_policy(args.policy, seed=args.seed)
+    shows = args.json != "-"
     before = torch.get_num_threads()
     torch.set_num_threads(args.threads)
     try:
         with quiet():
-            name, data = args.prior or str(demo_model()), open_data(args.data or DEMO, args.split)
-            prior = open_prior(name, needs_tokenizer=False, **prior_options(args))
+            name, data = args.prior or DEMO, open_data(args.data or DEMO, args.split)
+            prior = open_prior(name, needs_tokenizer=False, **options.prior_options(args))
             T = min(args.max_length, prior.max_length or args.max_length)
-            inputs = read_inputs(prior, data, B=args.batch_size, T=T, seed=args.seed)
-            facts = machine_facts(prior.device, prior.model.dtype)
-            facts = {"command": _command(args), "prior": name, "policy": args.policy, **facts}
+            facts = {
+                "command": shlex.join(["toedit", *sys.argv[1:]]),
+                "prior": name,
+                "policy": args.policy,
+                **machine_facts(prior.device, prior.model.dtype),
+            }
             report = {"facts": facts}
-            if args.json != "-":
+            if shows:
                 print("\n".join(f"{name:14}  {value}" for name, value in facts.items()), flush=True)
-            for section, measure in (("edit", measure_edit), ("training", measure_training)):
-                if section == "training" and args.no_training:
-                    continue
-                if section == "training":
-                    B = args.train_batch_size or (2 if prior.device.type == "cpu" else inputs.B)
-                    inputs = read_inputs(prior, data, B=B, T=T, seed=args.seed)
+            # A training step takes long on a CPU.
+            few = min(2, args.batch_size) if prior.device.type == "cpu" else args.batch_size
+            sections = [
+                ("edit", measure_edit, args.batch_size),
+                ("training", measure_training, few),
+            ]
+            for section, measure, B in sections[: 1 if args.no_training else 2]:
+                inputs = read_inputs(prior, data, B=B, T=T, seed=args.seed)
                 report[section] = measure(inputs, policy, rounds=args.rounds)
-                if args.json != "-":
+                if shows:
                     print(format_table(report[section]), flush=True)
     finally:
         torch.set_num_threads(before)
-    if args.json == "-":
+    if not shows:
         print(as_json(report))
     elif args.json is not None:
         write_json(Path(args.json), report, "--json")
-
-
-def _command(args: argparse.Namespace) -> str:
-    words = ["toedit", "bench"]
-    for name, value in vars(args).items():
-        if name not in ("command", "run", "default_of") and value != args.default_of(name):
-            words += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
-    return shlex.join(words)
 
 
 # What is measured
@@ -167,11 +156,11 @@ class Inputs:
         return find_trunk(unwrap_model(self.prior.model))
 
     def batch(self, number: int) -> Batch:
-        """That of a round."""
+        """The batch of a round."""
         return self.batches[number % len(self.batches)]
 
     def on_device(self, number: int) -> Batch:
-        """The same, where the prior is."""
+        """The batch of a round, on the prior's device."""
         return {key: value.to(self.prior.device) for key, value in self.batch(number).items()}
 
 
@@ -179,14 +168,14 @@ def read_inputs(prior: Prior, data: Data, *, B: int, T: int, seed: int) -> Input
     """Up to eight batches of text; long documents are cut into windows of T tokens.
 
     Raises:
-        UnusableError: the data cannot be read, or is too little.
+        UnusableError: the data cannot be read, or there is too little.
     """
     from ..data import Preparation, examples
 
     found = examples(data, prior.tokenizer, Preparation(max_length=T), vocab_size=prior.vocab_size)
-    # The last window of a long document is left out: it is short, and batches would be padded.
-    whole = (one for one in found if len(one.ids) > 1 and (not one.start or len(one.ids) == T))
-    pieces = [(one.ids, one.labels) for one in islice(whole, 4 * _NUM_BATCHES * B)]
+    # Skip the short last window of a long document, to have less padding.
+    full = (one for one in found if len(one.ids) > 1 and (not one.start or len(one.ids) == T))
+    pieces = [(one.ids, one.labels) for one in islice(full, 4 * _NUM_BATCHES * B)]
     if len(pieces) < B:
         raise data.error(
             f"gives {len(pieces)} pieces of up to {T} tokens, and a batch takes {B}; add text, or "
@@ -214,12 +203,12 @@ def _pad(pieces: list[tuple[list[int], list[int]]], pad_id: int) -> Batch:
 def measure_edit(
     inputs: Inputs, policy: EditPolicy, *, rounds: int, more: Mapping[str, Variant] | None = None
 ) -> Row:
-    """Time and memory of one batch's edit and of its alternatives, compared with the backbone's.
+    """Time and memory of one batch's edit and of its alternatives, compared with the backbone.
 
     Args:
         inputs: the prior and batches.
         policy: any policy.
-        rounds: how often each variant is timed, at most.
+        rounds: how often to time each variant, at most.
         more: other variants to time, by name.
 
     Returns:
@@ -245,27 +234,25 @@ def measure_edit(
         **(more or {}),
     }
     notes = []
-    for number in range(len(inputs.batches)):  # one epoch: fills the cache, and is counted
+    for number in range(len(inputs.batches)):  # one epoch, to fill the cache and to count
         edit(edits, number)
         try:
             if CACHED in variants:
                 edit(cached, number)
-        except ValueError as error:  # a policy that a cache cannot serve
+        except ValueError as error:  # a cache does not support this policy
             del variants[CACHED]
             notes.append(f"No decision cache: {error}")
     stats = edits.stats
-    if _softmax_bytes(inputs) > available_bytes(device):
+    # Logits, the same in float32, and their softmax.
+    softmax_bytes = inputs.B * inputs.T * inputs.prior.vocab_size * (2 + 4 + 4)
+    if softmax_bytes > available_bytes(device):
         del variants[SOFTMAX], variants[DENSE_KL]
-        notes.append(f"A full softmax is left out: it would take {_gib(_softmax_bytes(inputs))}.")
-    peaks: dict[str, int] = {}
-    seconds = compare(variants, device, rounds=rounds, peaks=peaks)
-    rows = ratio_rows(seconds, BACKBONE)
-    for row in rows:
-        row["extra_mib"] = (peaks[row["name"]] - peaks[BACKBONE]) / 2**20
+        notes.append(f"A full softmax is left out: it would take {_gib(softmax_bytes)}.")
+    rows = compare_with(BACKBONE, variants, device, rounds=rounds)
     notes.append(
         f"{inputs.B} rows of up to {inputs.T} tokens; of {stats['scored']:,.0f} scored tokens "
         f"{stats['selected_share']:.2%} are selected and {stats['changed_share']:.3%} changed. "
-        "Extra memory: peak beyond the backbone's own peak."
+        "Extra memory: peak minus the backbone's peak."
     )
     return {"title": "Edit of a batch / backbone", "rows": rows, "notes": notes}
 
@@ -287,9 +274,9 @@ def full_softmax(model: Any, input_ids: Tensor, attention_mask: Tensor, labels: 
 
 @torch.no_grad()
 def dense_kl(model: Any, input_ids: Tensor, attention_mask: Tensor, labels: Tensor) -> Tensor:
-    """The prior's side of distillation: KL(prior || trainee) over the whole vocabulary.
+    """The prior's part of distillation: KL(prior || trainee) over the whole vocabulary.
 
-    The prior's own logits, reversed, stand in for the trainee's, which training computes anyway.
+    The trainee's logits, which training computes anyway, are the prior's own in reverse order.
     """
     logits = model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits
     has_loss = (labels[:, 1:] != -100) & (attention_mask[:, 1:] == 1)
@@ -299,9 +286,9 @@ def dense_kl(model: Any, input_ids: Tensor, attention_mask: Tensor, labels: Tens
 
 
 def measure_training(inputs: Inputs, policy: EditPolicy, *, rounds: int) -> Row:
-    """Time of a training step with editing, compared with the same step without.
+    """Time and memory of a training step with editing, compared with the same step without.
 
-    LoRA with checkpointing and `Prior.shared`, and training of all weights with a prior of its own.
+    LoRA with checkpointing and `Prior.shared`, and training of all weights with a separate prior.
 
     Returns:
         A table for `format_table`.
@@ -320,10 +307,7 @@ def measure_training(inputs: Inputs, policy: EditPolicy, *, rounds: int) -> Row:
         try:
             with setup(inputs) as (trainee, prior):
                 steps = training_steps(inputs, trainee, prior, policy)
-                peaks: dict[str, int] = {}
-                seconds = compare(steps, device, rounds=rounds, peaks=peaks)
-                for row in ratio_rows(seconds, "without editing"):
-                    row["extra_mib"] = (peaks[row["name"]] - peaks["without editing"]) / 2**20
+                for row in compare_with("without editing", steps, device, rounds=rounds):
                     rows.append({**row, "name": f"{name}, {row['name']}"})
         except ImportError:
             notes.append('LoRA is left out: it needs peft; pip install "toedit_collate[recipes]"')
@@ -341,10 +325,8 @@ def training_steps(
 
     if policy.num_draws > 1:
         use_drawn_labels(trainee)
-    device = prior.device
-    optimizer = torch.optim.AdamW(
-        [p for p in trainee.parameters() if p.requires_grad], lr=_LEARNING_RATE
-    )
+    trained = [p for p in trainee.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=_LEARNING_RATE)
 
     def step(batch: Any) -> None:
         trainee(**batch, use_cache=False).loss.backward()
@@ -353,7 +335,7 @@ def training_steps(
 
     def edited(collator: ToEditCollator, number: int) -> None:
         collator.set_epoch(number // len(inputs.batches))
-        step(collator(inputs.batch(number)).to(device))  # moving a batch edits it
+        step(collator(inputs.batch(number)).to(prior.device))  # moving a batch edits it
 
     edits = ToEditCollator(prior, policy, base_collator=dict)
     cached = ToEditCollator(prior, policy, base_collator=dict, cache=DecisionCache())
@@ -364,8 +346,8 @@ def training_steps(
     }
     try:
         for batch in inputs.batches:
-            cached(batch).to(device)
-    except ValueError:  # a policy that a cache cannot serve
+            cached(batch).to(prior.device)
+    except ValueError:  # a cache does not support this policy
         del steps["a later epoch, cached"]
     return steps
 
@@ -380,7 +362,7 @@ def _lora(inputs: Inputs) -> Iterator[tuple[Any, Prior]]:
     base: Any = inputs.prior.model
     config = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
     # Adapters in the weights' dtype, as under autocast. In float32 they would slow the step down,
-    # which would flatter the edit.
+    # and the edit would seem cheaper than it is.
     trainee: Any = get_peft_model(base, config, autocast_adapter_dtype=False)
     trainee.train()
     base.gradient_checkpointing_enable({"use_reentrant": False})
@@ -402,26 +384,37 @@ def _all_weights(inputs: Inputs) -> Iterator[tuple[Any, Prior]]:
 # How it is measured
 
 
+def compare_with(
+    baseline: str, variants: Mapping[str, Variant], device: torch.device, *, rounds: int
+) -> list[Row]:
+    """The rows of `ratio_rows`, with `extra_mib`: peak memory beyond that of the baseline."""
+    peaks: dict[str, int] = {}
+    rows = ratio_rows(compare(variants, device, rounds=rounds, peaks=peaks), baseline)
+    for row in rows:
+        row["extra_mib"] = (peaks[row["name"]] - peaks[baseline]) / 2**20
+    return rows
+
+
 def compare(
     variants: Mapping[str, Variant], device: torch.device, *, rounds: int,
     seconds: float = _SECONDS, peaks: dict[str, int] | None = None,
 ) -> dict[str, list[float]]:  # fmt: skip
     """Time variants against each other: in each round every variant runs once.
 
-    A machine that slows down for a while slows all variants of a round, so ratios within a round
-    hold where times do not. A variant that runs out of memory on a GPU is left out.
+    If the machine slows down, it slows all variants of a round, so ratios within a round hold. A
+    variant that runs out of memory on a GPU is left out.
 
     Args:
         variants: by name.
         device: to wait for before and after each.
         rounds: at most.
         seconds: after these, five rounds are enough.
-        peaks: is filled with the peak memory of each variant in bytes, before anything is timed.
+        peaks: filled with the peak memory of each variant in bytes, measured before the times.
 
     Returns:
         Seconds of each variant, one for each round.
     """
-    clock = time.process_time if counts_processor_time(device) else time.perf_counter
+    clock = time.process_time if _counts_processor_time(device) else time.perf_counter
     times: dict[str, list[float]] = {}
     for name, variant in variants.items():
         try:
@@ -448,8 +441,8 @@ def compare(
     return times
 
 
-def counts_processor_time(device: torch.device) -> bool:
-    """Whether times are processor time of this process; else they are by the clock."""
+def _counts_processor_time(device: torch.device) -> bool:
+    """Whether times are processor time of this process; else they are wall-clock time."""
     return device.type == "cpu" and torch.get_num_threads() == 1
 
 
@@ -468,8 +461,6 @@ def ratio_rows(times: Mapping[str, list[float]], baseline: str) -> list[Row]:
 
 def format_table(table: Row) -> str:
     """A table as text: title, rows, notes."""
-    import textwrap
-
     width = max(len(row["name"]) for row in table["rows"]) if table["rows"] else 0
     has_memory = any("extra_mib" in row for row in table["rows"])
     header = f"{'':{width}}  ratio  quartiles            ms{'  extra MiB' * has_memory}"
@@ -478,9 +469,7 @@ def format_table(table: Row) -> str:
         spread = f"{row['low']:.3f} - {row['high']:.3f}"
         line = f"{row['name']:{width}}  {row['ratio']:5.3f}  {spread:13}  {row['ms']:9.1f}"
         lines.append(f"{line}  {row['extra_mib']:9,.1f}" if "extra_mib" in row else line)
-    return "\n".join(
-        [*lines, *(line for note in table["notes"] for line in textwrap.wrap(note, 100))]
-    )
+    return "\n".join([*lines, *(textwrap.fill(note, 100) for note in table["notes"])])
 
 
 def peak_bytes(function: Callable[[], object], device: torch.device) -> int:
@@ -499,7 +488,7 @@ def peak_bytes(function: Callable[[], object], device: torch.device) -> int:
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until a GPU has done all that it was given."""
+    """Wait for a GPU."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -512,15 +501,13 @@ def free_memory(device: torch.device) -> None:
 
 
 def available_bytes(device: torch.device) -> int:
-    """Memory that is free on a device."""
+    """Free memory of a device."""
+    import psutil  # type: ignore[import-untyped] # accelerate requires it
+
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:  # not Linux: let it try
-        return 2**62
-    return 1024 * int(next(line for line in lines if "MemAvailable" in line).split()[1])
+    return int(psutil.virtual_memory().available)
 
 
 def machine_facts(device: torch.device, dtype: torch.dtype) -> dict[str, str]:
@@ -535,19 +522,13 @@ def machine_facts(device: torch.device, dtype: torch.dtype) -> dict[str, str]:
     elif (info := Path("/proc/cpuinfo")).exists():
         models = [line for line in info.read_text().splitlines() if line.startswith("model name")]
         name = models[0].split(": ", 1)[1] if models else name
-    clock = "processor time" if counts_processor_time(device) else "by the clock"
     return {
         "device": f"{device.type} ({name}), {torch.get_num_threads()} of {os.cpu_count()} threads",
         "dtype": str(dtype).removeprefix("torch."),
-        "times": clock,
+        "times": "processor time" if _counts_processor_time(device) else "by the clock",
         "versions": f"toedit_collate {__version__}, torch {torch.__version__}, transformers "
         f"{transformers.__version__}, python {platform.python_version()}",
     }
-
-
-def _softmax_bytes(inputs: Inputs) -> int:
-    """Logits, the same in float32, and their softmax."""
-    return inputs.B * inputs.T * inputs.prior.vocab_size * (2 + 4 + 4)
 
 
 def _gib(num_bytes: float) -> str:

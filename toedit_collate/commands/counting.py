@@ -1,8 +1,8 @@
 """Counts the memory and the operations of one training step on PyTorch's meta device.
 
-A tensor on the meta device has a shape and a dtype and no data. So a forward and a backward pass
-of the real model, of any family, show what a step allocates and computes, in seconds and without
-a GPU. Three things are done as a GPU does them: autocast, fused attention and dropout masks.
+Tensors on the meta device have a shape and a dtype, but no data. A forward and a backward pass of
+the real model, of any family, show in seconds what a step allocates and computes. Autocast, fused
+attention and dropout masks are those of a GPU.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ _IN_FLOAT32 = {
 
 
 class LiveMemory(TorchDispatchMode):
-    """Counts the bytes of all tensors that are made while the mode is on and are still alive.
+    """Counts the bytes of all tensors that are made in this mode and are still alive.
 
-    Tensors that share memory count once. Tensors from before the mode do not count, nor does memory
-    that an operation frees before it returns. Works on a CPU and on the meta device.
+    Tensors that share memory count once. Memory that an operation frees before it returns does not
+    count. Works on a CPU and on the meta device.
 
     Attributes:
         live: bytes alive now.
@@ -66,13 +66,13 @@ class LiveMemory(TorchDispatchMode):
         self._known: set[int] = set()
 
     def add(self, num_bytes: float) -> None:
-        """Count bytes that no tensor stands for, or take them off again."""
+        """Count bytes of which there is no tensor; negative: subtract them."""
         self.live += int(num_bytes)
         self.peak = max(self.peak, self.live)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         for storage in self._storages((args, kwargs)):
-            self._follow(storage, 0)  # an argument that is new here was made before the mode
+            self._follow(storage, 0)  # an unknown argument was made before the mode
         result = func(*args, **(kwargs or {}))
         for storage in self._storages(result):
             self._follow(storage, storage.nbytes())
@@ -96,7 +96,7 @@ class LiveMemory(TorchDispatchMode):
 
 
 class Counted(NamedTuple):
-    """One pass or one step: bytes alive at once (weights and optimizer left out), and operations.
+    """One pass or one step: peak bytes without weights and optimizer, and operations.
 
     A multiplication and an addition are two operations.
     """
@@ -126,17 +126,16 @@ def count_training(
         B: rows of a batch.
         T: tokens of a row.
         batches: of the step (gradient accumulation). More than two take as much memory as two.
-        autocast: matrix products are in bfloat16 whatever the weights are.
-        checkpointing: layers keep their inputs only, and compute the rest again.
-        mask_length: tokens that a row of the attention mask has. 0: there is no mask, and the
-            attention kernel is causal.
-        fused_head: the loss is TRL's, which never builds the (B, T, V) logits.
-        gradient_share: of each gradient that one process keeps (FSDP, ZeRO).
+        autocast: to bfloat16.
+        checkpointing: gradient checkpointing.
+        mask_length: tokens in a row of the attention mask. 0: no mask, causal attention.
+        fused_head: use TRL's loss, which never builds the (B, T, V) logits.
+        gradient_share: share of each gradient that one process keeps (FSDP, ZeRO).
         on_gpu: the fused head has a Triton kernel.
     """
     model.train()
     if checkpointing:
-        # The backward pass runs outside of all function modes; PyTorch offers this way in.
+        # Function modes are off in the backward pass, so recomputation has to enter its own.
         kwargs = {
             "use_reentrant": False,
             "context_fn": lambda: (nullcontext(), _AsOnAGpu(autocast)),
@@ -148,10 +147,8 @@ def count_training(
     if mask_length:
         shape = (rows[0], 1, rows[1], rows[1])
         batch["attention_mask"] = torch.empty(shape, dtype=torch.bool, device="meta")
-    trunk, head = (
-        find_trunk(unwrap_model(model)),
-        unwrap_model(model).get_output_embeddings().weight,
-    )
+    bare = unwrap_model(model)
+    trunk, head = find_trunk(bare), bare.get_output_embeddings().weight
 
     def forward_backward(mode: _AsOnAGpu, memory: LiveMemory | None = None) -> None:
         if fused_head:
@@ -194,7 +191,7 @@ def _ids(B: int, T: int) -> Tensor:
 
 
 def _fused_head_bytes(states: Tensor, head: Tensor, autocast: bool, on_gpu: bool) -> list[int]:
-    """What TRL's fused head has in use in its forward and in its backward pass."""
+    """Memory of TRL's fused head in its forward and in its backward pass."""
     tokens, (V, D) = states.numel() // states.shape[-1], head.shape
     element = 2 if autocast else states.element_size()
     rows, ids = min(tokens, _LOSS_TILE_TOKENS), min(V, _LOSS_TILE_IDS)
@@ -209,7 +206,7 @@ def _fused_head_bytes(states: Tensor, head: Tensor, autocast: bool, on_gpu: bool
 
 
 class _Gradients:
-    """Counts what one process keeps of each gradient, and frees the gradient itself."""
+    """Counts the share of each gradient that one process keeps, and frees the gradient."""
 
     def __init__(self, memory: LiveMemory, share: float) -> None:
         self._memory, self._share = memory, share
@@ -217,7 +214,7 @@ class _Gradients:
         self._pending = 0.0
 
     def keep(self, weight: Tensor) -> None:
-        """A hook that PyTorch calls when the gradient of `weight` is there."""
+        """A hook for weights that have a new gradient."""
         self.flush()
         if id(weight) not in self._kept:  # later batches add to it
             self._kept.add(id(weight))
@@ -236,7 +233,7 @@ def _on_meta(autocast: bool = False) -> Iterator[_AsOnAGpu]:
     from transformers import masking_utils
 
     with ExitStack() as stack:
-        # It asks whether a row has several documents, and the meta device has no answer.
+        # It reads values to find out whether a row has several documents.
         name = "find_packed_sequence_indices"
         stack.enter_context(mock.patch.object(masking_utils, name, return_value=None))
         if hasattr(F, "grouped_mm"):
@@ -246,19 +243,19 @@ def _on_meta(autocast: bool = False) -> Iterator[_AsOnAGpu]:
 
 
 def _product_of_experts(grouped_mm: Any, states: Tensor, weight: Tensor, **kwargs: Any) -> Tensor:
-    """In bfloat16: the meta device has this product in no other dtype."""
+    """In bfloat16, the only dtype of this product on the meta device."""
     half = grouped_mm(states.to(torch.bfloat16), weight.to(torch.bfloat16), **kwargs)
     return half.to(states.dtype)
 
 
 def _flop_counter() -> FlopCounterMode:
-    """PyTorch's, which also counts the products of experts."""
+    """A counter that includes the products of experts."""
     experts = {torch.ops.aten._grouped_mm: lambda a, b, *_, **__: 2 * math.prod(a) * b[-1]}
     return FlopCounterMode(display=False, custom_mapping=experts)
 
 
 class _AsOnAGpu(TorchFunctionMode):
-    """Computes on the meta device what CUDA would: autocast, fused attention, dropout masks."""
+    """Imitates CUDA on the meta device: autocast, fused attention, dropout masks."""
 
     def __init__(self, autocast: bool) -> None:
         super().__init__()
@@ -285,7 +282,7 @@ class _AsOnAGpu(TorchFunctionMode):
             return _attention(*args, **kwargs)
         if func is F.dropout:
             return _dropout(*args, **kwargs)
-        if func is Tensor.__contains__:  # GPT-2 looks for padding
+        if func is Tensor.__contains__:  # GPT-2 searches for padding
             return False
         return func(*args, **kwargs)
 
@@ -295,7 +292,7 @@ def _attention(
     dropout_p: float = 0.0, is_causal: bool = False, scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:  # fmt: skip
-    """FlashAttention where it can be used, else the memory-efficient kernel."""
+    """FlashAttention if possible, else the memory-efficient kernel."""
     if attn_mask is None and query.dtype != torch.float32:
         flash = torch.ops.aten._scaled_dot_product_flash_attention
         return flash(query, key, value, dropout_p, is_causal, False, scale=scale)[0]

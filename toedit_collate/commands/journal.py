@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections import Counter
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -12,13 +13,12 @@ from typing import Any
 import numpy as np
 
 from ..config import options
-from ..config.priors import open_tokenizer
-from ..data import find_documents, open_data, tokenize
+from ..data import open_data
 from ..data.documents import check_known
 from ..data.files import whole
 from ..data.progress import progress_bar
 from ..data.revise import Reviser, replay
-from ..data.writing import check_output, write_rows
+from ..data.writing import OUTPUT_HELP, check_output, write_rows
 from ..errors import UnusableError
 from ..inspection.terminal import in_columns
 from ..policy import EditPolicy
@@ -27,94 +27,75 @@ from ..stores.journal.files import SegmentFile, list_files, read_valid, scan_fil
 from ..stores.journal.frames import Frame
 from ..stores.segments import DamagedFileError
 
-_DATA = (
-    f"the source data: {options.DATA_HELP}. Best is what was trained on, saved by "
+_BEST = (
+    ". Best is the data that was trained on, saved with "
     "trainer.train_dataset.save_to_disk(FOLDER): it is tokenized (and packed) as in training. Text "
     "and chats are tokenized by --tokenizer"
 )
-_COLUMNS = (
-    "generation", "documents", "tokens", "scored", "selected", "changed", "dropped", "files",
-    "bytes", "bytes/change",
-)  # fmt: skip
 
 
 def add_journal(commands: Any) -> None:
     """Add `journal` to the subcommands of an argparse parser."""
-    parser = commands.add_parser(
+    parser = options.add_command(
+        commands,
         "journal",
-        help="show what a journal holds, check it, or export the data of a generation",
-        description="A journal is the folder in which Journal(path) stores what was changed in "
-        "each generation of a run.",
+        "show what a journal holds, check it, or export the data of a generation",
+        "A journal is the folder in which Journal(path) stores the changes of each generation.",
+        "toedit journal show out/journal",
     )
     actions = parser.add_subparsers(required=True, metavar="ACTION")
 
-    show = actions.add_parser(
+    def add_action(name: str, run: Any, summary: str, description: str, example: str) -> Any:
+        action = options.add_command(
+            actions, name, summary, description, f"toedit journal {name} out/journal{example}"
+        )
+        action.add_argument("path", type=Path, metavar="PATH", help="folder of the journal")
+        action.set_defaults(run=run, command=f"journal {name}")
+        return action
+
+    show = add_action(
         "show",
-        help="what each generation did, and its first changes",
-        description="Print a row for each generation, what made it, and the first changes. The "
-        "journal may be in use.",
+        _show,
+        "what each generation did, and its first changes",
+        "Print a row for each generation, its prior and policy, and the first changes. The journal "
+        "may be in use.",
+        " --tokenizer out --limit 5",
     )
-    _add_common(show, "show", _show, "to show changed tokens as text")
-    _add_generation(show, "only this one; default: all")
-    show.add_argument(
-        "--limit",
-        type=options.whole,
-        default=20,
-        metavar="N",
-        help="how many changes to show; default: %(default)s",
-    )
+    shown = options.Group(show, "what to show")
+    shown.value("--generation", "only this one; default: all", "N", options.whole)
+    shown.value("--limit", "number of changes to show", "N", options.whole, 20)
+    shown.value("--tokenizer", "to show changed tokens as text", "PATH_OR_HUB_ID")
 
-    verify = actions.add_parser(
+    add_action(
         "verify",
-        help="check every file of a journal",
-        description="Check all checksums, and that each document has one edit in each generation, "
-        "by one prior and one policy. With --data, replay every document, too. The exit status is "
-        "0 if the journal is sound, 1 if it is not.",
+        _verify,
+        "check every file of a journal",
+        "Check all checksums, and that each document has one edit in each generation, by one prior "
+        "and one policy. The exit status is 0 if the journal is sound, 1 if it is not. `export` "
+        "checks the journal against the data.",
+        "",
     )
-    _add_common(verify, "verify", _verify, "for data of text or chats")
-    verify.add_argument("--data", nargs="+", default=[], metavar="FILE", help=_DATA)
-    _add_reading(verify)
 
-    export = actions.add_parser(
+    export = add_action(
         "export",
-        help="write a dataset as a generation trained on it",
-        description="Replay the journal on the source data, and write the result, row by row in "
-        "the order of the data. Labels, masks and seq_lengths follow the tokens; other columns are "
-        "copied.",
+        _export,
+        "write a dataset as a generation trained on it",
+        "Replay the journal on the source data, and write the result, row by row in the order of "
+        "the data. Labels, masks and seq_lengths follow the tokens; other columns are copied.",
+        " --data out/train_dataset --output edited.jsonl",
     )
-    _add_common(
-        export, "export", _export, "adds the column text, decoded from the tokens; and for data of "
-        "text or chats",
-    )  # fmt: skip
-    export.add_argument("--data", required=True, metavar="FILE", help=_DATA)
-    export.add_argument(
-        "--output",
-        type=Path,
-        required=True,
-        metavar="OUT",
-        help="a new .jsonl or .parquet file; or, with any other name, a new folder for "
-        "datasets.load_from_disk",
+    options.add_data(export, required=True, more=_BEST)
+    output = options.Group(export, "output")
+    output.value("--output", OUTPUT_HELP, "OUT", Path, required=True)
+    generation = "its number; default: the last; 0 is the source"
+    output.value("--generation", generation, "N", options.whole)
+    output.flag("--no-text", "write no column text")
+    options.add_reading(export, max_length="whole documents")
+    options.Group(export, "tokenizer").value(
+        "--tokenizer",
+        "adds the column text, decoded from the tokens; and for data of text or chats",
+        "PATH_OR_HUB_ID",
     )
-    _add_generation(export, "default: the last; 0 is the source")
-    export.add_argument("--no-text", action="store_true", help="write no column text")
-    _add_reading(export)
-
-
-def _add_common(parser: Any, name: str, run: Any, tokenizer: str) -> None:
-    parser.add_argument("path", type=Path, metavar="PATH", help="folder of the journal")
-    parser.add_argument("--tokenizer", metavar="PATH_OR_HUB_ID", help=tokenizer)
-    parser.set_defaults(run=run, command=f"journal {name}")
-
-
-def _add_generation(parser: Any, meaning: str) -> None:
-    parser.add_argument(
-        "--generation", type=options.whole, metavar="N", help=f"its number; {meaning}"
-    )
-
-
-def _add_reading(parser: Any) -> None:
-    options.add_reading(parser, max_length="whole documents")
-    parser.add_argument("--split", metavar="NAME", help="of a folder that holds several")
 
 
 def check_journal(path: Path, option: str = "PATH") -> None:
@@ -158,11 +139,13 @@ def open_journal(path: Path, option: str = "PATH") -> Journal:
 
 def named_tokenizer(name: str | None) -> Any:
     """The tokenizer that `--tokenizer` names, or None."""
+    from ..config.priors import open_tokenizer  # late: it imports the Trainer
+
     return None if name is None else open_tokenizer(name, "--tokenizer")
 
 
 def made_with(info: dict[str, Any]) -> str:
-    """What made a frame: the prior's fingerprint, shortened, and the policy's own settings."""
+    """The prior and the policy of a frame: a short fingerprint, and fields that are no default."""
     fingerprint, _, precision = str(info["prior"]).partition(" ")
     default = EditPolicy().record()
     policy = ", ".join(
@@ -203,27 +186,18 @@ def _show(args: argparse.Namespace) -> None:
 
 
 def _print_table(journal: Journal, chosen: list[int]) -> None:
-    stats = journal.stats()
-    sizes: dict[int, list[int]] = {generation: [] for generation in chosen}
+    stats, sizes = journal.stats(), Counter[int]()
     for file in list_files(journal.path):
-        if file.generation in sizes:
-            sizes[file.generation].append(file.path.stat().st_size)
-    rows = [list(_COLUMNS)]
-    for generation, of_files in sizes.items():
+        sizes[file.generation] += file.path.stat().st_size
+    rows = [
+        ["generation", "documents", "tokens", "scored", "selected", "changed", "dropped", "bytes"]
+    ]
+    for generation in chosen:
         of = stats[generation]
-        changes = of["changed"] + of["dropped"]
-        rows.append(
-            [
-                str(generation),
-                *(f"{of[name]:,}" for name in ("documents", "tokens", "scored")),
-                f"{of['selected']:,} ({_percent(of['selected_share'])})",
-                f"{of['changed']:,} ({_percent(of['changed_share'])})",
-                f"{of['dropped']:,}",
-                f"{len(of_files)}",
-                f"{sum(of_files):,}",
-                f"{sum(of_files) / changes:.1f}" if changes else "-",
-            ]
-        )
+        shares = (f"{of[n]:,} ({_percent(of[f'{n}_share'])})" for n in ("selected", "changed"))
+        counts = [f"{of[name]:,}" for name in ("documents", "tokens", "scored")]
+        dropped, size = f"{of['dropped']:,}", f"{sizes[generation]:,}"
+        rows.append([str(generation), *counts, *shares, dropped, size])
     print(in_columns(rows))
 
 
@@ -292,9 +266,7 @@ def _export(args: argparse.Namespace) -> None:
             check_known(reviser.counts["known"], args.data, generation)
     counts = reviser.counts
     if generation:
-        others = (
-            "" if counts["known"] == counts["documents"] else "; the others are as they were before"
-        )
+        others = "; the others are unchanged" * (counts["known"] < counts["documents"])
         print(
             f"{args.output}: {counts['rows']:,} rows as generation {generation} trained on them\n"
             f"{counts['documents']:,} documents, of which generation {generation} knows "
@@ -307,7 +279,7 @@ def _export(args: argparse.Namespace) -> None:
     if reviser.stale:
         print(
             f"The column {', '.join(sorted(reviser.stale))} was left out: it holds the text of the "
-            "source. With --tokenizer, and without --no-text, the edited text is written as text."
+            "source. Use --tokenizer, without --no-text, to write the edited text as column text."
         )
 
 
@@ -315,9 +287,8 @@ def _export(args: argparse.Namespace) -> None:
 
 
 def _verify(args: argparse.Namespace) -> int:
-    """Print a line for each file, all problems, and a verdict. Returns 0 for a sound journal."""
+    """Print a line for each file, all problems, and a verdict; 0: the journal is sound."""
     check_journal(args.path)
-    tokenizer = named_tokenizer(args.tokenizer)
     problems: list[str] = []
     try:
         files = list_files(args.path)
@@ -337,12 +308,6 @@ def _verify(args: argparse.Namespace) -> int:
             generations.setdefault(frame.info["generation"], {})[name] = frame
     for generation, of in sorted(generations.items()):
         _check_edits(generation, of, problems)
-    if args.data and problems:
-        print("--data was not replayed: repair the journal first")
-    elif args.data:
-        journal = open_journal(args.path)
-        for data in args.data:
-            _replay_data(journal, args, data, tokenizer, problems)
     for problem in problems:
         print(f"problem: {problem}")
     number = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
@@ -400,30 +365,6 @@ def _check_edits(generation: int, frames: dict[str, Frame], problems: list[str])
     alike = sum(int(key) not in different for key in frame.keys[order][again])
     twice = f", {alike:,} of them recorded again with the same edit (fine)" if alike else ""
     print(f"generation {generation}: {_plural(len(frame.keys) - len(again), 'document')}{twice}")
-
-
-def _replay_data(
-    journal: Journal, args: argparse.Namespace, path: str, tokenizer: Any, problems: list[str]
-) -> None:
-    """Replay all documents of a data file through all generations, and print a line about it."""
-    data, prep = open_data(path, args.split), options.preparation_of(args)
-    tokenizer = prep.set_up(tokenizer)
-    known = dict.fromkeys(journal.generations, 0)
-    num_documents = 0
-    for batch in data.batches():
-        tokenize(data, batch, tokenizer, prep)
-        documents = find_documents(data, batch).cut(prep.window)
-        num_documents += len(documents.keys)
-        for generation in known:
-            known[generation] += int(journal.look_up(documents.keys, generation).known.sum())
-        try:
-            replay(data, batch, documents, journal, max(known))
-        except UnusableError as error:
-            problems.append(str(error))
-            return
-    check_known(max(known.values()), path, min(known))
-    counts = ", ".join(f"{count:,} in generation {number}" for number, count in known.items())
-    print(f"{path}: {num_documents:,} documents, all replayed; the journal knows {counts}")
 
 
 def _plural(number: int, noun: str) -> str:

@@ -1,4 +1,4 @@
-"""The `toedit` command: finds the subcommand that was asked for, and runs it."""
+"""The `toedit` command: reads the arguments, and runs a subcommand."""
 
 from __future__ import annotations
 
@@ -7,31 +7,28 @@ import importlib.metadata
 import sys
 from collections.abc import Sequence
 
-from ..config.guard import run_guarded, say_in_a_line
+from ..config.console import run_guarded, shorten_traceback
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the `toedit` command.
 
-    A command sets `run`, which takes the parsed arguments and returns its exit status, or None
-    for 0.
-
     Args:
         argv: its arguments; None: those of this process.
 
     Returns:
-        The exit status: 0, or 2 where the arguments or the data can't be used; 1 is what
-        `toedit journal verify` says of a journal that is not sound.
+        The exit status: 0; 1: `toedit journal verify` found problems; 2: the arguments or the data
+        cannot be used.
 
     Raises:
-        SystemExit: `--help`, or arguments that argparse refuses (status 2).
+        SystemExit: `--help`, or unknown arguments (status 2).
     """
     try:
         args = _make_parser().parse_args(argv)
     except KeyboardInterrupt as error:
-        say_in_a_line(error)
+        shorten_traceback(error)
         raise
-    if hasattr(sys.stdout, "reconfigure"):  # a terminal of another encoding is no reason to stop
+    if hasattr(sys.stdout, "reconfigure"):  # the terminal may have another encoding
         sys.stdout.reconfigure(errors="replace")
     return run_guarded(f"toedit {args.command}", lambda: args.run(args))
 

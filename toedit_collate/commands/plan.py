@@ -13,19 +13,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..config.options import positive, share
+from ..config import options
 from ..errors import UnusableError, first_line
 
 
 class Card(NamedTuple):
-    """A GPU, by its maker's data sheet: dense TFLOP/s, float32 without TF32."""
+    """A GPU, by its data sheet: dense TFLOP/s, float32 without TF32."""
 
     memory_gib: float | None
     tflops_bf16: float
     tflops_fp32: float
 
     def speed(self, element: int, mfu: float) -> float:
-        """Operations per second on elements of so many bytes."""
+        """Operations per second on numbers of `element` bytes."""
         return 1e12 * mfu * (self.tflops_bf16 if element == 2 else self.tflops_fp32)
 
 
@@ -41,48 +41,47 @@ CARDS = {
     "cpu": Card(None, 0.1, 0.1),  # two cores of a server, roughly
 }
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-# Bytes of a quantized weight. bitsandbytes has a scale for 64 weights in 4 bits: of 4 bytes, or of
-# one byte where the scales are quantized, too.
+# Bytes of a quantized weight. bitsandbytes adds a scale for each 64 weights: 4 bytes, or 1 byte if
+# the scales are quantized, too ("nested").
 _QUANTIZED = {"4bit": 0.5 + 4 / 64, "4bit nested": 0.5 + 1 / 64, "8bit": 1.0, "int8": 1.0,
               "fp8": 1.0}  # fmt: skip
 # Matrix products of the edit pass with the head, in passes of all scored tokens over the whole
-# head, by the threshold of region="above". Counted with a prior of 10M weights on prose and chat,
-# the mean of both (benchmarks/head_work.py). A low threshold selects more tokens, and each
-# selected token is drawn, too.
+# head, by the threshold of region="above". Measured with a prior of 10M weights on prose and chat
+# (benchmarks/head_work.py). A low threshold selects more tokens, and each of them is drawn, too.
 _HEAD_PASSES = ((0.999, 0.10), (0.99, 0.19), (0.9, 0.34), (0.5, 0.56), (0.1, 1.02), (0.01, 1.39))
 _HEAD_PASSES_BELOW, _HEAD_PASSES_ALL = 1.1, 1.0
 _EDIT_TILES = 2.5  # float32 tiles of logits that the edit pass has alive at once (counted)
-# The same with many draws per label: uniforms, ids, ids with counts; and, for a few rows at a time,
-# bytes for each id of the chunk of ids that a draw falls into.
+# With many draws per label: uniforms, ids, ids with counts; and, for some rows at a time, bytes for
+# each id of the chunk that a draw falls into.
 _EDIT_DRAWS, _EDIT_CHUNK = 3, 16
-# Besides tensors: CUDA's context and libraries, and memory that the allocator cannot use.
+# Apart from tensors: CUDA's context and libraries, and memory that the allocator cannot use.
 _CONTEXT_GIB, _FRAGMENTS = 1.0, 0.05
 
 
 @dataclass(frozen=True)
 class Sharding:
-    """How the trainee is spread over processes: one, ddp, fsdp, zero1, zero2 or zero3."""
+    """How the trainee is divided: one, ddp, fsdp, zero1, zero2 or zero3."""
 
     kind: str = "one"
     processes: int = 1
 
     def divides(self, what: str) -> int:
-        """By how many processes "weights", "gradients" or "optimizer" are divided."""
+        """Among how many processes "weights", "gradients" or "optimizer" are divided."""
         also = {"optimizer": ("zero1", "zero2"), "gradients": ("zero2",), "weights": ()}[what]
         return self.processes if self.kind in ("fsdp", "zero3", *also) else 1
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What one process of a run takes.
+    """The needs of one process of a run.
 
     Attributes:
         bytes: by part, on one card.
         peak: bytes in use at once.
         seconds: of a step, by part.
-        edit_flops: operations of a step's edit passes, by part.
+        edit_flops: operations of the edit passes of a step, by part.
         tokens: of a step, on all cards.
-        notes: assumptions that a reader should know.
+        notes: assumptions.
     """
 
     parameters: int
@@ -102,39 +101,31 @@ class Plan:
 
 def add_plan(commands: Any) -> None:
     """Add `plan` to the subcommands of an argparse parser."""
-    parser = commands.add_parser(
+    parser = options.add_command(
+        commands,
         "plan",
-        help="estimate the memory and the time that a recipe's config takes",
-        description="Count the memory and the time of one training step of a config. The real "
-        "model makes the step on PyTorch's meta device, which holds no data. Only the config of a "
-        "model is downloaded.",
+        "estimate the memory and the time that a recipe's config takes",
+        "Count the memory and the time of one training step of a config. The real model makes the "
+        "step on PyTorch's meta device, which holds no data. Only the config of a model is "
+        "downloaded.",
+        "toedit plan --config sft_lora.yaml --gpu a100-80gb --max_length 4096",
         usage="toedit plan --config FILE.yaml [--field value ...] [options]",
-        epilog="example: toedit plan --config sft_lora.yaml --gpu a100-80gb --max_length 4096",
         allow_abbrev=False,  # a field of the config must never be taken for an option
     )
-    run = parser.add_argument_group(
-        "run", "Any field of the config can be changed here: --field value."
+    run = options.Group(
+        parser, "run", "Any field of the config can be changed here: --field value."
     )
-    run.add_argument(
-        "--config", type=Path, required=True, metavar="FILE", help="YAML file of a recipe"
-    )
-    run.add_argument(
-        "--accelerate", type=Path, metavar="FILE", help="config of accelerate that starts the run"
-    )
-    hardware = parser.add_argument_group("hardware")
-    hardware.add_argument(
-        "--gpu", default="h100", choices=CARDS, metavar="NAME",
-        help=f"one of {', '.join(CARDS)}; default: %(default)s",
-    )  # fmt: skip
-    hardware.add_argument(
-        "--gpus", type=positive, metavar="N", help="number of GPUs; default: as in --accelerate"
-    )
-    hardware.add_argument(
-        "--mfu", type=share, default=0.4, metavar="SHARE",
-        help="share of the card's peak speed that the run reaches (assumed); default: %(default)s",
-    )  # fmt: skip
-    output = parser.add_argument_group("output")
-    output.add_argument("--json", metavar="FILE", help="write all figures; -: to stdout, no table")
+    run.value("--config", "YAML file of a recipe", "FILE", Path, required=True)
+    run.value("--accelerate", "config of accelerate that starts the run", "FILE", Path)
+    hardware = options.Group(parser, "hardware")
+    cards = f"one of {', '.join(CARDS)}"
+    hardware.option("--gpu", cards, "h100", choices=CARDS, metavar="NAME")
+    gpus = "number of GPUs; default: as in --accelerate"
+    hardware.value("--gpus", gpus, "N", options.positive)
+    mfu = "share of the card's peak speed that the run reaches (assumed)"
+    hardware.value("--mfu", mfu, "SHARE", options.share, 0.4)
+    output = options.Group(parser, "output")
+    output.value("--json", "write all figures; -: to stdout, without the table", "FILE")
     parser.set_defaults(run=run_plan)
     known = parser.parse_known_args
 
@@ -152,7 +143,7 @@ def run_plan(args: argparse.Namespace) -> None:
     Raises:
         UnusableError: an argument or the config cannot be used.
     """
-    from ..config.quiet import quiet
+    from ..config.console import quiet
     from ..data.files import as_json, write_json
 
     with quiet():
@@ -160,7 +151,7 @@ def run_plan(args: argparse.Namespace) -> None:
         sharding = read_sharding(args.accelerate, args.gpus, fsdp=bool(run.training.fsdp))
         try:
             plan = make_plan(run, CARDS[args.gpu], sharding, args.mfu)
-        except (NotImplementedError, RuntimeError) as error:  # it looks at the values of a tensor
+        except (NotImplementedError, RuntimeError) as error:  # the model reads values of a tensor
             raise UnusableError(
                 f"{run.name}: a model of this family cannot be counted without its weights "
                 f"({first_line(error)})"
@@ -176,12 +167,11 @@ def run_plan(args: argparse.Namespace) -> None:
 
 @dataclass(frozen=True)
 class Run:
-    """A recipe's config: TRL's own dataclasses, ours, and fields that only recipes have."""
+    """A recipe's config: TRL's dataclasses, ours, and the fields of recipes."""
 
     training: Any
     model: Any
     edit: Any
-    run_args: Any
     others: dict[str, Any]
 
     @property
@@ -191,7 +181,7 @@ class Run:
 
     @property
     def name(self) -> str:
-        """The trainee: `config_name` where it is trained from scratch."""
+        """The trainee: `config_name` if it is trained from scratch."""
         return str(self.others.get("config_name") or self.model.model_name_or_path)
 
     @property
@@ -209,31 +199,32 @@ class Run:
 
 
 def read_run(path: Path, overrides: Sequence[str] = ()) -> Run:
-    """Read a config as the recipes do, with fields of the command line on top.
+    """Read a config as the recipes do. `overrides` are options of the command line.
 
     Raises:
         UnusableError: the file or a value cannot be used.
     """
-    from ..config.arguments import DataArguments, EditArguments, RunArguments
+    from ..config.arguments import EditArguments
     from ..config.fields import read_fields, read_yaml
-    from ..config.models import check_shared
     from ..config.parse import check_names
+    from ..config.priors import check_shared
     from .recipes import fields_of_recipes
 
     try:
         from trl import ModelConfig, SFTConfig, TrlParser
     except ImportError:
         raise UnusableError(
-            'the plan reads configs by TRL; pip install "toedit_collate[recipes]"'
+            'the plan reads configs with TRL; pip install "toedit_collate[recipes]"'
         ) from None
     read_yaml(path, "--config")  # for its messages
-    classes: Any = [SFTConfig, ModelConfig, EditArguments, DataArguments, RunArguments]
+    classes: Any = [SFTConfig, ModelConfig, EditArguments]
     parser: Any = TrlParser(classes, prog="toedit plan", usage="")
     given = ["--config", str(path), *overrides, "--use_cpu", "true"]
     try:
-        *parsed, rest = parser.parse_args_and_config(given, return_remaining_strings=True)
-        training, model, edit, _, run_args = parsed
-        run = Run(training, model, edit, run_args, read_fields(rest))
+        training, model, edit, rest = parser.parse_args_and_config(
+            given, return_remaining_strings=True
+        )
+        run = Run(training, model, edit, read_fields(rest))
     except (OSError, TypeError, ValueError, UnusableError) as error:
         raise UnusableError(f"--config {path}: {first_line(error)}") from None
     known = {word.lstrip("-") for one in parser._actions for word in one.option_strings}
@@ -248,7 +239,7 @@ def read_run(path: Path, overrides: Sequence[str] = ()) -> Run:
 
 
 def read_sharding(path: Path | None, gpus: int | None, *, fsdp: bool = False) -> Sharding:
-    """What a config of accelerate says; `gpus` goes before its `num_processes`.
+    """The sharding in a config of accelerate. `gpus` replaces its `num_processes`.
 
     Raises:
         UnusableError: the file cannot be used.
@@ -272,22 +263,23 @@ def read_sharding(path: Path | None, gpus: int | None, *, fsdp: bool = False) ->
 
 
 def make_plan(run: Run, card: Card, sharding: Sharding, mfu: float) -> Plan:
-    """Count one step on the meta device, and put the parts together.
+    """Count one step on the meta device, and add up the parts.
 
     Raises:
         UnusableError: a model is unknown, or cannot be counted.
     """
+    from ..config.arguments import spread_batch
     from .counting import count_training
 
     args = run.training
-    run.run_args.spread_batch(args, sharding.processes)
+    spread_batch(args, run.others.get("global_batch_size"), sharding.processes)
     B, T, batches = run.rows_and_tokens
     autocast = bool(args.bf16 or args.fp16)
     config, dtype = find_config(run.name, run.others.get("config_overrides") or {})
     if run.model.dtype not in (None, "auto") and "config_name" not in run.others:
         dtype = run.model.dtype
     # FSDP computes with 16-bit copies of float32 weights. DeepSpeed keeps 16-bit weights, and
-    # float32 ones with its optimizer, and does without autocast.
+    # float32 weights with its optimizer, and uses no autocast.
     mixed = autocast and sharding.kind not in ("one", "ddp")
     stored = 4 if mixed and sharding.kind == "fsdp" else None
     masters = 4 if mixed and stored is None else 0
@@ -344,7 +336,7 @@ def make_plan(run: Run, card: Card, sharding: Sharding, mfu: float) -> Plan:
 
 @dataclass(frozen=True)
 class _Edit:
-    """The edit passes of a step: bytes of a separate prior and in use, operations by part."""
+    """The edit passes of a step: bytes of a separate prior, peak, draws; operations by part."""
 
     weights: float = 0.0
     peak: float = 0.0
@@ -355,7 +347,7 @@ class _Edit:
 
 
 def _edit_pass(run: Run, model: Any, on_gpu: bool) -> _Edit:
-    """The backbone of the prior, and the work with its head that the policy needs."""
+    """Count the prior's backbone, and estimate the work with its head."""
     from ..head.candidates import CHUNK
     from ..head.projection import (
         MAX_BLOCK_BYTES,
@@ -397,7 +389,7 @@ def _edit_pass(run: Run, model: Any, on_gpu: bool) -> _Edit:
 
 
 def head_passes(policy: Any) -> float:
-    """Work with the head, in passes of every scored token over the whole vocabulary."""
+    """Work with the head, in passes of all scored tokens over the whole vocabulary."""
     if policy.region != "above":
         return _HEAD_PASSES_ALL if policy.region == "all" else _HEAD_PASSES_BELOW
     thresholds, passes = zip(*reversed(_HEAD_PASSES), strict=True)
@@ -409,11 +401,11 @@ def find_config(name: str, overrides: dict[str, Any], *, field: str = "model") -
 
     Args:
         name: folder or hub id.
-        overrides: fields of it to change.
+        overrides: fields of the config to change.
         field: that names the model, for the error.
 
     Raises:
-        UnusableError: the model is not known here, and its config cannot be read.
+        UnusableError: its config cannot be read.
     """
     from transformers import AutoConfig
 
@@ -452,7 +444,7 @@ def _empty_model(config: Any, dtype: str) -> Any:
 
 
 def _with_adapters(model: Any, options: Any, *, float32: bool) -> Any:
-    """LoRA, as TRL puts it on; not in float32: in the dtype of the weights."""
+    """LoRA as TRL adds it, in float32 or in the dtype of the weights."""
     from peft import get_peft_model
     from trl import get_peft_config
 
@@ -483,7 +475,7 @@ def _weight_bytes(model: Any, quantization: str | None) -> float:
 
 
 def _gathered_bytes(model: Any, element: int) -> float:
-    """What FSDP and ZeRO-3 hold whole: two layers, and everything outside of the layers."""
+    """What FSDP and ZeRO-3 gather: two layers, and everything outside of the layers."""
     names = tuple(getattr(model, "_no_split_modules", None) or ())
     layers = [_numel(m.parameters()) for m in model.modules() if type(m).__name__ in names]
     outside = _numel(model.parameters()) - sum(layers)
@@ -491,7 +483,7 @@ def _gathered_bytes(model: Any, element: int) -> float:
 
 
 def _optimizer_bytes(name: str, weight: Tensor, element: int) -> float:
-    """States of one weight. `element`: bytes of theirs; 0: as the weight's."""
+    """Optimizer states of one weight. `element`: bytes of a number; 0: those of the weight."""
     count, element = weight.numel(), element or weight.element_size()
     name = name.removeprefix("paged_")
     if name.startswith("sgd"):
@@ -503,7 +495,7 @@ def _optimizer_bytes(name: str, weight: Tensor, element: int) -> float:
 
 
 def _mask_length(run: Run, B: int, T: int) -> int:
-    """Tokens in a row of the attention mask; 0: no mask is needed."""
+    """Tokens in a row of the attention mask; 0: there is no mask."""
     args = run.training
     if run.model.attn_implementation not in (None, "sdpa", "eager"):
         return 0
@@ -517,21 +509,21 @@ def _numel(weights: Any) -> int:
 
 
 def _notes(run: Run, sharding: Sharding, mask: int) -> list[str]:
-    notes = []
-    if run.model.load_in_4bit or run.model.load_in_8bit:
-        notes.append("Quantized weights: without bitsandbytes' buffers and time to dequantize.")
-    if mask > run.training.max_length:
-        notes.append(
-            "A batch is one packed row, and its attention mask covers all pairs of tokens. A flash "
-            "attention kernel (attn_implementation) needs no mask."
-        )
-    elif mask:
-        notes.append("All rows are as long as max_length; shorter rows take less.")
-    if run.policy is not None and run.edit.cache_path:
-        notes.append("With decision_cache, only the first epoch has an edit pass.")
-    if run.policy is not None and run.edit.prior == "shared" and sharding.kind == "zero3":
-        notes.append("A shared prior does not work under ZeRO-3; name a prior of its own.")
-    return notes
+    edits = run.policy is not None
+    notes = {
+        "Quantized weights: without bitsandbytes' buffers and time to dequantize.": (
+            run.model.load_in_4bit or run.model.load_in_8bit
+        ),
+        "A batch is one packed row, and its attention mask covers all pairs of tokens. A flash "
+        "attention kernel (attn_implementation) needs no mask.": mask > run.training.max_length,
+        "With decision_cache, only the first epoch has an edit pass.": (
+            edits and run.edit.cache_path
+        ),
+        "A shared prior does not work under ZeRO-3; name a prior of its own.": (
+            edits and run.edit.prior == "shared" and sharding.kind == "zero3"
+        ),
+    }
+    return [note for note, applies in notes.items() if applies]
 
 
 def format_plan(plan: Plan, run: Run, gpu: str, sharding: Sharding, mfu: float) -> str:
@@ -588,12 +580,9 @@ def duration(seconds: float) -> str:
         >>> duration(0.0123), duration(4.56), duration(500), duration(9000), duration(1e6)
         ('12 ms', '4.6 s', '8.3 min', '2.5 h', '11.6 days')
     """
-    for limit, unit, size in (
-        (1, "ms", 1e-3),
-        (120, "s", 1),
-        (7200, "min", 60),
-        (172800, "h", 3600),
-    ):
+    if seconds < 1:
+        return f"{1000 * seconds:.0f} ms"
+    for limit, unit, size in ((120, "s", 1), (7200, "min", 60), (172800, "h", 3600)):
         if seconds < limit:
-            return f"{seconds / size:.{0 if unit == 'ms' else 1}f} {unit}"
+            return f"{seconds / size:.1f} {unit}"
     return f"{seconds / 86400:.1f} days"

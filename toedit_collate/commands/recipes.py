@@ -1,8 +1,7 @@
 """`toedit recipes`: lists the training recipes that come with the package, and copies them.
 
-A recipe is a script (`cpt`); a config is a YAML file for one of them (`cpt_tiny`); a folder of
-scripts (`studies`, `paper`) is copied as a whole. All of them import `common/`, which is copied
-along, so that a copy runs outside of a checkout.
+A recipe is a script (`cpt`), a config is a YAML file for a recipe (`cpt_tiny`), and a folder holds
+other scripts (`studies`, `paper`). Each copy includes `common/`, which they all import.
 """
 
 from __future__ import annotations
@@ -14,8 +13,8 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-from ..config.fields import read_yaml
-from ..config.nearest import did_you_mean
+from ..config.fields import did_you_mean, read_yaml
+from ..config.options import add_command
 from ..data.files import whole
 from ..errors import UnusableError
 
@@ -29,15 +28,18 @@ FOLDERS = {
 def add_recipes(commands: Any) -> None:
     """Add `recipes` to the subcommands of an argparse parser."""
     about = "list the training recipes and their configs, or copy one"
-    parser = commands.add_parser("recipes", help=about, description=about)
+    parser = add_command(commands, "recipes", about, about, "toedit recipes list")
     actions = parser.add_subparsers(required=True, metavar="ACTION")
-    listing = actions.add_parser("list", help="recipes and configs, with what they are for")
+    about = "list recipes and configs, and what they are for"
+    listing = add_command(actions, "list", about, about, "toedit recipes list")
     listing.set_defaults(run=lambda args: list_recipes(), command="recipes list")
-    copy = actions.add_parser(
+    copy = add_command(
+        actions,
         "copy",
-        help="copy a recipe and its configs, or one config and its recipe",
-        description="Copy the recipe NAME with all of its configs, the config NAME with its "
-        "recipe, or the folder NAME of scripts, into DIR, together with the code that they share.",
+        "copy a recipe and its configs, or one config and its recipe",
+        "Copy the recipe NAME with all of its configs, the config NAME with its recipe, or the "
+        "folder NAME of scripts, into DIR, together with the code that they share.",
+        "toedit recipes copy sft_lora my_run",
     )
     copy.add_argument("name", metavar="NAME", help="a name that `toedit recipes list` prints")
     copy.add_argument("folder", type=Path, metavar="DIR", help="created if it does not exist")
@@ -70,7 +72,7 @@ def copy_recipe(name: str, folder: Path) -> None:
     """Copy a recipe with its configs, or a config with its recipe, and print how to start it.
 
     Raises:
-        UnusableError: there is no such recipe or config, or another file has the place of one.
+        UnusableError: there is no such recipe or config, or another file is in the way.
     """
     home, stem = recipes_folder(), name.removesuffix(".py").removesuffix(".yaml")
     chosen = [config for config in configs() if stem in (config.stem, script_of(config))]
@@ -102,7 +104,7 @@ def _sources(folder: Path) -> list[Path]:
 
 
 def _copy(targets: dict[Path, Path]) -> None:
-    """Copy all files, or none where one would replace a file of another content."""
+    """Copy all files, or none if one would replace a different file."""
     for path, target in targets.items():
         if target.exists() and target.read_bytes() != path.read_bytes():
             raise UnusableError(f"{target}: is there already; remove it, or name another DIR")
@@ -147,7 +149,8 @@ def fields_of_recipes() -> set[str]:
         >>> "generations" in fields_of_recipes()
         True
     """
-    bodies = (ast.parse(script.read_text("utf-8")).body for script in scripts())
+    files = (*scripts(), recipes_folder() / "common" / "arguments.py")
+    bodies = (ast.parse(file.read_text("utf-8")).body for file in files)
     classes = (node for body in bodies for node in body if isinstance(node, ast.ClassDef))
     fields = (one for node in classes for one in node.body if isinstance(one, ast.AnnAssign))
     return {one.target.id for one in fields if isinstance(one.target, ast.Name)}

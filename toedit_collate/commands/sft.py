@@ -12,13 +12,13 @@ from contextlib import ExitStack
 from typing import Any
 from unittest.mock import patch
 
-from ..config.guard import run_guarded
+from ..config.console import run_guarded
 from ..errors import UnusableError
 
 _EXAMPLE = """\
-example: LoRA, with the frozen base of the trainee as the prior:
+example: train on labels that a larger model of the same family draws:
   toedit sft --model_name_or_path Qwen/Qwen2.5-0.5B --use_peft --dataset_name trl-lib/Capybara \\
-      --edit_policy reference_code --journal --output_dir out
+      --prior Qwen/Qwen2.5-7B --edit_policy distill --decision_cache true --output_dir out
 """
 
 
@@ -36,15 +36,15 @@ def add_sft(commands: Any) -> None:
 
 
 def run_sft(args: Sequence[str]) -> None:
-    """Train as `trl sft` does, on batches that are edited as the arguments say.
+    """Train as `trl sft` does, on edited batches.
 
     Args:
-        args: those of TRL's script and the fields of `EditArguments`; `--config FILE.yaml` has
-            either.
+        args: those of TRL's script and the fields of `EditArguments`; `--config FILE.yaml` may
+            set any of them.
 
     Raises:
-        UnusableError: an argument can't be used, or TRL is not installed or has another script.
-        SystemExit: `--help`, or an argument that nobody knows.
+        UnusableError: an argument cannot be used, or TRL is not installed or has another script.
+        SystemExit: `--help`, or an unknown argument.
     """
     from ..config.arguments import EditArguments  # late: `toedit --help` needs none of it
     from ..config.parse import parse
@@ -64,7 +64,7 @@ def run_sft(args: Sequence[str]) -> None:
     if edit.policy() is not None:
         ours["SFTTrainer"] = _editing_trainer(edit, made)
     with ExitStack() as stack:
-        # The script imports them when it is called; older ones did when they were imported.
+        # TRL's script imports them when it is called; older ones when they were imported.
         for module, name in ((datasets, "load_dataset"), (trl, "SFTTrainer")):
             for place in (module, script):
                 if name in ours and hasattr(place, name):
@@ -78,12 +78,11 @@ def run_sft(args: Sequence[str]) -> None:
 
 
 def _editing_trainer(edit: Any, made: list[Any]) -> Any:
-    """TRL's trainer with an edit attached as soon as it exists; those made are added to a list."""
+    """A subclass of TRL's trainer that attaches the edit. New trainers are appended to `made`."""
     from trl import SFTTrainer
 
-    from ..config.arguments import name_of
     from ..config.card import add_to_card
-    from ..config.models import attach_settings, load_prior
+    from ..config.priors import attach_settings, load_prior
     from ..training.attach import attach
     from ..training.edit_column import check_column_kept
 
@@ -94,13 +93,13 @@ def _editing_trainer(edit: Any, made: list[Any]) -> Any:
             check_column_kept(kwargs.get("train_dataset"), self.train_dataset)
             policy, settings = edit.policy(), attach_settings(edit, self.args.output_dir)
             attach(self, load_prior(edit, self), policy, **settings)
-            add_to_card(self, name_of(edit.edit_policy, edit.changes()), policy)
+            add_to_card(self, edit.policy_name, policy)
 
     return EditingSFTTrainer
 
 
 def _load_dataset(path: str, name: str | None = None, **options: Any) -> Any:
-    """`datasets.load_dataset`, which also reads local files, as recipes do."""
+    """`datasets.load_dataset` that also reads local files, as recipes do."""
     from datasets.load import load_dataset
 
     from ..data.reading import is_local, load_rows, parse_source
@@ -108,11 +107,11 @@ def _load_dataset(path: str, name: str | None = None, **options: Any) -> Any:
     if not is_local(path) or options.get("data_files") or options.get("data_dir"):
         return load_dataset(path, name, **options)
     source, config, own_split = parse_source(path, "dataset_name")
+    streaming = bool(options.get("streaming"))
 
     class Splits(dict[str, Any]):
         def __missing__(self, split: str) -> Any:
             split = own_split if split == "train" else split
-            streaming = bool(options.get("streaming"))
             return load_rows(
                 source, name or config, split, streaming=streaming, option="dataset_name"
             )

@@ -1,4 +1,4 @@
-"""The section of a model card that says how the training data was edited."""
+"""Describes the edits of the training data in the model card."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def add_to_card(trainer: Any, name: str, policy: EditPolicy | None) -> None:
         if trainer.is_world_process_zero():
             path = folder / "README.md"
             card = path.read_text(encoding="utf-8")
-            # TRL knows models of the hub only.
+            # TRL only knows base models on the hub, and writes None for others.
             base = getattr(trainer.model.config, "_name_or_path", "") or "a new model"
             card = card.replace("[None](https://huggingface.co/None)", f"`{base}`")
             card = card.replace('model="None"', f'model="{folder}"').rstrip()
@@ -47,18 +47,14 @@ def editing_section(name: str, policy: EditPolicy | None, collator: Any) -> str:
         policy: None: the data was not edited.
         collator: of the Trainer; a `ToEditCollator` if it edited the data.
     """
-    title = "## How the training data was edited"
+    title = "## How the training data was edited\n\n"
     if policy is None or not isinstance(collator, ToEditCollator):
-        return f"{title}\n\nIt was not: this run is a baseline, trained on the data as it is.\n"
+        return f"{title}It was not edited: this run is a baseline.\n"
     stats = collator.stats
     lines = [
-        title,
-        "",
-        "Training batches were token-edited on the fly by "
-        f"[toedit_collate](https://arxiv.org/abs/2412.14689) {version('toedit_collate')}: a frozen "
-        "prior model resampled the tokens whose probability it put into the policy's region. "
-        "Evaluation data was not edited.",
-        "",
+        f"{title}[toedit_collate](https://arxiv.org/abs/2412.14689) {version('toedit_collate')} "
+        "edited the training batches, not the evaluation data: a frozen prior model resampled the "
+        "tokens that the policy selects (token-edited on the fly).\n",
         f"- Policy: `` {name} ``, that is, `` {short_name(policy)} ``",
         f"- Prior: {collator.prior.description}",
         f"- Of the {stats['scored']:,} tokens that one process has scored since the run last "

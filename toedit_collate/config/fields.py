@@ -1,23 +1,21 @@
-"""Fields of a config as a command line has them: `--field value ...`."""
+"""Fields of a config, from a command line (`--field value ...`) or a YAML file."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from ..errors import UnusableError, first_line
 from ..policy import OPTIONS
 
-# What YAML would read as true or false is a word here: `--save_strategy no`.
+# YAML reads these as true or false. On a command line they are words: `--save_strategy no`.
 _WORDS = ("no", "yes", "on", "off")
 
 
 def read_fields(words: Sequence[str]) -> dict[str, Any]:
-    """Read options by YAML's rules: numbers, true, false, null, and JSON.
-
-    Args:
-        words: of the command line.
+    """Read the options of a command line by YAML's rules.
 
     Raises:
         UnusableError: a value comes before any option.
@@ -45,11 +43,7 @@ def read_fields(words: Sequence[str]) -> dict[str, Any]:
 
 
 def read_policy_field(name: str, text: str) -> Any:
-    r"""One field of `EditPolicy` as it stands behind `name=`, by YAML's rules.
-
-    Args:
-        name: of the field.
-        text: its value.
+    r"""The value of a field of `EditPolicy`, by YAML's rules.
 
     Example:
         >>> read_policy_field("threshold", "1e-4"), read_policy_field("drop_below", "null")
@@ -57,20 +51,16 @@ def read_policy_field(name: str, text: str) -> Any:
         >>> read_policy_field("protect", r"regex:#\d+: ")
         'regex:#\\d+: '
     """
-    if name == "protect" and text != "null":  # in an expression, YAML's characters mean others
+    if name == "protect" and text != "null":  # an expression may contain YAML's own characters
         return text
     return OPTIONS[name].read(read_fields([f"--{name}={text}"])[name])
 
 
 def read_yaml(path: Path, option: str) -> dict[str, Any]:
-    """A YAML file that holds a mapping.
-
-    Args:
-        path: of the file.
-        option: that named it, for messages.
+    """The mapping in a YAML file that `option` named.
 
     Raises:
-        UnusableError: it can't be read, is no YAML (names the line), or holds something else.
+        UnusableError: it can't be read, or is not a mapping; names the line.
     """
     import yaml
 
@@ -89,3 +79,19 @@ def read_yaml(path: Path, option: str) -> dict[str, Any]:
             f"{type(values).__name__}"
         )
     return values
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The end of a message about an unknown name: the nearest known one, or all of them.
+
+    Example:
+        >>> did_you_mean("edit_tresh", ["edit_threshold", "edit_top_k", "prior"])
+        'did you mean edit_threshold?'
+        >>> did_you_mean("colour", ["prior", "journal"])
+        'known are journal, prior'
+    """
+    choices = sorted(known)
+    near = get_close_matches(name, choices, n=1, cutoff=0.5)
+    if near:
+        return f"did you mean {near[0]}?"
+    return f"known are {', '.join(choices)}" if len(choices) <= 30 else "see --help for all names"

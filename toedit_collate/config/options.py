@@ -6,7 +6,8 @@ import argparse
 import dataclasses
 import os
 import sys
-from collections.abc import Callable, Mapping
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UnusableError
@@ -22,141 +23,163 @@ DATA_HELP = (
     "compressed or not, several by *, a folder, or a hub dataset (id, id:config or "
     "id:config:split); with the column input_ids, text, messages, or prompt and completion"
 )
-_DEFAULT = "; default: %(default)s"
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+_PREFIX = "policy_"
+_LOADING = ("dtype", "device", "quantization", "adapter", "revision", "compile")
+
+
+def add_command(
+    commands: Any, name: str, summary: str, description: str, example: str, **more: Any
+) -> Any:
+    """Add a subcommand, whose help ends with an example; returns its parser."""
+    return commands.add_parser(
+        name,
+        help=summary,
+        description=textwrap.fill(description, 80),
+        epilog=f"example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        **more,
+    )
+
+
+class Group:
+    """A group of options in the help of a command. The help of an option ends with its default.
+
+    Args:
+        parser: of argparse.
+        title: of the group.
+        description: follows the title.
+        leave_out: names of options that are not added.
+    """
+
+    def __init__(
+        self, parser: Any, title: str, description: str | None = None, leave_out: Sequence[str] = ()
+    ) -> None:
+        self._parser = parser.add_argument_group(title, description)
+        self._leave_out = leave_out
+
+    def value(
+        self, name: str, meaning: str, metavar: str, read: Callable[[str], Any] = str,
+        default: Any = None, **how: Any,
+    ) -> None:  # fmt: skip
+        """An option with a value, which `read` converts."""
+        self.option(name, meaning, default, metavar=metavar, type=read, **how)
+
+    def choice(
+        self, name: str, meaning: str, choices: Sequence[str], default: str | None = None
+    ) -> None:
+        """An option whose value is one of some words."""
+        self.option(name, meaning, default, choices=choices)
+
+    def flag(self, name: str, meaning: str) -> None:
+        """An option without a value."""
+        self.option(name, meaning, False, action="store_true")
+
+    def option(self, name: str, meaning: str, default: Any, **how: Any) -> None:
+        """Any option of argparse."""
+        if name not in self._leave_out:
+            shown = default is not None and not isinstance(default, bool)
+            ending = "; default: %(default)s" if shown else ""
+            self._parser.add_argument(name, help=meaning + ending, default=default, **how)
 
 
 def positive(text: str) -> int:
     """A whole number from 1."""
-    return _whole(text, 1)
+    return _whole(text, 1, 10**15)
 
 
 def whole(text: str) -> int:
     """A whole number from 0."""
-    return _whole(text, 0)
-
-
-def _whole(text: str, least: int) -> int:
-    if not text.isdecimal() or not least <= int(text) < 10**15:
-        bound = "above 0" if least else "from 0"
-        raise argparse.ArgumentTypeError(f"must be a whole number {bound}, got {text!r}")
-    return int(text)
+    return _whole(text, 0, 10**15)
 
 
 def seed(text: str) -> int:
-    """A seed that numpy takes, too: at most 32 bits."""
-    if not text.isdecimal() or int(text) >= 2**32:
-        raise argparse.ArgumentTypeError(f"must be a whole number in [0, 2**32), got {text!r}")
+    """A seed of at most 32 bits, as numpy takes it."""
+    return _whole(text, 0, 2**32)
+
+
+def _whole(text: str, least: int, end: int) -> int:
+    if not text.isdecimal() or not least <= int(text) < end:
+        bound = "in [0, 2**32)" if end == 2**32 else "above 0" if least else "from 0"
+        raise argparse.ArgumentTypeError(f"must be a whole number {bound}, got {text!r}")
     return int(text)
 
 
 def number_above_0(text: str) -> float:
     """A number above 0."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < 1e9:
-        raise argparse.ArgumentTypeError(f"must be a number above 0, got {text!r}")
-    return value
+    return _number(text, 1e9, "a number above 0")
 
 
 def share(text: str) -> float:
     """A number above 0 and at most 1."""
+    return _number(text, 1.0, "above 0 and at most 1, as in 0.4")
+
+
+def _number(text: str, most: float, expected: str) -> float:
     try:
         value = float(text)
     except ValueError:
         value = 0.0
-    if not 0 < value <= 1:
-        raise argparse.ArgumentTypeError(f"must be above 0 and at most 1, as in 0.4, got {text!r}")
+    if not 0 < value <= most:
+        raise argparse.ArgumentTypeError(f"must be {expected}, got {text!r}")
     return value
 
 
-def parts(known: tuple[str, ...]) -> Callable[[str], tuple[str, ...]]:
-    """Some of `known`, between commas, in their own order."""
-
-    def read(text: str) -> tuple[str, ...]:
-        given = [name.strip() for name in text.split(",") if name.strip()]
-        unknown = [name for name in given if name not in known]
-        if unknown or not given:
-            raise argparse.ArgumentTypeError(
-                f"no part {(unknown or [text])[0]!r}; write some of {','.join(known)}"
-            )
-        return tuple(name for name in known if name in given)
-
-    return read
-
-
-def add_data(parser: Any, *, required: bool = False, more: str = "") -> None:
-    """Add `--data` and `--split` to an argparse parser; `more` follows the formats in its help."""
-    parser.add_argument("--data", required=required, metavar="FILE", help=DATA_HELP + more)
-    parser.add_argument(
-        "--split", metavar="NAME", help="of a folder that holds several, or of a hub dataset"
-    )
+def add_data(parser: Any, *, required: bool = False, more: str = "") -> Group:
+    """Add `--data` and `--split` in a group, which is returned; `more` ends the help of --data."""
+    group = Group(parser, "data")
+    group.value("--data", DATA_HELP + more, "FILE", required=required)
+    group.value("--split", "split of a folder or of a hub dataset that has several", "NAME")
+    return group
 
 
 def add_reading(parser: Any, *, max_length: str, batch_tokens: int | None = None) -> None:
-    """Add how the rows of `--data` become documents to an argparse parser: fields of `SFTConfig`.
+    """Add how the rows of `--data` become documents: fields of `SFTConfig`.
 
     Args:
         parser: of argparse.
-        max_length: what follows the help of `--max-length`.
+        max_length: in words, what happens without `--max-length`.
         batch_tokens: default of `--batch-tokens`; None: there is no such option.
     """
-    group = parser.add_argument_group(
-        "tokens", "give what SFTConfig has in training, so that rows become the same tokens"
+    group = Group(
+        parser, "tokens", "Give the values of SFTConfig in training, to get the same tokens."
     )
-    group.add_argument(
+    group.value(
         "--max-length",
-        type=positive,
-        metavar="N",
-        help="cut longer documents into windows of N tokens, each scored on its own, as "
+        "cut longer documents into windows of N tokens, each scored on its own, as "
         "packing_strategy bfd_split does; the first window is what keep_start and bfd keep; "
         f"default: {max_length}",
+        "N",
+        positive,
     )
-    group.add_argument(
+    group.choice(
         "--truncation-mode",
-        choices=("keep_start", "keep_end"),
-        help="truncate longer documents to --max-length tokens; default: cut them into windows",
+        "truncate longer documents to --max-length tokens; default: cut them into windows",
+        ("keep_start", "keep_end"),
     )
-    group.add_argument(
-        "--completion-only-loss",
-        action=argparse.BooleanOptionalAction,
-        help="whether prompts have no labels; default: they have none",
-    )
-    group.add_argument(
+    labels = "whether prompts have no labels; default: they have none"
+    group.option("--completion-only-loss", labels, None, action=argparse.BooleanOptionalAction)
+    group.flag(
         "--assistant-only-loss",
-        action="store_true",
-        help="in chats, only the assistant's turns have labels (and are edited)",
+        "in chats, only the assistant's turns have labels (and are edited)",
     )
-    group.add_argument(
-        "--dataset-text-field", default="text", metavar="NAME", help="column of text"
-    )
-    group.add_argument("--eos-token", metavar="TOKEN", help="default: the tokenizer's")
-    group.add_argument("--chat-template-path", metavar="FILE", help="a .jinja file")
-    group.add_argument(
-        "--no-eos",
-        dest="add_eos",
-        action="store_false",
-        help="put no end token after text; for trainers other than SFTTrainer",
-    )
+    group.value("--dataset-text-field", "column of text", "NAME", default="text")
+    group.value("--eos-token", "default: the tokenizer's", "TOKEN")
+    group.value("--chat-template-path", "a .jinja file; default: the tokenizer's", "FILE")
+    no_eos = "add no end token after text; for trainers other than SFTTrainer"
+    group.option("--no-eos", no_eos, True, dest="add_eos", action="store_false")
     if batch_tokens is not None:
-        parser.add_argument(
-            "--batch-tokens",
-            type=positive,
-            default=batch_tokens,
-            metavar="N",
-            help="how many to score at once, padding included; default: %(default)s",
-        )
+        what = "tokens to score at once, padding included"
+        group.value("--batch-tokens", what, "N", positive, batch_tokens)
 
 
 def preparation_of(args: argparse.Namespace) -> Preparation:
-    """What `add_reading` read.
+    """The options of `add_reading`.
 
     Raises:
         UnusableError: options do not fit each other.
     """
-    from ..data.tokens import Preparation  # late: `toedit --help` needs no torch
+    from ..data.tokens import Preparation
 
     return Preparation(
         **{one.name: getattr(args, one.name) for one in dataclasses.fields(Preparation)}
@@ -164,73 +187,50 @@ def preparation_of(args: argparse.Namespace) -> Preparation:
 
 
 def add_prior(
-    parser: Any, *, required: bool = False, leave_out: tuple[str, ...] = (), **notes: str
-) -> Any:
-    """Add `--prior` and how to load it to an argparse parser; see `prior_options`.
+    parser: Any, *, required: bool = False, leave_out: tuple[str, ...] = (), prior: str = ""
+) -> None:
+    """Add `--prior` and how to load it; see `prior_options`.
 
     Args:
         parser: of argparse.
         required: whether `--prior` must be given.
-        leave_out: options that the command has no use for, as in "adapter".
-        notes: follow the help of some options, by name.
-
-    Returns:
-        The group of options.
+        leave_out: options that the command does not support, as in "--adapter".
+        prior: ends the help of `--prior`.
     """
-    group = parser.add_argument_group("prior")
-
-    def add(name: str, help_text: str, **how: Any) -> None:
-        if name not in leave_out:
-            option = f"--{name.replace('_', '-')}"
-            group.add_argument(option, help=help_text + notes.get(name, ""), **how)
-
-    add("prior", "a causal language model", required=required, metavar="PATH_OR_HUB_ID")
-    add(
-        "dtype",
-        "of its weights; default: %(default)s, the checkpoint's",
-        choices=DTYPES,
-        default="auto",
+    group = Group(parser, "prior", leave_out=leave_out)
+    name, hub = "PATH_OR_HUB_ID", "revision of the model on the hub"
+    group.value("--prior", "a causal language model" + prior, name, required=required)
+    group.choice("--dtype", "of its weights; auto: the checkpoint's", DTYPES, "auto")
+    group.value("--device", "cuda, cuda:1, cpu, ...; default: the GPU, if there is one", "NAME")
+    group.choice(
+        "--quantization", "8bit and 4bit need bitsandbytes, int8 and fp8 torchao", QUANTIZATIONS
     )
-    add("device", "cuda, cuda:1, cpu, ...; default: the GPU, if there is one", metavar="NAME")
-    add(
-        "quantization",
-        "8bit and 4bit need bitsandbytes, int8 and fp8 torchao",
-        choices=QUANTIZATIONS,
+    group.value("--adapter", "a PEFT adapter to put on it", name)
+    group.value("--revision", hub, "NAME")
+    group.flag("--compile", "use torch.compile, which takes a minute and pays on a long run")
+    group.value(
+        "--prior-aligned",
+        "edit for a trainee with another tokenizer, TOKENIZER: the trainee's folder or hub id, or "
+        "a tokenizer.json; scores then are lower bounds",
+        "TOKENIZER",
     )
-    add("adapter", "a PEFT adapter to put on it", metavar="PATH_OR_HUB_ID")
-    add("revision", "of the model on the hub", metavar="NAME")
-    add("compile", "by torch.compile; takes a minute, pays on a long run", action="store_true")
-    add(
-        "prior_aligned",
-        "let it edit for a trainee with this tokenizer, which may be another one: the "
-        "trainee's folder or hub id, or a tokenizer.json; scores then are lower bounds",
-        metavar="TOKENIZER",
-    )
-    return group
 
 
 def prior_options(args: argparse.Namespace) -> dict[str, Any]:
-    """What `add_prior` read, as `open_prior` takes it beside the name."""
-    names = ("dtype", "device", "quantization", "adapter", "revision", "compile")
-    options = {name: getattr(args, name) for name in names if hasattr(args, name)}
+    """The options of `add_prior` as `open_prior` takes them, without the name."""
+    options = {name: getattr(args, name) for name in _LOADING if hasattr(args, name)}
     return {**options, "aligned_to": getattr(args, "prior_aligned", None)}
 
 
-def add_seed(parser: Any, of: str) -> None:
-    """Add `--seed` to an argparse parser; `of` says what of."""
-    parser.add_argument(
-        "--seed", type=seed, default=0, metavar="N", help=f"of {of}; default: %(default)s"
-    )
+def add_seed(group: Group, of: str) -> None:
+    """Add `--seed`; `of` says what of."""
+    group.value("--seed", f"of {of}", "N", seed, 0)
 
 
-def add_color(parser: Any) -> None:
-    """Add `--color` to an argparse parser; see `wants_color`."""
-    parser.add_argument(
-        "--color",
-        choices=("auto", "always", "never"),
-        default="auto",
-        help="auto: on a terminal, unless NO_COLOR is set; default: %(default)s",
-    )
+def add_color(group: Group) -> None:
+    """Add `--color`; see `wants_color`."""
+    meaning = "auto: on a terminal, unless NO_COLOR is set"
+    group.choice("--color", meaning, ("auto", "always", "never"), "auto")
 
 
 def wants_color(args: argparse.Namespace) -> bool:
@@ -240,18 +240,16 @@ def wants_color(args: argparse.Namespace) -> bool:
     return args.color == "always"
 
 
-def add_policy_name(parser: Any, *, default: str, more: str = "") -> None:
-    """Add `--policy` alone, in any spelling, to an argparse parser; see `read_policy`."""
-    parser.add_argument(
-        "--policy", default=default, metavar="POLICY", help=POLICY_HELP + more + _DEFAULT
-    )
+def add_policy_name(group: Group, *, default: str, more: str = "") -> None:
+    """Add `--policy`, in any spelling; see `read_policy`."""
+    group.value("--policy", POLICY_HELP + more, "POLICY", default=default)
 
 
 def read_policy(text: str, **changes: Any) -> EditPolicy:
-    """The policy that `--policy` names; what is wrong is said in one line.
+    """The policy that `--policy` names.
 
     Raises:
-        UnusableError: it can't be read, or a value is out of its range.
+        UnusableError: it is no policy, or a value is out of range.
     """
     try:
         return parse_policy(text, **changes)
@@ -264,19 +262,15 @@ def add_policy(parser: Any, *, more: str = "", notes: Mapping[str, str] | None =
 
     Args:
         parser: of argparse.
-        more: follows the description of the group.
-        notes: follow the help of some fields, by name.
+        more: ends the description of the group.
+        notes: end the help of some fields, by name.
     """
-    group = parser.add_argument_group("policy", "which tokens are edited, and how" + more)
+    group = Group(parser, "policy", "which tokens are edited, and how" + more)
     add_policy_name(group, default="paper", more="; the options below change single fields of it")
-    for option in OPTIONS.values():
-        group.add_argument(
-            f"--{option.name.replace('_', '-')}",
-            dest=_dest(option.name),
-            default=None,  # "not given": the policy's value stands
-            help=option.help + (notes or {}).get(option.name, ""),
-            **_reading(option),
-        )
+    for field in OPTIONS.values():
+        name = f"--{field.name.replace('_', '-')}"
+        meaning = field.help + (notes or {}).get(field.name, "")
+        group.option(name, meaning, None, dest=_PREFIX + field.name, **_reading(field))
 
 
 def _reading(option: Option) -> dict[str, Any]:
@@ -290,23 +284,15 @@ def _reading(option: Option) -> dict[str, Any]:
     return {**reading, "nargs": "+"} if option.is_list else reading
 
 
-def _dest(name: str) -> str:
-    return f"policy_{name}"
-
-
 def policy_of(args: argparse.Namespace) -> EditPolicy:
-    """The policy that was asked for.
+    """The policy from the options of `add_policy`.
 
     Raises:
-        UnusableError: a value is out of its range.
+        UnusableError: a value is out of range.
     """
-    given = {
-        name: getattr(args, _dest(name))
-        for name in OPTIONS
-        if getattr(args, _dest(name), None) is not None
-    }
+    given = {name: getattr(args, _PREFIX + name, None) for name in OPTIONS}
     policy = read_policy(args.policy)
     try:
-        return policy.replace(**given)
+        return policy.replace(**{k: value for k, value in given.items() if value is not None})
     except (TypeError, ValueError) as error:
         raise UnusableError(str(error)) from None

@@ -1,4 +1,4 @@
-"""Arguments of a recipe from a YAML file and the command line, as TRL's scripts read them."""
+"""Arguments of a recipe or of `toedit sft`, from a YAML file and the command line."""
 
 from __future__ import annotations
 
@@ -6,81 +6,90 @@ import argparse
 import re
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ..data.demo_model import demo_config, demo_model
 from ..data.demo_text import DEMO_MODELS
 from ..errors import UnusableError, first_line
-from .arguments import EditArguments, RunArguments
-from .fields import read_fields, read_yaml
-from .guard import say_in_a_line
-from .models import check_shared
-from .nearest import did_you_mean
+from .arguments import PREFIX, EditArguments
+from .fields import did_you_mean, read_fields, read_yaml
+from .priors import check_shared
 
 _TRAINED = ("model_name_or_path", "prior")
 _UNTRAINED = ("tokenizer_name", "config_name")  # of these, the weights are not needed
 _NUMBER_AS_TEXT = re.compile(r"[-+]?\d+[eE][-+]?\d+")
 
 
-class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Shows defaults, and keeps the lines of an example."""
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """Shows each option once, with its default, and keeps the lines of an example."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        shown = action.default not in (None, argparse.SUPPRESS)
+        return (action.help or "") + (" (default: %(default)s)" if shown else "")
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if action.nargs == 0:
+            return super()._format_action_invocation(action)
+        # TRL adds each name twice, with "_" and with "-".
+        return f"{action.option_strings[0]} {self._format_args(action, 'VALUE')}"
 
 
 def parse(
     *classes: type, args: Sequence[str] | None = None, prog: str | None = None, epilog: str = ""
 ) -> tuple[Any, ...]:
-    """Read `--config FILE.yaml` and `--field value ...` into dataclasses, by TRL's `TrlParser`.
+    """Read `--config FILE.yaml` and `--field value ...` into dataclasses, with TRL's `TrlParser`.
 
     Args:
-        classes: the dataclasses, in the order in which `--help` shows them; no two may have a
-            field of the same name.
-        args: of the command line; None: this process's.
-        prog: what the command is called; None: as this process was.
+        classes: the dataclasses, in the order of `--help`; no field may be in two of them.
+        args: of the command line; None: those of this process.
+        prog: name of the command; None: that of this process.
         epilog: ends the help.
 
     Returns:
-        One instance of each class. A `RunArguments` among them has in `given` what was asked for.
+        An instance of each class. If a class has the attribute `given`, it holds all fields that
+        were set.
 
     Raises:
-        SystemExit: an argument is unknown or can't be used; it is named.
-        UnusableError: the prior is to be shared, and all weights are trained.
+        SystemExit: an argument is unknown or cannot be used.
+        UnusableError: the prior is shared, and all weights are trained.
     """
     from transformers import TrainingArguments
     from trl import TrlParser
 
-    given = list(sys.argv[1:] if args is None else args)
-    # Without a usage of its own, each error would come behind that of some 200 options.
+    words = list(sys.argv[1:] if args is None else args)
+    # argparse's own usage would list some 200 options before each error.
     usage = "%(prog)s --config FILE.yaml [--field value ...]    (--help: all fields)"
     for kind in classes:
         if not hasattr(kind, "_argument_group_name"):  # a class of TRL
             kind._argument_group_name = f"{kind.__name__} of TRL"  # type: ignore[attr-defined]
     kinds: Any = list(classes)
     parser: Any = TrlParser(kinds, prog=prog, usage=usage, epilog=epilog, formatter_class=_Help)
+    _group_edit_arguments(parser)
     try:
-        asked = {} if {"-h", "--help"} & set(given) else given_values(given)
+        given = {} if {"-h", "--help"} & set(words) else given_values(words)
         known = {word.lstrip("-") for one in parser._actions for word in one.option_strings}
-        check_names(asked, {*known, "env"})  # a misspelt field is not told as a missing one
+        check_names(given, {*known, "env"})  # before TRL reports a misspelt field as missing
         with warnings.catch_warnings():
-            # Recipes write the name of it that all supported versions of transformers know.
+            # Recipes use the name that all supported versions of transformers know.
             warnings.filterwarnings("ignore", "`gradient_checkpointing", FutureWarning)
-            parsed = parser.parse_args_and_config(list(given))
+            parsed = parser.parse_args_and_config(words)
     except (OSError, TypeError, ValueError, UnusableError) as error:
         parser.error(first_line(error))
     for one in parsed:
-        if isinstance(one, RunArguments):
-            one.given = asked
-    made_here = [
+        if hasattr(one, "given"):
+            one.given = given
+    demos = [
         (one, name)
         for one in parsed
         for name in _TRAINED + _UNTRAINED
         if getattr(one, name, 0) in DEMO_MODELS
     ]
-    if made_here:
-        (args_of_training,) = [one for one in parsed if isinstance(one, TrainingArguments)]
-        with args_of_training.main_process_first(desc="training the small model"):
-            for one, name in made_here:
+    if demos:
+        (training,) = [one for one in parsed if isinstance(one, TrainingArguments)]
+        with training.main_process_first(desc="training the small model"):
+            for one, name in demos:
                 make = demo_config if name in _UNTRAINED else demo_model
                 setattr(one, name, str(make(getattr(one, name))))
     for one in parsed:
@@ -89,11 +98,29 @@ def parse(
     return parsed
 
 
+def _group_edit_arguments(parser: Any) -> None:
+    """Divide the help of `EditArguments` into three groups."""
+    title = EditArguments._argument_group_name
+    for ours in [group for group in parser._action_groups if group.title == title]:
+        parts: dict[str, list[Any]] = {"policy": [], "prior": [], "journal, refresh, cache": []}
+        for action in ours._group_actions:
+            is_prior = action.dest.startswith("prior") or action.dest == "later_prior"
+            kind = "policy" if action.dest.startswith(PREFIX) else "journal, refresh, cache"
+            parts["prior" if is_prior else kind].append(action)
+        place = parser._action_groups.index(ours)
+        parser._action_groups.remove(ours)
+        for name, actions in reversed(parts.items()):
+            note = "Each field changes the policy that edit_policy names." * (name == "policy")
+            group = parser.add_argument_group(f"{title}: {name}", note)
+            group._group_actions.extend(actions)
+            parser._action_groups.insert(place, parser._action_groups.pop())
+
+
 def given_values(args: Sequence[str]) -> dict[str, Any]:
-    """What the config file and the command line say, the latter first; defaults are left out.
+    """The fields that the command line, or else the config file, sets.
 
     Raises:
-        UnusableError: the file is no YAML, or can't be read; names the line.
+        UnusableError: the file can't be read, or is no YAML; names the line.
     """
     fields = read_fields(args)
     path = fields.pop("config", None)
@@ -105,7 +132,7 @@ def given_values(args: Sequence[str]) -> dict[str, Any]:
 
 
 def _check_numbers(where: str, values: dict[str, Any]) -> None:
-    """Refuse `1e-5` inside a mapping, which YAML reads as text and nobody makes a number of."""
+    """Refuse `1e-5` inside a mapping, which YAML reads as text and TRL does not convert."""
     for name, value in values.items():
         if isinstance(value, str) and _NUMBER_AS_TEXT.fullmatch(value):
             digits, _, exponent = value.lower().partition("e")
@@ -115,25 +142,11 @@ def _check_numbers(where: str, values: dict[str, Any]) -> None:
 
 
 def check_names(given: dict[str, Any], known: set[str]) -> None:
-    """See that all fields are known.
+    """Check that all fields are known.
 
     Raises:
-        UnusableError: one is not; names the nearest.
+        UnusableError: one is not; names the nearest known one.
     """
-    unknown = [name for name in given if name not in known]
-    if unknown:
-        told = [f"{name!r} is no field; {did_you_mean(name, known)}" for name in unknown]
-        raise UnusableError(" ".join(told))
-
-
-def start(main: Callable[[], None]) -> None:
-    """Run a recipe as a script: what a user can mend is said in one line, and so is Ctrl-C.
-
-    Raises:
-        UnusableError: for one; Python then prints that line instead of a traceback.
-    """
-    try:
-        main()
-    except (UnusableError, KeyboardInterrupt, OSError) as error:
-        say_in_a_line(error)
-        raise
+    errors = [f"{n!r} is not a field; {did_you_mean(n, known)}" for n in given if n not in known]
+    if errors:
+        raise UnusableError(" ".join(errors))

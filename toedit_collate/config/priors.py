@@ -1,78 +1,75 @@
-"""Opens the prior that a user names, for all commands and recipes."""
+"""Opens the prior that a command line or a config names, and attaches it to a Trainer."""
 
 from __future__ import annotations
 
+import logging
+from pathlib import Path
 from typing import Any
 
 from ..data.demo_model import demo_model
 from ..data.demo_text import DEMO_MODELS
 from ..errors import UnusableError, first_line
 from ..prior.prior import Prior
+from ..stores.cache import DecisionCache
+from ..stores.journal import Journal
+from ..training.attach import attach
+from ..training.trainee import text_tokenizer
+from .arguments import EditArguments
+
+logger = logging.getLogger("toedit_collate")
 
 
 def open_prior(
-    name: str, *, dtype: Any = "auto", device: Any = None, quantization: Any = None,
-    adapter: str | None = None, revision: str | None = None, compile: bool = False,  # noqa: A002
-    needs_tokenizer: bool = True, said: str | None = None, aligned_to: Any = None,
+    name: str, *, compile: bool = False, needs_tokenizer: bool = True,  # noqa: A002
+    label: str | None = None, aligned_to: Any = None, **options: Any,
 ) -> Any:  # fmt: skip
-    """Load a prior; what is wrong is said in one line.
+    """Load a prior, with errors of one line.
 
     Args:
-        name: folder or hub id.
-        dtype: of its weights; "auto": the checkpoint's.
-        device: None: the GPU, if there is one.
-        quantization: see `Prior.from_pretrained`.
-        adapter: of PEFT, to put on it.
-        revision: on the hub.
-        compile: by `torch.compile`.
-        needs_tokenizer: raise where there is none beside it.
-        said: how messages name it; None: as the option `--prior` does.
-        aligned_to: tokenizer of a trainee, or the folder or hub id of one; see `Prior.aligned_to`.
+        name: folder, hub id, or "toedit-demo".
+        compile: with `torch.compile`.
+        needs_tokenizer: raise if the model has no tokenizer.
+        label: how messages call it; None: `--prior NAME:`.
+        aligned_to: tokenizer of a trainee, or its folder or hub id; see `Prior.aligned_to`.
+        options: of `Prior.from_pretrained`: dtype, device, quantization, adapter, revision.
 
     Returns:
-        A `Prior`, or where it is aligned to another tokenizer, an `AlignedPrior`.
+        A `Prior`; with `aligned_to`, an `AlignedPrior`.
 
     Raises:
-        UnusableError: it can't be loaded, or not be aligned.
+        UnusableError: it can't be loaded or aligned.
     """
-    said = said or f"--prior {name}:"
-    name = _folder_of(name)
+    label = label or f"--prior {name}:"
     try:
-        prior = Prior.from_pretrained(
-            name, dtype=dtype, device=device, quantization=quantization, adapter=adapter,
-            revision=revision,
-        )  # fmt: skip
-    except Exception as error:  # of many kinds, by what is wrong with the files or the device
+        prior = Prior.from_pretrained(_folder_of(name), **options)
+    except Exception as error:  # of many types, depending on the files or the device
         raise UnusableError(
-            f"{said} can't be loaded ({first_line(error)}); name a folder with a causal "
-            "language model and its tokenizer, or one of the hub"
+            f"{label} can't be loaded ({first_line(error)}); name a folder with a causal language "
+            "model and its tokenizer, or a hub id"
         ) from None
     if needs_tokenizer and prior.tokenizer is None:
         raise UnusableError(
-            f"{said} has no tokenizer beside it, by which special tokens are known; put "
-            "it there: tokenizer.save_pretrained(FOLDER)"
+            f"{label} has no tokenizer, which marks its special tokens; save one with the model: "
+            "tokenizer.save_pretrained(FOLDER)"
         )
     if compile:
         prior.compile()
-    return prior if aligned_to is None else aligned(prior, aligned_to, said)
-
-
-def aligned(prior: Prior, tokenizer: Any, said: str) -> Any:
-    """A prior for a trainee with another tokenizer, an object or a name; see `open_prior`."""
+    if aligned_to is None:
+        return prior
     try:
-        if isinstance(tokenizer, str):
-            tokenizer = open_tokenizer(tokenizer, "the tokenizer")
-        return prior.aligned_to(tokenizer)
+        if isinstance(aligned_to, str):
+            aligned_to = open_tokenizer(aligned_to, "the tokenizer")
+        return prior.aligned_to(aligned_to)
     except ValueError as error:
-        raise UnusableError(f"{said} {error}") from None
+        raise UnusableError(f"{label} {error}") from None
 
 
 def open_tokenizer(name: str, option: str) -> Any:
     """Load a tokenizer.
 
     Args:
-        name: folder, hub id, or path of a tokenizer.json.
-        option: that names it, for messages.
+        name: folder, hub id, "toedit-demo", or path of a tokenizer.json.
+        option: that named it, for messages.
 
     Raises:
         UnusableError: it can't be loaded.
@@ -91,5 +88,79 @@ def open_tokenizer(name: str, option: str) -> Any:
 
 
 def _folder_of(name: str) -> str:
-    """The folder of a demo model, as recipes name it; other names stay as they are."""
-    return str(demo_model(name)) if name in DEMO_MODELS else name
+    """The folder of a demo model, which is trained if need be; other names as they are."""
+    return str(demo_model(name)) if name in DEMO_MODELS and not Path(name).exists() else name
+
+
+def check_shared(
+    edit: EditArguments, has_adapters: bool, *, setting: str = "use_peft: true"
+) -> None:
+    """Check that the weights of a shared prior stay frozen.
+
+    Args:
+        edit: names the prior.
+        has_adapters: whether adapters are trained.
+        setting: how to ask for adapters.
+
+    Raises:
+        UnusableError: all weights of the trainee are trained.
+    """
+    if edit.policy() is not None and edit.prior == "shared" and not has_adapters:
+        raise UnusableError(
+            "prior is 'shared', the frozen base of a LoRA trainee, but this run trains all "
+            "weights; name a prior by its folder or hub id (prior: NAME), or set " + setting
+        )
+
+
+def load_prior(edit: EditArguments, trainer: Any) -> Any:
+    """The prior that edits the batches of a Trainer.
+
+    Args:
+        edit: names it.
+        trainer: if the prior is shared, its model is the prior.
+
+    Raises:
+        UnusableError: the prior is shared and all weights of the trainee are trained; or it cannot
+            be loaded, or aligned to the trainee's tokenizer.
+    """
+    if edit.prior == "shared":
+        check_shared(edit, bool(getattr(trainer.model, "peft_config", None)))
+        return Prior.shared(trainer.model)
+    return open_prior(
+        edit.prior,
+        dtype=edit.prior_dtype,
+        device=trainer.args.device,
+        quantization=edit.prior_quantization,
+        adapter=edit.prior_adapter,
+        revision=edit.prior_revision,
+        compile=edit.prior_compile,
+        needs_tokenizer=edit.prior_aligned,
+        label=f"prior {edit.prior!r}",
+        aligned_to=text_tokenizer(trainer.processing_class) if edit.prior_aligned else None,
+    )
+
+
+def attach_settings(edit: EditArguments, output_dir: str | None) -> dict[str, Any]:
+    """The arguments of `attach` after trainer, prior and policy: refresh, journal and cache."""
+    settings: dict[str, Any] = {"refresh": edit.refresh_when}
+    if edit.journal:
+        settings["journal"] = Journal(Path(output_dir or ".") / "journal")
+    if where := edit.cache_path:
+        settings["cache"] = DecisionCache(None if where is True else where)
+    return settings
+
+
+def attach_edit(trainer: Any, edit: EditArguments) -> None:
+    """Edit the training batches of a trainer that another framework made, and log it.
+
+    Raises:
+        ValueError: the prior does not fit the trainee.
+        UnusableError: the prior can't be loaded.
+    """
+    policy = edit.policy()
+    if policy is not None:
+        settings = attach_settings(edit, trainer.args.output_dir)
+        attach(trainer, load_prior(edit, trainer), policy, **settings)
+        logger.warning(
+            "toedit: training batches are edited (%s, prior: %s)", edit.policy_name, edit.prior
+        )

@@ -1,4 +1,4 @@
-"""The data of users: read by every command and recipe, and written by some.
+"""Reads and writes the data of users.
 
 Words:
     source: what a user names: a file, a folder, or `hub/id:config:split`.

@@ -43,19 +43,21 @@ _CHAT_TEMPLATE = (
 def make_prior(
     texts: list[str], *, seed: int, steps: int | None = None, vocab_size: int = VOCAB_SIZE
 ) -> Prior:
-    """Train a byte-level BPE tokenizer and a Llama on `texts`; shows a progress bar on stderr.
+    """Train a byte-level BPE tokenizer and a Llama on `texts`, with a progress bar.
 
     Args:
         texts: the documents.
         seed: of the weights and of the choice of windows.
         steps: of training; None: `NUM_STEPS`.
-        vocab_size: the largest vocabulary of the tokenizer.
+        vocab_size: of the tokenizer, at most.
     """
+    from transformers import LlamaForCausalLM
+
     torch.manual_seed(seed)
     tokenizer = make_tokenizer(texts, vocab_size)
     eos = tokenizer.eos_token_id
     stream = torch.tensor([i for ids in tokenizer(texts)["input_ids"] for i in (*ids, eos)])
-    model = _make_model(tokenizer)
+    model: Any = LlamaForCausalLM(make_config(tokenizer))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     _train(model.to(device), stream, NUM_STEPS if steps is None else steps)
     return Prior(model, tokenizer)
@@ -120,12 +122,6 @@ def make_config(tokenizer: Any) -> Any:
     )
 
 
-def _make_model(tokenizer: Any) -> Any:
-    from transformers import LlamaForCausalLM
-
-    return LlamaForCausalLM(make_config(tokenizer))
-
-
 def _train(model: Any, stream: Tensor, steps: int) -> None:
     """Train on random windows of `stream`, a row of token ids."""
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
@@ -154,8 +150,8 @@ def _train(model: Any, stream: Tensor, steps: int) -> None:
 class _Muon(torch.optim.Optimizer):
     """Muon (Jordan et al., 2024): descends along the orthogonal part of a matrix's gradient.
 
-    With AdamW, a step is worth about a third. `torch.optim.Muon` needs torch 2.9 and computes in
-    bfloat16, which many CPUs are slow at: it made 133 steps where this one made 661.
+    AdamW needs three times the steps. `torch.optim.Muon` needs torch 2.9 and computes in bfloat16,
+    which is five times slower on many CPUs.
     """
 
     def __init__(self, params: Iterable[Tensor], lr: float, momentum: float = 0.95) -> None:
@@ -174,7 +170,7 @@ class _Muon(torch.optim.Optimizer):
 
 
 def orthogonalize(matrix: Tensor) -> Tensor:
-    """Bring the singular values of an (n, m) matrix near 1, by five Newton-Schulz steps."""
+    """Move the singular values of an (n, m) matrix close to 1: five Newton-Schulz steps."""
     is_wide = matrix.shape[0] <= matrix.shape[1]
     x = matrix if is_wide else matrix.T
     x = x / (x.norm() + 1e-7)
@@ -185,7 +181,7 @@ def orthogonalize(matrix: Tensor) -> Tensor:
 
 
 def demo_model(name: str = DEMO) -> Path:
-    """A small model with a tokenizer and a chat template; the first call trains it, in a minute.
+    """A small model with a tokenizer and a chat template. The first call trains it in a minute.
 
     Args:
         name: of `DEMO_MODELS`; each has its own tokenizer.
@@ -208,11 +204,7 @@ def demo_model(name: str = DEMO) -> Path:
 
 
 def demo_config(name: str = DEMO) -> Path:
-    """The folder with the configuration and the tokenizer of such a model; trains nothing.
-
-    Raises:
-        UnusableError: the folder cannot be written.
-    """
+    """Like `demo_model`, but without weights: the folder has a config and a tokenizer."""
     trained = _folder_of(name)
     folder = trained.with_name(f"{trained.name}-config")
     if not _is_there(folder):

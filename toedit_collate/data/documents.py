@@ -21,12 +21,12 @@ from .tokens import SAVE, SFT_DEFAULTS, Preparation, per_token, row_labels, toke
 
 @dataclass(frozen=True)
 class Documents:
-    """N documents of M tokens in R rows; what is padding in a row belongs to none.
+    """N documents of M tokens in R rows, without padding.
 
     Attributes:
         ids: of each row, (T,) int64.
         row: (N,) int64, each document's row.
-        place: (M,) int64, where in its row each token stands.
+        place: (M,) int64, index of each token in its row.
         tokens: (M,) int64, of all documents, one after the other.
         lengths: (N,) int64.
         keys: (N,) uint64.
@@ -41,7 +41,7 @@ class Documents:
 
     @property
     def start(self) -> Array:
-        """(N,) int64, which of the M tokens is the first of each document."""
+        """(N,) int64, index of the first token of each document."""
         return np.cumsum(self.lengths) - self.lengths
 
     @property
@@ -54,10 +54,9 @@ class Documents:
         return Texts.of(self.tokens, self.start)
 
     def cut(self, max_length: int | None) -> Documents:
-        """The same tokens with documents of at most `max_length`: longer ones become several.
+        """The same tokens with longer documents cut into several, each scored on its own.
 
-        Each window is scored on its own, as the parts of a document are in training where rows are
-        packed by "wrapped" or "bfd_split".
+        Training does so if rows are packed by "wrapped" or "bfd_split".
         """
         if max_length is None or (self.lengths <= max_length).all():
             return self
@@ -125,7 +124,7 @@ def labels_of(
     """The labels of the documents' tokens, -100 where there is none: (M,) int64.
 
     Raises:
-        UnusableError: labels or masks of a row can't be used; see `row_labels`.
+        UnusableError: see `row_labels`.
     """
     rows = zip(batch.rows, documents.ids, batch.names, strict=True)
     labels = [row_labels(data, row, ids, name, prep) for row, ids, name in rows]
@@ -138,7 +137,7 @@ def _joined(parts: list[Array]) -> Array:
 
 
 def check_known(num_known: int, data: str, generation: int) -> None:
-    """See that a generation knows documents.
+    """Check that a generation knows documents.
 
     Raises:
         UnusableError: it knows none.
@@ -146,16 +145,16 @@ def check_known(num_known: int, data: str, generation: int) -> None:
     if not num_known:
         raise UnusableError(
             f"--data {data}: generation {generation} of the journal knows none of its documents; "
-            "they probably were tokenized, truncated or packed otherwise in training, or are "
-            f"others: {SAVE}"
+            "training used other documents, or tokenized, truncated or packed otherwise: "
+            f"{SAVE}"
         )
 
 
 def by_length(lengths: Sequence[int] | Array, batch_tokens: int) -> Iterator[list[int]]:
-    """Indices of documents of similar length, for batches of at most `batch_tokens` with padding.
+    """Indices of documents of similar length, in batches of at most `batch_tokens` with padding.
 
-    The longest come first: if they do not fit into memory, a command fails at once. A document that
-    is longer than `batch_tokens` comes alone.
+    The longest come first: if they do not fit into memory, a command fails at once. A longer
+    document is a batch of its own.
 
     Example:
         >>> list(by_length([2, 5, 3], 6))
@@ -174,10 +173,10 @@ class Example:
     """One document, or one window of a long one.
 
     Attributes:
-        number: its place among all examples, from 0.
+        number: among all examples, from 0.
         name: of its row, for messages: "line 3", or "line 3, from token 512".
-        ids: (T,), its tokens.
-        labels: (T,), the same, or -100 where a token has no label.
+        ids: T token ids.
+        labels: T token ids, -100 where a token has no label.
         start: of the window in its document, in tokens.
         row: as it was read.
     """
@@ -193,16 +192,16 @@ class Example:
 def examples(
     data: Data, tokenizer: Any, prep: Preparation = SFT_DEFAULTS, *, vocab_size: int | None = None
 ) -> Iterator[Example]:
-    """Read all documents of a data file as training would see them; memory stays bounded.
+    """Read all documents as training sees them; memory stays bounded.
 
     Args:
-        data: see `open_data`. Packed rows give each of their documents.
+        data: see `open_data`. A packed row gives several documents.
         tokenizer: for text and chats; None: rows must have `input_ids`.
         prep: how rows become tokens, and longer documents windows.
         vocab_size: of the prior; None: ids are not checked.
 
     Raises:
-        UnusableError: a row can't be used; names it, and the fix.
+        UnusableError: a row cannot be used; names it.
 
     Example:
         >>> from pathlib import Path
@@ -239,7 +238,7 @@ def examples(
 
 
 def check_ids(data: Data, batch: Batch, documents: Documents, vocab_size: int) -> None:
-    """See that all tokens are in a prior's vocabulary.
+    """Check that all tokens are in a prior's vocabulary.
 
     Raises:
         UnusableError: one is not; names its row.

@@ -1,4 +1,4 @@
-"""Write it whole or not at all: files and folders get their names once they are complete."""
+"""Writes files and folders completely or not at all."""
 
 from __future__ import annotations
 
@@ -17,17 +17,15 @@ from ..errors import UnusableError
 
 @contextmanager
 def whole(target: Path, option: str = "", *, replace: bool = True) -> Iterator[Path]:
-    """A place beside `target` to write a file or a folder to; it becomes `target` in the end.
-
-    What was begun is removed where an error (or Ctrl-C) ends it.
+    """A temporary path for a file or a folder, which becomes `target` if no error is raised.
 
     Args:
         target: its folder is made if absent.
-        option: that named it, for the message: `--output`.
-        replace: take the place of a file that is there; False: leave it, and raise.
+        option: that named it, for messages: `--output`.
+        replace: replace an existing file; False: raise.
 
     Raises:
-        UnusableError: it can't be written: no room, no permission, or a file that must stay.
+        UnusableError: it cannot be written: no room, no permission, or it exists already.
 
     Example:
         >>> folder = Path(tempfile.mkdtemp())
@@ -36,50 +34,42 @@ def whole(target: Path, option: str = "", *, replace: bool = True) -> Iterator[P
         >>> [path.name for path in folder.iterdir()]
         ['a.txt']
     """
-    said = f"{option} {target}".strip()
+    label = f"{option} {target}".strip()
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         folder = tempfile.mkdtemp(prefix=f".{target.name}.partial-", dir=target.parent)
     except OSError as error:
-        raise _cannot_write(said, error) from None
+        raise _cannot_write(label, error) from None
     try:
         place = Path(folder) / "output"
         yield place
-        if not replace and (target.exists() or target.is_symlink()):  # another came meanwhile
-            raise UnusableError(f"{said}: is there already; remove it, or name another")
+        if not replace and (target.exists() or target.is_symlink()):  # made meanwhile
+            raise UnusableError(f"{label}: is there already; remove it, or name another")
         os.replace(place, target)
     except OSError as error:
-        raise _cannot_write(said, error) from None
+        raise _cannot_write(label, error) from None
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _cannot_write(said: str, error: OSError) -> UnusableError:
+def _cannot_write(label: str, error: OSError) -> UnusableError:
     reason = error.strerror or str(error) or type(error).__name__
-    return UnusableError(f"{said}: can't be written ({reason}); make room, or name another place")
+    return UnusableError(f"{label}: can't be written ({reason}); make room, or name another place")
 
 
 def write_text(path: Path, text: str, option: str = "") -> None:
-    """Write a text file, in UTF-8.
-
-    Raises:
-        UnusableError: it can't be written.
-    """
+    """Write a text file, in UTF-8; see `whole`."""
     with whole(path, option) as place:
         place.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, content: Any, option: str = "") -> None:
-    """Write numbers and names as JSON that any reader takes: NaN and infinities become null.
-
-    Raises:
-        UnusableError: it can't be written.
-    """
+    """Write `as_json`; see `whole`."""
     write_text(path, as_json(content) + "\n", option)
 
 
 def as_json(content: Any) -> str:
-    """JSON, indented; what JSON has no word for becomes text, NaN and infinities null.
+    """Indented JSON. NaN and infinities become null, other objects text.
 
     Example:
         >>> as_json([1.5, float("nan"), Path("a")]).split()

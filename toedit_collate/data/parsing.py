@@ -1,7 +1,7 @@
-"""Files of text as rows: JSON, CSV and plain text, compressed or not.
+"""Reads rows from files of text: JSON, CSV and plain text, compressed or not.
 
-The readers of pyarrow and pandas turn a text like "2024-03-01" into a date, and "NA" into nothing,
-and their errors name no line. These keep every text as it is.
+The readers of pyarrow and pandas turn texts like "2024-03-01" into dates and "NA" into null, and
+their errors name no line. These readers keep every text.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ KINDS = {
 
 
 def kind_of(path: str | Path) -> str:
-    """How a file is read, by its ending in any case: a value of `KINDS`; "" if by none of them."""
+    """How to read a file, by its ending: a value of `KINDS`; "" if it is unknown."""
     *_, first, last = ["", "", *(ending.lower() for ending in Path(path).suffixes)]
     kind = KINDS.get(first if last in OPEN else last, "")
     return kind if last not in OPEN or kind in PARSERS else ""
@@ -41,10 +41,10 @@ def read_files(files: Iterable[str], label: str) -> Iterator[tuple[str, Row]]:
 
     Args:
         files: each of a kind in `PARSERS`.
-        label: the beginning of errors: the option, and what the user named by it.
+        label: the beginning of errors: an option and its value.
 
     Raises:
-        UnusableError: a file or a line can't be read; names it.
+        UnusableError: a file or a line cannot be read; names it.
     """
     for file in files:
         is_only = label.endswith(file)
@@ -63,14 +63,14 @@ def read_files(files: Iterable[str], label: str) -> Iterator[tuple[str, Row]]:
 
 
 def check_text(text: Any, name: str) -> None:
-    """See that a value from outside is text: every text passes here before it is tokenized.
+    """Check that a value from outside is text, before it is tokenized.
 
     Args:
-        text: any value; one that is no `str` is never turned into one.
-        name: names it in the error: "text of line 3".
+        text: any value.
+        name: of the value, for the error: "text of line 3".
 
     Raises:
-        ValueError: it is null, bytes or a number, or has half of a surrogate pair.
+        ValueError: it is null, bytes or a number, or contains half of a surrogate pair.
 
     Example:
         >>> check_text(None, "text of row 3")
@@ -93,7 +93,7 @@ def check_text(text: Any, name: str) -> None:
 
 
 def _lines(file: IO[bytes]) -> Lines:
-    """The lines of UTF-8 text with their ends, and their numbers from 1."""
+    """Numbers from 1, and lines of UTF-8 text with their line ends."""
     for number, line in enumerate(file, 1):
         if number == 1 and len(line) > 1 and not (any(line[::2]) and any(line[1::2])):
             raise ValueError(f"line 1 seems to be UTF-16: {line[:40]!r}; the file must be UTF-8")
@@ -107,7 +107,7 @@ def _lines(file: IO[bytes]) -> Lines:
 
 
 def _parse_json(lines: Lines) -> Iterator[tuple[str, Row]]:
-    """A JSON object on each line; or an array of objects, or one object over several lines."""
+    """A JSON object on each line; or an array of objects; or one object on several lines."""
     is_first = True
     for number, line in lines:
         name = f"line {number}"
@@ -155,7 +155,7 @@ def _checked(row: Any, name: str, text: str) -> Row:
 
 
 def _parse_csv(lines: Lines, delimiter: str = ",") -> Iterator[tuple[str, Row]]:
-    """Rows of values, all of them text; the first line names the columns."""
+    """Rows of texts; the first line names the columns."""
     csv.field_size_limit(_LONGEST_FIELD)
     reader = csv.reader((line for _, line in lines), strict=True, delimiter=delimiter)
     header: list[str] | None = None
@@ -185,7 +185,7 @@ def _parse_csv(lines: Lines, delimiter: str = ",") -> Iterator[tuple[str, Row]]:
 
 
 def _parse_text(lines: Lines) -> Iterator[tuple[str, Row]]:
-    """Documents between blank lines; none begins or ends with a line end."""
+    """Documents between blank lines, without line ends around them."""
     document: list[str] = []
     number = 0
     for line in chain((line for _, line in lines), [""]):

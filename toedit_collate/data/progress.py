@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import Any
 
 from tqdm import tqdm
@@ -27,3 +29,20 @@ def progress_bar(
         total=count() if shown else None, unit=f" {unit}", desc=desc, leave=False,
         disable=not shown, delay=wait, mininterval=wait or 0.1, miniters=1 if wait else None,
     )  # fmt: skip
+
+
+@contextmanager
+def no_bars_of_datasets() -> Iterator[None]:
+    """Hides the progress bars of datasets, if it is installed."""
+    if find_spec("datasets") is None:
+        yield
+        return
+    import datasets
+
+    had_bars = not datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if had_bars:
+            datasets.enable_progress_bars()

@@ -1,7 +1,7 @@
-"""One reader for what a user names: a file, a folder, a dataset of the hub, or the demo's text.
+"""Reads what a user names: a file, a folder, a dataset on the hub, or the demo's text.
 
-Commands read rows a batch at a time (`open_data`), recipes get a `datasets` dataset (`load_rows`);
-both read the same rows by the same rules.
+Commands read batches of rows (`open_data`), recipes get a `datasets` dataset (`load_rows`). Both
+give the same rows.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .demo_text import DEMO, demo_rows
 from .parsing import KINDS, OPEN, PARSERS, Row, kind_of, read_files
 
 BATCH_SIZE = 64  # rows
-_RULES = 2  # of parsing: one more where files give other rows than before
+_RULES = 2  # increase it when parsing changes, so that cached datasets are made again
 _SPLIT = re.compile(r"\w[\w.-]*(\[[^\]]*\])?")
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _URL = re.compile(r"\w{2,}://")
@@ -33,7 +33,7 @@ _PATH = re.compile(r"[./~\\:]|[A-Za-z]:[\\/]|.*[*?]|\w{2,}://|$")
 
 @dataclass(frozen=True)
 class Batch:
-    """Some rows, and the name of each for messages."""
+    """Some rows, and their names for messages."""
 
     rows: list[Row]
     names: list[str]
@@ -41,14 +41,14 @@ class Batch:
 
 @dataclass(frozen=True)
 class Data:
-    """The rows of one source, read a batch at a time: memory does not grow with the source.
+    """The rows of one source, read in batches: memory does not grow with the source.
 
     Attributes:
         name: as the user wrote it.
-        option: the option that named it, for messages: "--data".
+        option: that named it, for messages: "--data".
         read: returns all rows in order, each with its name for messages.
-        dataset: the `datasets` dataset that the rows come from, if there is one.
-        num_rows: how many rows there are, if that is known without reading them.
+        dataset: the `datasets` dataset of the rows, if there is one.
+        num_rows: if it is known without reading the rows.
     """
 
     name: str
@@ -58,7 +58,7 @@ class Data:
     num_rows: int | None = None
 
     def count_rows(self) -> int | None:
-        """The number of rows; None for a stream. A file of text is read, and checked, for it."""
+        """The number of rows; None for a stream. Reads, and so checks, a file of text."""
         if self.num_rows is not None or self.dataset is not None:
             return self.num_rows
         return sum(1 for _ in self.read())
@@ -67,7 +67,7 @@ class Data:
         """All rows, in order.
 
         Raises:
-            UnusableError: a row can't be read; names it.
+            UnusableError: a row cannot be read; names it.
         """
         rows = iter(self.read())
         while some := list(islice(rows, BATCH_SIZE)):
@@ -77,7 +77,7 @@ class Data:
         """The types of the columns, as `datasets.Features`."""
         if self.dataset is None:
             return infer_features(row for _, row in self.read())
-        # Of a stream, they may be known only once it is read.
+        # A stream may know them only after reading.
         return (self.dataset.features or self.dataset._resolve_features().features).copy()
 
     def error(self, message: str) -> UnusableError:
@@ -86,15 +86,15 @@ class Data:
 
 
 def open_data(source: str | Path, split: str | None = None, *, option: str = "--data") -> Data:
-    """Open what a user names, to be read a batch at a time.
+    """Open what a user names, to read it in batches.
 
     Args:
         source: see `parse_source`.
         split: of a folder with several, or of a hub dataset; None: the only one, or "train".
-        option: the option that named it, for messages; "": none.
+        option: that named it, for messages; "": none.
 
     Raises:
-        UnusableError: there is no such thing, it can't be read, or `split` does not fit.
+        UnusableError: it does not exist or cannot be read, or `split` does not fit.
 
     Example:
         >>> open_data("talks.doc")
@@ -118,21 +118,20 @@ def load_rows(
     name: str, config: str | None = None, split: str = "train", *, streaming: bool = False,
     option: str = "",
 ) -> Any:  # fmt: skip
-    """Load what a user names as a dataset, to train on: the rows that `open_data` gives.
+    """Load what a user names as a dataset to train on: the rows of `open_data`.
 
     Args:
         name: path, hub id, or "toedit-demo"; see `parse_source`.
         config: of a hub dataset that has several.
         split: name, or a part as in "train[:90%]". A file has one split, "train".
         streaming: read it while training.
-        option: the option that named it, for messages.
+        option: that named it, for messages.
 
     Returns:
-        A `datasets.Dataset`, or an `IterableDataset`. Messages keep their keys: no null is filled
-        in.
+        A `datasets.Dataset`, or an `IterableDataset`. Messages get no keys with null.
 
     Raises:
-        UnusableError: it can't be loaded; says what was tried.
+        UnusableError: it cannot be loaded.
     """
     return _Source(option, name, name, config, split).load(streaming)
 
@@ -140,11 +139,11 @@ def load_rows(
 def parse_source(text: str, what: str = "held_out") -> tuple[str, str | None, str]:
     """Name, configuration and split of what a user wrote.
 
-    Whatever exists is a path, and what follows its last colon is a split only if it looks like one.
+    An existing path is never divided. Otherwise, the part after the last colon may be a split.
 
     Args:
-        text: "file", "file:split", "id", "id:config", or "id:config:split". A file may be several,
-            by `*`, or a folder. A split may be a part, as in "train[:90%]".
+        text: "file", "file:split", "id", "id:config", or "id:config:split". A file may be a pattern
+            with `*`, or a folder. A split may be a part, as in "train[:90%]".
         what: names it in the error.
 
     Raises:
@@ -158,7 +157,7 @@ def parse_source(text: str, what: str = "held_out") -> tuple[str, str | None, st
         >>> parse_source("Salesforce/wikitext:wikitext-2-raw-v1:test")
         ('Salesforce/wikitext', 'wikitext-2-raw-v1', 'test')
     """
-    # Colons stand within the brackets of a split, too.
+    # The brackets of a split may contain colons, too.
     parts = re.findall(r"(?:\[[^\]]*\]|[^:])+", text) or [text]
     head = text.removesuffix(f":{parts[-1]}")
     is_split = head != text and _SPLIT.fullmatch(parts[-1]) and not kind_of(parts[-1])
@@ -177,7 +176,7 @@ def parse_source(text: str, what: str = "held_out") -> tuple[str, str | None, st
 
 
 def is_local(name: str) -> bool:
-    """Whether a name is of something on this machine, and never looked up on the hub."""
+    """Whether a name means something on this machine. It is then never looked up on the hub."""
     first = parse_source(name, "the data")[0]
     return first == DEMO or _exists(first) or _looks_local(first)
 
@@ -187,20 +186,20 @@ def _exists(name: str) -> bool:
 
 
 def _looks_local(text: str) -> bool:
-    """Whether something that does not exist was meant as a path."""
+    """Whether a name that does not exist looks like a path."""
     parts = re.split(r":(?![^\[]*\])", text)
     return any(map(kind_of, parts)) or bool(_PATH.match(text))
 
 
 def _glob(name: str) -> list[str]:
-    """The files that a pattern fits; none if it is no pattern."""
+    """The files that match a pattern; none if it is no pattern."""
     found = sorted(glob.glob(name, recursive=True)) if glob.has_magic(name) else []
     return [one for one in found if Path(one).is_file()]
 
 
 @dataclass(frozen=True)
 class _Source:
-    """What was named, see `parse_source`, and how it is loaded."""
+    """A parsed name, see `parse_source`, and how to load it."""
 
     option: str
     said: str
@@ -213,7 +212,7 @@ class _Source:
 
     @property
     def label(self) -> str:
-        """The beginning of errors of files."""
+        """The beginning of errors about files."""
         return f"{self.option} {self.name}".lstrip()
 
     @property
@@ -224,15 +223,15 @@ class _Source:
 
     @property
     def kind(self) -> str:
-        """Of its files; "" for other datasets."""
+        """The kind of its files; "" for other datasets."""
         return kind_of(next(iter(self.files.values()))[0]) if self.files else ""
 
     @cached_property
     def files(self) -> dict[str, list[str]]:
-        """The local data files of each split, all of one kind; none for other datasets.
+        """The local data files of each split; none for other datasets.
 
         Raises:
-            UnusableError: there is no such file, it is of no known kind, or files are of several.
+            UnusableError: there is no such file, or files are of an unknown kind or of several.
         """
         path = Path(self.name)
         if self.name and path.is_dir():
@@ -253,7 +252,7 @@ class _Source:
         return {"train": found} if found else {}
 
     def _files_of_folder(self) -> dict[str, list[str]]:
-        """The files of a folder by split, as `datasets` finds them: those of the kind of most."""
+        """The files of a folder by split, as `datasets` finds them; only the most common kind."""
         from datasets.data_files import DataFilesDict, EmptyDatasetError, get_data_patterns
 
         try:
@@ -308,7 +307,7 @@ class _Source:
             raise self.error(f"{what}: {first_line(error.__cause__ or error)}") from None
 
     def _part(self, whole: dict[str, Any]) -> Any:
-        """A split, or a part of one, as in "train[:90%]", of whole datasets."""
+        """A split, or a part of one, as in "train[:90%]"."""
         import datasets
 
         split = next(iter(whole)) if len(whole) == 1 and self.split == "train" else self.split
@@ -324,10 +323,10 @@ class _Source:
         return datasets.concatenate_datasets(rows)
 
     def _dataset(self, files: list[str]) -> Any:
-        """Files of text as a dataset in the cache of `datasets`, which knows a file that changed.
+        """Files of text as a dataset in the cache of `datasets`; a changed file is read again.
 
         Raises:
-            UnusableError: they hold no rows, or a line can't be read.
+            UnusableError: they hold no rows, or a line cannot be read.
         """
         import datasets
 
@@ -351,12 +350,12 @@ def _rows_of_files(files: list[str], label: str, as_json: Iterable[str] = ()) ->
 
 
 def with_json(row: Row, columns: Iterable[str]) -> Row:
-    """A row for columns of `datasets.Json`, whose own encoder rounds numbers to ten digits."""
+    """Encode columns of `datasets.Json`, whose own encoder rounds numbers to ten digits."""
     return row | {name: json.dumps(row[name]) for name in columns if row.get(name) is not None}
 
 
 def _numbered(dataset: Any, source: _Source) -> Iterator[tuple[str, Row]]:
-    """Rows with their numbers; images and the like stay as they are stored."""
+    """Rows with their names; images and the like are not decoded."""
     features: Any = dataset.features or {}
     decoded = {n: f for n, f in features.items() if "Json" in repr(f)}
     number = 0
@@ -375,7 +374,7 @@ def _numbered(dataset: Any, source: _Source) -> Iterator[tuple[str, Row]]:
 
 
 def _rows_of_parquet(kind: str, files: list[str]) -> int | None:
-    """How many rows files have; None for other kinds."""
+    """The number of rows of .parquet files; None for other kinds."""
     import pyarrow.parquet as parquet  # type: ignore[import-untyped]
 
     if kind != "parquet" or not files:
@@ -386,8 +385,8 @@ def _rows_of_parquet(kind: str, files: list[str]) -> int | None:
 def infer_features(rows: Iterable[Row]) -> Any:
     """The types of the columns of all rows, as `datasets.Features`; empty if there are no rows.
 
-    What is neither of one plain type nor a list of whole numbers becomes `datasets.Json`, which
-    keeps the keys of each dict, and their order.
+    Values that are neither of one plain type nor lists of whole numbers become `datasets.Json`,
+    which keeps the keys of each dict, and their order.
 
     Example:
         >>> infer_features([{"n": 1, "input_ids": [5, 6]}, {"n": 2.5, "input_ids": []}])

@@ -1,4 +1,4 @@
-"""Rows of data after an edit: of a generation of a journal, for one."""
+"""Rows of data after an edit, for example after a generation of a journal."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .parsing import Row
 from .reading import Batch, Data
 from .tokens import CHAT_COLUMNS, PER_TOKEN, SFT_DEFAULTS, Preparation, is_chat, tokenize
 
-# What is handled by itself, or never says something of each token.
+# Columns that are updated one by one, or never have a value for each token.
 _OTHERS = {"input_ids", "labels", "position_ids", "seq_lengths"}
 
 
@@ -24,19 +24,18 @@ Edit = Callable[[Batch, Documents], tuple[Texts, Array]]
 
 
 class Reviser:
-    """Brings rows to their state after an edit.
+    """Applies an edit to rows.
 
     Args:
-        data: where the rows come from, for messages.
-        edit: gives the documents of a batch as they are after it, and which of them (N,) it knows.
+        data: source of the rows, for messages.
+        edit: returns the documents of a batch after the edit, and (N,) bool, those that it knows.
         tokenizer: for rows of text, and for the column `text`; None: there is neither.
         with_text: whether to write that column.
         prep: how rows become tokens.
 
     Attributes:
-        counts: rows, documents, known documents, tokens, changed and removed tokens so far. Tokens
-            that were changed and changed back count as neither.
-        stale: columns that were left out, since they hold the text of the source.
+        counts: rows, documents, known documents, tokens, changed and removed tokens so far.
+        stale: columns that were left out, since they contain the text of the source.
     """
 
     def __init__(
@@ -53,9 +52,9 @@ class Reviser:
         self._aligned: list[str] | None = None
 
     def aligned_columns(self, rows: list[Row]) -> list[str]:
-        """Columns, besides those in `_OTHERS`, with a value for each token.
+        """Columns with a value for each token, without those in `_OTHERS`.
 
-        They are known by the first rows: one list alone might have that length by chance.
+        Several rows decide: a single list may have the length of its row by chance.
         """
         if self._aligned is None:
             found: dict[str, bool] = {}
@@ -70,10 +69,10 @@ class Reviser:
         return self._aligned
 
     def revise(self, batch: Batch) -> list[Row]:
-        """The rows after the edit; those of `batch` may be changed.
+        """The rows after the edit. Rows of `batch` may be changed.
 
         Raises:
-            UnusableError: they can't be used, or the edit doesn't fit them.
+            UnusableError: a row cannot be used, or the edit does not fit.
         """
         added = tokenize(self._data, batch, self._tokenizer, self._prep)
         documents = find_documents(self._data, batch).cut(self._prep.window)
@@ -140,7 +139,7 @@ class Reviser:
         if added is not None:
             was_cut = bool(self._prep.truncation_mode) and len(old) == self._prep.max_length
             if kept.all() and (old == new).all() and not was_cut:
-                return  # as it was: decoding need not give the very same text
+                return  # unchanged: decoding might return another text
             kept = kept & ~added
         row[column] = self._tokenizer.decode(
             new[kept].tolist(), skip_special_tokens=False, clean_up_tokenization_spaces=False
@@ -154,12 +153,12 @@ class Reviser:
 
 
 def _renumbered(positions: Array, kept: Array) -> list[int]:
-    """Positions of the tokens that are left, counted on from where each document begins."""
+    """Positions of the kept tokens; the start of each document keeps its position."""
     first = np.ones(len(positions), bool)
     first[1:] = np.diff(positions) != 1
     document = np.cumsum(first) - 1
     num_before = np.cumsum(~kept)
-    # Removed tokens before it in its own document; a document's first token is never removed.
+    # Removed tokens before each token in its own document, whose first token is never removed.
     in_document = num_before - num_before[np.flatnonzero(first)][document]
     return (positions - in_document)[kept].tolist()
 
@@ -167,10 +166,10 @@ def _renumbered(positions: Array, kept: Array) -> list[int]:
 def replay(
     data: Data, batch: Batch, documents: Documents, journal: Journal, generation: int
 ) -> tuple[Texts, Array]:
-    """All documents after a generation, and which of them (N,) it edited.
+    """All documents after a generation, and (N,) bool, those that the generation knows.
 
     Raises:
-        UnusableError: the old tokens of a change are not there.
+        UnusableError: the changes belong to other tokens.
     """
     texts = documents.texts()
     try:
@@ -183,7 +182,7 @@ def replay(
 def _name_document(
     data: Data, batch: Batch, documents: Documents, journal: Journal, generation: int
 ) -> UnusableError:
-    """The error of the first document that can't be replayed."""
+    """The error about the first document that cannot be replayed."""
     for number, start in enumerate(documents.start):
         end = start + documents.lengths[number]
         alone = Texts.of(documents.tokens[start:end], np.zeros(1, np.int64))

@@ -1,7 +1,7 @@
-"""From a row to its token ids and labels: those that TRL's SFTTrainer makes.
+"""The token ids and labels of a row, as TRL's SFTTrainer makes them.
 
 Rows of plain text are tokenized here, in batches. Chats, and prompts with completions, go through
-SFTTrainer's own preparation of datasets, without its trainer or a model.
+the code of SFTTrainer that prepares datasets.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from .parsing import Row, check_text
 from .reading import Batch, Data
 
 CHAT_COLUMNS = ("messages", "conversations", "prompt", "completion")
-"""The text of chat data, which an edit of its tokens leaves behind."""
+"""The text of chat data, which is out of date once its tokens are edited."""
 PER_TOKEN = ("input_ids", "labels", "attention_mask", "position_ids", *TOKEN_COLUMNS)
 """Columns that must have a value for each token."""
 SAVE = (
@@ -36,20 +36,19 @@ SAVE = (
 
 @dataclass(frozen=True, kw_only=True)
 class Preparation:
-    """How rows become tokens: the fields of `SFTConfig` that decide it, with the same names.
+    """How rows become tokens: the fields of `SFTConfig` that matter, with the same names.
 
     Attributes:
-        max_length: of a document, in tokens; None: whole documents.
-        truncation_mode: of documents that are longer: "keep_start" or "keep_end"; None: cut them
-            into windows, which `packing_strategy="bfd_split"` does. The first window is what
-            "keep_start" and `packing_strategy="bfd"` keep.
+        max_length: tokens of a document; None: whole documents.
+        truncation_mode: "keep_start" or "keep_end" of longer documents; None: cut them into
+            windows, as `packing_strategy="bfd_split"` does. The first window is what "keep_start"
+            and `packing_strategy="bfd"` keep.
         completion_only_loss: see `SFTConfig`.
         assistant_only_loss: see `SFTConfig`.
-        dataset_text_field: the column of rows of plain text.
+        dataset_text_field: the column of plain text.
         eos_token: None: the tokenizer's.
         chat_template_path: a .jinja file; None: the tokenizer's template.
-        add_eos: end plain text with the end token, as SFTTrainer does; False: for trainers that
-            don't.
+        add_eos: end plain text with the end token, as SFTTrainer does.
 
     Raises:
         UnusableError: `truncation_mode` is unknown, or has no `max_length`.
@@ -76,16 +75,16 @@ class Preparation:
 
     @property
     def window(self) -> int | None:
-        """Tokens of the windows that longer documents are cut into; None: they are not."""
+        """The longest window, if longer documents are cut into windows; else None."""
         return None if self.truncation_mode else self.max_length
 
     def set_up(self, tokenizer: Any) -> Any:
-        """Give a tokenizer the end token and the chat template, as SFTTrainer does; returns it.
+        """Set the end token and the chat template of a tokenizer; returns it. None is allowed.
 
         Raises:
             UnusableError: it has no such token, or the template is no .jinja file.
         """
-        if tokenizer is None:  # the rows have tokens
+        if tokenizer is None:
             return None
         if self.eos_token is not None:
             if self.eos_token not in tokenizer.get_vocab():
@@ -104,9 +103,9 @@ class Preparation:
         return tokenizer
 
     def set_up_prior(self, prior: BasePrior) -> Any:
-        """Set up a prior's tokenizer, and protect what it then says, too; returns it.
+        """Set up a prior's tokenizer, and protect its special tokens and template; returns it.
 
-        Training does so: it protects the special tokens and the template of either tokenizer.
+        Training protects the special tokens and the template of both tokenizers, too.
         """
         tokenizer = self.set_up(prior.tokenizer)
         if self.eos_token is not None or self.chat_template_path is not None:
@@ -118,7 +117,7 @@ SFT_DEFAULTS = Preparation()
 
 
 def format_of(row: Row, prep: Preparation = SFT_DEFAULTS) -> tuple[str, ...] | None:
-    """The columns that a row's tokens come from, chosen as SFTTrainer does; None: there are none.
+    """The columns that SFTTrainer takes a row's tokens from; None: there are none.
 
     Example:
         >>> format_of({"id": 1, "text": "a"}), format_of({"body": "a"})
@@ -132,10 +131,10 @@ def format_of(row: Row, prep: Preparation = SFT_DEFAULTS) -> tuple[str, ...] | N
 def check_format(
     data: Data, row: Row, name: str, prep: Preparation = SFT_DEFAULTS
 ) -> tuple[str, ...]:
-    """The columns that a row's tokens come from, which hold what they should.
+    """`format_of` with checks of the values.
 
     Raises:
-        UnusableError: there are none, one is missing, or holds something else; names the row.
+        UnusableError: a column is missing, or holds something else; names the row.
     """
     form, field = format_of(row, prep), prep.dataset_text_field
     if form is None:
@@ -186,10 +185,10 @@ def check_format(
 
 
 def check_first(data: Data, prep: Preparation = SFT_DEFAULTS) -> None:
-    """See that the first rows are of a format that is known, before minutes go into a model.
+    """Check the format of the first rows, before a model is loaded.
 
     Raises:
-        UnusableError: they are not, or there are no rows.
+        UnusableError: it is unknown, or there are no rows.
     """
     first = next(data.batches(), None)
     if first is None:
@@ -199,7 +198,7 @@ def check_first(data: Data, prep: Preparation = SFT_DEFAULTS) -> None:
 
 
 def is_chat(value: Any) -> bool:
-    """Whether it is a list of messages, one at least, each with a role (or `from`).
+    """Whether a value is a list of one or more messages, each with a role (or `from`).
 
     Example:
         >>> is_chat([{"role": "user", "content": "hi"}]), is_chat("hi")
@@ -217,15 +216,14 @@ def encode(
     """Token ids of texts as SFTTrainer makes them, each with its end token.
 
     Args:
-        tokenizer: of transformers; one without an end token adds none.
+        tokenizer: of transformers; may have no end token.
         texts: one document each.
-        eos: put an end token after those that have none.
-        names: of the texts, for errors; None: their places.
+        eos: add an end token to those that have none.
+        names: of the texts, for errors; None: their numbers.
 
     Returns:
         ids: of each text.
-        added: (T,) bool for each, True at special tokens that the text does not have: the end
-            token, and what the tokenizer puts around it.
+        added: (T,) bool for each, True at special tokens that are not in the text.
 
     Raises:
         ValueError: a value is no text; see `check_text`.
@@ -234,7 +232,7 @@ def encode(
         check_text(text, f"text {number} (from 0)" if names is None else names[number])
     end = (tokenizer.eos_token or "") if eos else ""
     ended = [text if text.endswith(end) else text + end for text in texts]
-    # Documents longer than the model takes are nothing to warn of where they are read.
+    # Not verbose: no warning about documents that are longer than the model's positions.
     encoded = tokenizer(ended, return_special_tokens_mask=True, verbose=False)
     masks = [np.array(mask, bool) for mask in encoded["special_tokens_mask"]]
     for text, whole, mask in zip(texts, ended, masks, strict=True):
@@ -246,22 +244,21 @@ def encode(
 def tokenize(
     data: Data, batch: Batch, tokenizer: Any, prep: Preparation = SFT_DEFAULTS
 ) -> list[Array | None]:
-    """Give rows of text and of chats their `input_ids`, and chats their `labels`, in place.
+    """Add `input_ids` to rows of text and of chats, and `labels` to chats, in place.
 
-    Rows that have `input_ids` keep them. All rows are truncated where `prep` says so.
+    Rows that have `input_ids` keep them. `prep` may truncate all rows.
 
     Args:
-        data: where the rows come from, for messages.
+        data: source of the rows, for messages.
         batch: its rows are changed.
-        tokenizer: or None, where all rows must have tokens.
-        prep: how; see `Preparation`.
+        tokenizer: None: all rows must have tokens.
+        prep: see `Preparation`.
 
     Returns:
-        For each row, (T,) bool, True at special tokens that were added to text; None for a row that
-        had its tokens, or is no plain text.
+        For each row of plain text, (T,) bool, True at special tokens that were added; else None.
 
     Raises:
-        UnusableError: a row can't be read so; names it.
+        UnusableError: a row cannot be used; names it.
     """
     added: list[Array | None] = [None] * len(batch.rows)
     texts: list[int] = []
@@ -304,9 +301,9 @@ def _truncate(data: Data, row: Row, name: str, part: slice) -> None:
 
 
 class _Rows(list[Row]):
-    """Rows in memory, with the method of a dataset that SFTTrainer's preparation calls."""
+    """Rows in memory with `Dataset.map`, which SFTTrainer's preparation calls."""
 
-    column_names = None  # it then looks at the first row
+    column_names = None  # SFTTrainer then reads the first row
 
     def map(
         self, function: Callable[..., Row], fn_kwargs: Row | None = None,
@@ -321,10 +318,9 @@ class _Rows(list[Row]):
 
 
 def _preparation_of_trl(data: Data, tokenizer: Any, prep: Preparation) -> Callable[[Row, str], Row]:
-    """`SFTTrainer._prepare_dataset` for one row at a time, so that an error names it.
+    """`SFTTrainer._prepare_dataset` for one row, without a trainer, so that errors name the row.
 
-    The method is private: tests compare it with the `train_dataset` of a trainer. Here there is no
-    trainer, and no other process to wait for.
+    The method is private: tests compare its result with the `train_dataset` of a trainer.
     """
     try:
         from transformers.utils import logging
@@ -345,7 +341,7 @@ def _preparation_of_trl(data: Data, tokenizer: Any, prep: Preparation) -> Callab
     args.assistant_only_loss, args.max_length = prep.assistant_only_loss, None
     args.dataset_text_field = prep.dataset_text_field
     end = SimpleNamespace(eos_token=(tokenizer.eos_token or "") if prep.add_eos else "")
-    # Said once, of documents longer than the model takes: nothing to warn of here.
+    # No warning about documents that are longer than the model's positions.
     tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
 
     def prepare(row: Row, name: str) -> Row:
@@ -385,12 +381,12 @@ def row_labels(
 ) -> Array:
     """Labels of a row that has tokens, as SFTTrainer makes them: (T,) int64.
 
-    It takes `labels` as they are. Without them, a token has a label where `assistant_masks` is 1,
-    and `completion_mask`, too, if `completion_only_loss` is true, or is None and the row has prompt
-    and completion.
+    Without the column `labels`, a token has a label where `assistant_masks` is 1; and
+    `completion_mask`, too, if `completion_only_loss` is true, or is None and the row has prompt and
+    completion.
 
     Raises:
-        UnusableError: a label is neither -100 nor the token, or a column is of another length.
+        UnusableError: a label is neither -100 nor the token, or a column has another length.
     """
     labels = per_token(data, row, "labels", len(ids), name)
     if labels is not None:
@@ -414,17 +410,12 @@ def row_labels(
 
 
 def per_token(data: Data, row: Row, column: str, T: int | None, name: str) -> Array | None:
-    """A column of whole numbers, one for each of T tokens: (T,) int64; None where it is absent.
+    """A column of whole numbers, one for each of T tokens (None: any number): (T,) int64.
 
-    Args:
-        data: where the row comes from, for messages.
-        row: has the column.
-        column: its name.
-        T: how many there must be; None: any number.
-        name: of the row, for messages.
+    Returns None if the column is absent. `data` and `name`, of the row, are for messages.
 
     Raises:
-        UnusableError: it holds something else.
+        UnusableError: the column holds something else.
     """
     value = row.get(column)
     if value is None:

@@ -1,4 +1,4 @@
-"""Writing rows to a new file, or a new folder of `save_to_disk`: all or nothing."""
+"""Writes rows to a new file, or to a new folder of `save_to_disk`: all or nothing."""
 
 from __future__ import annotations
 
@@ -12,16 +12,22 @@ from typing import Any
 
 from ..errors import UnusableError, first_line
 from .parsing import KINDS, OPEN, Row
+from .progress import no_bars_of_datasets
 from .reading import Data, infer_features, with_json
 from .revise import Reviser
 from .tokens import PER_TOKEN
 
+OUTPUT_HELP = (
+    "a new .jsonl or .parquet file; or, with any other name, a new folder for "
+    "datasets.load_from_disk"
+)
+
 
 def check_output(output: Path) -> None:
-    """See that something new can be written there.
+    """Check that rows can be written there.
 
     Raises:
-        UnusableError: something is there, or its name is that of another format.
+        UnusableError: it exists already, or its name ends like another format.
     """
     if output.exists() or output.is_symlink():
         raise UnusableError(f"--output {output}: is there already; remove it, or name another")
@@ -36,10 +42,10 @@ def check_output(output: Path) -> None:
 def write_rows(
     data: Data, reviser: Reviser, rows: Iterator[Row], target: Path, ending: str, bar: Any
 ) -> None:
-    """Write rows in the format that a name's ending says.
+    """Write rows in the format of a name's ending.
 
     Args:
-        data: where the rows come from.
+        data: source of the rows.
         reviser: that made them.
         rows: in order.
         target: to write to.
@@ -81,17 +87,16 @@ def _write_dataset(
         _adapt(features, first, reviser)
         rows = chain([first], rows)
     as_json = [name for name, one in features.items() if isinstance(one, datasets.Json)]
-    had_bars = not datasets.are_progress_bars_disabled()
-    datasets.disable_progress_bars()
     try:
-        dataset = datasets.Dataset.from_generator(
-            lambda: (with_json(row, as_json) for row in rows),
-            features=features,
-            cache_dir=str(target.parent / "cache"),
-            fingerprint=uuid.uuid4().hex,  # where the rows come from can't be hashed
-        )
-        bar.set_postfix_str("copying to its place")
-        dataset.to_parquet(str(target)) if is_parquet else dataset.save_to_disk(str(target))
+        with no_bars_of_datasets():
+            dataset = datasets.Dataset.from_generator(
+                lambda: (with_json(row, as_json) for row in rows),
+                features=features,
+                cache_dir=str(target.parent / "cache"),
+                fingerprint=uuid.uuid4().hex,  # the generator cannot be hashed
+            )
+            bar.set_postfix_str("copying to its place")
+            dataset.to_parquet(str(target)) if is_parquet else dataset.save_to_disk(str(target))
     except datasets.exceptions.DatasetGenerationError as error:
         if isinstance(error.__cause__, UnusableError | OSError):  # of the rows, or a full disk
             raise error.__cause__ from None
@@ -99,13 +104,10 @@ def _write_dataset(
             f"a column does not fit its type, {features} ({first_line(error.__cause__ or error)}); "
             "write to a .jsonl file"
         ) from None
-    finally:
-        if had_bars:
-            datasets.enable_progress_bars()
 
 
 def _adapt(features: Any, first: Row, reviser: Reviser) -> None:
-    """Types of the columns that are written: some are new, some are left out, some lose tokens."""
+    """Change the types of the columns to those that are written."""
     import datasets
 
     for name in reviser.stale:

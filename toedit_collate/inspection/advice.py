@@ -1,4 +1,4 @@
-"""Which policy to use, and why; and what to know about each policy that was tried."""
+"""Which policy to use, and why; and notes about each policy that was tried."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from .findings import Findings, KindTally
 LABELS = "distill"
 # A prior with another tokenizer draws a token piece by piece, which is too slow for many draws.
 ONE_LABEL = "region=all top_k=64 target=labels"
-# With fewer changed tokens, a training run cannot be told from one without edits: in the studies
-# (docs/studies.md), 0.2 % made no difference that counts, 3.8 % made one of 0.13 nats.
+# Fewer changed tokens make no difference in training: in the studies (docs/studies.md), 0.2 % made
+# none that counts, 3.8 % made one of 0.13 nats.
 TOO_FEW = 0.0025
 # In these kinds of tokens, one wrong token can spoil a document.
 FRAGILE = ("digits", "code", "markup")
@@ -42,7 +42,7 @@ def recommend(seen: Findings) -> Advice | None:
     else:
         changed = percent(acted(seen.tallies[name]))
         share = f"In this data, {changed} of the drawn labels differ from the text."
-    best = ONE_LABEL if seen.alignment else LABELS
+    best = ONE_LABEL if seen.is_aligned else LABELS
     return Advice(
         f"Use {name or best!r} if the prior is larger than the model in training. Otherwise "
         "train without edits.",

@@ -65,8 +65,6 @@ class Document:
         probability: (T,) float32, P of each token; NaN where the prior gives none.
         edits: by the name of the policy or generation.
         candidates: index of a token -> (token id, P) of the most probable tokens there.
-        ways: (T,) int64, index into `WAYS`: how an aligned prior scores each token; -1: not
-            counted. None: the prior has the same tokenizer.
     """
 
     name: str
@@ -75,7 +73,6 @@ class Document:
     probability: npt.NDArray[np.float32]
     edits: dict[str, Edit]
     candidates: dict[int, list[tuple[int, float]]]
-    ways: npt.NDArray[np.int64] | None = None
 
     @property
     def num_edits(self) -> int:
@@ -93,16 +90,14 @@ class KindTally:
     """What one policy did, by kind of token.
 
     Attributes:
-        names: K kinds.
-        counts: (K + 1, 5), the columns of `COLUMNS` for each kind; the last row counts all tokens.
-            `tokens` has those with a label, `protected` those in the region that were left alone.
+        counts: (K + 1, 5), the columns of `COLUMNS` for each of `KINDS`; the last row counts all
+            tokens. `tokens` counts those with a label, `protected` those in the region that a
+            protection left alone.
     """
 
-    names: tuple[str, ...] = KINDS
-    counts: Counts = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.counts = np.zeros((len(self.names) + 1, len(COLUMNS)), np.int64)
+    counts: Counts = field(
+        default_factory=lambda: np.zeros((len(KINDS) + 1, len(COLUMNS)), np.int64)
+    )
 
     def add(self, kinds: npt.NDArray[np.uint16], labelled: Bool, edit: Edit) -> None:
         """Count one document of T tokens; bit k of its (T,) `kinds` stands for kind k."""
@@ -110,13 +105,13 @@ class KindTally:
         changed[edit.changed] = True
         removed[edit.removed] = True
         masks = np.stack([labelled, edit.selected, changed, removed, edit.protected])
-        for k in range(len(self.names)):
+        for k in range(len(KINDS)):
             self.counts[k] += masks[:, (kinds >> k & 1).astype(bool)].sum(-1)
         self.counts[-1] += masks.sum(-1)
 
     def of(self, kind: str | None, column: str) -> int:
         """A count; `kind` None: of all tokens."""
-        row = len(self.names) if kind is None else self.names.index(kind)
+        row = len(KINDS) if kind is None else KINDS.index(kind)
         return int(self.counts[row, COLUMNS.index(column)])
 
     def share(self, kind: str | None, column: str) -> float:
@@ -172,10 +167,8 @@ class Findings:
         prior: what scored, in words.
         data: what was read, in words.
         reader: turns token ids into text.
-        alignment: like `tallies`, by the way in which an aligned prior scores a token; empty if
-            the prior has the same tokenizer.
-        run: what training counted, by generation, as `Journal.stats` has it; None: these edits
-            were not made by a training run.
+        is_aligned: whether the prior has another tokenizer than the trainee.
+        run: `Journal.stats` by generation, if a training run made these edits; else None.
     """
 
     policies: dict[str, EditPolicy | None]
@@ -187,7 +180,7 @@ class Findings:
     prior: str
     data: str
     reader: Reader = field(repr=False)
-    alignment: dict[str, KindTally] = field(default_factory=dict)
+    is_aligned: bool = False
     run: dict[str, dict[str, float]] | None = None
 
     @property

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import heapq
-import random
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import html
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,30 +18,48 @@ from ..data.progress import progress_bar
 from ..editing.edit import check_num_draws
 from ..policy import PRESETS, EditPolicy
 from ..prior.base import BasePrior
-from ..tokens.alignment.ways import WAYS
-from .findings import Document, Edit, KindTally, Probabilities
-from .inspection import Inspection
+from .advice import Advice, recommend
+from .findings import Document, Edit, Findings, KindTally, Probabilities
 from .kinds import Reader
+from .page import as_page
 from .reading import Source, as_data, as_token_batch, in_batches
 from .scoring import Outcome, Scored, score_batch
+from .terminal import as_text
 
-Order = Literal["edited", "file", "random"]
 NUM_CANDIDATES = 5
 # A token that no policy selects, and that the prior finds less probable than this, gets no list of
 # candidates: there are too many such tokens, and the list decides nothing.
 CANDIDATES_FROM = 0.5
+Policies = Mapping[str, EditPolicy] | Sequence[EditPolicy | str] | EditPolicy | str
+
+
+class Inspection(Findings):
+    """Findings that show themselves as text, as a page, and in a notebook."""
+
+    def to_html(self) -> str:
+        """A page that needs no network; see `toedit_collate.inspection.page`."""
+        return as_page(self)
+
+    def recommend(self) -> Advice | None:
+        """Which policy to use, if any, and why; None for edits of a training run."""
+        return recommend(self)
+
+    def __str__(self) -> str:
+        return as_text(self, color=False)
+
+    def _repr_html_(self) -> str:
+        page = html.escape(self.to_html(), quote=True)
+        style = "width:100%;height:48rem;border:0"
+        return f'<iframe style="{style}" title="toedit inspect" srcdoc="{page}"></iframe>'
 
 
 def inspect_edits(
     prior: BasePrior,
     data: Source,
-    policies: Mapping[str, EditPolicy] | Sequence[EditPolicy | str] | EditPolicy | str = "paper",
+    policies: Policies = "paper",
     *,
     limit: int | None = 500,
     keep: int = 200,
-    order: Order = "edited",
-    find: str | None = None,
-    seed: int = 0,
     max_length: int | None = None,
     assistant_only: bool = False,
     preparation: Preparation | None = None,
@@ -60,26 +77,22 @@ def inspect_edits(
             `text`, `messages`, `prompt` and `completion`, or `input_ids`; or texts.
         policies: names of presets, text such as "reference_code top_k=8", policies, or a dict of
             policies by name.
-        limit: read this many documents; None: all.
-        keep: keep this many documents to show.
-        order: which ones to keep: "edited", those with the most edits; "file", the first;
-            "random", a random choice.
-        find: only documents whose text matches this regular expression.
-        seed: of order "random", which then also chooses the documents to read.
+        limit: read the first N documents; None: all.
+        keep: keep the N documents with the most edits, to show them.
         max_length: split longer documents into windows of this many tokens, as training does;
             None: the longest input of the prior.
         assistant_only: in chats, only the assistant's turns have labels.
-        preparation: how rows become tokens, in place of `max_length` and `assistant_only`.
+        preparation: how rows become tokens, instead of `max_length` and `assistant_only`.
         epoch: of the draws.
         batch_tokens: how many tokens to score at once.
         progress: show a progress bar.
 
     Returns:
-        Tables, documents and a recommendation; `to_html` makes a page of them.
+        Tables, documents and a recommendation.
 
     Raises:
-        ValueError: the prior has no tokenizer; a policy is unknown, or the prior cannot follow it;
-            there is no document.
+        ValueError: the prior has no tokenizer; a policy is unknown, or the prior does not support
+            it; there is no document.
         UnusableError: the data cannot be read.
 
     Example:
@@ -116,13 +129,7 @@ def inspect_edits(
     if prep.max_length is None:
         prep = replace(prep, max_length=prior.max_length)
     tokenizer = prep.set_up_prior(prior)
-    documents = examples(data, tokenizer, prep, vocab_size=prior.vocab_size)
-    if find is not None:
-        documents = _matching(documents, find, reader)
-    if order == "random":
-        documents = iter(_sample(documents, limit or keep, seed))
-    elif limit is not None:
-        documents = islice(documents, limit)
+    documents = islice(examples(data, tokenizer, prep, vocab_size=prior.vocab_size), limit)
     seen = Inspection(
         policies=dict(chosen),
         documents=[],
@@ -133,9 +140,8 @@ def inspect_edits(
         prior=describe(prior),
         data=data.name,
         reader=reader,
+        is_aligned=prior.unaligned is not prior,
     )
-    if prior.unaligned is not prior:
-        seen.alignment = {name: KindTally(WAYS) for name in chosen}
 
     def edited() -> Iterator[tuple[int, Document]]:
         with progress_bar(lambda: None, "documents", shown=progress) as bar:
@@ -150,22 +156,16 @@ def inspect_edits(
 
     def rank(one: tuple[int, Document]) -> tuple[int, int, int]:
         number, document = one
-        if order == "edited":
-            return document.num_edits, document.num_selected, -number
-        return 0, 0, -number
+        return document.num_edits, document.num_selected, -number
 
-    # As a stream: only the documents to show are held.
+    # From a stream: only the documents to show are in memory.
     seen.documents = [document for _, document in heapq.nlargest(keep, edited(), key=rank)]
     if not seen.num_documents:
-        wanted = "" if find is None else f" that matches {find!r}"
-        raise ValueError(f"{seen.data} has no document of two tokens or more{wanted}")
+        raise ValueError(f"{seen.data} has no document of two tokens or more")
     return seen
 
 
-def named_policies(
-    policies: Mapping[str, EditPolicy] | Sequence[EditPolicy | str] | EditPolicy | str,
-    **changes: Any,
-) -> dict[str, EditPolicy]:
+def named_policies(policies: Policies, **changes: Any) -> dict[str, EditPolicy]:
     """Policies by name, in their order.
 
     Args:
@@ -173,7 +173,7 @@ def named_policies(
         changes: fields to set in all policies that are given as text.
 
     Raises:
-        ValueError: an unknown preset or field, a value out of its range, or no policy at all.
+        ValueError: an unknown preset or field, a value out of range, or no policy at all.
         TypeError: a value of the wrong type.
 
     Example:
@@ -210,27 +210,24 @@ def _split(
     wanted = logprob >= np.log(CANDIDATES_FROM)
     for outcome in outcomes.values():
         wanted |= (outcome.selected | outcome.dropped | outcome.protected).numpy()
-    # `most_probable` counts tokens within `where`, not within the batch.
+    # `most_probable` takes indices into `where`.
     at = torch.from_numpy(wanted[scored.where.numpy()].nonzero()[0])
     ids, chances = (x.tolist() for x in scored.most_probable(at, NUM_CANDIDATES))
     place = scored.where[at].numpy()
-    ways = scored.prior.ways(scored.batch)
     begin = 0
     for source, length in zip(batch, found.lengths, strict=True):
         part = slice(begin, begin + length)
         first, last = np.searchsorted(place, [begin, begin + length])
-        candidates = {
-            int(place[i] - begin): list(zip(ids[i], chances[i], strict=True))
-            for i in range(first, last)
-        }
         yield Document(
             name=source.name,
             ids=source.ids,
             text=reader.read(source.ids),
             probability=np.exp(logprob[part]),
             edits={name: _edit_of(outcome, source.ids, part) for name, outcome in outcomes.items()},
-            candidates=candidates,
-            ways=None if ways is None else ways[part],
+            candidates={
+                int(place[i] - begin): list(zip(ids[i], chances[i], strict=True))
+                for i in range(first, last)
+            },
         )
         begin += length
 
@@ -248,49 +245,13 @@ def _edit_of(outcome: Outcome, ids: list[int], part: slice) -> Edit:
 
 
 def _count(
-    seen: Inspection,
-    document: Document,
-    source: Example,
-    policies: Mapping[str, EditPolicy],
+    seen: Findings, document: Document, source: Example, policies: Mapping[str, EditPolicy]
 ) -> None:
     seen.num_documents += 1
     seen.num_tokens += len(document.ids)
     has_score = ~np.isnan(document.probability)
-    has_label = np.array(source.labels) != -100
-    scored_label = has_score & has_label
-    seen.probabilities.add(np.log(document.probability[scored_label].clip(1e-38)))
+    has_label = has_score & (np.array(source.labels) != -100)
+    seen.probabilities.add(np.log(document.probability[has_label].clip(1e-38)))
     for name, policy in policies.items():
-        edit = document.edits[name]
-        labelled = scored_label if policy.scope == "loss" else has_score
-        seen.tallies[name].add(document.text.kinds, labelled, edit)
-        if document.ways is not None:
-            counts = document.ways >= 0
-            if policy.scope == "loss":
-                counts = counts & has_label
-            ways = np.where(counts, 1 << document.ways.clip(0), 0).astype(np.uint16)
-            seen.alignment[name].add(ways, counts, edit)
-
-
-def _sample(documents: Iterable[Example], size: int, seed: int) -> list[Example]:
-    """A reservoir sample, in the order of the file."""
-    rng = random.Random(seed)
-    chosen: list[Example] = []
-    for count, document in enumerate(documents):
-        if count < size:
-            chosen.append(document)
-        elif (place := rng.randrange(count + 1)) < size:
-            chosen[place] = document
-    return sorted(chosen, key=lambda document: document.number)
-
-
-def _matching(documents: Iterable[Example], find: str, reader: Reader) -> Iterator[Example]:
-    try:
-        pattern = re.compile(find)
-    except re.error as error:
-        raise ValueError(
-            f"find must be a regular expression, got {find!r} ({error}); put a backslash in front "
-            "of characters that are meant literally"
-        ) from None
-    for document in documents:
-        if pattern.search("".join(map(reader.piece, document.ids))):
-            yield document
+        in_scope = has_label if policy.scope == "loss" else has_score
+        seen.tallies[name].add(document.text.kinds, in_scope, document.edits[name])

@@ -11,7 +11,7 @@ import numpy as np
 from ..data import Example
 from ..stores.journal import Journal
 from .findings import Document, Edit, KindTally, Probabilities
-from .inspection import Inspection
+from .inspecting import Inspection
 from .kinds import Reader
 
 
@@ -24,17 +24,16 @@ def inspect_journal(
     limit: int | None = None,
     data: str = "rows",
 ) -> Inspection:
-    """Show the edits of a journal in the documents that they were made in.
+    """Show the edits of a journal in their documents.
 
-    A journal stores changes. It counts selected tokens, but does not store which ones they were,
-    nor their probabilities.
+    A journal stores changes. It does not store which other tokens were selected, nor probabilities.
 
     Args:
         journal: of the run.
         documents: of the source, tokenized as in training.
         reader: turns token ids into text.
-        keep: show this many documents, those with the most edits.
-        limit: read this many; None: all.
+        keep: keep the N documents with the most edits, to show them.
+        limit: read the first N documents; None: all.
         data: the source, in words.
 
     Raises:

@@ -1,4 +1,4 @@
-"""One pass of the prior over a batch, and the edits that any number of policies make of it."""
+"""One pass of the prior over a batch, and the edits of any number of policies."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Outcome:
         selected: (M,) bool, in its region and resampled.
         dropped: (M,) bool, removed by `drop_below`.
         tokens: (M,) int64, after the edit.
-        protected: (M,) bool, in the region and with a label, but left alone by a protection.
+        protected: (M,) bool, in the region and in the scope, but a protection left it alone.
     """
 
     scored: Tensor
@@ -63,7 +63,7 @@ class Scored:
     logprob: Tensor
 
     def outcome(self, policy: EditPolicy, *, epoch: int = 0, generation: int = 0) -> Outcome:
-        """The same edit, token for token, as `edit_tokens` makes of this batch."""
+        """The edit of `edit_tokens`, token for token."""
         batch, where = self.batch, self.where
         scored = find_editable(self.prior, policy, batch) & self.prior.scorable(batch)
         in_region, to_drop = policy.selects(self.logprob), policy.drops(self.logprob)
@@ -83,10 +83,10 @@ class Scored:
             selected=self._spread(selected),
             dropped=self._spread(dropped),
             tokens=tokens,
-            protected=self._spread((in_region | to_drop) & ~scored[where]) & self.labelled(policy),
+            protected=self._spread((in_region | to_drop) & ~scored[where]) & self.in_scope(policy),
         )
 
-    def labelled(self, policy: EditPolicy) -> Tensor:
+    def in_scope(self, policy: EditPolicy) -> Tensor:
         """(M,) bool, tokens in the policy's scope, protected or not."""
         scope = self.prior.scorable(self.batch)
         if policy.scope == "loss" and self.batch.labels is not None:
@@ -94,14 +94,13 @@ class Scored:
         return scope
 
     def distributions(self, at: Tensor) -> Iterator[Tensor]:
-        """Log P of the whole vocabulary at m of the n tokens, a few at a time.
+        """Log P of the whole vocabulary at m of the n tokens, some rows at a time.
 
         Args:
             at: (m,) int64 on the CPU, ascending indices into the n tokens.
 
         Yields:
-            For the next rows of them, (rows, V) float32, nats, the softmax over all ids; -inf for
-            padding of the vocabulary.
+            (rows, V) float32, nats; -inf for padding of the vocabulary.
         """
         done = 0
         for found in self.predictions.candidates(_ALL, at):
@@ -110,7 +109,7 @@ class Scored:
             logits = self._by_id(found)
             observed = send(self.batch.tokens[self.where[rows]], logits.device)
             own = logits.gather(-1, observed.unsqueeze(-1))
-            # The log P of the observed token is known; those of the others follow from it.
+            # Log P of the observed token is known; the others follow from it.
             known = send(self.logprob[rows], logits.device).unsqueeze(-1)
             level = torch.where(own.isfinite(), known - own, -logits.logsumexp(-1, keepdim=True))
             yield logits + level

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import textwrap
 
-from ..tokens.alignment.ways import MEANING
 from .advice import notes, percent, recommend
 from .findings import Document, Edit, Findings
 from .kinds import KINDS
@@ -42,7 +41,6 @@ def as_text(seen: Findings, *, color: bool, num_documents: int = 2, num_edits: i
         _heading(seen, color),
         policy_table(seen),
         _kind_table(seen),
-        *([alignment_table(seen)] if seen.alignment else []),
         "\n".join(wrapped(line) for line in notes(seen)),
         *(
             _document(seen, document, color, num_edits, first=not number)
@@ -131,28 +129,6 @@ def _kind_table(seen: Findings) -> str:
                       seen.tallies.values())  # fmt: skip
             rows.append([kind, f"{tokens:,}", *map(percent, shares)])
     return in_columns(rows)
-
-
-def alignment_rows(seen: Findings) -> list[list[str]]:
-    """A table of the ways in which an aligned prior scores tokens, with a head and a sum."""
-    first = next(iter(seen.alignment.values()))
-    columns = [cell for name in seen.alignment for cell in (f"{name}: selected", "changed")]
-    rows = [["", "tokens", "", *columns]]
-    for way in (*first.names, None):
-        tokens = first.of(way, "tokens")
-        rows.append(
-            [way or "all", f"{tokens:,}", percent(tokens / max(1, first.of(None, "tokens")))]
-        )
-        for tally in seen.alignment.values():
-            rows[-1] += [percent(tally.share(way, column)) for column in ("selected", "changed")]
-    return rows
-
-
-def alignment_table(seen: Findings) -> str:
-    """How a prior with another tokenizer scores the tokens of the trainee."""
-    title = "How the prior, which has another tokenizer, scores these tokens"
-    meanings = [f"{way}: {meaning}" for way, meaning in MEANING.items()]
-    return "\n".join([title, in_columns(alignment_rows(seen)), *meanings])
 
 
 def _document(

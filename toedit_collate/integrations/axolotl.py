@@ -18,7 +18,7 @@ from typing import Any
 
 from pydantic import BaseModel, model_validator  # Axolotl's own configs are made of it
 
-from ..config.models import attach_edit, check_shared
+from ..config.priors import attach_edit, check_shared
 from ..config.section import read_section
 from ..errors import UnusableError
 

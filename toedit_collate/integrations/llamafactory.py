@@ -24,7 +24,7 @@ from typing import Any
 from transformers import Trainer, TrainerCallback
 
 from ..config.arguments import EditArguments
-from ..config.models import attach_edit, check_shared
+from ..config.priors import attach_edit, check_shared
 from ..config.section import read_section
 from ..errors import UnusableError
 from ..training.call_site import calling_instance

@@ -19,7 +19,6 @@ from ..policy import EditPolicy
 from ..tokens.alignment.byte_tokenizer import ByteTokenizer
 from ..tokens.alignment.document import AlignedBatch, AlignedDocument, Aligner
 from ..tokens.alignment.groups import Groups
-from ..tokens.alignment.ways import ways_of
 from ..tokens.checks import check_same_tokenizer, tokenizer_difference
 from ..tokens.protection import Protection
 from ..tokens.token_batch import TokenBatch
@@ -129,16 +128,6 @@ class AlignedPrior(BasePrior):
     def scorable(self, batch: TokenBatch) -> Tensor:
         """Which tokens begin where one of the prior's begins: (M,) bool."""
         return torch.from_numpy(self._aligned(batch).begin > 0)
-
-    def ways(self, batch: TokenBatch) -> np.ndarray[Any, Any]:
-        tokens, aligned = batch.tokens.numpy(), self._aligned(batch)
-        found = [
-            ways_of(
-                one, tokens[part], self.aligner, one.num_read(self._prior.max_length, self._bos_id)
-            )
-            for one, part in zip(aligned.sources, batch.contexts.slices, strict=True)
-        ]
-        return np.concatenate(found)
 
     def take_prepared(self, documents: Mapping[bytes, AlignedDocument]) -> None:
         self._prepared = dict(documents)

@@ -143,9 +143,6 @@ class BasePrior(ABC):
         """Alignment counts since the last call; empty where nothing is aligned."""
         return {}
 
-    def ways(self, batch: TokenBatch) -> Any:
-        """How alignment scores each of the M tokens of a batch; None where nothing is aligned."""
-        return None
 
     @abstractmethod
     def set_tokenizer(self, tokenizer: Any) -> None:

@@ -13,21 +13,27 @@ from typing import Any, cast
 
 import torch
 
+from ...config.console import quiet
 from ...config.options import prior_options, wants_color
 from ...config.precision import fast_dtype
 from ...config.priors import open_prior
-from ...config.quiet import quiet
 from ...data import Example, Preparation, examples
 from ...data.demo_model import make_prior
 from ...data.demo_text import HELD_OUT_SHARE, python_topics
 from ...errors import UnusableError
 from ...inspection.advice import percent
 from ...inspection.findings import Document
-from ...inspection.inspecting import inspect_edits
-from ...inspection.inspection import Inspection
+from ...inspection.inspecting import Inspection, inspect_edits
 from ...inspection.reading import as_data
-from ...inspection.terminal import bold, boxed, in_columns, label_lines, passages, policy_table
-from ...inspection.terminal import wrapped as wrap
+from ...inspection.terminal import (
+    bold,
+    boxed,
+    in_columns,
+    label_lines,
+    passages,
+    policy_table,
+    wrapped,
+)
 from ...policy import EditPolicy
 from ...prior.prior import Prior
 from .training import BATCH_SIZE, smaller_model, train
@@ -60,13 +66,10 @@ def show_demo(args: argparse.Namespace, policy: EditPolicy, deadline: float) -> 
         documents, held_out = _read(prior, args)
         size = sum(p.numel() for p in prior.model.parameters()) / 1e6
         made = args.prior or "a small model that was trained on this text just now"
-        print(wrap(f"Prior: {made}; {size:.1f} M weights."))
-        print(
-            wrap(
-                f"Text: {args.data or 'the help topics of Python'}; {len(documents):,} documents "
-                f"to train on, {len(held_out):,} held out; longer ones are split."
-            ),
-            flush=True,
+        _say(f"Prior: {made}; {size:.1f} M weights.")
+        _say(
+            f"Text: {args.data or 'the help topics of Python'}; {len(documents):,} documents "
+            f"to train on, {len(held_out):,} held out; longer ones are split."
         )
         seen = _inspect(prior, documents, {name: policy, **PAPER}, deadline)
         if policy.target == "labels":
@@ -77,6 +80,10 @@ def show_demo(args: argparse.Namespace, policy: EditPolicy, deadline: float) -> 
     name = args.prior or args.output or "NAME"
     print(f"toedit demo --prior {name} --data FILE       the same with your model and your text")
     print(f"toedit inspect --prior {name} --data FILE    more about the edits; --html for a page")
+
+
+def _say(text: str) -> None:
+    print(wrapped(text), flush=True)
 
 
 def _heading(title: str, color: bool) -> None:
@@ -164,11 +171,9 @@ def _inspect(
     seen = inspect(some)
     if len(some) < len(documents):
         why = "as many as fit into the time" if total > budget else "enough for an example"
-        print(
-            wrap(
-                f"The examples and shares below are of {len(some)} documents, {why}: "
-                f"{seen.num_tokens:,} tokens."
-            )
+        _say(
+            f"The examples and shares below are of {len(some)} documents, {why}: "
+            f"{seen.num_tokens:,} tokens."
         )
     return seen
 
@@ -181,12 +186,10 @@ def _show_labels(seen: Inspection, name: str, color: bool) -> None:
     draws = policy.num_draws
     several = "a token that" if draws == 1 else f"{draws} tokens that"
     _heading("2. What the prior draws", color)
-    print(
-        wrap(
-            f"The policy '{name}' does not change the text. It changes the labels: at each "
-            f"position, the model learns {several} the prior draws there. "
-            + ("Each epoch draws anew." if policy.redraw == "epoch" else "They are drawn once.")
-        )
+    _say(
+        f"The policy '{name}' does not change the text. It changes the labels: at each "
+        f"position, the model learns {several} the prior draws there. "
+        + ("Each epoch draws anew." if policy.redraw == "epoch" else "They are drawn once.")
     )
 
     def readable(document: Document) -> list[int]:
@@ -199,18 +202,15 @@ def _show_labels(seen: Inspection, name: str, color: bool) -> None:
     edit = document.edits[name]
     shown = places[:: max(1, len(places) // 6)][:6]
     print("\n" + "\n".join(label_lines(seen, document, edit, shown, draws)))
-    chances = [(float(document.probability[i]), _rank(seen, document, name, i)[1]) for i in
-               edit.changed]  # fmt: skip
-    worse = sum(new < old for old, new in chances)
-    print(
-        "\n"
-        + wrap(
-            f"{percent(seen.tallies[name].share(None, 'changed'))} of all "
-            f"{'labels' if draws == 1 else 'first draws'} are another token than the text has. In "
-            f"this document, the prior finds {worse} of these {len(chances)} tokens less probable "
-            "than the token of the text. Taken alone, such a label is worse than the text. "
-            "Together, the labels show the smaller model how sure the larger one is."
-        )
+    chances = [_rank(seen, document, name, i)[1] for i in edit.changed]
+    worse = sum(p < document.probability[i] for i, p in zip(edit.changed, chances, strict=True))
+    print()
+    _say(
+        f"{percent(seen.tallies[name].share(None, 'changed'))} of all "
+        f"{'labels' if draws == 1 else 'first draws'} are another token than the text has. In "
+        f"this document, the prior finds {worse} of these {len(chances)} tokens less probable than "
+        "the token of the text. Taken alone, such a label is worse than the text. Together, the "
+        "labels show the smaller model how sure the larger one is."
     )
 
 
@@ -235,13 +235,10 @@ def _show_training(
     color = wants_color(args)
     _heading("3. Does it pay? A smaller model, trained with and without these edits", color)
     layers = cast(Any, prior.model).config.num_hidden_layers
-    print(
-        wrap(
-            f"The smaller model is the prior with {smaller_model(prior).config.num_hidden_layers} "
-            f"of its {layers} layers. Both runs see the same {len(documents)} documents in "
-            "several epochs. Held-out documents are never edited."
-        ),
-        flush=True,
+    _say(
+        f"The smaller model is the prior with {smaller_model(prior).config.num_hidden_layers} "
+        f"of its {layers} layers. Both runs see the same {len(documents)} documents in "
+        "several epochs. Held-out documents are never edited."
     )
     now = time.monotonic()
     edited = train(
@@ -279,11 +276,9 @@ def _show_training(
 
 def _show_paper(seen: Inspection, color: bool) -> None:
     _heading("4. The edits of the paper", color)
-    print(
-        wrap(
-            "ToEdit changes the input and the label together. It selects tokens that the prior is "
-            "sure of (P >= 0.99) and draws them anew. Most draws return the same token."
-        )
+    _say(
+        "ToEdit changes the input and the label together. It selects tokens that the prior is "
+        "sure of (P >= 0.99) and draws them anew. Most draws return the same token."
     )
     tallies = {name: seen.tallies[name] for name in PAPER}
     print(f"\n{policy_table(dataclasses.replace(seen, tallies=tallies))}\n")
@@ -299,17 +294,13 @@ def _show_paper(seen: Inspection, color: bool) -> None:
         times = float(document.probability[i]) / max(chance, 1e-3)
         print(f"An example of {name}:")
         print(passages(seen, document, document.edits[name], [i], color) + "\n")
-        print(
-            wrap(
-                "By the prior's own judgement this draw made the text worse: the old token was "
-                f"{times:,.0f} times as probable{' or more' * (chance < 1e-3)}."
-            )
+        _say(
+            "By the prior's own judgement this draw made the text worse: the old token was "
+            f"{times:,.0f} times as probable{' or more' * (chance < 1e-3)}."
         )
     else:
         print("In these documents, no draw returned another token.")
-    print(
-        wrap(
-            "In our studies (docs/studies.md), so few changes made no difference in training. With "
-            "the model's own base as the prior (Prior.shared), no policy lowered the loss."
-        )
+    _say(
+        "In our studies (docs/studies.md), so few changes made no difference in training. With "
+        "the model's own base as the prior (Prior.shared), no policy lowered the loss."
     )

@@ -1,10 +1,10 @@
-"""The page of `toedit inspect --html`: one file with everything in it, which needs no network.
+"""The page of `toedit inspect --html`: one file that needs no network.
 
 `as_page` packs findings as JSON; `page.html`, `style.css` and `script.js` show them. A content
-security policy in the page forbids it to load anything. The JSON is small: 200 documents take a few
-megabytes. Texts of tokens are indices into one list. Probabilities are whole hundred-thousandths,
-rounded down, so that a comparison with a threshold of up to five digits gives what the policy
-decided. Places are stored as distances from the place before.
+security policy forbids the page to load anything. To keep the JSON small, texts of tokens are
+indices into one list, and places are distances from the place before. Probabilities are whole
+hundred-thousandths, rounded down: compared with a threshold of up to five digits, they give the
+policy's own decision.
 """
 
 from __future__ import annotations
@@ -12,11 +12,10 @@ from __future__ import annotations
 import html
 import json
 import math
-from collections.abc import Iterable
 from importlib.resources import files
+from itertools import pairwise
 from typing import Any
 
-from ...tokens.alignment.ways import MEANING as WAYS
 from ..advice import acted, notes, recommend, recommended_policy
 from ..findings import COLUMNS, THRESHOLDS, Document, Edit, Findings
 from ..kinds import KINDS, MEANING
@@ -53,6 +52,8 @@ def _pack(seen: Findings) -> dict[str, Any]:
     chances = seen.probabilities
     advice = recommend(seen)
     keep = _places_to_keep(seen.documents)
+    names = list(seen.policies)
+    most = max(names, key=lambda name: acted(seen.tallies[name]))
     return {
         "data": seen.data,
         "prior": seen.prior,
@@ -68,30 +69,21 @@ def _pack(seen: Findings) -> dict[str, Any]:
         "scale": SCALE,
         "kinds": [[kind, MEANING[kind]] for kind in KINDS],
         "columns": COLUMNS,
-        "ways": list(WAYS.items()),
         "isRun": seen.run is not None,
         "advice": None if advice is None else [advice.title, advice.reason],
         "notes": notes(seen),
-        "opensOn": _first_policy(seen),
+        "opensOn": names.index(recommended_policy(seen) or most),
         "policies": [_policy(seen, name) for name in seen.policies],
         "documents": [
             _document(document, texts, keep[number])
             for number, document in enumerate(seen.documents)
         ],
-        "texts": texts.known,
+        "texts": list(texts.numbers),
     }
-
-
-def _first_policy(seen: Findings) -> int:
-    """The policy that the page opens on: the recommended one, or the one that changes most."""
-    names = list(seen.policies)
-    most = max(names, key=lambda name: acted(seen.tallies[name]))
-    return names.index(recommended_policy(seen) or most)
 
 
 def _policy(seen: Findings, name: str) -> dict[str, Any]:
     policy = seen.policies[name]
-    ways = seen.alignment.get(name)
     return {
         "name": name,
         "labels": seen.targets_labels(name),
@@ -99,23 +91,18 @@ def _policy(seen: Findings, name: str) -> dict[str, Any]:
         "region": "" if policy is None else policy.region,
         "threshold": None if policy is None else policy.threshold,
         "table": seen.tallies[name].counts.tolist(),
-        "ways": None if ways is None else ways.counts.tolist(),
     }
 
 
 class _Texts:
-    """Texts of tokens, each of them once."""
+    """Numbers the texts of tokens, each text once."""
 
     def __init__(self, seen: Findings) -> None:
-        self.known: list[str] = []
-        self._number: dict[str, int] = {}
+        self.numbers: dict[str, int] = {}
         self._piece = seen.reader.piece
 
     def of(self, text: str) -> int:
-        number = self._number.setdefault(text, len(self.known))
-        if number == len(self.known):
-            self.known.append(text)
-        return number
+        return self.numbers.setdefault(text, len(self.numbers))
 
     def of_token(self, token: int) -> int:
         return self.of(self._piece(token))
@@ -157,31 +144,22 @@ def _edit(document: Document, edit: Edit, texts: _Texts) -> dict[str, Any]:
 
 
 def _places_to_keep(documents: list[Document]) -> list[set[int]]:
-    """For each document, the places whose candidates go into the page."""
-    places = [
-        (not _is_edited(document, place), -float(document.probability[place]), number, place)
-        for number, document in enumerate(documents)
-        for place in document.candidates
-    ]
-    if len(places) > MAX_PLACES:
-        places.sort()
+    """For each document, the places whose candidates go into the page: edited ones first."""
+    places = []
+    for number, document in enumerate(documents):
+        edits = document.edits.values()
+        for place in document.candidates:
+            is_edited = any(edit.before[place] != edit.after[place] for edit in edits)
+            places.append((not is_edited, -float(document.probability[place]), number, place))
     keep: list[set[int]] = [set() for _ in documents]
-    for _, _, number, place in places[:MAX_PLACES]:
+    for _, _, number, place in sorted(places)[:MAX_PLACES]:
         keep[number].add(place)
     return keep
-
-
-def _is_edited(document: Document, place: int) -> bool:
-    return any(edit.before[place] != edit.after[place] for edit in document.edits.values())
 
 
 def _chance(p: float) -> int:
     return -1 if math.isnan(p) else math.floor(min(p, 1.0) * SCALE)
 
 
-def _gaps(places: Iterable[int]) -> list[int]:
-    gaps, last = [], 0
-    for place in places:
-        gaps.append(place - last)
-        last = place
-    return gaps
+def _gaps(places: list[int]) -> list[int]:
+    return [place - before for before, place in pairwise([0, *places])]

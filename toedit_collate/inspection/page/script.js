@@ -190,7 +190,6 @@
     $("threshold").setAttribute("aria-valuetext", label);
     drawLegend(s);
     drawKinds(s);
-    drawWays(s);
     drawHistogram(s);
     document.querySelectorAll("#policies tbody tr").forEach((row, i) =>
       row.classList.toggle("chosen", i === s.which));
@@ -258,17 +257,6 @@
       .filter(([kind, , , tokens]) => tokens || kind === "all");
     $("kinds").replaceChildren(table(s.policy.name,
       ["kind", "tokens", ...columns.map((c) => D.columns[c])], rows));
-  };
-
-  const drawWays = (s) => {
-    if (!s.policy.ways) return;
-    $("alignment").hidden = false;
-    const made = table(s.policy.name, ["way", "tokens", "selected", "changed"],
-      [...D.ways, ["all", ""]].map(([way], k) => [way, cellsOf(s.policy.ways[k], [1, 2])]));
-    made.querySelectorAll("tbody th").forEach((cell, k) => {
-      if (D.ways[k]) cell.append(make("small", {}, D.ways[k][1]));
-    });
-    $("ways").replaceChildren(made);
   };
 
   const drawHistogram = (s) => {
