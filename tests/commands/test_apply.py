@@ -28,7 +28,6 @@ from toedit_collate.commands.apply import as_python
 from toedit_collate.commands.main import main
 from toedit_collate.config.options import add_policy, policy_of
 from toedit_collate.data import load_rows
-from toedit_collate.policy import OPTIONS
 from toedit_collate.stores.cache import DecisionCache
 
 AS_OPTIONS = ("--threshold", "0.05", "--exclude-original")  # AGGRESSIVE

@@ -143,7 +143,6 @@ class BasePrior(ABC):
         """Alignment counts since the last call; empty where nothing is aligned."""
         return {}
 
-
     @abstractmethod
     def set_tokenizer(self, tokenizer: Any) -> None:
         """Use the trainee's tokenizer.

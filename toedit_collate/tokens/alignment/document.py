@@ -195,7 +195,6 @@ class AlignedBatch:
     length: IntArray  # (M,) int64, of the chain; 0 where `begin` is -1
     chain: IntArray  # (M,) int64, the index into `groups`; -1 for chains of one
     groups: list[IntArray]  # of the last tokens of longer chains
-    sources: Sequence[AlignedDocument]  # the documents, one by one
     num_disagreeing: int  # number of documents whose bytes differ
     num_cut: int  # number of documents with more tokens than the prior has positions
 
@@ -227,7 +226,6 @@ class AlignedBatch:
             length=np.concatenate(chain_lengths),
             chain=np.concatenate(chains),
             groups=groups,
-            sources=aligned,
             num_disagreeing=sum(not one.agrees for one in aligned),
             num_cut=sum(a > b for a, b in zip(whole, lengths, strict=True)),
         )
