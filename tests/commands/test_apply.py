@@ -529,7 +529,7 @@ class TestRefused:
         options = ("--prior", prior_folder, "--data", data)
         assert "--cache" in refused(capsys, *options, "--cache", tmp_path / "file")
         error = refused(capsys, *options, "--output", tmp_path / "file")
-        assert "is there already" in error
+        assert "exists already" in error
         error = refused(capsys, "--prior", prior_folder, "--data", "none", "--cache", "c")
         assert "--data none: there is no such file" in error
 

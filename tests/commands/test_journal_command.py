@@ -403,7 +403,7 @@ def test_nothing_is_overwritten(journal, tmp_path, capsys, name):
         "--generation", 1,
     )  # fmt: skip
     assert status == 2
-    assert f"--output {tmp_path / name}: is there already; remove it" in error
+    assert f"--output {tmp_path / name}: exists already; remove it" in error
     assert read(tmp_path / name) == rows
 
 

@@ -82,7 +82,7 @@ def test_a_copied_folder_runs_outside_of_the_checkout(name, tmp_path):
 def test_nothing_is_overwritten(tmp_path, capsys):
     (tmp_path / "cpt.py").write_text("mine")
     assert main(["recipes", "copy", "cpt_tiny", str(tmp_path)]) == 2
-    assert "cpt.py: is there already" in capsys.readouterr().err
+    assert "cpt.py: exists already" in capsys.readouterr().err
     assert names_in(tmp_path) == {"cpt.py"}
 
 

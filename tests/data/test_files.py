@@ -37,7 +37,7 @@ def test_a_file_that_must_stay_stays(tmp_path):
             place.write_text("mine")
             (tmp_path / "a").write_text("another's")
 
-    with pytest.raises(UnusableError, match=r"--output .*a: is there already"):
+    with pytest.raises(UnusableError, match=r"--output .*a: exists already"):
         is_second()
     assert (tmp_path / "a").read_text() == "another's"
 

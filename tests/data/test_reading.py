@@ -211,11 +211,11 @@ def test_types_of_columns():
         ("x.jsonl.xz", lzma.compress(json_lines())[:-9], r"can't be read after row \d+ \("),
         ("x.jsonl.bz2", bz2.compress(json_lines())[:-9], r"can't be read after row \d+ \("),
         ("x.jsonl.zst", b"none", r"can't be read after row 0 \(ZSTD"),
-        ("x.doc", b"a", r"a name that ends in '\.doc'; give files of one kind of \.jsonl"),
-        ("x", b"a", r"a name that ends in 'nothing'"),
-        ("x.gz", b"a", r"a name that ends in '\.gz'"),
-        ("x.jsonl.zip", b"PK", r"a name that ends in '\.zip'; give files of one kind of"),
-        ("x.parquet.gz", b"a", r"a name that ends in '\.gz'"),
+        ("x.doc", b"a", r"its name ends in '\.doc'; give files of one kind of \.jsonl"),
+        ("x", b"a", r"its name ends in 'nothing'"),
+        ("x.gz", b"a", r"its name ends in '\.gz'"),
+        ("x.jsonl.zip", b"PK", r"its name ends in '\.zip'; give files of one kind of"),
+        ("x.parquet.gz", b"a", r"its name ends in '\.gz'"),
     ],
 )  # fmt: skip
 def test_what_can_not_be_read_is_named_with_its_line(tmp_path, name, content, message):
@@ -341,7 +341,7 @@ def test_files_of_several_kinds(tmp_path):
     (tmp_path / "2.jsonl").write_bytes(json_lines())
     (tmp_path / "3.txt").write_text("a")
     assert rows_of(tmp_path) == ROWS * 2  # as `datasets` has it: the kind of most files
-    with pytest.raises(UnusableError, match=r"a name that ends in '\.jsonl' and '\.txt'; give"):
+    with pytest.raises(UnusableError, match=r"its name ends in '\.jsonl' and '\.txt'; give"):
         open_data(tmp_path / "*")
 
 

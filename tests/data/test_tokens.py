@@ -259,7 +259,7 @@ def test_rows_that_can_not_be_tokenized_are_named(tmp_path, row, options, messag
         ({"eos_token": "<none>"}, "eos_token '<none>' is not in the vocabulary"),
         (
             {"chat_template_path": "Qwen/Qwen3-0.6B"},
-            "'Qwen/Qwen3-0.6B' is no .jinja file",
+            "'Qwen/Qwen3-0.6B' is not a .jinja file",
         ),
     ],
 )

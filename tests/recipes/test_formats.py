@@ -198,7 +198,7 @@ def test_a_batch_may_give_no_conversation_at_all():
          r"dataset_columns, or another dataset_format"),
         ("sharegpt", [{"conversations": [{"from": "tool", "value": "a"}]}],
          r"a turn has from 'tool', which is none of system, user, .*; filter or rename"),
-        ("alpaca", [{"instruction": "a", "output": 5}], r"output of a row is 5, which is no text"),
+        ("alpaca", [{"instruction": "a", "output": 5}], r"output of a row is 5, which is not text"),
         ("alpaca", [{"instruction": "a", "output": b"x"}], r"output of a row is b'x', which is no"),
         ("cot", [{"messages": [{"role": "user", "content": None}]}],
          r"a row has nothing in the column 'content', only in role"),

@@ -439,7 +439,7 @@ def _empty_model(config: Any, dtype: str) -> Any:
             return AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype)).eval()
     except ValueError as error:
         raise UnusableError(
-            f"a model of type {config.model_type} is no causal language model ({first_line(error)})"
+            f"{config.model_type} is not a type of causal language models ({first_line(error)})"
         ) from None
 
 

@@ -107,7 +107,7 @@ def _copy(targets: dict[Path, Path]) -> None:
     """Copy all files, or none if one would replace a different file."""
     for path, target in targets.items():
         if target.exists() and target.read_bytes() != path.read_bytes():
-            raise UnusableError(f"{target}: is there already; remove it, or name another DIR")
+            raise UnusableError(f"{target}: exists already; remove it, or name another DIR")
     for path, target in targets.items():
         if not target.exists():
             with whole(target, replace=False) as place:

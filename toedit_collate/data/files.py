@@ -44,7 +44,7 @@ def whole(target: Path, option: str = "", *, replace: bool = True) -> Iterator[P
         place = Path(folder) / "output"
         yield place
         if not replace and (target.exists() or target.is_symlink()):  # made meanwhile
-            raise UnusableError(f"{label}: is there already; remove it, or name another")
+            raise UnusableError(f"{label}: exists already; remove it, or name another")
         os.replace(place, target)
     except OSError as error:
         raise _cannot_write(label, error) from None

@@ -76,11 +76,11 @@ def check_text(text: Any, name: str) -> None:
         >>> check_text(None, "text of row 3")
         Traceback (most recent call last):
         ...
-        ValueError: text of row 3 is None, which is no text (NoneType); remove the row, or ...
+        ValueError: text of row 3 is None, which is not text (NoneType); remove the row, or ...
     """
     if not isinstance(text, str):
         raise ValueError(
-            f"{name} is {str(text)[:40]}, which is no text ({type(text).__name__}); remove the "
+            f"{name} is {str(text)[:40]}, which is not text ({type(text).__name__}); remove the "
             "row, or convert the value"
         )
     try:

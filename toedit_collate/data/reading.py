@@ -103,15 +103,15 @@ def open_data(source: str | Path, split: str | None = None, *, option: str = "--
         toedit_collate.errors.UnusableError: --data talks.doc: there is no such file or ...
     """
     name, config, own_split = parse_source(str(source), option or "the data")
-    its = _Source(option, str(source), name, config, split or own_split)
+    named = _Source(option, str(source), name, config, split or own_split)
     if split is not None and Path(name).is_file():
-        raise its.error(f"--split {split}: a file has no splits; leave --split out")
-    files = its.files.get(its.split, [])
-    if its.kind in PARSERS and files:
-        return Data(its.said, option, lambda: read_files(files, its.label))
-    dataset = its.load(streaming=not its.files or bool(files))
-    num_rows = len(dataset) if hasattr(dataset, "select") else _rows_of_parquet(its.kind, files)
-    return Data(its.said, option, lambda: _numbered(dataset, its), dataset, num_rows)
+        raise named.error(f"--split {split}: a file has no splits; leave --split out")
+    files = named.files.get(named.split, [])
+    if named.kind in PARSERS and files:
+        return Data(named.source, option, lambda: read_files(files, named.label))
+    dataset = named.load(streaming=not named.files or bool(files))
+    num_rows = len(dataset) if hasattr(dataset, "select") else _rows_of_parquet(named.kind, files)
+    return Data(named.source, option, lambda: _numbered(dataset, named), dataset, num_rows)
 
 
 def load_rows(
@@ -202,13 +202,13 @@ class _Source:
     """A parsed name, see `parse_source`, and how to load it."""
 
     option: str
-    said: str
+    source: str
     name: str
     config: str | None
     split: str
 
     def error(self, message: str) -> UnusableError:
-        return UnusableError(f"{self.option} {self.said}: {message}".lstrip())
+        return UnusableError(f"{self.option} {self.source}: {message}".lstrip())
 
     @property
     def label(self) -> str:
@@ -246,7 +246,7 @@ class _Source:
         if found and ("" in (kinds := set(map(kind_of, found))) or len(kinds) > 1):
             seen = sorted({Path(one).suffix or "nothing" for one in found})
             raise self.error(
-                f"a name that ends in {' and '.join(map(repr, seen))}; give files of one kind of "
+                f"its name ends in {' and '.join(map(repr, seen))}; give files of one kind of "
                 f"{', '.join(KINDS)}, text perhaps compressed ({', '.join(OPEN)}), or a folder"
             )
         return {"train": found} if found else {}

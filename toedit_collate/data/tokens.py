@@ -82,7 +82,7 @@ class Preparation:
         """Set the end token and the chat template of a tokenizer; returns it. None is allowed.
 
         Raises:
-            UnusableError: it has no such token, or the template is no .jinja file.
+            UnusableError: it has no such token, or the template is not a .jinja file.
         """
         if tokenizer is None:
             return None
@@ -96,7 +96,7 @@ class Preparation:
         if (path := self.chat_template_path) is not None:
             if not (path.endswith((".jinja", ".j2")) and Path(path).is_file()):
                 raise UnusableError(
-                    f"chat_template_path {path!r} is no .jinja file. A model's template adds "
+                    f"chat_template_path {path!r} is not a .jinja file. A model's template adds "
                     f"tokens to the vocabulary: {SAVE}"
                 )
             tokenizer.chat_template = Path(path).read_text(encoding="utf-8")
@@ -226,7 +226,7 @@ def encode(
         added: (T,) bool for each, True at special tokens that are not in the text.
 
     Raises:
-        ValueError: a value is no text; see `check_text`.
+        ValueError: a value is not text; see `check_text`.
     """
     for number, text in enumerate(texts):
         check_text(text, f"text {number} (from 0)" if names is None else names[number])
@@ -269,8 +269,8 @@ def tokenize(
             continue
         if tokenizer is None:
             raise data.error(
-                f"{name} has {' and '.join(form)} and no input_ids; add --tokenizer, which then "
-                f"must give what training saw, or better: {SAVE}"
+                f"{name} has {' and '.join(form)} and no input_ids; add --tokenizer, that of the "
+                f"training run, or better: {SAVE}"
             )
         if form == (prep.dataset_text_field,):
             texts.append(i)

@@ -30,11 +30,11 @@ def check_output(output: Path) -> None:
         UnusableError: it exists already, or its name ends like another format.
     """
     if output.exists() or output.is_symlink():
-        raise UnusableError(f"--output {output}: is there already; remove it, or name another")
+        raise UnusableError(f"--output {output}: exists already; remove it, or name another")
     ending = output.suffix.lower()
     if ending not in (".jsonl", ".parquet") and ending in {*KINDS, *OPEN}:
         raise UnusableError(
-            f"--output {output}: a name that ends in {output.suffix!r}; write .jsonl or .parquet, "
+            f"--output {output}: its name ends in {output.suffix!r}; write .jsonl or .parquet, "
             "or the name of a folder for datasets.load_from_disk"
         )
 
