@@ -195,14 +195,14 @@
       row.classList.toggle("chosen", i === s.which));
   };
 
-  // ---- what stands around the documents
+  // ---- around the documents
 
   const drawLegend = (s) => {
     $("how").textContent = s.policy.labels ? "This policy changes labels only. The model reads " +
       "the text as it is. " + (s.policy.draws > 1 ? `Each label becomes ${s.policy.draws} draws ` +
       "of the prior, about in proportion to the probabilities that the prior gives there. A " +
       "second line under a token shows the first draw, where it is another token." :
-      "Where a second line stands under a token, the model learns that token there instead of " +
+      "If there is a second line under a token, the model learns that token instead of " +
       "the one in the text.") : "";
     $("how").hidden = !s.policy.labels;
     const gap = " \u2003";
