@@ -28,7 +28,7 @@ def add_inspect(commands: Any) -> None:
         "      --html edits.html",
     )
     data = options.add_data(parser, required=True)
-    data.value("--limit", "read N documents; 0: all", "N", options.whole, 500)
+    data.value("--limit", "read N documents; 0: all", "N", options.non_negative, 500)
     options.add_reading(parser, max_length="the longest input of the prior", batch_tokens=4096)
     options.add_prior(parser)
     policy = options.Group(parser, "policy")
@@ -53,7 +53,7 @@ def add_inspect(commands: Any) -> None:
     )
     output = options.Group(parser, "output")
     output.value("--html", "write a page for the browser", "FILE", Path)
-    output.value("--show", "documents to show in the terminal", "N", options.whole, 2)
+    output.value("--show", "documents to show in the terminal", "N", options.non_negative, 2)
     output.value("--keep", "documents to write to --html", "N", options.positive, 200)
     options.add_color(output)
     parser.set_defaults(run=_run)

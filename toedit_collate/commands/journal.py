@@ -62,8 +62,8 @@ def add_journal(commands: Any) -> None:
         " --tokenizer out --limit 5",
     )
     shown = options.Group(show, "what to show")
-    shown.value("--generation", "only this one; default: all", "N", options.whole)
-    shown.value("--limit", "number of changes to show", "N", options.whole, 20)
+    shown.value("--generation", "only this one; default: all", "N", options.non_negative)
+    shown.value("--limit", "number of changes to show", "N", options.non_negative, 20)
     shown.value("--tokenizer", "to show changed tokens as text", "PATH_OR_HUB_ID")
 
     add_action(
@@ -88,7 +88,7 @@ def add_journal(commands: Any) -> None:
     output = options.Group(export, "output")
     output.value("--output", OUTPUT_HELP, "OUT", Path, required=True)
     generation = "its number; default: the last; 0 is the source"
-    output.value("--generation", generation, "N", options.whole)
+    output.value("--generation", generation, "N", options.non_negative)
     output.flag("--no-text", "write no column text")
     options.add_reading(export, max_length="whole documents")
     options.Group(export, "tokenizer").value(

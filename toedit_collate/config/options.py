@@ -85,20 +85,20 @@ class Group:
 
 def positive(text: str) -> int:
     """A whole number from 1."""
-    return _whole(text, 1, 10**15)
+    return _integer(text, 1, 10**15)
 
 
-def whole(text: str) -> int:
+def non_negative(text: str) -> int:
     """A whole number from 0."""
-    return _whole(text, 0, 10**15)
+    return _integer(text, 0, 10**15)
 
 
 def seed(text: str) -> int:
     """A seed of at most 32 bits, as numpy takes it."""
-    return _whole(text, 0, 2**32)
+    return _integer(text, 0, 2**32)
 
 
-def _whole(text: str, least: int, end: int) -> int:
+def _integer(text: str, least: int, end: int) -> int:
     if not text.isdecimal() or not least <= int(text) < end:
         bound = "in [0, 2**32)" if end == 2**32 else "above 0" if least else "from 0"
         raise argparse.ArgumentTypeError(f"must be a whole number {bound}, got {text!r}")
