@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from toedit_collate.config.guard import run_guarded
 
+from toedit_collate.config.console import run_guarded
 from toedit_collate.config.options import (
     add_data,
     add_prior,

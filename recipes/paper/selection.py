@@ -27,9 +27,9 @@ import numpy.typing as npt
 import torch
 from common.figures import new_figure, save_figure
 from common.ngrams import NUM_BUCKETS, bucket_of
-from toedit_collate.config.guard import run_guarded
 
 from toedit_collate import EditPolicy, edit_tokens
+from toedit_collate.config.console import run_guarded
 from toedit_collate.config.options import add_prior, add_seed, positive, prior_options
 from toedit_collate.config.priors import open_prior
 from toedit_collate.data import open_data

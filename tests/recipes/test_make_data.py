@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 
 import pytest
+from common.arguments import DataArguments
 from common.data import in_trl_format
 from conftest import make_tokenizer
 from paper import make_data
 from paper.make_data import main, read_corpora
 from running import make_files
 
-from toedit_collate.config.arguments import DataArguments
 from toedit_collate.data import load_rows
 
 CHAT = {"messages": [{"role": "user", "content": "ask"}, {"role": "assistant", "content": "say"}]}
