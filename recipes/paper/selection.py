@@ -30,7 +30,7 @@ from common.ngrams import NUM_BUCKETS, bucket_of
 
 from toedit_collate import EditPolicy, edit_tokens
 from toedit_collate.config.console import run_guarded
-from toedit_collate.config.options import add_prior, add_seed, positive, prior_options
+from toedit_collate.config.options import Group, add_prior, add_seed, positive, prior_options
 from toedit_collate.config.priors import open_prior
 from toedit_collate.data import open_data
 from toedit_collate.data.files import whole
@@ -207,7 +207,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--classifier", default=EDU_CLASSIFIER, metavar="NAME", help="default: %(default)s"
     )
     add_prior(parser)
-    add_seed(parser, "draws and hash functions")
+    add_seed(Group(parser, "random numbers"), "draws and hash functions")
     return parser
 
 
