@@ -569,8 +569,6 @@ def test_show_has_the_numbers_of_each_generation(trained, capsys):
             if file.generation == generation
         ]
         assert numbers[7:] == [f"{sum(sizes):,}"]
-        each = sum(sizes) / (of["changed"] + of["dropped"])
-        assert float(numbers[9]) == pytest.approx(each, abs=0.1)
 
 
 def test_show_says_what_made_a_generation(trained, journal, capsys):
