@@ -135,8 +135,10 @@ class AlignedPrior(BasePrior):
     def predict(self, batch: TokenBatch, where: Tensor) -> AlignedPredictions:
         aligned = self._aligned(batch)
         tokens = batch.tokens[where]
-        requests = aligned.requests(where.numpy(), tokens.numpy(), self._groups)
-        place = torch.from_numpy(requests.place)
+        requests, member_row, members = aligned.requests(
+            where.numpy(), tokens.numpy(), self._groups
+        )
+        place = torch.from_numpy(requests)
         states = self._prior.predictive_states(
             aligned.documents, aligned.tokens, place, self._bos_id
         )
@@ -160,14 +162,12 @@ class AlignedPrior(BasePrior):
             head=head,
             states=states,
             tokens=send(tokens, device),
-            groups=IdGroups(
-                on_device(requests.member_row), on_device(requests.members), len(place)
-            ),
+            groups=IdGroups(on_device(member_row), on_device(members), len(place)),
             chains=Chains(
                 begin=ends - length,
                 length=length,
                 prior_tokens=aligned.tokens[place],
-                is_bounded=torch.from_numpy(np.isin(ends.numpy() - 1, requests.member_row)),
+                is_bounded=torch.from_numpy(np.isin(ends.numpy() - 1, member_row)),
                 first_after=self._first_after,
             ),
             first=on_device(group),

@@ -172,19 +172,6 @@ def _specials_in_place(trainee: ByteTokenizer, prior: ByteTokenizer) -> dict[int
 
 
 @dataclass(frozen=True)
-class Requests:
-    """What the prior must predict to score n tokens of the trainee: R requests.
-
-    A token makes one request for each token of its chain: for the prior's own token at all but the
-    last, and for a group of ids at the last.
-    """
-
-    place: IntArray  # (R,) int64, which of the prior's tokens, ascending
-    member_row: IntArray  # (m,) int64, ascending: the request of each member of a group
-    members: IntArray  # (m,) int64, ids of the prior
-
-
-@dataclass(frozen=True)
 class AlignedBatch:
     """A batch of M tokens of the trainee in N documents, for which the prior has K tokens."""
 
@@ -230,10 +217,18 @@ class AlignedBatch:
             num_cut=sum(a > b for a, b in zip(whole, lengths, strict=True)),
         )
 
-    def requests(self, where: IntArray, ids: IntArray, groups: Groups) -> Requests:
-        """What must be predicted for the tokens `where`, (n,) ascending, with the ids `ids`, (n,).
+    def requests(
+        self, where: IntArray, ids: IntArray, groups: Groups
+    ) -> tuple[IntArray, IntArray, IntArray]:
+        """What the prior must predict to score n tokens of the trainee: R requests.
 
-        Each has a `begin`. `groups` are those of chains of one.
+        A token makes one request for each token of its chain: for the prior's own token at all but
+        the last, and for a group of ids at the last. The tokens are at `where`, (n,) ascending, and
+        have the ids `ids`, (n,); each has a `begin`. `groups` are those of chains of one.
+
+        Returns:
+            (R,) int64, ascending, which of the prior's tokens; and for the m members of all groups
+            (m,) int64, ascending, their request, and (m,) int64, their id.
         """
         length, begin = self.length[where], self.begin[where]
         place = _runs(begin, length)
@@ -254,7 +249,7 @@ class AlignedBatch:
         if in_chains:
             of_chains = counts[last[~is_one]]
             members[_runs(offset[last[~is_one]], of_chains)] = np.concatenate(in_chains)
-        return Requests(place, np.repeat(np.arange(len(place)), counts), members)
+        return place, np.repeat(np.arange(len(place)), counts), members
 
 
 def _runs(begin: IntArray, counts: IntArray) -> IntArray:
