@@ -77,7 +77,7 @@ class BasePrior(ABC):
 
     @property
     def added_bos(self) -> int | None:
-        """The token that it reads before a text that was cut out of a document; None: none."""
+        """The BOS that it reads before a text that was cut out of a document; None: none."""
         return None
 
     def fingerprint_for(self, policy: EditPolicy) -> str:

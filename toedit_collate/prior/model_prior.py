@@ -134,7 +134,6 @@ class ModelPrior(BasePrior):
 
     @property
     def added_bos(self) -> int | None:
-        """The BOS that its tokenizer puts before each text; None: it puts none there."""
         return self._vocabulary.added_bos
 
     def set_tokenizer(self, tokenizer: Any) -> None:

@@ -31,7 +31,7 @@ class Documents:
 
     @classmethod
     def of_lengths(cls, lengths: list[int]) -> Documents:
-        """Documents of N lengths, behind one another without padding."""
+        """N documents of some lengths, one after another without padding."""
         number = torch.tensor(lengths, dtype=torch.int64)
         start = number.cumsum(0) - number
         document = torch.arange(len(lengths)).repeat_interleave(number)
@@ -39,20 +39,16 @@ class Documents:
         return cls(index, document, index - start[document], start, lengths)
 
     def cut(self, begins: Tensor) -> Documents:
-        """The documents, cut before some tokens, too: (M,) bool."""
+        """The documents, cut also before some tokens: (M,) bool."""
         first = begins | (self.position == 0)
         lengths = first.nonzero().squeeze(-1).diff(append=torch.tensor([len(first)])).tolist()
         return dataclasses.replace(Documents.of_lengths(lengths), index=self.index)
 
     def put_before(self, tokens: Tensor, token_id: int) -> tuple[Documents, Tensor, Tensor]:
-        """Put a token before each document that does not begin with it.
-
-        Args:
-            tokens: (M,) int64.
-            token_id: the token.
+        """Put a token before each document that does not begin with it; `tokens` are (M,) int64.
 
         Returns:
-            The documents; their tokens; and (M,) int64, where each of the M now stands.
+            The documents; their tokens; and (M,) int64, the new place of each of the M tokens.
 
         Example:
             >>> Documents.of_lengths([1, 2]).put_before(torch.tensor([5, 0, 7]), 0)[1:]
@@ -133,17 +129,8 @@ def find_documents(
             "rows, or mark where the next document begins, by position_ids that restart at 0 or by "
             "numbers in attention_mask (1, 1, 0, 2, 2)"
         )
-    document = first.cumsum() - 1
-    start = first.nonzero()[0]
-    position = np.arange(len(index)) - start[document]
-    lengths = np.diff(start, append=len(index)).tolist()
-    return Documents(
-        index=torch.from_numpy(index),
-        document=torch.from_numpy(document),
-        position=torch.from_numpy(position),
-        start=torch.from_numpy(start),
-        lengths=lengths,
-    )
+    lengths = np.diff(first.nonzero()[0], append=len(index)).tolist()
+    return dataclasses.replace(Documents.of_lengths(lengths), index=torch.from_numpy(index))
 
 
 def document_ids_of(batch: Mapping[str, Any]) -> Tensor | None:

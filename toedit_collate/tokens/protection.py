@@ -145,7 +145,7 @@ class Vocabulary:
 
     @functools.cached_property
     def added_bos(self) -> int | None:
-        """The token that the tokenizer puts before each text; None: it puts none there."""
+        """The BOS that the tokenizer adds to each text; None: it adds none."""
         bos = getattr(self.tokenizer, "bos_token_id", None)
         begins = bos is not None and self.tokenizer("a")["input_ids"][:1] == [bos]
         return bos if begins else None

@@ -145,7 +145,7 @@ class TokenBatch:
     def in_context(self, context: Context, eos_id: int | None) -> TokenBatch:
         """The batch, with what the prior reads before a token cut to `EditPolicy.context`.
 
-        Documents stay what they are for attention, draws, journals and caches.
+        Attention, draws, journals and caches still use whole documents.
 
         Raises:
             ValueError: "text" without an end-of-text token, or "answer" without labels.

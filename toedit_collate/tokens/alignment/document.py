@@ -35,11 +35,9 @@ class AlignedDocument:
     agrees: bool = True  # whether both sides have the same bytes; if not, nothing is aligned
 
     def num_read(self, max_length: int | None, bos_id: int | None) -> int:
-        """How many of the K tokens the prior can read.
+        """How many of the K tokens the prior reads, with `max_length` positions (None: no limit).
 
-        Args:
-            max_length: its positions; None: no limit.
-            bos_id: it reads this first, unless the document begins with it; None: it does not.
+        The prior reads `bos_id` first, unless it is None or the document begins with it.
         """
         size = len(self.prior_tokens)
         if max_length is None:
