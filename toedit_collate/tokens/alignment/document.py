@@ -178,7 +178,7 @@ class AlignedBatch:
     # (M,) int64, which of the K begins where a token begins; -1: none, or it can't be predicted
     begin: IntArray
     length: IntArray  # (M,) int64, of the chain; 0 where `begin` is -1
-    chain: IntArray  # (M,) int64, the index into `groups`; -1 for chains of one
+    chain: IntArray  # (M,) int64, the index into `groups`, for chains of several
     groups: list[IntArray]  # of the last tokens of longer chains
     num_disagreeing: int  # number of documents whose bytes differ
     num_cut: int  # number of documents with more tokens than the prior has positions
@@ -188,31 +188,26 @@ class AlignedBatch:
         cls, aligned: Sequence[AlignedDocument], max_length: int | None, bos_id: int | None = None
     ) -> AlignedBatch:
         """Join documents, each as far as the prior reads it (`AlignedDocument.num_read`)."""
-        whole = [len(one.prior_tokens) for one in aligned]
         lengths = [one.num_read(max_length, bos_id) for one in aligned]
         documents = Documents.of_lengths(lengths)
-        begins, chain_lengths, chains = [], [], []
-        groups: list[IntArray] = []
-        for one, start, size in zip(aligned, documents.start.tolist(), lengths, strict=True):
-            chain = np.full(len(one.begin), -1, dtype=np.int64)
-            several = np.flatnonzero(one.length > 1)
-            chain[several] = len(groups) + np.arange(len(several))
-            groups += one.groups
-            # Nothing predicts the first token of a document.
-            known = (one.begin > 0) & (one.begin + one.length <= size)
-            begins.append(np.where(known, one.begin + start, -1))
-            chain_lengths.append(np.where(known, one.length, 0))
-            chains.append(np.where(known, chain, -1))
+        own = [len(one.begin) for one in aligned]
+        start, size = np.repeat(documents.start.numpy(), own), np.repeat(lengths, own)
+        begin = np.concatenate([one.begin for one in aligned])
+        length = np.concatenate([one.length for one in aligned])
+        # Nothing predicts the first token of a document.
+        known = (begin > 0) & (begin + length <= size)
         kept = [one.prior_tokens[:size] for one, size in zip(aligned, lengths, strict=True)]
         return cls(
             documents=documents,
             tokens=torch.from_numpy(np.concatenate(kept)),
-            begin=np.concatenate(begins),
-            length=np.concatenate(chain_lengths),
-            chain=np.concatenate(chains),
-            groups=groups,
+            begin=np.where(known, begin + start, -1),
+            length=np.where(known, length, 0),
+            chain=np.cumsum(length > 1) - 1,
+            groups=[group for one in aligned for group in one.groups],
             num_disagreeing=sum(not one.agrees for one in aligned),
-            num_cut=sum(a > b for a, b in zip(whole, lengths, strict=True)),
+            num_cut=sum(
+                len(one.prior_tokens) > len(some) for one, some in zip(aligned, kept, strict=True)
+            ),
         )
 
     def requests(
