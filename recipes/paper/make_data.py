@@ -86,7 +86,7 @@ def converter(corpus: Row) -> Callable[[list[Row]], Iterable[Row]]:
         return FORMATS[convert["format"]].convert
     if "reading" in convert:
         return lambda rows: (row for line in rows for row in reading(json.loads(line["text"])))
-    return lambda rows: ({"text": " ".join(row[c] for c in convert["join"])} for row in rows)
+    return lambda rows: ({"text": " ".join(row[c] or "" for c in convert["join"])} for row in rows)
 
 
 def reading(entries: list[Row]) -> Iterator[Row]:
