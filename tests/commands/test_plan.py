@@ -91,7 +91,9 @@ def planned(path, card=CPU, sharding=Sharding()):  # noqa: B008 - frozen
         ("meta-llama/Meta-Llama-3-8B", 8_030_261_248),
         ("meta-llama/Llama-3.2-1B", 1_235_814_400),
         ("allenai/OLMo-1B-hf", 1_176_764_416),
+        ("meta-llama/Meta-Llama-3-70B", 70_553_706_496),
         ("Qwen/Qwen2.5-0.5B", 494_032_768),
+        ("Qwen/Qwen2.5-7B", 7_615_616_512),
         ("openai-community/gpt2", 124_439_808),
     ],
 )

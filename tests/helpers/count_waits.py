@@ -7,7 +7,9 @@ import sys
 import tempfile
 
 import pretend_gpu
+import torch
 from conftest import likely_ids, make_llama, make_tokenizer
+from tokenizer_pairs import make
 
 from toedit_collate import (
     DecisionCache,
@@ -59,6 +61,23 @@ def main() -> None:
         print(name, file=sys.stderr)
         at_home = count(lambda policy=policy: edit_tokens(prior, ids, labels=ids, policy=policy))
         found[name] = (of_collator(policy), at_home)
+    # A text of twice the length, too: the waits must not grow with it.
+    own, other = make("coarse"), make("byte-level")
+    aligned = Prior(make_llama(3, vocab_size=len(own)).cuda(), own).aligned_to(other)
+    for name in ("half", "all"):
+        print("aligned", name, file=sys.stderr)
+        counts = []
+        for repeats in (4, 8):
+            text = torch.tensor([other("the quick brown fox jumps " * repeats)["input_ids"]] * 2)
+            policy = POLICIES[name]
+            counts.append(
+                count(
+                    lambda text=text, policy=policy: edit_tokens(
+                        aligned, text, labels=text, policy=policy
+                    )
+                )
+            )
+        found[f"aligned, {name}"] = counts
     print("stores", file=sys.stderr)
     found["cache"] = (of_collator(POLICIES["half"], cache=DecisionCache()), None)
     with tempfile.TemporaryDirectory() as folder:

@@ -66,6 +66,10 @@ class PretendTensor(torch.Tensor):
         return self.on_cpu.data_ptr()
 
 
+# Plain tensors are known by the name of their class.
+PretendTensor.__name__ = "Tensor"
+
+
 def is_far(value) -> bool:
     return isinstance(value, PretendTensor)
 
@@ -121,13 +125,18 @@ def run(func, args, kwargs):
         result = func(*near_args, **near_kwargs)
         if name == "_to_copy" and result is near_args[0]:
             result = result.clone()
-    if func._schema.name.endswith("_") and args and is_far(args[0]):
-        return args[0]  # in place
+    if args and is_far(args[0]) and _writes_to_its_first_argument(func):
+        return args[0]
     if is_far(kwargs.get("out")):
         return kwargs["out"]
     if not (result_is_far or to_far):
         return result
     return tree_map(lambda x: PretendTensor(x) if isinstance(x, torch.Tensor) else x, result)
+
+
+def _writes_to_its_first_argument(func) -> bool:
+    alias = func._schema.arguments[0].alias_info
+    return alias is not None and alias.is_write
 
 
 def _check_indices(name, args) -> None:

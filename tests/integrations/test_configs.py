@@ -12,9 +12,11 @@ import yaml
 from conftest import TEXT, make_llama, make_tokenizer
 from seen_rows import watch_rows
 
+from toedit_collate import EditPolicy
+from toedit_collate.config.section import read_section
+
 os.environ["AXOLOTL_DO_NOT_TRACK"] = "1"  # it sends telemetry
 
-pytestmark = pytest.mark.slow
 CONFIGS = pathlib.Path(__file__).parents[2] / "recipes" / "configs"
 WORDS = TEXT.split()
 # To a random model all of the text is unlikely: a policy that selects something.
@@ -42,6 +44,14 @@ def place(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.mark.parametrize("framework", ["axolotl", "llamafactory"])
+def test_distillation(framework):
+    """The section alone, which needs neither framework."""
+    edit = read_section(read(f"{framework}/qwen_0_5b_distill.yaml")["toedit"])
+    assert edit.policy() == EditPolicy.distill(redraw="never")
+    assert edit.decision_cache.endswith("draws")
+
+
 def read(path):
     return yaml.safe_load((CONFIGS / path).read_text())
 
@@ -64,6 +74,7 @@ def was_edited(rows, tokenizer):
     return not any(row["solution"] in text for text in texts for row in ROWS)
 
 
+@pytest.mark.slow
 def test_axolotl(place):
     pytest.importorskip("axolotl", reason="Axolotl is not installed here")
     from axolotl.cli.train import do_cli
@@ -93,6 +104,7 @@ def test_axolotl(place):
     assert (place / "out" / "adapter_model.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_axolotls_own_check_takes_the_config_as_it_is(monkeypatch):
     """The file with no change; for a card that has bfloat16."""
     pytest.importorskip("axolotl", reason="Axolotl is not installed here")
@@ -111,6 +123,7 @@ def test_axolotls_own_check_takes_the_config_as_it_is(monkeypatch):
     assert checked.sample_packing is True
 
 
+@pytest.mark.slow
 def test_llamafactory(place, monkeypatch):
     pytest.importorskip("llamafactory", reason="LLaMA-Factory is not installed here")
     from toedit_collate.integrations.llamafactory import main
@@ -138,6 +151,7 @@ def test_llamafactory(place, monkeypatch):
     assert (place / "out" / "adapter_model.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_llamafactorys_own_check_takes_the_config_as_it_is(monkeypatch):
     pytest.importorskip("llamafactory", reason="LLaMA-Factory is not installed here")
     from llamafactory.hparams import get_train_args

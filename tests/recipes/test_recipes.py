@@ -109,7 +109,7 @@ class TestConfigs:
         ]
         assert len(names) > 4
         assert all((ROOT / name).is_file() for name in names)
-        formats = set(re.search(r"instruction sets \(([^)]*)\)", section).group(1).split("`")[1::2])
+        formats = set(re.search(r"instruction sets: ([^.]*)\.", section).group(1).split("`")[1::2])
         assert formats == set(FORMATS)
 
     @pytest.mark.parametrize(

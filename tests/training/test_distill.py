@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import reference
 import torch
 from conftest import make_llama
 from datasets import Dataset
 from peft import get_peft_model
+from test_sft import DATA, PACKED_RUNS, RUNS
 from tokenizer_pairs import make
+from torch.utils.data import DataLoader
 from trainees import (
     assert_same_weights,
     dataset,
@@ -260,6 +264,56 @@ def test_liger(tmp_path, tokenizer, way):
         trainer.train()
         trained.append(weights(trainer.model))
     assert_same_weights(*trained)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["prompt-completion", "assistant only", "bfd, assistant only", "wrapped", "padding-free"],
+)
+def test_layouts_of_an_sft_trainer(tmp_path, tokenizer, name):
+    """The first loss is that of the draws in the batch, document by document, without prompts."""
+    data, settings, has_prompts = {**RUNS, **PACKED_RUNS}[name]
+    model, seen = make_trainee(), []
+    trainer, collator = make_trainer(
+        tmp_path, tokenizer, kind="SFTTrainer", way="attach", policy=DISTILL, max_steps=1,
+        model=copy.deepcopy(model), train=Dataset.from_list(DATA[data]), **settings,
+    )  # fmt: skip
+    collator.on_edit = lambda batch, result: seen.append((batch, result))
+    trainer.train()
+    (batch, result), *_ = seen
+    assert bool((result.labels[:, 1:] == -100).any()) >= has_prompts
+    assert (result.draws[..., 1].sum(-1) == 8 * (result.labels != -100)).all()
+    inputs = {key: batch[key] for key in ("attention_mask", "position_ids") if key in batch}
+    with torch.no_grad():
+        logits = model(input_ids=result.input_ids, use_cache=False, **inputs).logits
+    expected = soft_cross_entropy(logits, result.draws, result.labels)
+    assert trainer.state.log_history[0]["loss"] == pytest.approx(float(expected), abs=2e-5)
+
+
+def test_a_loop_of_ones_own_learns_what_a_trainer_learns(tmp_path, tokenizer):
+    rows, settings = documents(6), {"optim": "sgd", "learning_rate": 0.5, "max_grad_norm": 0.0}
+    trainer, _ = make_trainer(
+        tmp_path, tokenizer, way="attach", policy=DISTILL, train=dataset(rows),
+        lr_scheduler_type="constant", **settings,
+    )  # fmt: skip
+    model = copy.deepcopy(trainer.model)
+    model.forward = type(model).forward.__get__(model)  # as nothing had been installed
+    order = []
+    trainer.model.register_forward_pre_hook(
+        lambda _, args, kwargs: order.extend(kwargs["input_ids"][:, 0].tolist()), with_kwargs=True
+    )
+    trainer.train()
+    by_number = {row[0]: {"input_ids": row} for row in rows}
+    collator = ToEditCollator(make_prior(tokenizer), DISTILL, tokenizer=tokenizer)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    for batch in DataLoader([by_number[n] for n in order], 2, collate_fn=collator):
+        batch = dict(batch)
+        draws, labels = batch.pop("draws"), batch.pop("labels")
+        soft_cross_entropy(model(**batch).logits, draws, labels).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    for name, value in weights(trainer.model).items():
+        torch.testing.assert_close(model.state_dict()[name], value, atol=2e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("packing", [False, True])

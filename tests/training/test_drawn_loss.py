@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -228,6 +229,25 @@ def test_refusals(tmp_path, tokenizer, kind, settings, arguments, match):
         tmp_path, tokenizer, kind=kind, trainer_arguments=arguments, **settings
     )
     with pytest.raises(ValueError, match=match):
+        check_can_use_draws(trainer)
+
+
+@pytest.mark.parametrize("parallel", ["cp_enabled", "sp_enabled"])
+def test_context_and_sequence_parallelism_are_refused(tmp_path, tokenizer, parallel):
+    trainer, _ = make_trainer(tmp_path, tokenizer)
+    names = {"cp_enabled": False, "sp_enabled": False, parallel: True}
+    trainer.accelerator.state.parallelism_config = SimpleNamespace(**names)
+    try:
+        with pytest.raises(ValueError, match=parallel):
+            check_can_use_draws(trainer)
+    finally:
+        trainer.accelerator.state.parallelism_config = None
+
+
+def test_data_parallel_is_refused(tmp_path, tokenizer):
+    trainer, _ = make_trainer(tmp_path, tokenizer)
+    trainer.args._n_gpu = 2
+    with pytest.raises(ValueError, match="2 GPUs by DataParallel"):
         check_can_use_draws(trainer)
 
 

@@ -5,7 +5,7 @@ import torch
 from torch.utils.data import DataLoader
 from trainees import AGGRESSIVE, by_first_token, documents, make_prior, make_trainee
 
-from toedit_collate import ToEditCollator
+from toedit_collate import EditPolicy, ToEditCollator, soft_cross_entropy
 
 lightning = pytest.importorskip("lightning.pytorch", reason="needs the package lightning")
 
@@ -41,8 +41,8 @@ class Module(lightning.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=1e-3)
 
 
-def make(tokenizer, workers=0, **settings):
-    collator = ToEditCollator(make_prior(tokenizer), AGGRESSIVE)
+def make(tokenizer, workers=0, policy=AGGRESSIVE, **settings):
+    collator = ToEditCollator(make_prior(tokenizer), policy)
     loaders = [
         DataLoader(rows, 2, collate_fn=collator, num_workers=workers) for rows in (TRAIN, HELD_OUT)
     ]
@@ -86,3 +86,23 @@ def test_epochs_are_those_of_the_trainer(tokenizer):
             rows = zip(batch["input_ids"], batch["attention_mask"], strict=True)
             expected += [row[mask.bool()].tolist() for row, mask in rows]
     assert module.given["train"] == expected
+
+
+def test_labels_of_many_draws(tokenizer):
+    """Each loss is that of the batch's draws, and no evaluation batch has any."""
+
+    losses = []
+
+    class Distilling(Module):
+        def training_step(self, batch, index):
+            draws, labels = batch.pop("draws"), batch.pop("labels")
+            loss = soft_cross_entropy(self.model(**batch).logits, draws, labels)
+            losses.append(float(loss))
+            return loss
+
+    trainer, _, train, held_out = make(tokenizer, policy=EditPolicy.distill(8))
+    module = Distilling()
+    trainer.fit(module, train, held_out)
+    assert len(losses) == 6
+    assert all(loss > 0 for loss in losses)
+    assert module.given["validate"]

@@ -152,7 +152,7 @@ def _draw_by_chunks(weights: Tensor, observed: Tensor, uniforms: Tensor) -> Tens
     target = _beyond_own(uniforms, own_weight, ends[:, -1:])
     chunk = _first_above(ends, target)
     left = (target - (ends - sums).gather(-1, chunk)).unsqueeze(-1)
-    inside = _chunks_at(chunks, chunk).double().cumsum(-1)
+    inside = _chunks_at(chunks, chunk).cumsum(-1, dtype=torch.float64)
     place = _first_above(inside, left).squeeze(-1)
     return torch.where(target < 0, own, chunk * CHUNK + place)
 

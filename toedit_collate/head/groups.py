@@ -40,7 +40,9 @@ def leading_members(head: Head, hidden: Tensor, groups: IdGroups, *, budget: int
     `hidden` is (n, D), on the device of the head like the groups. `budget` limits the logits of a
     head that only its module can compute.
     """
-    counts = torch.bincount(groups.row, minlength=groups.num_rows)
+    # bincount would make the host wait for a GPU.
+    counts = groups.row.new_zeros(groups.num_rows)
+    counts.index_add_(0, groups.row, torch.ones_like(groups.row))
     start = counts.cumsum(0) - counts
     leading = torch.zeros(groups.num_rows, dtype=torch.int64, device=groups.ids.device)
     surplus = torch.zeros(groups.num_rows, device=groups.ids.device)
@@ -48,7 +50,7 @@ def leading_members(head: Head, hidden: Tensor, groups: IdGroups, *, budget: int
     at = start.clamp(max=max(0, len(groups.ids) - 1))
     if len(groups.ids):
         leading = torch.where(counts > 0, groups.ids[at], 0)
-    several = counts[groups.row] > 1
+    several = (counts[groups.row] > 1).nonzero().squeeze(1)
     row, ids = groups.row[several], groups.ids[several]
     if not len(row):
         return LeadingMembers(leading, surplus)
