@@ -24,7 +24,7 @@ def collate(**keys):
      "advantages", "rewards", "start_positions", "end_positions", "teacher_logits"],
 )  # fmt: skip
 def test_what_was_said_of_the_tokens(key):
-    with pytest.raises(ValueError, match=f"has '{key}', which speaks of the tokens from before"):
+    with pytest.raises(ValueError, match=f"has '{key}', which belongs to the tokens from before"):
         collate(**{key: torch.zeros(1)})
 
 

@@ -152,7 +152,8 @@ def test_a_checkpoint_that_vanishes_at_the_swap(tmp_path, tokenizer, monkeypatch
     assert collator.prior.generation == 3 - int(gone)
     assert trainer.state.global_step == 6
     assert all(
-        "checkpoint-4" in e and "does not exist" in e and "goes on with it" in e for e in errors
+        "checkpoint-4" in e and "does not exist" in e and "continues with the old prior" in e
+        for e in errors
     )
 
 

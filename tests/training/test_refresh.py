@@ -359,7 +359,7 @@ class TestBadCheckpoints:
         (record,) = (r for r in caplog.records if r.levelname == "ERROR")
         assert message in record.getMessage()
         assert "checkpoint-4" in record.getMessage()
-        assert "It stays of generation 1, and training goes on with it" in record.getMessage()
+        assert "Training continues with the old prior, of generation 1" in record.getMessage()
 
     @pytest.mark.parametrize("kind", KINDS)
     def test_live_weights_that_are_not_finite(self, tmp_path, tokenizer, caplog, kind):

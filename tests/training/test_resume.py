@@ -200,7 +200,7 @@ class TestRefusals:
 
     def test_another_prior(self, tmp_path):
         stop_at(tmp_path, "full, epoch", 2)
-        with pytest.raises(ValueError, match="prior is not the one with which the run in"):
+        with pytest.raises(ValueError, match="prior is not the one that edited the run in"):
             self.resume(tmp_path, prior=Prior(make_trainee()))
 
     def test_a_prior_that_is_gone(self, stopped):

@@ -11,22 +11,21 @@ from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from .call_site import CallSite, Origin, Purpose, inspect_call_stack
-from .editor import BatchEditor, registered_editor
+from .editor import EDITORS, BatchEditor
 
 
 class ToEditBatch(UserDict[str, Any]):
     """A batch that nobody can read unedited by accident.
 
     It is collated in a DataLoader worker, where there is no prior, and edits itself in the main
-    process: when accelerate (so, a `Trainer`) moves it with `.to(device, non_blocking=...)`, or
-    when it is first read. Batches of evaluation and prediction are left as they are. From then on
-    it is a plain mapping that does what transformers' `BatchEncoding` does: `batch.input_ids` is
-    `batch["input_ids"]`, `batch[:2]` has two rows of each, `batch.data` is a dict.
+    process: when accelerate (and so a `Trainer`) moves it with `.to(device, non_blocking=...)`, or
+    when it is first read. Batches of evaluation and prediction are not edited. Afterwards it is a
+    plain mapping with the features of transformers' `BatchEncoding`: `batch.input_ids` is
+    `batch["input_ids"]`, `batch[:2]` has two rows of each tensor, `batch.data` is a dict.
 
     Args:
         data: the collated tensors.
-        editor: the `BatchEditor` that edits it, or the key of one in another process; None:
-            `data` is final.
+        editor: the `BatchEditor`, or the key of one in another process; None: `data` is final.
         origin: where it was collated.
 
     Example:
@@ -35,7 +34,7 @@ class ToEditBatch(UserDict[str, Any]):
         {'weight': tensor([1.]), 'input_ids': tensor([[5, 6]])}
     """
 
-    # As BatchEncoding has them where the tokens did not come from a fast tokenizer.
+    # Attributes of BatchEncoding, for tokens that do not come from a fast tokenizer.
     is_fast = False
     encodings = None
     n_sequences = None
@@ -52,16 +51,16 @@ class ToEditBatch(UserDict[str, Any]):
 
     @property
     def is_pending(self) -> bool:
-        """True as long as the batch has been neither edited nor left for evaluation."""
+        """Whether it is not decided yet that the batch is edited, or that it is for evaluation."""
         return self._pending_on is not None
 
     @property
     def data(self) -> dict[str, Any]:  # type: ignore[override]
-        """What the batch holds, edited. `UserDict` reads and writes through this alone."""
+        """The tensors, edited. `UserDict` reads and writes through this property alone."""
         if self._pending_on is not None:
             site = inspect_call_stack()
-            # The dispatching loader reads batches to concatenate them, even those it skips.
-            # PyTorch 2.6 pins a mapping item by item, before it asks for our own `pin_memory`.
+            # The dispatching loader reads batches to concatenate them, even those that it skips.
+            # PyTorch 2.6 pins each item of a mapping before it looks for our `pin_memory`.
             if not (site.pinning or (site.dispatching and site.skipping)):
                 self._resolve(site)
         return self._data
@@ -73,12 +72,15 @@ class ToEditBatch(UserDict[str, Any]):
     def to(self, device: str | torch.device | int, *, non_blocking: bool = False) -> ToEditBatch:
         """Edit the batch, unless it is for evaluation, and move it; returns itself.
 
-        A batch that a resumed run skips is moved only: it is edited if someone reads it after all.
+        A batch that a resumed run skips is moved unedited, and edited if someone reads it later.
         """
         if self._pending_on is not None:
             site = inspect_call_stack()
             if not site.skipping:
-                self._resolve(site, _as_device(device))
+                # A number is an index of the accelerator.
+                is_number = isinstance(device, int)
+                target = torch.zeros(0).to(device).device if is_number else torch.device(device)
+                self._resolve(site, target)
         self._data = {
             key: value.to(device, non_blocking=non_blocking) if hasattr(value, "to") else value
             for key, value in self._data.items()
@@ -94,16 +96,15 @@ class ToEditBatch(UserDict[str, Any]):
         return self
 
     def _resolve(self, site: CallSite, device: torch.device | None = None) -> None:
-        """Edit the batch, or leave it for evaluation: here it is decided which."""
+        """Decide whether the batch is for training or evaluation, and edit it for training."""
         assert self._pending_on is not None
         editor = _find_editor(self._pending_on)
         purpose = self._origin.purpose
-        if purpose is not Purpose.TRAINING:
-            purpose = site.purpose.or_else(purpose)
+        if purpose is not Purpose.TRAINING and site.purpose is not Purpose.UNKNOWN:
+            purpose = site.purpose
         if purpose is not Purpose.EVALUATION:
             self._data = editor.edit(self._data, self._origin, site, device)
-        # The model has no argument of that name.
-        self._data.pop("edit", None)
+        self._data.pop("edit", None)  # the model has no such argument
         self._pending_on = None
 
     def __getitem__(self, key: Any) -> Any:
@@ -123,11 +124,9 @@ class ToEditBatch(UserDict[str, Any]):
         return f"{type(self).__name__}({', '.join(self._data)}; {state})"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # From a worker to the main process: as collated, with the name of its editor.
-        pending_on = self._pending_on
-        if pending_on is not None and not isinstance(pending_on, str):
-            pending_on = pending_on.key
-        return type(self), (self._data, pending_on, self._origin)
+        # From a worker to the main process: unedited, with the key of its editor.
+        editor = self._pending_on
+        return type(self), (self._data, getattr(editor, "key", editor), self._origin)
 
     def __copy__(self) -> ToEditBatch:
         return type(self)(self._data, self._pending_on, self._origin)
@@ -147,28 +146,16 @@ class ToEditBatch(UserDict[str, Any]):
         return self
 
 
-def _as_device(device: str | torch.device | int) -> torch.device:
-    """As tensors understand it: a number is one of the accelerator's."""
-    return torch.zeros(0).to(device).device if isinstance(device, int) else torch.device(device)
-
-
-def _find_editor(pending_on: BatchEditor | str) -> BatchEditor:
-    """The editor of a batch: itself, or by the key that came from a worker.
-
-    Raises:
-        RuntimeError: in a DataLoader worker, or where the editor is gone.
-    """
+def _find_editor(editor: BatchEditor | str) -> BatchEditor:
     if get_worker_info() is not None:
         raise RuntimeError(
             "a ToEditBatch was read in a DataLoader worker, where there is no prior; read it in "
             "the main process (do further collating in base_collator)"
         )
-    if not isinstance(pending_on, str):
-        return pending_on
-    editor = registered_editor(pending_on)
-    if editor is None:
+    found = EDITORS.get(editor) if isinstance(editor, str) else editor
+    if found is None:
         raise RuntimeError(
             "the ToEditCollator of this batch is gone, or lives in another process; keep a "
             "reference to it while its batches are in use"
         )
-    return editor
+    return found

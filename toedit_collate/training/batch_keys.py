@@ -1,4 +1,4 @@
-"""Keys of a batch that would go on speaking of the tokens from before the edit are refused."""
+"""Refuses batch keys that would still describe the tokens from before the edit."""
 
 from __future__ import annotations
 
@@ -9,35 +9,28 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_ONLY_DECODERS = "only decoder-only language models can be trained so"
+_ENCODER_DECODER = "only decoder-only language models are supported; remove it from the batch"
 _REFUSED = {
     "shift_labels": "which would keep the tokens from before the edit; let the model shift labels, "
     "and remove shift_labels from the base collator's output",
-    "inputs_embeds": "so that there is nothing to edit in what the model reads: only token ids can "
-    "be edited; remove inputs_embeds from the base collator's output",
-    "decoder_input_ids": "as for an encoder-decoder model, and they would keep the tokens from "
-    f"before the edit; {_ONLY_DECODERS}",
-    "decoder_inputs_embeds": f"as for an encoder-decoder model; {_ONLY_DECODERS}",
+    "inputs_embeds": "so the model reads no token ids, and only token ids can be edited; remove "
+    "inputs_embeds from the base collator's output",
+    "decoder_input_ids": f"of an encoder-decoder model; {_ENCODER_DECODER}",
+    "decoder_inputs_embeds": f"of an encoder-decoder model; {_ENCODER_DECODER}",
 }
-# What a teacher, a reference model or a reward said of the tokens as they were.
-_SAID_OF_TOKENS = re.compile(
+# What a teacher, a reference model or a reward computed from the unedited tokens.
+_DEPENDS_ON_TOKENS = re.compile(
     r"log_?p(s|rob|$)|logits|advantage|reward|teacher|target_token|target_mask|"
-    r"(start|end)_positions", re.IGNORECASE,
-)  # fmt: skip
-# Masks that say something else than which tokens are learned from, or that are understood.
-_KNOWN_MASKS = ("attention_mask", "special_tokens_mask", "completion_mask", "assistant_masks")
-# What a model of several kinds of input reads beside the tokens.
+    r"(start|end)_positions",
+    re.IGNORECASE,
+)
+_MASKS_OF_LABELS = ("completion_mask", "assistant_masks")
+_KNOWN_MASKS = ("attention_mask", "special_tokens_mask", *_MASKS_OF_LABELS)
 _NOT_TEXT = re.compile(r"pixel_values|image|video|audio|input_features|input_values", re.IGNORECASE)
 
 
 def check_keys(batch: Mapping[str, Any]) -> None:
-    """Raise at keys that an edit of `input_ids` and `labels` would leave behind.
-
-    Args:
-        batch: as collated, with `input_ids` (B, T).
-
-    Raises:
-        ValueError: names the key.
+    """Raise a ValueError that names a key which an edit of `input_ids` and `labels` makes wrong.
 
     Example:
         >>> import torch
@@ -50,32 +43,30 @@ def check_keys(batch: Mapping[str, Any]) -> None:
     for key, why in _REFUSED.items():
         if batch.get(key) is not None:
             raise ValueError(f"the batch has {key}, {why}")
-    ids = batch["input_ids"]
-    has_labels = batch.get("labels") is not None
-    understood = has_labels or any(batch.get(name) is not None for name in _KNOWN_MASKS[2:])
+    knows_loss = any(batch.get(name) is not None for name in ("labels", *_MASKS_OF_LABELS))
     for key, value in batch.items():
         if value is None or key in ("input_ids", "labels"):
             continue
-        if _SAID_OF_TOKENS.search(key):
+        if _DEPENDS_ON_TOKENS.search(key):
             raise ValueError(
-                f"the batch has {key!r}, which speaks of the tokens from before the edit (of a "
-                "span, or by a teacher, a reference model or a reward); token editing is for "
+                f"the batch has {key!r}, which belongs to the tokens from before the edit (a span, "
+                "or the output of a teacher, a reference model or a reward); token editing is for "
                 "supervised fine-tuning and pretraining on the next token"
             )
-        if re.search(r"masks?$", key) and key not in _KNOWN_MASKS and not understood:
+        if re.search(r"masks?$", key) and key not in _KNOWN_MASKS and not knows_loss:
             raise ValueError(
                 f"the batch has {key} and no labels, so it is not known what is learned from; let "
                 "the base collator return labels, -100 where there is no loss"
             )
-        if _is_copy(value, ids, batch.get("attention_mask")):
+        if _is_copy(value, batch["input_ids"], batch.get("attention_mask")):
             raise ValueError(
                 f"the batch has {key!r}, a copy of input_ids, which would keep the tokens from "
                 "before the edit; let the base collator return it as labels, or remove it"
             )
 
 
-def other_input(batch: Mapping[str, Any]) -> str | None:
-    """A key that says there is more than text, which a prior is not given; or None."""
+def find_other_input(batch: Mapping[str, Any]) -> str | None:
+    """A key for images, audio or video, which the prior does not get; or None."""
     return next((key for key in batch if _NOT_TEXT.search(key)), None)
 
 
@@ -87,14 +78,15 @@ def _is_copy(value: Any, ids: Any, mask: Any) -> bool:
         return False
     if value.is_floating_point() or value.dtype == torch.bool:
         return False
-    value, real = value.to(ids.device), value.to(ids.device) != -100
+    value = value.to(ids.device)
+    real = value != -100
     if isinstance(mask, Tensor) and mask.shape == ids.shape:
-        real = real & (mask.to(ids.device) != 0)
-    for ours, theirs, compared in (
-        (ids, value, real),
-        (ids[:, 1:], value[:, :-1], real[:, :-1] & real[:, 1:]),
-    ):
-        # Two tokens or fewer may agree by chance.
-        if int(compared.sum()) > 2 and bool(((ours == theirs) | ~compared).all()):
-            return True
-    return False
+        real &= mask.to(ids.device) != 0
+    same = (ids == value) | ~real
+    next_real = real[:, :-1] & real[:, 1:]
+    next_same = (ids[:, 1:] == value[:, :-1]) | ~next_real
+    # Two tokens or fewer may agree by chance.
+    return any(
+        int(compared.sum()) > 2 and bool(equal.all())
+        for equal, compared in ((same, real), (next_same, next_real))
+    )

@@ -27,10 +27,6 @@ class Purpose(enum.Enum):
     EVALUATION = enum.auto()
     UNKNOWN = enum.auto()  # edited like training: a loop of the user's own, say
 
-    def or_else(self, other: Purpose) -> Purpose:
-        """This purpose, or if it is not known, another one."""
-        return other if self is Purpose.UNKNOWN else self
-
 
 @dataclass(frozen=True)
 class Origin:

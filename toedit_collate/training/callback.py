@@ -6,7 +6,6 @@ import logging
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +18,10 @@ from ..distributed import all_reduce, barrier
 from .call_site import argument_of_caller, calling_instance
 from .checkpoints import (
     STATE_KEY,
-    JournalRun,
     check_same_journal,
     reload_adapter,
     saved_attributes,
+    start_journal_run,
 )
 from .collator import ToEditCollator
 from .drawn_loss import install_drawn_loss
@@ -63,10 +62,10 @@ class ToEditCallback(TrainerCallback):
     | `toedit/replayed_share` | tokens edited from the journal / all tokens; with a journal only |
     | `toedit/generation` | number of the generation, from 1; with `refresh` or a journal only |
 
-    With `refresh`, each swap begins a new generation: the prior takes over the trainee's weights as
-    they are then (with `Prior.shared`: a frozen copy of its adapter), in place, on all ranks or on
-    none. A checkpoint that can't be taken over (half-written, not finite) is logged as an error,
-    and the old prior works on.
+    With `refresh`, each swap starts a new generation: the prior takes over the trainee's current
+    weights (with `Prior.shared`: a frozen copy of its adapter), in place, on all ranks or on none.
+    If a checkpoint can't be used (half-written, not finite), the callback logs an error and the
+    old prior stays.
 
     Example:
         >>> import tempfile
@@ -93,17 +92,16 @@ class ToEditCallback(TrainerCallback):
         >>> folder.cleanup()
 
     Args:
-        collator: edits the batches; or a function that makes it of the trainee when training
-            begins, for a prior that shares the trainee's weights in a framework that takes
-            callbacks before there is a model.
-        refresh: when the prior is swapped: "epoch" at the end of each epoch and N every N steps,
-            for the trainee's live weights; "save" whenever the Trainer has written a checkpoint,
-            for that; None never.
+        collator: edits the batches; or a function that makes it from the trainee when training
+            begins: for `Prior.shared` in a framework that takes callbacks before there is a model.
+        refresh: when the prior is swapped. "epoch": at the end of each epoch, and N: every N steps,
+            for the trainee's live weights; "save": for each checkpoint that the Trainer writes;
+            None: never.
 
     Raises:
         TypeError: `collator` is neither a `ToEditCollator` nor a function.
-        ValueError: `refresh` is something else. At the start of training: the trainer learns from
-            preferences or rewards; the prior does not fit the trainee, or can't be swapped for it.
+        ValueError: `refresh` has another value. At the start of training: the trainer learns from
+            preferences or rewards, or the prior does not fit the trainee, or can't be swapped.
     """
 
     def __init__(self, collator: ToEditCollator | MakeCollator, refresh: Refresh = None) -> None:
@@ -119,30 +117,27 @@ class ToEditCallback(TrainerCallback):
         self._made_for: Any = None
         self._collator: ToEditCollator | None = None
         if isinstance(collator, ToEditCollator):
-            self._take(collator)
+            self._use(collator)
         else:
             self._make = collator
         self._before_save = _BeforeSave(self)
-        self._journal_run = JournalRun()
-        self._attempt: _Attempt | None = None
+        self._run: dict[str, Any] = {}  # name and attempt, for the journal
+        # Batch size per device and the counts when training began; None: it has ended.
+        self._begun: tuple[int, dict[str, float]] | None = None
         self._logged = dict.fromkeys(_LOGGED_SUMS, 0.0)
         self._step_seconds = 0.0
         self._mark = 0.0
 
     @property
     def collator(self) -> ToEditCollator:
-        """What edits the batches.
-
-        Raises:
-            RuntimeError: it is made when training begins, which it has not.
-        """
+        """What edits the batches; a RuntimeError before training if a function makes it."""
         if self._collator is None:
             raise RuntimeError(
-                "the collator of this ToEditCallback is made when training begins; look at it then"
+                "the collator of this ToEditCallback is made when training begins; read it then"
             )
         return self._collator
 
-    def _take(self, collator: Any) -> None:
+    def _use(self, collator: Any) -> None:
         if not isinstance(collator, ToEditCollator):
             raise TypeError(
                 "the function that ToEditCallback was given must return a ToEditCollator, got "
@@ -153,7 +148,7 @@ class ToEditCallback(TrainerCallback):
         self._refresher = Refresher(collator.prior, self.refresh)
 
     def on_init_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Get to know the training loaders that the Trainer makes, also outside of `train()`."""
+        """Mark the training loaders that the Trainer makes, also outside of `train()`."""
         trainer = calling_instance(Trainer)
         if trainer is None:
             return
@@ -162,33 +157,33 @@ class ToEditCallback(TrainerCallback):
             edit_training_loaders_of(trainer, self._collator)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Check that the prior fits the trainee, and see to it that training batches are edited.
+        """Check that the prior fits the trainee, and edit the training loader.
 
-        In a run that is resumed, bring prior and journal to where they were.
+        In a resumed run, restore the prior and the journal.
         """
         trainer, model = calling_instance(Trainer), kwargs["model"]
         if trainer is not None:
             check_trainer(trainer)
         if self._make is not None and self._made_for is not model:
-            self._take(self._make(model))
+            self._use(self._make(model))
             self._made_for = model
-        self._take_places()
+        self._order_callbacks()
         if self.collator.policy.num_draws > 1:
             install_drawn_loss(trainer, model)
         stats, batch_size = self.collator.editor.stats, getattr(trainer, "_train_batch_size", 0)
-        # A Trainer that ran out of memory begins again with smaller batches (auto_find_batch_size).
-        given_up = self._attempt
-        is_retry = given_up is not None and batch_size < given_up.batch_size
-        if given_up is not None and is_retry:
+        # After running out of memory, a Trainer starts again with smaller batches
+        # (auto_find_batch_size).
+        is_retry = self._begun is not None and batch_size < self._begun[0]
+        if self._begun is not None and is_retry:
             self._refresher.restart()
-            stats.reset(given_up.totals)
+            stats.reset(self._begun[1])
         marked = edit_training_loader(kwargs["train_dataloader"], self.collator)
         marked.fit(model, args, kwargs.get("processing_class"))
         self._refresher.check(args, model)
         self._begin_run(args, state, model, kwargs.get("optimizer"), is_retry)
         self.collator.editor.run_state = state
         totals = stats.totals()
-        self._attempt = _Attempt(batch_size, totals)
+        self._begun = (batch_size, totals)
         self._logged = {name: totals[name] for name in _LOGGED_SUMS}
         self._step_seconds = 0.0
         self._mark = time.perf_counter()
@@ -210,11 +205,11 @@ class ToEditCallback(TrainerCallback):
         self._mark = time.perf_counter()
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Leave the time of evaluation out."""
+        """Do not count the time of evaluation."""
         self._mark = time.perf_counter()
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Complete the checkpoint, and swap it in if that is due."""
+        """Add the prior to the checkpoint, and swap the checkpoint in if it is due."""
         checkpoint = _checkpoint_of(args, state)
         self._refresher.link_into(checkpoint, args)
         if self.refresh == "save":
@@ -226,16 +221,16 @@ class ToEditCallback(TrainerCallback):
         """Write what the journal and the cache have not written yet."""
         self.collator.flush()
         self._refresher.end(args)
-        self._attempt = None
+        self._begun = None
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Raise before the first update if the training batches are not edited."""
-        attempt = self._attempt
-        if attempt is not None and self.collator.editor.stats.batches == attempt.totals["batches"]:
+        begun = self._begun
+        if begun is not None and self.collator.editor.stats.batches == begun[1]["batches"]:
             raise ValueError(NOT_EDITED)
 
     def before_save(self, args: Any, state: Any) -> None:
-        """Bring to the disk what the checkpoint that may be written now relies on."""
+        """Write what the checkpoint needs that may be written next."""
         journal = self.collator.journal
         if journal is not None:
             journal.flush()
@@ -255,25 +250,19 @@ class ToEditCallback(TrainerCallback):
                 self._refresher.restore(saved, checkpoint, model, state)
             else:
                 logger.warning(
-                    "the checkpoint at step %d was not written with ToEditCallback: the prior is "
-                    "taken as it is, of generation %d",
+                    "the checkpoint at step %d was not written with ToEditCallback: the prior "
+                    "stays as it is, at generation %d",
                     step,
                     self.collator.prior.generation,
                 )
-        run = saved["run"] if saved else self._journal_run.run if is_retry else None
-        self._journal_run = JournalRun.begin(journal, run, step)
+        run = saved["run"] if saved else self._run.get("run") if is_retry else None
+        self._run = start_journal_run(journal, run, step)
         self._remember(state)
 
     def _remember(self, state: Any) -> None:
-        """Put what resuming needs where the Trainer saves it, in trainer_state.json."""
-        state.stateful_callbacks[STATE_KEY] = {
-            "args": {},
-            "attributes": {
-                **self._refresher.state,
-                "run": self._journal_run.run,
-                "attempt": self._journal_run.attempt,
-            },
-        }
+        """Put what resuming needs into trainer_state.json."""
+        attributes = {**self._refresher.state, **self._run}
+        state.stateful_callbacks[STATE_KEY] = {"args": {}, "attributes": attributes}
 
     def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Add the edit's numbers to what the Trainer logs of its training."""
@@ -294,7 +283,14 @@ class ToEditCallback(TrainerCallback):
         )
         self._step_seconds = 0.0
         numbers = shares(since)
-        self._say_what_is_odd(since, numbers["prior_perplexity"])
+        editor = self.collator.editor
+        editor.warn_if_lost(numbers["prior_perplexity"])
+        if since["tokens"] > since["replayed"] and not since["scored"] and editor.policy.decides:
+            editor.warn_once(
+                "nothing",
+                f"none of {since['tokens']:,.0f} tokens could be edited: all are without a label "
+                "(-100), special or protected",
+            )
         if not self.collator.policy.drops_tokens:
             del numbers["dropped_share"]
         if self.collator.journal is None:
@@ -304,46 +300,22 @@ class ToEditCallback(TrainerCallback):
         numbers["time_share"] = since["seconds"] / since["steps"] if since["steps"] else math.nan
         return {f"toedit/{name}": value for name, value in numbers.items() if value == value}
 
-    def _say_what_is_odd(self, sums: dict[str, float], perplexity: float) -> None:
-        editor = self.collator.editor
-        editor.warn_if_lost(perplexity)
-        if sums["tokens"] > sums["replayed"] and not sums["scored"] and editor.policy.decides:
-            editor.warn_once(
-                "nothing",
-                f"none of {sums['tokens']:,.0f} tokens could be edited: all are without a label "
-                "(-100), special or protected",
-            )
-
-    def _take_places(self) -> None:
-        # Trackers log what they are handed, in the order of the list: to add numbers to it, this
-        # callback must be called before them, and a user's callbacks come last. Whether a
-        # checkpoint is to be written is known only after all callbacks were asked. The list is
-        # replaced, not reordered, since it is being iterated over right now.
+    def _order_callbacks(self) -> None:
+        # This callback must come before the trackers, which log the numbers they are given, and the
+        # user's callbacks come last. `_BeforeSave` must come after all callbacks, since each may
+        # ask for a checkpoint. The list is replaced because it is being iterated over.
         handler = calling_instance(CallbackHandler)
         if handler is None:
             return
         ours = (self, self._before_save)
         others = [c for c in handler.callbacks if all(c is not one for one in ours)]
-        keeps_something = self.collator.journal is not None or self.refresh is not None
-        last = [self._before_save] if keeps_something else []
+        stores_state = self.collator.journal is not None or self.refresh is not None
+        last = [self._before_save] if stores_state else []
         handler.callbacks = [self, *others, *last]
 
 
-@dataclass(frozen=True)
-class _Attempt:
-    """The beginning of a run that has not ended.
-
-    Attributes:
-        batch_size: per device.
-        totals: of the statistics then.
-    """
-
-    batch_size: int
-    totals: dict[str, float]
-
-
 class _BeforeSave(TrainerCallback):
-    """The last of all callbacks, which sees that a checkpoint is about to be written."""
+    """Runs after all other callbacks, when it is known whether a checkpoint is to be written."""
 
     def __init__(self, owner: ToEditCallback) -> None:
         self._owner = owner
@@ -352,14 +324,15 @@ class _BeforeSave(TrainerCallback):
         if control.should_save:
             self._owner.before_save(args, state)
             if args.should_save:
-                # If it is written over an older one, it is not whole until its state is there.
+                # A checkpoint without its state counts as unfinished, while an older one of this
+                # step is overwritten.
                 (_checkpoint_of(args, state) / TRAINER_STATE_NAME).unlink(missing_ok=True)
 
     on_epoch_end = on_step_end
     on_log = on_step_end
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        # With save_strategy="best", only after this is it decided whether to save.
+        # With save_strategy="best", the Trainer decides after this whether to save.
         if control.should_save or args.save_strategy == "best":
             self._owner.before_save(args, state)
 
@@ -372,6 +345,5 @@ def _checkpoint_of(args: Any, state: Any) -> Path:
 
 
 def _resumed_from(args: Any, state: Any) -> Path:
-    """The folder that the run is resumed from."""
     given = argument_of_caller("_inner_training_loop", "resume_from_checkpoint")
     return Path(given) if isinstance(given, str) else _checkpoint_of(args, state)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import uuid
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,25 +12,21 @@ from ..prior.sharding import is_sharded
 from ..stores.journal import Journal
 from ..stores.journal.files import read_valid
 
-# What resuming needs stands under this name in trainer_state.json. Not as an `ExportableState` of
-# transformers: that is read back only on demand, into a new callback, and a checkpoint without it
-# could not be resumed with it.
+# What resuming needs has this name in trainer_state.json. It is not an `ExportableState` of
+# transformers: those are read back into new callbacks only, and fail with older checkpoints.
 STATE_KEY = "toedit_collate"
 
 
 def last_checkpoint(output_dir: str | Path, generation: int | None = None) -> str | None:
-    """The last checkpoint that a Trainer has finished writing.
+    """The last checkpoint that a Trainer has finished writing: its folder, or None.
 
-    A process that is killed while it writes a checkpoint leaves a part of it behind, which
-    `resume_from_checkpoint=True` would take for the last.
+    A process that is killed while it writes leaves a partial checkpoint, which
+    `resume_from_checkpoint=True` would use.
 
     Args:
         output_dir: of the Trainer.
-        generation: number of swaps of the prior at that time (of `self_edit`'s generation n it is
-            n - 1); None: any.
-
-    Returns:
-        Its folder, or None.
+        generation: number of swaps of the prior at that time (in `self_edit`, n - 1 for generation
+            n); None: any.
 
     Example:
         >>> import tempfile
@@ -52,22 +47,21 @@ def last_checkpoint(output_dir: str | Path, generation: int | None = None) -> st
 
 
 def saved_attributes(stateful_callbacks: dict[str, Any]) -> dict[str, Any] | None:
-    """What this package has put into a `TrainerState`; None: nothing."""
+    """What this package has stored in a `TrainerState`, or None."""
     return stateful_callbacks.get(STATE_KEY, {}).get("attributes")
 
 
 def reload_adapter(model: Any, checkpoint: Path, optimizer: Any) -> None:
-    """Put the adapter in training back to what a checkpoint holds of it, and let it train.
+    """Load the trained adapter from a checkpoint again, and make it trainable.
 
     Before transformers 5.23, a Trainer that resumes loads the adapters in subfolders of the
-    checkpoint, if there are any, and then not the one beside them, which is the one in training; a
-    swapped prior and a frozen adapter of the user's stand in subfolders. And PEFT before 0.21
-    freezes the adapter in training while it loads a frozen one.
+    checkpoint (a swapped prior, a frozen adapter of the user), and then not the trained one. And
+    PEFT before 0.21 freezes the trained adapter while it loads a frozen one.
 
     Args:
         model: the trainee, without wrappers.
         checkpoint: its folder.
-        optimizer: of the Trainer; what it updates was trainable.
+        optimizer: of the Trainer; its parameters are made trainable.
     """
     file = checkpoint / "adapter_model.safetensors"
     name = getattr(model, "active_adapter", None)
@@ -84,39 +78,35 @@ def reload_adapter(model: Any, checkpoint: Path, optimizer: Any) -> None:
             parameter.requires_grad_(True)
 
 
-@dataclass(frozen=True)
-class JournalRun:
-    """The run that a checkpoint belongs to.
+def start_journal_run(journal: Journal | None, run: str | None, step: int) -> dict[str, Any]:
+    """Start or continue a run in the journal; edits after its checkpoint become void. Collective.
 
-    Attributes:
-        run: its name; None without a journal.
-        attempt: how often it was begun or resumed before; None without a journal.
+    Args:
+        journal: of the collator, or None.
+        run: that continues; None: a new run.
+        step: of its checkpoint; 0: it starts from the beginning.
+
+    Returns:
+        `run`, its name, and `attempt`, how often it was started or resumed before; None without a
+        journal.
     """
+    if journal is None:
+        return {"run": None, "attempt": None}
+    journal.flush()
+    shared: list[Any] = [run or uuid.uuid4().hex]
+    shared.append(journal.last_attempt(shared[0]))
+    if world_size() > 1:
+        from accelerate.utils import broadcast_object_list
 
-    run: str | None = None
-    attempt: int | None = None
-
-    @classmethod
-    def begin(cls, journal: Journal | None, run: str | None, step: int) -> JournalRun:
-        """Begin a run, or go on with one; what was edited after its checkpoint is taken back.
-
-        Args:
-            journal: of the collator, or None.
-            run: that goes on; None: the run is new.
-            step: of its checkpoint; 0: it begins, or begins again.
-        """
-        if journal is None:
-            return cls()
-        journal.flush()
-        run = uuid.uuid4().hex if run is None else run
-        run, last = _share_run(run, journal.last_attempt(run))
-        attempt = 0 if last is None else last + 1
-        journal.start_run(run, attempt=attempt, resumed_at=step)
-        return cls(run, attempt)
+        broadcast_object_list(shared)  # of rank 0
+    run, last = shared
+    attempt = 0 if last is None else last + 1
+    journal.start_run(run, attempt=attempt, resumed_at=step)
+    return {"run": run, "attempt": attempt}
 
 
 def check_same_journal(saved: dict[str, Any], journal: Journal | None, step: int) -> None:
-    """Raise unless a journal is the one of the run that is resumed.
+    """Raise unless the collator's journal is the one of the run that is resumed.
 
     Args:
         saved: what the checkpoint holds of this package.
@@ -124,20 +114,20 @@ def check_same_journal(saved: dict[str, Any], journal: Journal | None, step: int
         step: of the checkpoint.
 
     Raises:
-        ValueError: it is another, or there must be one, or none; or the checkpoint is older than
-            what the journal has taken back.
+        ValueError: it is another journal, or the run had none, or needs one; or the run was resumed
+            before from an earlier step.
     """
     if saved["run"] is not None and journal is None:
         raise ValueError(
-            "the run that is resumed has a journal, by which its documents are edited; pass the "
-            "same: ToEditCollator(..., journal=Journal(path))"
+            "the run that is resumed has a journal, which holds its edits; pass the same journal: "
+            "ToEditCollator(..., journal=Journal(path))"
         )
     if journal is None:
         return
     if saved["run"] is None:
         raise ValueError(
-            "the run that is resumed has no journal, so what it has edited is not known; leave "
-            "journal out, or begin a new run"
+            "the run that is resumed has no journal, so its earlier edits are not known; leave "
+            "journal out, or start a new run"
         )
     if journal.last_attempt(saved["run"]) is None:
         held = f"holds generations {journal.generations} of another run"
@@ -154,17 +144,6 @@ def check_same_journal(saved: dict[str, Any], journal: Journal | None, step: int
     if min(later, default=step) < step:
         raise ValueError(
             f"the checkpoint of step {step} was written before the run was resumed at step "
-            f"{min(later)}, when the journal took back all later edits; resume from a checkpoint "
-            "that was written since, or from one of that step or before"
+            f"{min(later)}, and the journal discarded all later edits then; resume from a "
+            "checkpoint that was written since, or from one of that step or before"
         )
-
-
-def _share_run(run: str, journal_attempt: int | None) -> tuple[str, int | None]:
-    """The identity of the run and of its last attempt, as rank 0 has them; a collective."""
-    if world_size() == 1:
-        return run, journal_attempt
-    from accelerate.utils import broadcast_object_list
-
-    shared: list[Any] = [run, journal_attempt]
-    broadcast_object_list(shared)
-    return shared[0], shared[1]

@@ -17,7 +17,7 @@ from ..tokens.token_batch import TokenBatch
 from .batch import ToEditBatch
 from .call_site import Origin, Purpose, inside_data_loader
 from .edit_column import edit_key, take_edit_column
-from .editor import BatchEditor, OnEdit, registered_editor
+from .editor import EDITORS, BatchEditor, OnEdit
 
 BaseCollator = Callable[[Any], Any]
 
@@ -26,37 +26,35 @@ class ToEditCollator:
     """A data collator whose training batches are token-edited by a frozen prior.
 
     Pass it to `Trainer` or `SFTTrainer` as `data_collator`. The base collator runs wherever the
-    DataLoader calls it, in workers too; the edit takes place in the main process, on the prior's
+    DataLoader calls it, in workers too. The edit takes place in the main process, on the prior's
     device, when the batch is moved to its device or first read.
 
-    What is edited: batches that a `Trainer` or a Lightning `Trainer` trains on, never those that it
-    evaluates or predicts on. With `attach` or `ToEditCallback`, the Trainer's training loader is
-    known, and no other loader's batches are edited, whoever reads them; without, a batch that is
-    read outside of a Trainer is taken for training. So in a loop of your own, use
-    `collator.base_collator` for evaluation, and call `collator.set_epoch(n)`.
+    Batches that a `Trainer` or a Lightning `Trainer` trains on are edited; batches that it
+    evaluates or predicts on are not. With `attach` or `ToEditCallback`, only the Trainer's training
+    loader is edited. Without them, a batch that is read outside of a Trainer counts as training:
+    in a loop of your own, use `collator.base_collator` for evaluation, and call
+    `collator.set_epoch(n)`.
 
-    Rows and tokens that must stay as they are: a dataset column `edit`, one bool for a row or one
-    for each of its tokens, or a key `edit` of the base collator's batches, (B,) or (B, T) bool.
-    False leaves the row or token alone; a row without a value is edited. The model does not get
-    the key. Without `attach`, a `Trainer` needs `remove_unused_columns=False` to keep the column.
+    To leave rows or tokens alone, use a dataset column `edit` with one bool for a row or one for
+    each of its tokens, or a key `edit` of the base collator's batches, (B,) or (B, T) bool. False
+    leaves the row or token alone; a row without a value is edited. The model does not get the key.
+    Without `attach`, a `Trainer` needs `remove_unused_columns=False` to keep the column.
 
-    A copy of a collator, or one that was pickled and comes back, edits by the same `editor`: same
-    prior, journal, cache and counts. In another process it collates only, and its batches are
-    edited in the process where its editor lives.
+    Copied and unpickled collators share one `editor`: prior, journal, cache and counts. In another
+    process, a collator only collates; its batches are edited in the process of its editor.
 
     Args:
         prior: scores the tokens.
         policy: which tokens are edited, and how; default: the paper's.
         base_collator: makes the batch; default: pads `input_ids` and `labels` with the tokenizer.
-        tokenizer: of the trainee; default: the prior's. It must be the prior's: same ids for the
-            same tokens.
-        journal: keeps what is changed, so that a document has one edit per generation (`redraw`
-            then makes no fresh draws) and a generation edits what the one before it made; without
-            one, every generation edits the source.
-        cache: keeps what the prior decides, so that a document needs a forward pass only the first
-            time; draws are as without it. With `cache.prior()` for the prior, none is needed.
-        on_edit: called with each batch, as it was collated, and what the edit did to it; with a
-            journal that is what was changed since the source, and nothing is marked as selected.
+        tokenizer: of the trainee; default: the prior's. Both must give the same ids.
+        journal: stores the changes, so that a document has one edit per generation (`redraw` has no
+            effect then), and a generation edits the result of the one before. Without a journal,
+            every generation edits the source.
+        cache: stores the prior's decisions, so that a document needs only one forward pass. The
+            draws are the same as without. A prior made by `cache.prior()` needs no model.
+        on_edit: called with each collated batch and its `EditResult`. With a journal, the result
+            holds all changes since the source, and marks nothing as selected.
 
     Attributes:
         base_collator: makes the batches.
@@ -66,9 +64,8 @@ class ToEditCollator:
             the marked loader has another collator, UNKNOWN: the call stack decides.
 
     Raises:
-        TypeError: `prior`, `policy`, `base_collator`, `journal`, `cache` or `on_edit` is something
-            else.
-        ValueError: another tokenizer than the prior's.
+        TypeError: an argument has the wrong type.
+        ValueError: the tokenizer is not the prior's.
 
     Example:
         >>> import torch
@@ -158,7 +155,7 @@ class ToEditCollator:
             RuntimeError: it lives in another process, or is gone.
         """
         if self._editor is None:
-            self._editor = registered_editor(self.key)
+            self._editor = EDITORS.get(self.key)
         if self._editor is None:
             raise RuntimeError(
                 "this ToEditCollator was sent to another process, and its prior was not: batches "
@@ -170,8 +167,8 @@ class ToEditCollator:
     prior = property(lambda self: self.editor.prior, doc="Scores the tokens.")
     policy = property(lambda self: self.editor.policy, doc="Which tokens are edited, and how.")
     tokenizer = property(lambda self: self.editor.tokenizer, doc="Of the trainee, or None.")
-    journal = property(lambda self: self.editor.journal, doc="Keeps what is changed, or None.")
-    cache = property(lambda self: self.editor.cache, doc="Keeps decisions, or None.")
+    journal = property(lambda self: self.editor.journal, doc="Stores the changes, or None.")
+    cache = property(lambda self: self.editor.cache, doc="Stores decisions, or None.")
 
     @property
     def on_edit(self) -> OnEdit | None:
@@ -186,14 +183,16 @@ class ToEditCollator:
     def stats(self) -> dict[str, float]:
         """Running counts over all edited batches, and their shares.
 
-        `batches`, `tokens` (without padding), `scored` (those the policy was applied to),
-        `selected`, `changed`, `dropped`; `selected_share`, `changed_share` and `dropped_share` of
-        the scored tokens; `prior_perplexity` (of a sample of them); `seconds` of the edit pass and
-        `tokens_per_second`; `replayed` tokens, whose edit the journal knew (they are not counted
-        as scored again), and `replayed_share`. With a column `edit`: `raw` (tokens that it leaves
-        alone) and `raw_changed` (those of them that differ: 0). With a prior that is aligned to
-        another tokenizer: `aligned_share`, of the tokens behind another one, those that can be
-        scored.
+        | key | what |
+        | --- | --- |
+        | `batches`, `tokens` | without padding |
+        | `scored`, `selected`, `changed`, `dropped` | tokens |
+        | `selected_share`, `changed_share`, `dropped_share` | of the scored tokens |
+        | `prior_perplexity` | of a sample of the scored tokens |
+        | `seconds`, `tokens_per_second` | of the edit pass |
+        | `replayed`, `replayed_share` | tokens edited from the journal; not counted as scored |
+        | `raw`, `raw_changed` | tokens with `edit=False`, and those that differ (0) |
+        | `aligned_share` | tokens that a prior with another tokenizer can score |
         """
         summary = self.editor.stats.summary()
         self.editor.warn_if_lost(summary["prior_perplexity"])
@@ -217,26 +216,15 @@ class ToEditCollator:
         if isinstance(base, DefaultCollator) and base.tokenizer is None:
             base.tokenizer = self.editor.tokenizer
 
-    def around(self, base_collator: BaseCollator) -> ToEditCollator:
-        """This collator around another base: same editor."""
+    def around(
+        self, base_collator: BaseCollator, purpose: Purpose = Purpose.UNKNOWN
+    ) -> ToEditCollator:
+        """A collator with the same editor, another base, and a purpose for all of its batches."""
         other = copy.copy(self)
         other._editor = self.editor
         other.base_collator = base_collator
-        other.purpose = Purpose.UNKNOWN
+        other.purpose = purpose
         return other
-
-    def for_training(self) -> ToEditCollator:
-        """This collator for a loader that is marked for training: all its batches are edited."""
-        other = self.around(self.base_collator)
-        other.purpose = Purpose.TRAINING
-        return other
-
-    def edit_marked_loaders_only(self) -> None:
-        """From now on, edit in no loader but the one that has `for_training()`.
-
-        A batch that is made by calling the collator by hand is still edited.
-        """
-        self.purpose = Purpose.EVALUATION
 
     def __getstate__(self) -> dict[str, Any]:
         # To workers: what collates, and nothing that holds the GPU.
@@ -245,30 +233,26 @@ class ToEditCollator:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._editor = registered_editor(self.key)
+        self._editor = EDITORS.get(self.key)
 
     def __repr__(self) -> str:
         editor = self._editor
-        by = (
-            "an editor in another process" if editor is None else f"{editor.prior}, {editor.policy}"
-        )
+        by = f"{editor.prior}, {editor.policy}" if editor else "an editor in another process"
         return f"ToEditCollator({by}, around {self.base_collator})"
 
 
 class DefaultCollator:
     """Pads tokenized rows to the longest, with transformers' own collator.
 
-    Rows with `labels` keep them (padded with -100); in rows without, every token is a label,
+    Rows with `labels` keep them (padded with -100). In rows without, every token is a label,
     end-of-sequence tokens included, and padding is not.
 
     Args:
-        tokenizer: pads; needed at the first call. It needs a padding token where rows differ in
-            length.
+        tokenizer: pads; needed at the first call, with a padding token if rows differ in length.
         pad_to_multiple_of: length of the rows; None: that of the longest.
 
     Raises:
-        ValueError: on the first call, there is no tokenizer, or it has no padding token, or the
-            rows are packed.
+        ValueError: at a call: no tokenizer, no padding token, or packed rows.
     """
 
     def __init__(self, tokenizer: Any, pad_to_multiple_of: int | None = None) -> None:
@@ -285,17 +269,18 @@ class DefaultCollator:
                 "or tokenizer=..., or give the Prior its tokenizer"
             )
         rows = [dict(row) if isinstance(row, Mapping) else {"input_ids": row} for row in features]
-        if any("seq_lengths" in row for row in rows):
-            raise ValueError(
-                "the rows are packed (they have seq_lengths), which the default base collator "
-                "would not keep apart; use attach(trainer, prior, policy) for packing"
-            )
         for row in rows:
+            if "seq_lengths" in row:
+                raise ValueError(
+                    "the rows are packed (they have seq_lengths), and the default base collator "
+                    "would join their documents; use attach(trainer, prior, policy) for packing"
+                )
             if not hasattr(row.get("input_ids"), "__len__"):
                 raise ValueError(
                     f"a row has the fields {sorted(map(str, row))} and no list of input_ids; "
                     "tokenize the dataset first, or pass the base_collator that does"
                 )
+            row.setdefault("labels", list(row["input_ids"]))
         can_pad = self.tokenizer.pad_token_id is not None
         lengths = {len(row["input_ids"]) for row in rows}
         if not can_pad and (len(lengths) > 1 or max(lengths) % (self.pad_to_multiple_of or 1)):
@@ -303,8 +288,6 @@ class DefaultCollator:
                 "the tokenizer has no padding token, but rows must be padded; set "
                 "tokenizer.pad_token = tokenizer.eos_token, or pass a base_collator"
             )
-        for row in rows:
-            row.setdefault("labels", list(row["input_ids"]))
         multiple = self.pad_to_multiple_of if can_pad else None
         pad = DataCollatorForSeq2Seq(self.tokenizer, padding=can_pad, pad_to_multiple_of=multiple)
         return pad(rows)
@@ -314,25 +297,23 @@ class DefaultCollator:
 
 
 def padding_multiple(base_collator: Any, batch: Mapping[str, Any]) -> int | None:
-    """Of what the length of a collator's rows is a multiple; None: they end with the longest.
+    """The number that divides the length of a collator's rows; None: they end with the longest.
 
     Args:
-        base_collator: with an attribute `pad_to_multiple_of`, as the collators of transformers and
-            TRL have it, or with `padding="max_length"`; or a partial function of these, or another
-            collator around one.
+        base_collator: of transformers or TRL, with `pad_to_multiple_of` or `padding="max_length"`;
+            or a `functools.partial` of these, or another collator around one.
         batch: what it made.
     """
     while base_collator is not None:
-        settings = getattr(base_collator, "keywords", {})  # of functools.partial
-
-        def setting(name: str, of: Any = base_collator, given: Any = settings) -> Any:
-            return given.get(name, getattr(of, name, None))
-
-        padding = setting("padding")
-        if getattr(padding, "value", padding) == "max_length" and setting("max_length"):
+        keywords = getattr(base_collator, "keywords", {})  # of functools.partial
+        padding, max_length, multiple = (
+            keywords.get(name, getattr(base_collator, name, None))
+            for name in ("padding", "max_length", "pad_to_multiple_of")
+        )
+        if getattr(padding, "value", padding) == "max_length" and max_length:
             return int(batch["input_ids"].shape[-1])
-        if setting("pad_to_multiple_of"):
-            return int(setting("pad_to_multiple_of"))
+        if multiple:
+            return int(multiple)
         if isinstance(base_collator, functools.partial):
             base_collator = base_collator.func
         else:

@@ -26,7 +26,7 @@ from ..tokens.removal import shrink_other_keys
 from ..tokens.result import EditResult
 from ..tokens.token_batch import TokenBatch
 from ..transfer import send
-from .batch_keys import check_keys, other_input
+from .batch_keys import check_keys, find_other_input
 from .call_site import CallSite, Origin, Purpose
 from .drawn_loss import check_uses_drawn_labels
 from .stats import EditStats
@@ -43,7 +43,7 @@ logger = logging.getLogger("toedit_collate")
 
 OnEdit = Callable[[dict[str, Any], EditResult], None]
 
-# Where the prior perplexity is measured: at most so many tokens of a batch.
+# The prior's perplexity is measured on at most so many tokens of a batch.
 NUM_SAMPLED = 32
 
 DISPATCHING = (
@@ -57,26 +57,18 @@ DISPATCHING = (
 class BatchEditor:
     """Edits batches: holds the prior, the policy, the stores and the counts. Stays in its process.
 
-    `ToEditCollator` makes one. The collator travels to DataLoader workers; a batch that comes back
-    finds its editor by `key`.
-
-    Args:
-        prior: as for `ToEditCollator`, like all that follow.
-        policy: which tokens are edited, and how; None: the paper's.
-        tokenizer: of the trainee; None: the prior's.
-        journal: keeps what is changed.
-        cache: keeps what the prior decides.
-        on_edit: called with each batch and its edit.
+    `ToEditCollator` makes one, with its own arguments. The collator travels to DataLoader workers;
+    a batch that comes back finds its editor by `key`.
 
     Attributes:
-        key: names it in all processes.
+        key: names the editor in all processes.
         stats: running counts.
         epoch: set by `ToEditCollator.set_epoch`, or None.
-        run_state: the `TrainerState` of the run that is known to train on its batches, or None.
+        run_state: the `TrainerState` of the run that trains on its batches, or None.
 
     Raises:
-        TypeError: an argument is something else.
-        ValueError: the tokenizer is not the prior's.
+        TypeError: an argument has the wrong type.
+        ValueError: the tokenizer is not the prior's, or `num_draws > 1` with a journal.
     """
 
     def __init__(
@@ -114,14 +106,13 @@ class BatchEditor:
         self._fitted: Callable[[], Any] = lambda: None
         self._warned_about: set[str] = set()
         self._protection = Protection()  # by the trainee's tokenizers
-        self.tokenizer: Any = None
-        self.adopt_tokenizer(tokenizer)
         self.tokenizer = prior.tokenizer if tokenizer is None else tokenizer
-        _EDITORS[self.key] = self
+        self.adopt_tokenizer(tokenizer)
+        EDITORS[self.key] = self
 
     @property
     def stores(self) -> list[Journal | DecisionCache]:
-        """The journal and the cache, as far as there are any."""
+        """The journal and the cache, if there are any."""
         return [store for store in (self.journal, self.cache) if store is not None]
 
     def flush(self) -> None:
@@ -133,7 +124,7 @@ class BatchEditor:
         """Compare the trainee's tokenizer with the prior's, or give it to a prior without one.
 
         Raises:
-            ValueError: it is another one.
+            ValueError: it is another tokenizer.
         """
         if tokenizer is None:
             return
@@ -145,7 +136,7 @@ class BatchEditor:
         self._protection |= Protection.of(tokenizer)
 
     def protect_tokens_of(self, collators: Iterable[Any]) -> None:
-        """Protect what the tokenizers of collators say, too, if they mean the same by the ids."""
+        """Protect the special tokens of collators' tokenizers, too, if their ids match ours."""
         for tokenizer in map(tokenizer_of, collators):
             with contextlib.suppress(ValueError):
                 if tokenizer is not None and self.prior.tokenizer is not None:
@@ -155,18 +146,18 @@ class BatchEditor:
     def fit(
         self, model: Any, args: Any, processing_class: Any, collators: Iterable[Any] = ()
     ) -> None:
-        """Check that the prior fits what a `Trainer` trains, and compute as it does.
+        """Check that the prior fits what a `Trainer` trains, and use its mixed precision.
 
         Args:
             model: the trainee.
             args: the `TrainingArguments`.
             processing_class: the tokenizer or processor of the `Trainer`, or None.
-            collators: that may have the trainee's tokenizer, if the `Trainer` has none.
+            collators: searched for the trainee's tokenizer if the `Trainer` has none.
 
         Raises:
             ValueError: the prior is the model in training; the trainee is an encoder-decoder, has
                 another tokenizer, or has fewer ids than the prior can draw; or a shared prior can't
-                score with a trainee that is spread over ranks so.
+                score with weights that are sharded in this way.
         """
         mixed_precision = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
         self.prior.prepare_for(model, mixed_precision)
@@ -185,13 +176,13 @@ class BatchEditor:
         site: CallSite,
         device: torch.device | None = None,
     ) -> dict[str, Any]:
-        """Edit what a base collator made.
+        """Edit the batch of a base collator.
 
         Args:
             batch: of tensors.
             origin: where it was collated.
             site: where it is read.
-            device: where it goes next; what was edited goes there at once. None: nowhere.
+            device: where edited tensors go at once; None: they stay on the batch's device.
 
         Raises:
             ValueError: the batch can't be edited; or accelerate's dispatching loader reads it, with
@@ -206,8 +197,7 @@ class BatchEditor:
         self._count(source, edit)
         if self.on_edit is not None:
             self.on_edit(batch, edit.final)
-        others = {name: value for name, value in batch.items() if name != "edit"}
-        edited = _with_edit(others, edit.final)
+        edited = _with_edit(batch, edit.final)
         if self.journal is not None:  # it edits on the host
             at = batch["input_ids"].device
             return {k: send(v, at) if isinstance(v, Tensor) else v for k, v in edited.items()}
@@ -216,7 +206,7 @@ class BatchEditor:
     def _check(self, batch: dict[str, Any], site: CallSite) -> None:
         """Step 1: refuse what can't be edited."""
         if site.dispatching and world_size() > 1:
-            # accelerate swallows a RuntimeError here, and raises one of its own.
+            # A ValueError: accelerate swallows a RuntimeError here, and raises one of its own.
             raise ValueError(DISPATCHING)
         trainer = site.trainer
         if trainer is not None and self._fitted() is not trainer.model:
@@ -235,7 +225,7 @@ class BatchEditor:
             )
         if trainer is not None and batch.get("labels") is None:
             check_needs_no_labels(trainer, batch)
-        if (key := other_input(batch)) is not None:
+        if (key := find_other_input(batch)) is not None:
             self.warn_once(
                 "not text",
                 f"the batch has {key!r}, which the prior is not given: it scores the text alone",
@@ -249,25 +239,24 @@ class BatchEditor:
     def _progress(self, origin: Origin, site: CallSite) -> tuple[int, int]:
         """Step 2: the epoch, and the number of updates of the trainee before this batch.
 
-        In a Trainer they are its own counts; outside, the epoch is that of `set_epoch`, or else the
-        loader's, and each batch counts as an update.
+        In a Trainer, both are its own counts. Elsewhere, the epoch is that of `set_epoch`, or else
+        the loader's, and each batch counts as an update.
         """
         in_trainer = site.trainer is not None or origin.purpose is Purpose.TRAINING
-        # A batch of a marked loader may be read in a thread, where no Trainer is on the stack.
-        state = self.run_state if site.trainer is None else site.trainer.state
-        if not in_trainer:
-            state = None
-        epoch, step = site.epoch or 0, self._num_batches
-        if self.epoch is not None and not in_trainer:
+        epoch, step, state = site.epoch or 0, self._num_batches, None
+        if in_trainer:
+            # A thread may read a batch of a marked loader; then no Trainer is on its stack.
+            state = self.run_state if site.trainer is None else site.trainer.state
+        elif self.epoch is not None:
             epoch = self.epoch
         if state is not None:
             step = state.global_step
-            # The state alone is late where nobody knows how many batches an epoch has.
+            # The state alone is late if the length of an epoch is not known.
             epoch = max(epoch, int(state.epoch or 0))
         if step and self._is_at is None and self.journal and not self.journal.run_started:
             raise ValueError(
-                "the Trainer resumes a run with a journal, of which a part may have to be taken "
-                "back; pass callbacks=[ToEditCallback(collator)], which does it"
+                "the Trainer resumes a run that has a journal, and edits after the checkpoint must "
+                "be discarded first; pass callbacks=[ToEditCallback(collator)], which does it"
             )
         self._num_batches += 1
         self._share_stores(epoch)
@@ -278,33 +267,33 @@ class BatchEditor:
     ) -> TokenBatch:
         """Step 3: find the documents of the batch."""
         self.prior.take_prepared(origin.prepared or {})
-        # Where rows may shrink, the other tensors of the batch shrink where they are, before all
-        # move. And a journal reads on the host what was edited.
-        where = None if self.policy.drops_tokens else device
+        # If rows may shrink, the other tensors of the batch shrink before the batch moves. And a
+        # journal reads the edited tokens on the host.
+        output_device = None if self.policy.drops_tokens else device
         if self.journal is not None:
-            where = torch.device("cpu")
+            output_device = torch.device("cpu")
         return TokenBatch.collated(
             batch,
             tokenizer=self.tokenizer or self.prior.tokenizer,
-            output_device=where,
+            output_device=output_device,
             pad_to_multiple_of=origin.pad_to_multiple_of,
         )
 
     def _edit(self, source: TokenBatch, epoch: int, step: int) -> BatchEdit:
         """Step 4: Algorithm 1."""
+        settings = {"num_sampled": NUM_SAMPLED, "cache": self.cache}
         if self.journal is not None:
             return edit_with_journal(
-                self.prior, self.journal, source, policy=self.policy, step=step,
-                num_sampled=NUM_SAMPLED, cache=self.cache,
-            )  # fmt: skip
+                self.prior, self.journal, source, policy=self.policy, step=step, **settings
+            )
+        generation = self.prior.generation
         edited = edit_batch(
-            self.prior, self.policy, source, epoch=epoch, generation=self.prior.generation,
-            num_sampled=NUM_SAMPLED, cache=self.cache,
-        )  # fmt: skip
+            self.prior, self.policy, source, epoch=epoch, generation=generation, **settings
+        )
         return BatchEdit(edited, edited)
 
     def _count(self, source: TokenBatch, edit: BatchEdit) -> None:
-        """Step 5: count what was done, and warn where nothing could be."""
+        """Step 5: count the edits, and warn if no token can be edited."""
         self.stats.add(edit.edited, source.documents.num_tokens, edit.num_replayed)
         if source.edit is not None:
             self.stats.add_raw(edit.final, source)
@@ -328,7 +317,7 @@ class BatchEditor:
             )
 
     def warn_if_lost(self, perplexity: float) -> None:
-        """Warn once where the prior's perplexity is more than that of guessing."""
+        """Warn once if the prior's perplexity is worse than that of guessing."""
         if perplexity > self.prior.vocab_size:
             self.warn_once(
                 "perplexity",
@@ -337,16 +326,16 @@ class BatchEditor:
                 "the trainee's, and is it trained?",
             )
 
-    def warn_once(self, about: str, message: str) -> None:
-        """Log a warning, unless one about the same was logged before."""
-        if about not in self._warned_about:
-            self._warned_about.add(about)
+    def warn_once(self, topic: str, message: str) -> None:
+        """Log a warning, unless one on the same topic was logged before."""
+        if topic not in self._warned_about:
+            self._warned_about.add(topic)
             logger.warning(message)
 
     def _share_stores(self, epoch: int) -> None:
         """At the first batch of an epoch or generation: read what the ranks wrote; collective.
 
-        Each rank gets other documents in each epoch, which may have been edited on another.
+        In each epoch, a rank gets other documents, which another rank may have edited before.
         """
         if (self.prior.generation, epoch) == self._is_at:
             return
@@ -361,18 +350,14 @@ class BatchEditor:
                 store.refresh()
 
 
-# Batches and collators come back from other processes with the key of their editor. Weak: an
-# editor that nobody uses any more must not keep its prior on the GPU.
-_EDITORS: weakref.WeakValueDictionary[str, BatchEditor] = weakref.WeakValueDictionary()
-
-
-def registered_editor(key: str) -> BatchEditor | None:
-    """The editor of that key, if it lives in this process; else None."""
-    return _EDITORS.get(key)
+# The editors of this process by key: batches and collators come back from other processes with it.
+# Weak references: an editor that nobody uses must not keep its prior on the GPU.
+EDITORS: weakref.WeakValueDictionary[str, BatchEditor] = weakref.WeakValueDictionary()
 
 
 def _with_edit(batch: dict[str, Any], result: EditResult) -> dict[str, Any]:
-    """A collated batch with its edit; other keys stay as they came unless tokens were removed."""
+    """A collated batch with its edit; other keys stay the same unless tokens were removed."""
+    batch = {name: value for name, value in batch.items() if name != "edit"}
     edited = {**batch, "input_ids": result.input_ids}
     if "labels" in batch:
         edited["labels"] = result.labels

@@ -1,8 +1,8 @@
-"""Generations of the prior in one run of training: when it is swapped, for what, and after a kill.
+"""Swaps the prior during a run of training, and restores it when the run is resumed.
 
-A swap happens on all ranks at the same step, or on none. What is needed to resume stands in the
-Trainer's checkpoint: in `trainer_state.json`, which generation the prior is of, and beside it the
-prior's weights where they are not those of the checkpoint itself.
+All ranks swap at the same step, or none does. The Trainer's checkpoint holds what resuming needs:
+the prior's generation in `trainer_state.json`, and the prior's weights unless they are those of
+the checkpoint itself.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import logging
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -30,14 +29,14 @@ logger = logging.getLogger("toedit_collate")
 
 Refresh = Literal["epoch", "save"] | int | None
 
-# Folder of saved priors, in a checkpoint and in the output folder; each in a folder of its own in
-# it. (On resuming, a Trainer puts every adapter on the trainee that lies right below a checkpoint.)
+# Folder of saved priors, in a checkpoint and in the output folder; each prior has a sub-folder. (A
+# Trainer that resumes loads every adapter right below a checkpoint into the trainee.)
 FOLDER = "toedit_prior"
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors")
 
 
 def check_refresh(refresh: Any) -> None:
-    """Raise unless `refresh` says when the prior is swapped."""
+    """Raise a ValueError for an unknown value of `refresh`."""
     if refresh is None or refresh in ("epoch", "save"):
         return
     if isinstance(refresh, bool) or not isinstance(refresh, int):
@@ -48,27 +47,8 @@ def check_refresh(refresh: Any) -> None:
         raise ValueError(f"refresh must be at least 1 step, got {refresh}; None never swaps")
 
 
-@dataclass(frozen=True)
-class _Start:
-    """A prior as it was before the first swap of a run.
-
-    Attributes:
-        model: of the prior.
-        adapter: of a shared prior.
-        generation: number of swaps before.
-        discard: takes away the adapter that the first swap added.
-        saved: folder with the weights that the first swap replaced; None: it added an adapter.
-    """
-
-    model: Any
-    adapter: str | None
-    generation: int
-    discard: Callable[[], Any]
-    saved: Path | None
-
-
 class Refresher:
-    """Swaps a prior for the trainee as it is now, and remembers it across a kill.
+    """Swaps a prior for the trainee's current weights, and restores it on resuming.
 
     Args:
         prior: to swap.
@@ -76,51 +56,40 @@ class Refresher:
     """
 
     def __init__(self, prior: BasePrior, when: Refresh) -> None:
-        # Where a swap is wanted, `check` has seen that the prior has weights.
+        # If `when` is given, `check` makes sure that the prior can be swapped.
         self.prior = cast(Prior, prior)
         self.when = when
         self.swapped_at: int | None = None
-        self._start: _Start | None = None
-        self._start_folder: Path | None = None
+        self._undo: Callable[[], None] | None = None  # of all swaps
+        self._undo_folder: Path | None = None
 
     def begin(self, args: Any) -> None:
-        """Begin a run in which nothing was swapped yet."""
-        self.swapped_at = self._start = None
-        # Only with this setting does a Trainer begin again what it has given up.
-        self._start_folder = None
-        if args.auto_find_batch_size:
-            self._start_folder = Path(args.output_dir) / FOLDER / "start"
+        """Start a run in which nothing was swapped yet."""
+        self.swapped_at = self._undo = None
+        # Only with this setting does a Trainer start again within `train()`.
+        can_restart = args.auto_find_batch_size
+        self._undo_folder = Path(args.output_dir) / FOLDER / "start" if can_restart else None
 
     def restart(self) -> None:
-        """Bring the prior back to where it was when the run began."""
-        start, self._start = self._start, None
-        if start is None:
-            return
-        if start.saved is not None:
-            self.prior.swap(start.saved)
-        else:
-            start.discard()
-            self.prior.model, self.prior.adapter = start.model, start.adapter
-        self.prior.generation = start.generation
+        """Bring the prior back to its state at the start of the run."""
+        undo, self._undo = self._undo, None
+        if undo is not None:
+            undo()
 
     def end(self, args: Any) -> None:
-        """Forget where the prior was when the run began."""
-        if self._start is not None and self._start.saved is not None and args.should_save:
-            shutil.rmtree(self._start.saved, ignore_errors=True)
-        self._start = None
+        """Forget the prior's state at the start of the run."""
+        if self._undo is not None and self._undo_folder is not None and args.should_save:
+            shutil.rmtree(self._undo_folder, ignore_errors=True)
+        self._undo = None
 
     def check(self, args: Any, trainee: nn.Module) -> None:
-        """Raise at the start of training where a swap could never work.
-
-        Raises:
-            ValueError: says why, and what to do instead.
-        """
+        """Raise a ValueError at the start of training if no swap can work."""
         if self.when is None:
             return
         self.prior.check_can_swap()
         if self.when == "save" and args.save_strategy == "no":
             raise ValueError(
-                "refresh='save' takes up the checkpoints that the Trainer saves, but "
+                "refresh='save' swaps in the checkpoints that the Trainer saves, but "
                 "save_strategy is 'no'; set save_strategy, or refresh='epoch'"
             )
         if has_fsdp1(trainee):
@@ -141,14 +110,14 @@ class Refresher:
                 "refresh can't put full weights into a quantised prior; load the prior without "
                 "quantization, or train with LoRA"
             )
-        # What is quantised has other shapes than what it was made from.
+        # Quantised weights have other shapes than the originals.
         if not (self.prior.is_shared or _is_quantised(lm) or _is_quantised(unwrap_model(model))):
             _check_same_model(self.prior.model, model, same_values=has_adapter)
         if has_adapter and not is_zero3(trainee):
             self._try(trainee)
 
     def _try(self, trainee: nn.Module) -> None:
-        """Prepare a swap as it will be, and undo that: PEFT may refuse a second adapter, say."""
+        """Prepare a swap and discard it: PEFT may refuse a second adapter, for example."""
         with tempfile.TemporaryDirectory() as folder:
             source: Path | LiveWeights = LiveWeights(trainee)
             if self.when == "save" and not is_sharded(trainee):
@@ -166,12 +135,12 @@ class Refresher:
     def _prepare(
         self, source: Path | Mapping[str, Tensor]
     ) -> tuple[PreparedSwap | None, str | None]:
-        """Check a swap on all ranks: what is ready to be copied on all, or why it is not."""
+        """Check a swap on all ranks: the prepared swap, or the reason why it is impossible."""
         problem: str | None = None
         prepared = None
         try:
             prepared = self.prior.prepare_swap(source)
-        except Exception as error:  # whatever is wrong with it: all ranks must hear of that
+        except Exception as error:  # of any kind: all ranks must know
             problem = str(error)
         if all_reduce([float(problem is None)], "min")[0]:
             return prepared, None
@@ -180,16 +149,16 @@ class Refresher:
         return None, problem or "another rank could not read it"
 
     def swap_live(self, trainee: nn.Module, step: int) -> bool:
-        """Take over the trainee's weights as they are in memory; True if it worked."""
+        """Swap in the trainee's weights from memory; True if it worked."""
         return self._swap(LiveWeights(trainee), f"the trainee at step {step}", step)
 
     def swap_saved(self, folder: Path, trainee: nn.Module, step: int) -> bool:
-        """Take over a checkpoint that the Trainer has written; True if it worked.
+        """Swap in a checkpoint that the Trainer has written; True if it worked.
 
-        FSDP and DeepSpeed may write shards of their own and no safetensors; then the live weights,
-        which are the same.
+        FSDP and DeepSpeed may write shards in their own format and no safetensors. Then the live
+        weights are used, which are the same.
         """
-        barrier()  # it may be that another rank writes it
+        barrier()  # another rank may write it
         if is_sharded(trainee) or is_zero3(trainee):
             readable = any((folder / name).is_file() for name in _WEIGHTS)
             if not all_reduce([float(readable)], "max")[0]:
@@ -200,32 +169,39 @@ class Refresher:
         prepared, problem = self._prepare(source)
         if prepared is None:
             logger.error(
-                "the prior was not swapped for %s: %s. It stays of generation %d, and training "
-                "goes on with it",
+                "the prior was not swapped for %s: %s. Training continues with the old prior, of "
+                "generation %d",
                 name,
                 problem,
                 self.prior.generation,
             )
             return False
-        if self._start_folder is not None and self._start is None:
-            self._start = self._keep(prepared, self._start_folder)
+        if self._undo_folder is not None and self._undo is None:
+            self._undo = self._remember_start(prepared, self._undo_folder)
         self.prior.complete_swap(prepared)
         self.swapped_at = step
         return True
 
-    def _keep(self, prepared: PreparedSwap, folder: Path) -> _Start:
-        """What `restart` needs, before the first swap."""
-        prior, saved = self.prior, None
-        if prepared.replaces:
+    def _remember_start(self, prepared: PreparedSwap, folder: Path) -> Callable[[], None]:
+        """Before the first swap: what brings the prior back to this state."""
+        prior, replaces, discard = self.prior, prepared.replaces, prepared.discard
+        model, adapter, generation = prior.model, prior.adapter, prior.generation
+        if replaces:
             if rank() == 0:
                 shutil.rmtree(folder, ignore_errors=True)
             barrier()
             save_prior(prior, folder, writes=rank() == 0)
             barrier()
-            saved = folder
-        return _Start(prior.model, prior.adapter, prior.generation, prepared.discard, saved)
 
-    # What a checkpoint needs.
+        def undo() -> None:
+            if replaces:
+                prior.swap(folder)
+            else:
+                discard()
+                prior.model, prior.adapter = model, adapter
+            prior.generation = generation
+
+        return undo
 
     @property
     def state(self) -> dict[str, Any]:
@@ -238,19 +214,19 @@ class Refresher:
         }
 
     def store(self, args: Any) -> None:
-        """Save the prior, unless it can be had again, before a checkpoint is written."""
+        """Before a checkpoint is written: save the prior, unless it is saved already."""
         if not self._must_be_stored:
             return
         folder = _stored(Path(args.output_dir), self.state)
-        if not _exists_everywhere(folder):
+        if not all_reduce([float(folder.is_dir())], "min")[0]:
             save_prior(self.prior, folder, writes=args.should_save)
         if args.should_save:
             _remove_older(folder)
 
     def link_into(self, checkpoint: Path, args: Any) -> None:
-        """Put the saved prior into a checkpoint, so that it is whole by itself."""
+        """Put the saved prior into a checkpoint, so that it is complete by itself."""
         if self._must_be_stored:
-            state = self.state
+            state = self.state  # a collective
             if args.should_save:
                 link_folder(_stored(Path(args.output_dir), state), _stored(checkpoint, state))
 
@@ -262,10 +238,10 @@ class Refresher:
     def restore(
         self, saved: dict[str, Any], checkpoint: Path, trainee: nn.Module, state: Any
     ) -> None:
-        """Bring the prior to where it was when the uninterrupted run went on from a checkpoint.
+        """Bring the prior to its state after the checkpoint in the uninterrupted run.
 
         Args:
-            saved: the `state` that was in the checkpoint.
+            saved: the `state` from the checkpoint.
             checkpoint: its folder.
             trainee: with the checkpoint's weights.
             state: the `TrainerState` of the checkpoint.
@@ -277,24 +253,24 @@ class Refresher:
         step = state.global_step
         self.prior.generation = saved["generation"]
         self.swapped_at = saved["swapped_at"]
-        # The run saved its state, and then took the checkpoint up.
+        # The run saved its state first, and then swapped the checkpoint in.
         if saved["refresh"] == "save" and self.swap_saved(checkpoint, trainee, step):
             return
         if saved["swapped_at"] is not None:
             self._restore_stored(saved, checkpoint)
         elif self.prior.fingerprint != saved["prior"]:
             raise ValueError(
-                f"prior is not the one with which the run in {checkpoint} was edited (or it is in "
-                "another precision); pass the same prior, or begin a new run"
+                f"prior is not the one that edited the run in {checkpoint} (or it is in another "
+                "precision); pass the same prior, or start a new run"
             )
-        # A checkpoint of an epoch's last step is written before the epoch is over; a run that is
-        # resumed from it begins with the next.
+        # The checkpoint of an epoch's last step is written before the epoch ends. A run that
+        # resumes from it starts with the next epoch.
         is_over = state.epoch is not None and state.epoch == int(state.epoch)
         if saved["refresh"] == self.when == "epoch" and is_over and self.swapped_at != step:
             self.swap_live(trainee, step)
 
     def _restore_stored(self, saved: dict[str, Any], checkpoint: Path) -> None:
-        # A run that was killed right after it had written the checkpoint had not linked it yet.
+        # A run that is killed right after it has written a checkpoint has not linked the prior.
         places = [_stored(checkpoint, saved), _stored(checkpoint.parent, saved)]
         for folder in places:
             if folder.is_dir():
@@ -308,17 +284,13 @@ class Refresher:
 
 
 def _stored(folder: Path, state: dict[str, Any]) -> Path:
-    # With the fingerprint: another run in the same folder had other priors.
+    # With the fingerprint: another run may use the same folder with other priors.
     name = f"generation-{state['generation']:04d}-{state['prior'][:12]}"
     return folder / FOLDER / name
 
 
-def _exists_everywhere(folder: Path) -> bool:
-    return bool(all_reduce([float(folder.is_dir())], "min")[0])
-
-
 def _remove_older(folder: Path) -> None:
-    """Keep the last two: a checkpoint of the one before may have no copy of its own yet."""
+    """Keep the last two: the previous checkpoint may have no copy of its own yet."""
     others = [f for f in folder.parent.glob("generation-*") if f.is_dir() and f != folder]
     for old in sorted(others, key=lambda f: f.stat().st_mtime_ns)[:-1]:
         shutil.rmtree(old, ignore_errors=True)
@@ -329,7 +301,7 @@ def _is_quantised(lm: Any) -> bool:
 
 
 def _check_same_model(prior: nn.Module, trainee: nn.Module, *, same_values: bool) -> None:
-    """Raise unless both have the same weights: their shapes, or their values too."""
+    """Raise unless both models have weights of the same shapes, or also the same values."""
     ours, theirs = own_weights(prior), own_weights(trainee)
     names = f"({type(unwrap_model(prior)).__name__})", f"({type(unwrap_model(trainee)).__name__})"
     for name in sorted(set(ours) | set(theirs)):
@@ -352,9 +324,9 @@ def _check_same_model(prior: nn.Module, trainee: nn.Module, *, same_values: bool
 
 
 def _about_equal(ours: Tensor, theirs: Tensor) -> bool:
-    """Whether weights are the same up to their precision, by a few of them."""
+    """Whether the first weights are the same up to rounding."""
     here = [getattr(t, "to_local", lambda t=t: t)() for t in (ours, theirs)]
     a, b = (tensor.detach().flatten()[:64].float().cpu() for tensor in here)
-    if here[0].shape != here[1].shape:  # one of the two is spread over ranks
+    if here[0].shape != here[1].shape:  # one of the two is sharded
         return True
     return bool((a - b).abs().max() <= 0.02 * a.abs().max()) if len(a) else True

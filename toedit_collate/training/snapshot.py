@@ -1,4 +1,4 @@
-"""The weights of a model in training, as a checkpoint would have them; and a prior on disk."""
+"""The weights of a model in training, and a prior saved to disk."""
 
 from __future__ import annotations
 
@@ -21,14 +21,11 @@ from ..prior.swap import adapter_weights
 
 
 class LiveWeights(Mapping[str, Tensor]):
-    """The weights that a trainee trains, under the names that they have in a checkpoint.
+    """The weights that a trainee trains, with the names that they have in a checkpoint.
 
-    Those of its active adapter, or all if it has no adapter. Nothing is copied: a weight that is
-    spread over ranks is gathered when it is asked for (a collective: all ranks must ask for the
-    same, in the same order), the others are the trainee's own tensors.
-
-    Args:
-        trainee: the model in training.
+    These are the weights of its active adapter, or all weights if it has no adapter. Nothing is
+    copied. A sharded weight is gathered when it is read (a collective: all ranks must read the same
+    weights in the same order); others are the trainee's own tensors.
 
     Attributes:
         peft_config: configuration of the adapter, or None.
@@ -53,15 +50,14 @@ class LiveWeights(Mapping[str, Tensor]):
 
 
 def save_prior(prior: Prior, folder: Path, *, writes: bool) -> None:
-    """Save what a prior scores with, so that `Prior.swap` can take it up: whole, or not at all.
+    """Save a prior's weights for `Prior.swap`: the whole folder or nothing.
 
-    Weights that came as an adapter are saved as an adapter. With weights sharded over ranks it is
-    a collective.
+    The weights of an adapter are saved as an adapter. With sharded weights it is a collective.
 
     Args:
         prior: whose weights.
-        folder: to make; left alone if it is there already.
-        writes: whether this rank writes it.
+        folder: to make; not changed if it exists.
+        writes: whether this rank writes.
     """
     model: Any = prior.model
     name = prior.adapter if prior.is_shared else active_adapter(model)
@@ -91,7 +87,7 @@ def save_prior(prior: Prior, folder: Path, *, writes: bool) -> None:
 
 
 def link_folder(source: Path, target: Path) -> None:
-    """Give a folder a second name, file by file; where the file system can't, copy it."""
+    """Hard-link a folder's files into a new folder, or copy them where links fail."""
     if target.exists() or not source.exists():
         return
     unfinished = target.with_name(f"{target.name}.unfinished")
@@ -105,17 +101,16 @@ def link_folder(source: Path, target: Path) -> None:
 
 
 def unwrap_wrappers(model: Any) -> Any:
-    """A model without the wrappers of DDP, FSDP, torch.compile and DeepSpeed, in whichever order.
+    """A model without the wrappers of DDP, FSDP, torch.compile and DeepSpeed, in any order.
 
-    Not by accelerate's `extract_model_from_parallel`: up to 1.11 at least it fails wherever
-    something inside a model is compiled and the outermost is not.
+    accelerate's `extract_model_from_parallel` fails (1.11) if only an inner module is compiled.
     """
     from accelerate.utils import is_compiled_module
     from torch.distributed.fsdp import FullyShardedDataParallel
     from torch.nn.parallel import DataParallel, DistributedDataParallel
 
     wrappers: Any = (DistributedDataParallel, DataParallel, FullyShardedDataParallel)
-    if "deepspeed" in sys.modules:  # else there is no engine of it, either
+    if "deepspeed" in sys.modules:
         wrappers += (sys.modules["deepspeed"].DeepSpeedEngine,)
     while True:
         if is_compiled_module(model):
@@ -129,12 +124,11 @@ def unwrap_wrappers(model: Any) -> Any:
 def _weights_of(model: Any, adapter: str | None) -> dict[str, Tensor]:
     if adapter is not None:
         return adapter_weights(model, adapter)
-    # keep_vars: the parameters themselves, which know how they are spread over ranks.
+    # keep_vars: the parameters themselves, which know how they are sharded.
     return unwrap_model(model).state_dict(keep_vars=True)
 
 
 def _on_cpu(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Whole tensors, gathered if need be."""
     with torch.no_grad():
         return {
             name: full_tensor(tensor).detach().cpu().contiguous()
@@ -143,7 +137,7 @@ def _on_cpu(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def own_weights(model: nn.Module) -> dict[str, nn.Parameter]:
-    """A model's own weights, without adapters, by the names that they have without PEFT."""
+    """A model's weights without those of adapters, by their names without PEFT."""
     own = {id(parameter) for parameter in parameters_used(model, None)}
     return {
         re.sub(r"\.(base_layer|original_module|token_adapter)(?=\.)", "", name): parameter

@@ -1,4 +1,4 @@
-"""The loader with which a Trainer trains is made known: its batches are edited, and no others."""
+"""Marks the loader with which a Trainer trains: its batches are edited, and no others."""
 
 from __future__ import annotations
 
@@ -23,10 +23,9 @@ def edit_training_loader(loader: Any, collator: ToEditCollator) -> ToEditCollato
     """Let all batches of a loader be edited, and no batches of others with the same collator.
 
     Args:
-        loader: of PyTorch or accelerate, or a wrapper around one. If its `collate_fn` is not a
-            `ToEditCollator` yet (or one inside transformers' RemoveColumnsCollator), `collator` is
-            put around it.
-        collator: edits.
+        loader: of PyTorch or accelerate, or a wrapper around one.
+        collator: put around the loader's `collate_fn`, unless that is a `ToEditCollator` already
+            (or one inside transformers' RemoveColumnsCollator).
 
     Returns:
         The loader's collator.
@@ -37,11 +36,12 @@ def edit_training_loader(loader: Any, collator: ToEditCollator) -> ToEditCollato
     loader = _find_loader(loader)
     if loader is None:  # a list, say, whose batches may come from the collator
         return collator
-    present = find_collator(loader.collate_fn)
+    present = loader.collate_fn
+    while present is not None and not isinstance(present, ToEditCollator):
+        present = getattr(present, "data_collator", None)
     if present is None:
-        marked = collator.around(loader.collate_fn).for_training()
-        loader.collate_fn = marked
-        return marked
+        loader.collate_fn = collator.around(loader.collate_fn, Purpose.TRAINING)
+        return loader.collate_fn
     if present.key != collator.key:
         raise ValueError(
             "the Trainer's data_collator is a ToEditCollator, and ToEditCallback has another "
@@ -49,8 +49,8 @@ def edit_training_loader(loader: Any, collator: ToEditCollator) -> ToEditCollato
         )
     if present.purpose is Purpose.TRAINING:
         return present
-    present.edit_marked_loaders_only()
-    marked = present.for_training()
+    marked = present.around(present.base_collator, Purpose.TRAINING)
+    present.purpose = Purpose.EVALUATION
     loader.collate_fn = _replaced(loader.collate_fn, marked)
     return marked
 
@@ -59,8 +59,8 @@ def edit_training_loaders_of(trainer: Any, collator: ToEditCollator) -> None:
     """Let each training loader that a Trainer makes from now on be edited, and no other loader."""
     if isinstance(trainer.data_collator, ToEditCollator):
         if trainer.data_collator.key != collator.key:
-            return  # refused when training begins
-        trainer.data_collator.edit_marked_loaders_only()
+            return  # an error when training begins
+        trainer.data_collator.purpose = Purpose.EVALUATION
     make = trainer.get_train_dataloader
 
     def get_train_dataloader(*args: Any, **kwargs: Any) -> Any:
@@ -71,17 +71,8 @@ def edit_training_loaders_of(trainer: Any, collator: ToEditCollator) -> None:
     trainer.get_train_dataloader = get_train_dataloader
 
 
-def find_collator(collate_fn: Any) -> ToEditCollator | None:
-    """The ToEditCollator that a loader uses, inside transformers' RemoveColumnsCollator too."""
-    while collate_fn is not None:
-        if isinstance(collate_fn, ToEditCollator):
-            return collate_fn
-        collate_fn = getattr(collate_fn, "data_collator", None)
-    return None
-
-
 def _replaced(collate_fn: Any, marked: ToEditCollator) -> Any:
-    """A collate_fn with another ToEditCollator inside; what stood around it is copied."""
+    """A collate_fn with another ToEditCollator inside; the collators around it are copied."""
     if isinstance(collate_fn, ToEditCollator):
         return marked
     outer = copy.copy(collate_fn)
