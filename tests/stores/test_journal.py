@@ -475,7 +475,7 @@ class TestRefusals:
         journal.start_generation(1, "a prior", json.loads(json.dumps(POLICY)))
         with pytest.raises(
             ValueError,
-            match=rf"made with {name}={POLICY[name]!r} in its policy, now it is {value!r}",
+            match=rf"made with {name}={POLICY[name]!r} in its policy, but this run has {value!r}",
         ):
             journal.start_generation(1, "a prior", {**POLICY, name: value})
 

@@ -15,8 +15,8 @@ from trainees import compiles, dataset, documents, lora, make_trainee, make_trai
 from toedit_collate.head.soft_labels import soft_cross_entropy
 from toedit_collate.training.drawn_loss import (
     check_can_use_draws,
+    check_uses_drawn_labels,
     use_drawn_labels,
-    uses_drawn_labels,
 )
 
 N = 4
@@ -208,12 +208,13 @@ def test_evaluation_uses_the_models_own_loss(tmp_path, tokenizer, kind):
 
 def test_a_second_call_changes_nothing():
     model = make_trainee()
-    assert not uses_drawn_labels(model)
+    with pytest.raises(ValueError, match="num_draws > 1"):
+        check_uses_drawn_labels(model)
     use_drawn_labels(model)
     forward = model.forward
     use_drawn_labels(get_peft_model(model, lora()))
     assert model.forward is forward
-    assert uses_drawn_labels(model)
+    check_uses_drawn_labels(model)
 
 
 @pytest.mark.parametrize(

@@ -1,19 +1,18 @@
 """What is stored about documents, by their content: the journal of edits, the cache of decisions.
 
-Both use the same base: `segments` (files), `index` (find a document), `writing` (which process
-writes, and when). They differ in what an error means. A *journal* is data: without it, nobody
-knows what a run was trained on, so a write error ends the run. A *cache* only saves time: a write
-error is a warning, and its folder can be deleted at any time.
+Both use `segments` (files), `index` (find a document) and `writing` (which process writes, and
+when). Errors differ. A *journal* is data: without it, nobody knows what a run was trained on, so a
+write error ends the run. A *cache* only saves time: a write error is a warning, and its folder can
+be deleted at any time.
 
 Words:
 
 - *segment*: a file of named arrays. It is written whole, checked whole, and never changed.
-- *key*: 64 bits of a document's content, by which the document is found. Its place in the data,
-  its batch and its rank do not matter.
-- *frame*: the edits that one process made in one generation, as a segment of a journal holds them.
+- *key*: 64 bits of a document's content, by which the document is found.
+- *frame*: the edits of one process in one generation, in a segment of a journal.
 - *attempt*: a run from its start, or from where it was resumed, to where it was killed.
-- *void*: edits of an attempt that were made after the checkpoint from which the next one resumed.
+- *void*: edits of an attempt after the checkpoint from which the next one resumed.
 - *decisions*: which tokens of a document are selected or dropped, and the candidates for each
-  selected token, before anything is drawn.
+  selected token, before the draws.
 - *identity*: what the decisions were made with: the prior, the policy, the vocabulary.
 """

@@ -15,8 +15,7 @@ _FAN_OUT = 8
 class KeyIndex:
     """Maps keys to rows. If a key was added twice, its first row counts.
 
-    It takes 12 bytes a key. Sorted parts are merged as they grow, so there are few of them, and the
-    cost of adding n keys grows as n log n.
+    It takes 12 bytes a key. Sorted parts are merged as they grow, so adding n keys costs n log n.
 
     Example:
         >>> index = KeyIndex()
@@ -55,7 +54,7 @@ class KeyIndex:
         return is_new
 
     def find(self, keys: Array) -> Array:
-        """The rows of (m,) keys, (m,) int64; -1 for a key that is not in the index."""
+        """The rows of (m,) keys, (m,) int64; -1: not in the index."""
         found = np.full(len(keys), -1, np.int64)
         for there, rows in self._parts:
             missing = np.flatnonzero(found < 0)
@@ -74,11 +73,7 @@ def _sorted(keys: Array, rows: Array) -> _Part:
 
 
 class GrowingArray:
-    """An array to append rows to. Its buffer doubles, so each row is copied once or twice.
-
-    Attributes:
-        values: all rows so far.
-    """
+    """An array, `values`, to append rows to. Its buffer doubles when it is full."""
 
     def __init__(self, first: Array) -> None:
         self._buffer = self.values = first

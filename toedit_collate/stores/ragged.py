@@ -35,11 +35,7 @@ def sums_of_rows(values: Array, lengths: Array) -> Array:
 
 
 def narrowed(values: Array) -> Array:
-    """The values in the smallest unsigned integer type that holds all of them.
-
-    Raises:
-        ValueError: a value is negative.
-    """
+    """The values in the smallest unsigned integer type that holds them; none may be negative."""
     if len(values) and values.min() < 0:
         raise ValueError(f"expected numbers from 0, got {values.min()}")
     return values.astype(np.min_scalar_type(values.max() if len(values) else 0), copy=False)

@@ -1,8 +1,7 @@
 """Segments: files of named arrays that are written whole, checked whole, and never changed.
 
 A segment is a safetensors file. Its metadata holds `facts`, JSON that describes the arrays, and
-`checksum`: BLAKE2b of the facts and of every array's name, type, shape and bytes. So any flipped
-bit is noticed, unless it has no meaning (padding of the header).
+`checksum`: BLAKE2b of the facts and of every array's name, type, shape and bytes.
 """
 
 from __future__ import annotations
@@ -36,17 +35,14 @@ def write_segment(
     path: Path, kind: str, arrays: Mapping[str, Array | Tensor], facts: dict[str, Any],
     deflated: Collection[str] = (),
 ) -> None:  # fmt: skip
-    """Write a segment. Either the whole file is there afterwards, or nothing.
+    """Write a segment: the whole file, or nothing.
 
     Args:
         path: of the new file.
-        kind: of segment, and the version of its layout; `read_segment` must be given the same.
+        kind: of segment, and the version of its layout; `read_segment` must get the same.
         arrays: by name.
         facts: about them; JSON.
         deflated: names of the integer arrays to compress.
-
-    Raises:
-        OSError: the file can't be written, for example because the disk is full.
     """
     tensors, dtypes = {}, {}
     for name, array in arrays.items():
@@ -67,13 +63,12 @@ def read_segment(
     Args:
         path: of the file.
         kind: as given to `write_segment`.
-        mapped: leave arrays that are not compressed on the disk until they are used. Files that are
-            read again and again should not be mapped: each mapped array of more than 256 bytes
-            leaks a Python int (safetensors 0.8.0).
+        mapped: leave uncompressed arrays on the disk until they are used. Each mapped array leaks a
+            Python int (safetensors 0.8.0), so files that are read often should not be mapped.
 
     Raises:
-        DamagedFileError: the file was cut or changed, or is of another kind. The message says what
-            is wrong, not which file.
+        DamagedFileError: the file was cut or changed, or is of another kind. The message does not
+            name the file.
         FileNotFoundError: there is no such file.
     """
     check_is_file(path)
@@ -100,18 +95,13 @@ def read_segment(
         for name, dtype in facts.pop("deflated").items():
             data = zlib.decompress(tensors[name].numpy().data)  # at most 1,032 times as large
             tensors[name] = torch.from_numpy(np.frombuffer(data, dtype).copy())
-    except Exception as error:  # JSON, numpy and zlib raise many kinds for what no writer writes
+    except Exception as error:  # JSON, numpy and zlib raise many kinds
         raise DamagedFileError(str(error) or type(error).__name__) from error
     return facts, tensors
 
 
 def read_regular(path: Path, most: int = 2**24) -> bytes:
-    """Read a small file.
-
-    Raises:
-        DamagedFileError: it is not a file, or larger than `most` bytes.
-        OSError: it can't be read.
-    """
+    """Read a small file; a DamagedFileError if it is not a file, or larger than `most` bytes."""
     check_is_file(path)
     with path.open("rb") as file:
         content = file.read(most + 1)
@@ -121,12 +111,7 @@ def read_regular(path: Path, most: int = 2**24) -> bytes:
 
 
 def check_is_file(path: Path) -> None:
-    """Check that there is a regular file; opening a FIFO would block for ever.
-
-    Raises:
-        DamagedFileError: there is something else.
-        FileNotFoundError: there is nothing.
-    """
+    """Raise unless there is a regular file; opening a FIFO would block for ever."""
     if path.is_file():
         return
     if not os.path.lexists(path):
@@ -135,11 +120,7 @@ def check_is_file(path: Path) -> None:
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Write a file under another name, flush it to the disk, and rename it.
-
-    Raises:
-        OSError: it can't be written; then nothing is left behind.
-    """
+    """Write a file under another name, flush it to the disk, and rename it; or leave nothing."""
     unfinished = path.with_name(f"{path.name}.{uuid.uuid4().hex[:12]}{UNFINISHED}")
     try:
         with unfinished.open("wb") as file:
@@ -154,7 +135,7 @@ def write_whole(path: Path, data: bytes) -> None:
     with contextlib.suppress(OSError):  # Windows can't open folders, and does not need to
         folder = os.open(path.parent, os.O_RDONLY)
         try:
-            os.fsync(folder)  # the new name is on the disk, too
+            os.fsync(folder)  # of the new name
         finally:
             os.close(folder)
 

@@ -1,4 +1,4 @@
-"""Which process writes, and when: locks, forks, late writes, and the end of a process."""
+"""Which process writes, and when: locks, forks, delayed writes, and the end of a process."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from filelock import FileLock, Timeout
 
 _NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK}
 
-# Locks that a forked process inherited. Collecting such a copy could release the parent's lock.
+# Locks that a forked process inherited; deleting such a copy could release the parent's lock.
 _INHERITED: list[FileLock] = []
 
 
 class WriterLock:
-    """Held by the one process that may write. It ends with that process, even if it is killed.
+    """A lock of the one process that may write. It ends with that process, even if it is killed.
 
     Args:
         path: of the lock's file, which is empty and is not deleted.
@@ -28,7 +28,6 @@ class WriterLock:
 
     Raises:
         BlockingIOError: another process holds the lock.
-        OSError: its file can't be made.
     """
 
     def __init__(self, path: Path, what: str) -> None:
@@ -58,9 +57,9 @@ class WriterLock:
 
 
 class WriteBehind(abc.ABC):
-    """Keeps what it is given in memory and writes it later, at the latest when the process ends.
+    """Keeps new data in memory, and writes it later, at the latest when the process ends.
 
-    A forked process has a copy of what its parent has not written yet, and must not write it.
+    A forked process has a copy of its parent's unwritten data, and must not write it.
 
     Attributes:
         max_pending_seconds: the longest time between two writes.
@@ -76,18 +75,10 @@ class WriteBehind(abc.ABC):
 
     @abc.abstractmethod
     def flush(self) -> None:
-        """Write what is not written yet.
-
-        Raises:
-            OSError: it can't be written; it stays in memory.
-        """
+        """Write what is not written yet; an OSError keeps it in memory."""
 
     def close(self) -> None:
-        """Write everything.
-
-        Raises:
-            OSError: it can't be written.
-        """
+        """Write everything; an OSError keeps it in memory."""
         self.flush()
 
     @abc.abstractmethod
@@ -100,7 +91,7 @@ class WriteBehind(abc.ABC):
 
     @abc.abstractmethod
     def _report(self, error: Exception) -> None:
-        """Log that nothing can be written, where nobody can catch an exception."""
+        """Log an error of writing that nobody can catch."""
 
     def _notice_fork(self) -> None:
         """Call this before anything is added or written."""
@@ -109,7 +100,7 @@ class WriteBehind(abc.ABC):
             self._leave_to_parent()
 
     def _start_timer(self) -> None:
-        """Call this before a write, so that a write that fails is not tried again at once."""
+        """Call this before a write, so that a failed write is not repeated at once."""
         self._last_write = time.monotonic()
 
     def _is_late(self) -> bool:

@@ -20,9 +20,9 @@ def attach(
 ) -> ToEditCollator:
     """Edit the training batches of a Trainer that exists already.
 
-    The way in for `SFTTrainer` with packing or without padding, which refuses a collator of the
-    user's: its own stays, inside ours. Only what the Trainer's training loader gives is edited,
-    whoever reads it; any other loader with `trainer.data_collator` gives its batches unedited.
+    This is the way in for `SFTTrainer` with packing or padding-free batches, which accepts no other
+    collator: its own stays, inside ours. Only the Trainer's training loader is edited; any other
+    loader that uses `trainer.data_collator` is not.
 
     Args:
         trainer: a `Trainer`, `SFTTrainer` or another subclass, before `train()`.
@@ -31,8 +31,7 @@ def attach(
         kwargs: for `ToEditCollator`, and `refresh` for `ToEditCallback`.
 
     Returns:
-        The collator, which is `trainer.data_collator` from now on. To edit in a loop of your own,
-        make another one.
+        The collator, which is now `trainer.data_collator`. Make another one for a loop of your own.
 
     Raises:
         ValueError: the trainer's batches are edited already; it learns from preferences, rewards
@@ -70,7 +69,7 @@ def attach(
     callback = ToEditCallback(collator, refresh)
     trainer.data_collator = collator  # type: ignore[assignment]
     edit_training_loaders_of(trainer, collator)
-    # Else the Trainer drops the dataset's column, and raw rows would be edited.
+    # Otherwise the Trainer drops the column `edit`, and rows with edit=False would be edited.
     columns: Any = trainer
     columns._set_signature_columns_if_needed()
     columns._signature_columns = [*columns._signature_columns, "edit"]

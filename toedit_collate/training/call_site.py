@@ -1,4 +1,4 @@
-"""Where a batch was made, and who reads it: training or evaluation, in which epoch.
+"""Finds out who reads a batch: training or evaluation, in which epoch.
 
 A trainer uses one collator for training and evaluation, and a batch does not know which it is for.
 `model.training` does not help: the first training batch after an evaluation is fetched before
@@ -25,20 +25,18 @@ class Purpose(enum.Enum):
 
     TRAINING = enum.auto()
     EVALUATION = enum.auto()
-    UNKNOWN = enum.auto()  # edited like training: a loop of the user's own, say
+    UNKNOWN = enum.auto()  # edited like training: a user's own loop, for example
 
 
 @dataclass(frozen=True)
 class Origin:
-    """What a collator knows of a batch when it makes it, in a worker or not.
+    """What a collator knows about a batch when it makes it, in a worker or not.
 
     Attributes:
-        purpose: TRAINING in the loader that is marked for training; EVALUATION in another loader
-            of a Trainer whose training loader is marked; UNKNOWN: the call stack decides.
-        pad_to_multiple_of: rows that shrink are padded again to such a length; None: to the
-            longest.
-        prepared: what a worker has computed for the prior, by the content of documents: their
-            tokens for a prior with another tokenizer. None: nothing.
+        purpose: TRAINING in a loader that is marked for training; EVALUATION in another loader of a
+            Trainer with a marked loader; UNKNOWN: the call stack decides.
+        pad_to_multiple_of: rows that shrink are padded to a multiple of it; None: to the longest.
+        prepared: documents that a worker aligned for a prior with another tokenizer, or None.
     """
 
     purpose: Purpose = Purpose.UNKNOWN
@@ -51,15 +49,14 @@ class CallSite:
     """Where a batch is being read.
 
     Attributes:
-        purpose: EVALUATION inside the evaluation or prediction of a `Trainer`, of transformers or
-            Lightning; TRAINING inside the training of a `Trainer` whose training loader is not
-            marked (by `attach` or `ToEditCallback`); else UNKNOWN, so that the loader decides.
-        skipping: by a loader of accelerate that passes over batches to resume training.
-        dispatching: by a loader of accelerate that sends batches from rank 0 to all ranks.
-        pinning: by the function of PyTorch that pins memory, perhaps in a thread of its own.
-        epoch: number of the epoch, as the Trainer or the loader of accelerate counts it; None: not
-            known.
-        trainer: the `Trainer` of transformers that trains on the batch; None: none does.
+        purpose: EVALUATION inside the evaluation or prediction of a `Trainer` of transformers or
+            Lightning; TRAINING inside the training of a `Trainer` without a marked loader; UNKNOWN
+            elsewhere, so that the loader decides.
+        skipping: accelerate's loader skips the batch, to resume training.
+        dispatching: accelerate's loader sends batches from rank 0 to all ranks.
+        pinning: PyTorch pins the batch's memory, perhaps in a thread of its own.
+        epoch: as the Trainer or accelerate's loader counts it; None: not known.
+        trainer: the `Trainer` of transformers that trains on the batch, or None.
     """
 
     purpose: Purpose = Purpose.UNKNOWN
@@ -71,8 +68,8 @@ class CallSite:
 
 
 def inspect_call_stack() -> CallSite:
-    """Look up the call stack, from the innermost call outwards, until a loop of a Trainer."""
-    # What was never imported can't be on the stack; so nothing is imported for this either.
+    """Search the call stack, from the innermost call outwards, for the loop of a Trainer."""
+    # A class that was never imported can't be on the stack, so nothing is imported here.
     trainer_class = _imported("transformers.trainer", "Trainer")
     loader_class = _imported("accelerate.data_loader", "DataLoaderShard")
     dispatcher_class = _imported("accelerate.data_loader", "DataLoaderDispatcher")
@@ -99,10 +96,10 @@ def inspect_call_stack() -> CallSite:
         elif name in _TRAINING and isinstance(owner, trainer_class):
             if not _feeds_training(loader, owner, loader_class + dispatcher_class):
                 purpose = Purpose.EVALUATION
-            else:
-                trainer = owner
-                if not _has_marked_loader(owner):
-                    purpose = Purpose.TRAINING
+                break
+            trainer = owner
+            if not _has_marked_loader(owner):
+                purpose = Purpose.TRAINING
             break
         elif lightning_classes and isinstance(owner, lightning_classes):
             if not owner.training:
@@ -113,13 +110,13 @@ def inspect_call_stack() -> CallSite:
 
 
 def inside_data_loader() -> bool:
-    """Whether a DataLoader of PyTorch, in this process, is fetching a batch."""
+    """Whether a DataLoader of PyTorch is fetching a batch in this process."""
     fetchers = _imported("torch.utils.data._utils.fetch", "_BaseDatasetFetcher")
     return calling_instance(fetchers) is not None
 
 
 def calling_instance(of_class: type | tuple[type, ...]) -> Any:
-    """The innermost instance of a class, one of whose methods is on the call stack; or None."""
+    """The innermost instance of a class with a method on the call stack; or None."""
     for frame in _frames():
         owner = frame.f_locals.get("self")
         if isinstance(owner, of_class):
@@ -128,7 +125,7 @@ def calling_instance(of_class: type | tuple[type, ...]) -> Any:
 
 
 def argument_of_caller(function: str, argument: str) -> Any:
-    """What the innermost caller of that name was given for an argument; or None."""
+    """The value of an argument of the innermost caller with that name; or None."""
     for frame in _frames():
         if frame.f_code.co_name == function:
             return frame.f_locals.get(argument)
@@ -144,13 +141,13 @@ def _frames() -> Iterator[Any]:
 
 
 def _imported(module: str, name: str) -> tuple[Any, ...]:
-    """A class, if its module was imported: one of them, or none."""
+    """A class as a tuple of one, or () if its module was not imported."""
     found = getattr(sys.modules.get(module), name, None)
     return () if found is None else (found,)
 
 
 def _batch_number(frame: Any) -> int:
-    """The number in its epoch of the batch that a loader of accelerate has in hand."""
+    """The number, in its epoch, of the batch that accelerate's loader is about to yield."""
     if frame.f_code.co_name == "__iter__":
         return frame.f_locals.get("batch_index", 0)
     # The dispatching loader fetches one batch ahead of the one that it counts.
@@ -158,7 +155,7 @@ def _batch_number(frame: Any) -> int:
 
 
 def _has_marked_loader(trainer: Any) -> bool:
-    """Whether the loader with which a Trainer trains has a collator that is marked for training."""
+    """Whether the collator of a Trainer's training loader is marked for training."""
     loader = trainer.callback_handler.train_dataloader
     collate_fn = getattr(getattr(loader, "base_dataloader", loader), "collate_fn", None)
     while collate_fn is not None:
@@ -169,10 +166,10 @@ def _has_marked_loader(trainer: Any) -> bool:
 
 
 def _feeds_training(loader: Any, trainer: Any, accelerated: tuple[Any, ...]) -> bool:
-    """Whether what is read in training comes from the loader that feeds it.
+    """Whether a batch that is read during training comes from the training loader.
 
-    A callback may read another one, for evaluation. To resume, accelerate makes a loader of its
-    own; but it has the same dataset.
+    A callback may read another loader, for evaluation. When a run resumes, accelerate makes a new
+    loader, but with the same dataset.
 
     Args:
         loader: of accelerate, which yields a batch just now; None: none does.
@@ -182,7 +179,7 @@ def _feeds_training(loader: Any, trainer: Any, accelerated: tuple[Any, ...]) -> 
     handler = trainer.callback_handler
     feeding = handler.train_dataloader
     if loader is None:
-        # Loaders that move a batch to its device read it before they yield it.
+        # A loader that moves batches to their device reads them itself.
         moves = isinstance(feeding, accelerated) and getattr(feeding, "device", None) is not None
         return not moves
     evaluation = [*getattr(trainer, "_eval_dataloaders", {}).values(), handler.eval_dataloader]

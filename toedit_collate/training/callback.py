@@ -67,30 +67,6 @@ class ToEditCallback(TrainerCallback):
     If a checkpoint can't be used (half-written, not finite), the callback logs an error and the
     old prior stays.
 
-    Example:
-        >>> import tempfile
-        >>> from toedit_collate import EditPolicy, Prior
-        >>> from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
-        >>> config = LlamaConfig(
-        ...     vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=2,
-        ...     num_attention_heads=2,
-        ... )
-        >>> collator = ToEditCollator(Prior(LlamaForCausalLM(config)), EditPolicy(threshold=1e-6))
-        >>> folder = tempfile.TemporaryDirectory()
-        >>> arguments = TrainingArguments(
-        ...     folder.name, max_steps=1, logging_steps=1, save_strategy="no", use_cpu=True,
-        ...     report_to=[], disable_tqdm=True,
-        ... )
-        >>> trainer = Trainer(
-        ...     LlamaForCausalLM(config), arguments, callbacks=[ToEditCallback(collator)],
-        ...     train_dataset=[{"input_ids": [7, 8, 9], "labels": [7, 8, 9]}],
-        ... )
-        >>> output = trainer.train()  # doctest: +ELLIPSIS
-        {'loss': ...
-        >>> trainer.state.log_history[0]["toedit/selected_share"]
-        1.0
-        >>> folder.cleanup()
-
     Args:
         collator: edits the batches; or a function that makes it from the trainee when training
             begins: for `Prior.shared` in a framework that takes callbacks before there is a model.
@@ -140,7 +116,7 @@ class ToEditCallback(TrainerCallback):
     def _use(self, collator: Any) -> None:
         if not isinstance(collator, ToEditCollator):
             raise TypeError(
-                "the function that ToEditCallback was given must return a ToEditCollator, got "
+                f"ToEditCallback's function must return a ToEditCollator, got "
                 f"{type(collator).__name__}; write lambda model: ToEditCollator(Prior.shared("
                 "model), policy)"
             )
@@ -149,12 +125,10 @@ class ToEditCallback(TrainerCallback):
 
     def on_init_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Mark the training loaders that the Trainer makes, also outside of `train()`."""
-        trainer = calling_instance(Trainer)
-        if trainer is None:
-            return
-        check_trainer(trainer)
-        if self._collator is not None and self._make is None:
-            edit_training_loaders_of(trainer, self._collator)
+        if (trainer := calling_instance(Trainer)) is not None:
+            check_trainer(trainer)
+            if self._collator is not None and self._make is None:
+                edit_training_loaders_of(trainer, self._collator)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Check that the prior fits the trainee, and edit the training loader.
@@ -304,14 +278,11 @@ class ToEditCallback(TrainerCallback):
         # This callback must come before the trackers, which log the numbers they are given, and the
         # user's callbacks come last. `_BeforeSave` must come after all callbacks, since each may
         # ask for a checkpoint. The list is replaced because it is being iterated over.
-        handler = calling_instance(CallbackHandler)
-        if handler is None:
-            return
-        ours = (self, self._before_save)
-        others = [c for c in handler.callbacks if all(c is not one for one in ours)]
-        stores_state = self.collator.journal is not None or self.refresh is not None
-        last = [self._before_save] if stores_state else []
-        handler.callbacks = [self, *others, *last]
+        if (handler := calling_instance(CallbackHandler)) is not None:
+            others = [c for c in handler.callbacks if c is not self and c is not self._before_save]
+            stores_state = self.collator.journal is not None or self.refresh is not None
+            last = [self._before_save] if stores_state else []
+            handler.callbacks = [self, *others, *last]
 
 
 class _BeforeSave(TrainerCallback):

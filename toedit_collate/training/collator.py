@@ -57,7 +57,6 @@ class ToEditCollator:
             holds all changes since the source, and marks nothing as selected.
 
     Attributes:
-        base_collator: makes the batches.
         key: names the editor in all processes.
         aligner: tokenizes documents in workers for a prior with another tokenizer, or None.
         purpose: of its batches: TRAINING in a loader that is marked for training, EVALUATION where
@@ -96,10 +95,8 @@ class ToEditCollator:
         on_edit: OnEdit | None = None,
     ) -> None:
         if base_collator is not None and not callable(base_collator):
-            raise TypeError(
-                f"base_collator must be a function from features to a batch, got "
-                f"{type(base_collator).__name__}"
-            )
+            got = type(base_collator).__name__
+            raise TypeError(f"base_collator must be a function from features to a batch, got {got}")
         if isinstance(base_collator, ToEditCollator):
             raise TypeError("base_collator is a ToEditCollator already; edit a batch once only")
         editor = BatchEditor(
@@ -114,20 +111,14 @@ class ToEditCollator:
         self.purpose = Purpose.UNKNOWN
 
     def __call__(self, features: Any) -> ToEditBatch:
-        """Collate features into a batch that will edit itself.
-
-        Raises:
-            ValueError: there are no features, or the base collator made no `input_ids`.
-            TypeError: the base collator did not return a mapping.
-        """
+        """Collate features into a batch that will edit itself; raises if it has no `input_ids`."""
         if hasattr(features, "__len__") and len(features) == 0:
             raise ValueError("the batch is empty: the collator got no features")
         features, flags = take_edit_column(features)
         collated = self.base_collator(features)
         if not isinstance(collated, Mapping):
-            raise TypeError(
-                f"the base collator must return a dict of tensors, got {type(collated).__name__}"
-            )
+            got = type(collated).__name__
+            raise TypeError(f"the base collator must return a dict of tensors, got {got}")
         if "input_ids" not in collated:
             raise ValueError(
                 f"the base collator returned {sorted(collated)} without input_ids, so there are no "
@@ -149,18 +140,13 @@ class ToEditCollator:
 
     @property
     def editor(self) -> BatchEditor:
-        """What edits the batches: prior, policy, journal, cache and counts.
-
-        Raises:
-            RuntimeError: it lives in another process, or is gone.
-        """
+        """What edits the batches; a RuntimeError in another process than that of its prior."""
         if self._editor is None:
             self._editor = EDITORS.get(self.key)
         if self._editor is None:
             raise RuntimeError(
-                "this ToEditCollator was sent to another process, and its prior was not: batches "
-                "can be collated here, and are edited when they are read in the process that made "
-                "it"
+                "this ToEditCollator was sent to another process without its prior: batches can be "
+                "collated here, and are edited when they are read in the process that made it"
             )
         return self._editor
 
@@ -227,9 +213,7 @@ class ToEditCollator:
         return other
 
     def __getstate__(self) -> dict[str, Any]:
-        # To workers: what collates, and nothing that holds the GPU.
-        names = ("base_collator", "key", "purpose", "aligner", "context")
-        return {name: getattr(self, name) for name in names}
+        return {**self.__dict__, "_editor": None}  # the prior stays in its process
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)

@@ -1,11 +1,11 @@
-"""Gives the model in training the loss of labels that are made of many draws.
+"""The loss of labels that are made of many draws.
 
-The batch carries `draws` (see `head.soft_labels`), and the model's `forward` gets them as one more
-argument. `use_drawn_labels` replaces `forward` by one that knows them: it returns the loss (for
-`Trainer`) or the log-probabilities (for TRL's `SFTTrainer`, which asks with `fused_lm_head=True`),
-computed from the hidden states without the (B, T, V) logits. Calls without `draws` (evaluation,
-generation) go to the model's own `forward`. So accumulation, DDP, FSDP2, autocast, torch.compile
-and gradient checkpointing stay what the Trainer makes of them.
+The batch holds `draws` (see `head.soft_labels`), which the model's `forward` gets as one more
+argument. `use_drawn_labels` replaces `forward` by one that returns the loss (for `Trainer`) or the
+log-probabilities (for TRL's `SFTTrainer`, which passes `fused_lm_head=True`), computed from the
+hidden states without the (B, T, V) logits. Calls without `draws` (evaluation, generation) go to
+the model's own `forward`. So accumulation, DDP, FSDP2, autocast, torch.compile and gradient
+checkpointing work as before.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ from ..prior.families import find_head, find_trunk, unwrap_model
 logger = logging.getLogger("toedit_collate")
 
 _MARK = "_toedit_own_forward"
-# By how much the head's logits may differ from the model's own, relative to their largest: what
-# bfloat16 rounds. Another formula is off by far more.
+# The head's logits may differ from the model's own by this share of the largest: the rounding of
+# bfloat16. Another formula is off by far more.
 _TOLERANCE = 2.0**-5
 
 
 @dataclass
 class DrawnOutput(ModelOutput):
-    """What the model returns for a batch with drawn labels.
+    """The output of a model for a batch with drawn labels.
 
     Attributes:
         loss: (), nats per label.
         log_probs: (B, T - 1) float32, the expected log probability of the drawn label; 0 without.
         entropy: (B, T - 1) float32, of the prediction, in nats.
-        is_top1: (B, T - 1) bool, whether the likeliest id is that of `labels`.
+        is_top1: (B, T - 1) bool, whether the most likely id is that of `labels`.
         label_mask: (B, T - 1) bool, where there is a label.
         aux_loss: of the router, or None.
     """
@@ -63,11 +63,7 @@ def uses_drawn_labels(model: Any) -> bool:
 
 
 def check_uses_drawn_labels(model: Any) -> None:
-    """Refuse a Trainer's model that would ignore the draws of its batches.
-
-    Raises:
-        ValueError: says how to install the loss.
-    """
+    """Raise a ValueError for a model that would ignore the draws of its batches."""
     if not uses_drawn_labels(model):
         raise ValueError(
             "the policy has num_draws > 1, and the model in training does not know labels that are "
@@ -78,11 +74,7 @@ def check_uses_drawn_labels(model: Any) -> None:
 
 
 def install_drawn_loss(trainer: Any, model: Any) -> None:
-    """Give a Trainer's model the loss of drawn labels.
-
-    Raises:
-        ValueError: the Trainer's loss can't be that of drawn labels; names the option.
-    """
+    """Give a Trainer's model the loss of drawn labels; a ValueError if the Trainer can't use it."""
     if trainer is None:
         use_drawn_labels(model)
     else:
@@ -93,13 +85,13 @@ def install_drawn_loss(trainer: Any, model: Any) -> None:
 def use_drawn_labels(
     model: Any, autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
 ) -> None:
-    """Let a model compute its loss from `draws`, where a batch has them.
+    """Let a model compute its loss from `draws`, if a batch has them.
 
     Args:
-        model: the model in training, with or without the wrappers of PEFT, DDP, FSDP2 and
-            torch.compile; changed in place. A second call does nothing.
-        autocast: makes the context in which the model computes a loss of draws. A Trainer whose
-            model is prepared already has put its own around `forward`, which ours replaces.
+        model: the model in training, perhaps inside PEFT, DDP, FSDP2 or torch.compile; changed in
+            place. A second call does nothing.
+        autocast: makes the context in which the model computes the loss. A Trainer whose model is
+            prepared already has put its own around `forward`, which is replaced here.
 
     Raises:
         TypeError: it is not a causal language model of transformers.
@@ -111,7 +103,7 @@ def use_drawn_labels(
     own = lm.forward
     with autocast():
         fusible = _has_plain_head(lm, own)
-    # As an attribute of the model: a copy of the model then calls its own weights.
+    # An attribute of the model, so that a copy of the model calls its own weights.
     setattr(lm, _MARK, own)
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -124,7 +116,7 @@ def use_drawn_labels(
         with autocast():
             return _by_states(self, head, draws, args, kwargs)
 
-    # A Trainer drops columns that the signature of `forward` does not have.
+    # A Trainer drops columns that are not in the signature of `forward`.
     taken = inspect.signature(own)
     of_self = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
     parameters = [of_self, *taken.parameters.values()]
@@ -188,11 +180,11 @@ def _take_labels(kwargs: dict[str, Any]) -> tuple[Tensor, Any]:
 
 
 def _find_head(lm: Any) -> Head | None:
-    """The vocabulary projection as it is now, whole; None where only the model can compute it."""
+    """The whole vocabulary projection; None if only the model can compute it."""
     module = lm.get_output_embeddings()
     weight = getattr(module, "weight", None)
-    # An adapter or quantization; or weights of which each rank keeps a part (ZeRO-3, a head that
-    # FSDP2 wraps on its own, tensor parallelism): only their module averages gradients over ranks.
+    # An adapter or quantization; or a sharded weight (ZeRO-3, a head that FSDP2 wraps on its own,
+    # tensor parallelism): only its module averages gradients over ranks.
     if type(module) is not torch.nn.Linear or hasattr(weight, "ds_id"):
         return None
     if hasattr(weight, "full_tensor"):
@@ -229,11 +221,7 @@ def _has_plain_head(lm: Any, own: Callable[..., Any]) -> bool:
 
 
 def check_can_use_draws(trainer: Any) -> None:
-    """Refuse a Trainer whose loss can't be that of drawn labels.
-
-    Raises:
-        ValueError: names the option.
-    """
+    """Raise a ValueError that names the option of a Trainer which does not fit drawn labels."""
     args = trainer.args
     instead = "or use num_draws=1, which needs no loss of its own"
     if getattr(args, "label_smoothing_factor", 0):

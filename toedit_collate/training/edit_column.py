@@ -1,4 +1,4 @@
-"""The dataset column `edit`: rows and tokens that are left as they are."""
+"""The dataset column `edit`: rows and tokens that must not be edited."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ Flag = bool | Sequence[bool]  # of a row, or of each of its tokens
 
 
 def take_edit_column(features: Any) -> tuple[Any, list[Flag] | None]:
-    """Take the column `edit` out of rows, since base collators do not expect it.
+    """Remove the column `edit` from rows, since base collators do not expect it.
 
     Args:
-        features: as a Dataset gives them. Rows without the column, or with None, are edited.
+        features: rows of a Dataset. Rows without the column, or with None, are edited.
 
     Returns:
-        The rows without the column, and a flag for each; None: no row has one.
+        The rows without the column, and a flag for each row; None: no row has one.
 
     Example:
         >>> take_edit_column([{"input_ids": [5, 6], "edit": False}, {"input_ids": [7]}])
@@ -35,39 +35,36 @@ def take_edit_column(features: Any) -> tuple[Any, list[Flag] | None]:
 
 
 def check_column_kept(given: Any, kept: Any) -> None:
-    """Refuse a dataset that lost its column `edit` when it was prepared.
+    """Raise an UnusableError if a dataset lost its column `edit` when it was prepared.
 
     Args:
         given: the dataset as it was loaded.
-        kept: as the Trainer has it.
-
-    Raises:
-        UnusableError: the column is gone; TRL's packing joins rows and drops it.
+        kept: the dataset of the Trainer. TRL's packing joins rows, and drops the column.
     """
     had, has = (getattr(rows, "column_names", None) or () for rows in (given, kept))
     if "edit" in had and "edit" not in has:
         raise UnusableError(
-            "the data has a column 'edit', and TRL's packing drops it, so that raw rows would be "
-            "edited; set packing: false, or name the sources apart, as in datasets: [{name: A}, "
-            "{name: B, edit: false}], which recipes/cpt.py and recipes/pretrain.py pack one by one"
+            "the data has a column 'edit', and TRL's packing drops it, so that rows with "
+            "edit=False would be edited; set packing: false, or give each source its own entry, as "
+            "in datasets: [{name: A}, {name: B, edit: false}], which recipes/cpt.py and "
+            "recipes/pretrain.py pack one by one"
         )
 
 
 def edit_key(batch: Mapping[str, Any], rows: Sequence[Any], flags: Sequence[Flag]) -> Tensor:
-    """The key `edit` of a batch, from the flags of the rows that it was made of.
+    """The key `edit` of a batch, from the flags of its rows.
 
     Args:
-        batch: as collated, with `input_ids` (B, T): a row for each of `rows`, or all of them one
-            after the other in a single row, as collators without padding make it.
+        batch: as collated, with `input_ids` (B, T): one row for each of `rows`, or all of them
+            joined in a single row, as collators without padding do.
         rows: n of them, each with its `input_ids`.
         flags: n; a bool, or one for each token of the row.
 
     Returns:
-        (B,) bool, or (B, T) bool where rows were joined or have a flag for each token.
+        (B,) bool, or (B, T) bool if rows were joined or have a flag for each token.
 
     Raises:
-        ValueError: a row has another number of flags than tokens, or the batch was made in
-            another way.
+        ValueError: a row has another number of flags than tokens, or the batch has another form.
     """
     ids, mask = batch["input_ids"], batch.get("attention_mask")
     per_row = all(isinstance(flag, (bool, int)) for flag in flags)

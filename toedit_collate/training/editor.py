@@ -83,10 +83,8 @@ class BatchEditor:
     ) -> None:
         check_types(prior, policy, journal, cache)
         if on_edit is not None and not callable(on_edit):
-            raise TypeError(
-                "on_edit must be a function (batch, EditResult) -> None, got "
-                f"{type(on_edit).__name__}"
-            )
+            got = type(on_edit).__name__
+            raise TypeError(f"on_edit must be a function (batch, EditResult) -> None, got {got}")
         self.prior = prior
         self.policy = EditPolicy() if policy is None else policy
         if self.policy.num_draws > 1 and journal is not None:
@@ -121,11 +119,7 @@ class BatchEditor:
             store.flush()
 
     def adopt_tokenizer(self, tokenizer: Any) -> None:
-        """Compare the trainee's tokenizer with the prior's, or give it to a prior without one.
-
-        Raises:
-            ValueError: it is another tokenizer.
-        """
+        """Compare the trainee's tokenizer with the prior's, or give it to a prior without one."""
         if tokenizer is None:
             return
         if self.prior.tokenizer is None:
@@ -155,9 +149,7 @@ class BatchEditor:
             collators: searched for the trainee's tokenizer if the `Trainer` has none.
 
         Raises:
-            ValueError: the prior is the model in training; the trainee is an encoder-decoder, has
-                another tokenizer, or has fewer ids than the prior can draw; or a shared prior can't
-                score with weights that are sharded in this way.
+            ValueError: the trainee or its tokenizer does not fit the prior.
         """
         mixed_precision = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
         self.prior.prepare_for(model, mixed_precision)
@@ -176,17 +168,13 @@ class BatchEditor:
         site: CallSite,
         device: torch.device | None = None,
     ) -> dict[str, Any]:
-        """Edit the batch of a base collator.
+        """Edit the batch of a base collator; raises a ValueError if that is not possible.
 
         Args:
             batch: of tensors.
             origin: where it was collated.
             site: where it is read.
             device: where edited tensors go at once; None: they stay on the batch's device.
-
-        Raises:
-            ValueError: the batch can't be edited; or accelerate's dispatching loader reads it, with
-                several processes.
         """
         self._check(batch, site)
         with self.prior.protecting(self._protection):

@@ -31,19 +31,10 @@ _REPORT = "toedit_report.json"
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationReport:
-    """What came of one generation.
+    """The counts of tokens of one generation, 0 for the prior before any edit, and its model.
 
-    Attributes:
-        generation: its number; 0 is the prior that edits the first.
-        tokens: of the documents that it edited.
-        scored: tokens to which the policy was applied.
-        selected: tokens in the policy's region.
-        changed: selected tokens that became another.
-        dropped: tokens that were removed.
-        perplexity: held-out, per token, of the model that was trained on this generation; None
-            without an eval_dataset.
-        train_loss: mean of the losses that its Trainer logged; None for generation 0.
-        folder: where its model is.
+    `perplexity` is held-out, per token, of the model trained on the generation (None without an
+    eval_dataset), `train_loss` the mean of the losses that its Trainer logged.
     """
 
     generation: int
@@ -58,12 +49,12 @@ class GenerationReport:
 
     @property
     def selected_share(self) -> float:
-        """Selected of the scored tokens: what Table 9 gives."""
+        """Share of the scored tokens that were selected, as in Table 9."""
         return self.selected / self.scored if self.scored else math.nan
 
     @property
     def changed_share(self) -> float:
-        """Changed of the scored tokens."""
+        """Share of the scored tokens that were changed."""
         return self.changed / self.scored if self.scored else math.nan
 
 
@@ -79,73 +70,48 @@ def self_edit(
     later_prior: Literal["swapped", "trainee"] = "swapped",
     **collator_settings: Any,
 ) -> list[GenerationReport]:
-    """Train k generations, generation n on the data of n-1 as the model of n-1 has edited it.
+    """Train k generations; the model of generation n-1 edits the data of generation n.
 
-    Generation 1 is edited by the prior as it comes. After each generation its model is saved in
-    `output_dir/generation-n`, and swapped in as the prior of the next. A loop that was killed goes
-    on where it was when it is called again: with the generations that are finished, and with the
-    last whole checkpoint of the one that was not.
+    The prior edits generation 1. After each generation, its model is saved in
+    `output_dir/generation-n`, and becomes the prior of the next. Call it again after a kill: it
+    keeps the finished generations, and continues from the last complete checkpoint.
+    `recipes/self_edit.py` is an example.
 
     Source: arXiv:2412.14689, section 3.2, Eq. 3 and Table 9.
 
     Args:
         make_trainer: (generation, weights) -> a new Trainer on the *source* dataset. Its model
-            comes from the folder `weights`, or from the base where that is None. Its
-            `eval_dataset`, if it has one, is the held-out set.
-        prior: a prior of its own; or a function that makes one from each generation's Trainer:
+            comes from the folder `weights`, or from the base if `weights` is None. Its
+            `eval_dataset`, if any, is the held-out set.
+        prior: a separate prior; or a function that makes one from each generation's Trainer:
             `lambda trainer: Prior.shared(trainer.model)`.
         policy: which tokens are edited, and how; default: the paper's.
         generations: k, how many.
         output_dir: folder for the models, the journal and a report of each generation.
-        start: "base": each generation trains the base afresh; "previous": it goes on training the
-            model of the generation before.
+        start: "base": each generation trains the base from the start; "previous": it continues with
+            the model of the generation before.
         journal: default: in `output_dir/journal`.
-        later_prior: what edits from generation 2 on: "swapped": the prior, with the weights of the
-            model of the generation before; "trainee": that model as a prior of its own, which may
-            be of another architecture than the first, and have another tokenizer
-            (`Prior.aligned_to`).
+        later_prior: the prior from generation 2 on. "swapped": the first prior, with the weights of
+            the previous generation's model; "trainee": that model as a prior of its own, which may
+            have another architecture and another tokenizer (`Prior.aligned_to`).
         collator_settings: further settings for `ToEditCollator`.
 
-    Raises:
-        ValueError: `generations` is not positive, `start` is something else, the prior has been
-            swapped before, there is `refresh` among the settings, or what is in `output_dir` was
-            made with another policy or `start`.
-
     Returns:
-        A report of generation 0 (the prior as it comes) and of each generation.
+        A report of generation 0 (the first prior) and of each generation.
 
-    Example:
-        >>> import tempfile
-        >>> from transformers import LlamaConfig, LlamaForCausalLM, TrainingArguments
-        >>> config = LlamaConfig(
-        ...     vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=2,
-        ...     num_attention_heads=2,
-        ... )
-        >>> folder = tempfile.TemporaryDirectory()
-        >>> rows = [{"input_ids": [5, 6, 7, 8], "labels": [5, 6, 7, 8]}] * 4
-        >>> def make_trainer(generation, weights):
-        ...     base = LlamaForCausalLM(config)
-        ...     model = base if weights is None else LlamaForCausalLM.from_pretrained(weights)
-        ...     arguments = TrainingArguments(
-        ...         f"{folder.name}/training-{generation}", num_train_epochs=1, save_strategy="no",
-        ...         use_cpu=True, report_to=[], disable_tqdm=True,
-        ...     )
-        ...     return Trainer(model, arguments, train_dataset=rows)
-        >>> prior, policy = Prior(LlamaForCausalLM(config)), EditPolicy(threshold=1e-6)
-        >>> reports = self_edit(
-        ...     make_trainer, prior, policy, generations=2, output_dir=folder.name
-        ... )  # doctest: +ELLIPSIS
-        {'train_runtime': ...
-        >>> [(report.generation, report.selected_share) for report in reports[1:]]
-        [(1, 1.0), (2, 1.0)]
-        >>> folder.cleanup()
+    Raises:
+        ValueError: an argument has a wrong value, the prior has been swapped before, `refresh` is
+            among the settings, or `output_dir` holds generations with another policy or `start`.
+
     """
     if isinstance(generations, bool) or not isinstance(generations, int) or generations < 1:
         raise ValueError(f"generations must be a positive whole number, got {generations!r}")
-    if start not in ("base", "previous"):
-        raise ValueError(f"start must be 'base' or 'previous', got {start!r}")
-    if later_prior not in ("swapped", "trainee"):
-        raise ValueError(f"later_prior must be 'swapped' or 'trainee', got {later_prior!r}")
+    for name, value, allowed in (
+        ("start", start, ("base", "previous")),
+        ("later_prior", later_prior, ("swapped", "trainee")),
+    ):
+        if value not in allowed:
+            raise ValueError(f"{name} must be one of {allowed}, got {value!r}")
     if "refresh" in collator_settings:
         raise ValueError(
             "self_edit swaps the prior after each generation; leave refresh out, or train one run "
@@ -153,8 +119,8 @@ def self_edit(
         )
     if not callable(prior) and prior.generation != 0:
         raise ValueError(
-            f"prior must be the one before the first generation, got one of generation "
-            f"{prior.generation}; load it anew"
+            f"prior must not have been swapped, got one of generation {prior.generation}; load it "
+            "again"
         )
     folder = Path(output_dir)
     journal = Journal(folder / "journal") if journal is None else journal
@@ -186,7 +152,7 @@ def self_edit(
             own.generation = number - 1
         attach(trainer, own, policy, journal=journal, **collator_settings)
         if number == 1:
-            # Lower bounds at some of the tokens would not compare with later perplexities.
+            # An aligned prior gives lower bounds, which do not compare with later perplexities.
             comparable = own.unaligned is own
             perplexity = perplexity_of(trainer, own) if comparable else None
             first = GenerationReport(generation=0, perplexity=perplexity)
@@ -201,7 +167,7 @@ def self_edit(
 
 
 def format_reports(reports: Sequence[GenerationReport]) -> str:
-    """The reports as a table, as Table 9 has them.
+    """The reports as a table, like Table 9.
 
     Example:
         >>> first = GenerationReport(generation=1, scored=1000, selected=125, changed=40)
@@ -230,7 +196,7 @@ def _end(
     journal: Journal,
     made_with: dict[str, Any],
 ) -> GenerationReport:
-    """Save a generation's model, swap it into the prior if there is one, and report."""
+    """Save a generation's model, swap it into the prior if given, and report."""
     unfinished = folder.with_name(f"{folder.name}.unfinished")
     trainer.save_model(str(unfinished))
     barrier()
@@ -251,7 +217,7 @@ def _end(
 
 
 def _saved_model(folder: Path, trainer: Trainer) -> Prior:
-    """What a Trainer saved, full weights or an adapter, as a prior."""
+    """A prior from the full weights or the adapter that a Trainer saved."""
     name, adapter, device = str(folder), None, trainer.args.device
     config = folder / "adapter_config.json"
     if config.is_file():
@@ -269,7 +235,7 @@ def _finish(
     *,
     save: Path | None,
 ) -> GenerationReport:
-    """Write a report; the folder has its name only once it is whole."""
+    """Write a report, and give the folder its name once it is complete."""
     if trainer.args.should_save:
         unfinished = folder.with_name(f"{folder.name}.unfinished") if save is None else save
         unfinished.mkdir(parents=True, exist_ok=True)
@@ -282,10 +248,7 @@ def _finish(
 
 
 def mean_loss(trainer: Trainer) -> float | None:
-    """Over all steps that were logged; what `train()` returns begins where it was resumed.
-
-    None where nothing was logged.
-    """
+    """Mean over all logged steps, also those before a resume; None: nothing was logged."""
     logged = [(e["step"], e["loss"]) for e in trainer.state.log_history if "loss" in e]
     befores = [0, *(step for step, _ in logged)]
     total = sum(
@@ -304,7 +267,7 @@ def _read_report(folder: Path, made_with: dict[str, Any]) -> GenerationReport:
         if content["made_with"].get(name) != value:
             raise ValueError(
                 f"output_dir holds {folder.name}, which was made with "
-                f"{name}={content['made_with'].get(name)!r}, now it is {value!r}; give another "
-                "output_dir"
+                f"{name}={content['made_with'].get(name)!r}, but {name} is {value!r} now; pass "
+                "another output_dir"
             )
     return GenerationReport(**content["report"])

@@ -1,4 +1,4 @@
-"""Held-out perplexity: per token, each document on its own (Appendix C.2)."""
+"""Held-out perplexity per token, each document on its own (Appendix C.2)."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ _SCORE_ONLY = EditPolicy(region="none")
 def held_out_perplexity(
     prior: BasePrior, batches: Iterable[dict[str, Any]], *, over_ranks: bool = False
 ) -> float:
-    """Perplexity per token of documents, each on its own, exactly.
+    """Exact perplexity per token, each document on its own; NaN without tokens.
 
     Source: arXiv:2412.14689, Appendix C.2.
 
     Args:
         prior: the model.
-        batches: collated; tokens with the label -100 and first tokens do not count.
+        batches: collated; first tokens and tokens with the label -100 do not count.
         over_ranks: each rank has other batches; a collective.
     """
     nll, count = 0.0, 0.0
@@ -48,18 +48,18 @@ def held_out_perplexity(
 
 
 def perplexity_of(trainer: Trainer, prior: BasePrior, dataset: str | None = None) -> float | None:
-    """Held-out perplexity on a Trainer's evaluation data; a collective, each rank has a part.
+    """Held-out perplexity per token on a Trainer's evaluation data; a collective.
 
     Args:
         trainer: has the `eval_dataset`.
-        prior: the model that is measured, which may be the trainee.
-        dataset: name in `eval_dataset`, where that is a dict.
+        prior: the model to measure, which may be the trainee.
+        dataset: name in `eval_dataset`, if that is a dict.
 
     Returns:
-        Per token; None where there is no `eval_dataset`.
+        None without an `eval_dataset`.
 
     Raises:
-        ValueError: `eval_dataset` holds several, and `dataset` is none of them.
+        ValueError: `eval_dataset` is a dict, and `dataset` is not in it.
     """
     if trainer.eval_dataset is None:
         return None
@@ -68,8 +68,8 @@ def perplexity_of(trainer: Trainer, prior: BasePrior, dataset: str | None = None
             f"dataset must be one of {sorted(trainer.eval_dataset)}, which the Trainer's "
             f"eval_dataset holds, got {dataset!r}"
         )
-    # The loader that the Trainer would make, with the base collator: its dataset and collate_fn
-    # have the columns that a model takes.
+    # The Trainer's own loader, since it drops the columns that the model does not take; but with
+    # the base collator.
     collator = trainer.data_collator
     if isinstance(collator, ToEditCollator):
         trainer.data_collator = collator.base_collator  # type: ignore[assignment]
@@ -78,7 +78,7 @@ def perplexity_of(trainer: Trainer, prior: BasePrior, dataset: str | None = None
     finally:
         trainer.data_collator = collator
     loader = getattr(loader, "base_dataloader", loader)
-    # A pass of a sharded prior takes all ranks, so all go through the same batches.
+    # A forward pass of a sharded prior needs all ranks, so all go through the same batches.
     together = world_size() == 1 or prior.is_sharded
     first, every = (0, 1) if together else (rank(), world_size())
     rows = range(first, len(loader.dataset), every)

@@ -1,4 +1,4 @@
-"""Running counts of the edit pass, and what is logged of them."""
+"""Running counts of the edit pass."""
 
 from __future__ import annotations
 
@@ -18,10 +18,9 @@ from ..tokens.token_batch import TokenBatch
 from ..transfer import fetch, on_host, send
 
 COUNTS = ("batches", "tokens", "scored", "selected", "changed", "dropped")
-# With a prior whose tokenizer is not the trainee's: tokens behind another one, those of them that
-# can be scored.
+# With a prior of another tokenizer: tokens after a document's first, and those that it can score.
 ALIGNMENT = ("alignable", "aligned")
-# Tokens that the key `edit` of a batch leaves alone, and those of them that differ afterwards.
+# Tokens with edit=False, and those of them that differ afterwards.
 RAW = ("raw", "raw_changed")
 _SUMS = (*COUNTS, "sampled", "sampled_nll", "replayed", "seconds", *ALIGNMENT, *RAW)
 
@@ -29,8 +28,8 @@ _SUMS = (*COUNTS, "sampled", "sampled_nll", "replayed", "seconds", *ALIGNMENT, *
 class EditStats:
     """Running sums over the batches that were edited.
 
-    Counts stay on the device of the batches, and GPU time in events, until someone asks: so that
-    keeping them makes the host wait for nothing.
+    Counts stay on the device of the batches, and GPU times in events, until someone reads them: so
+    the host does not wait.
     """
 
     def __init__(self) -> None:
@@ -41,12 +40,12 @@ class EditStats:
     def add(
         self, result: EditResult | None, num_tokens: Tensor | int, num_replayed: int = 0
     ) -> None:
-        """Count one batch of `num_tokens` tokens without padding.
+        """Count one batch.
 
         Args:
-            result: of the edit; None if the journal knew all of it.
-            num_tokens: of the batch.
-            num_replayed: those of documents whose edit came from the journal.
+            result: of the edit; None if the journal knew all documents.
+            num_tokens: of the batch, without padding.
+            num_replayed: of documents whose edit came from the journal.
         """
         self._totals["replayed"] += num_replayed
         self._totals["batches"] += 1
@@ -67,12 +66,12 @@ class EditStats:
                 self._pending[name] = self._pending.get(name, 0) + count.double()
 
     def add_alignment(self, counts: Mapping[str, int]) -> None:
-        """Count the tokens of a batch for a prior with another tokenizer."""
+        """Add the alignment counts of a prior with another tokenizer."""
         for name in ALIGNMENT:
             self._totals[name] += counts.get(name, 0)
 
     def add_raw(self, result: EditResult, batch: TokenBatch) -> None:
-        """Count the tokens of a batch that `edit` leaves alone, and check that it did."""
+        """Count the tokens with edit=False, and those that differ nevertheless."""
         assert batch.edit is not None
         raw = torch.zeros(batch.input_ids.shape, dtype=torch.bool)
         raw.view(-1)[batch.documents.index] = ~batch.edit
@@ -83,7 +82,7 @@ class EditStats:
 
     @contextmanager
     def timing(self, device: torch.device) -> Iterator[None]:
-        """Measure the time of an edit pass, on the GPU's own clock where there is one."""
+        """Measure the time of an edit pass, on a GPU with its own clock."""
         if device.type == "cuda":
             begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             with torch.cuda.device(device):
@@ -91,7 +90,7 @@ class EditStats:
                 yield
                 end.record()
             self._events.append((begin, end))
-            while self._events and self._events[0][1].query():  # done: no need to keep it
+            while self._events and self._events[0][1].query():
                 self._count_seconds(*self._events.popleft())
         else:
             started = time.perf_counter()
@@ -115,7 +114,7 @@ class EditStats:
 
     @property
     def batches(self) -> int:
-        """Number of batches so far; waits for nothing."""
+        """Number of batches so far; does not wait for the GPU."""
         return int(self._totals["batches"])
 
     def reset(self, totals: Mapping[str, float]) -> None:
@@ -125,10 +124,10 @@ class EditStats:
         self._totals = dict(totals)
 
     def summary(self, *, over_ranks: bool = False) -> dict[str, float]:
-        """Counts and shares so far, for people; see `ToEditCollator.stats`.
+        """Counts and shares so far; see `ToEditCollator.stats`.
 
         Args:
-            over_ranks: sum over all of them; a collective.
+            over_ranks: sum over all ranks; a collective.
         """
         totals = self.totals()
         if over_ranks:
@@ -141,27 +140,19 @@ class EditStats:
 
 
 def shares(sums: dict[str, float]) -> dict[str, float]:
-    """Ratios of sums: shares of the scored tokens, perplexity, tokens per second.
-
-    A ratio of nothing to nothing is NaN.
-    """
+    """Shares, perplexity and tokens per second, from sums; NaN where nothing was counted."""
 
     def ratio(a: float, b: float) -> float:
         return a / b if b else math.nan
 
-    aligned = {}
-    if sums["alignable"]:
-        aligned = {"aligned_share": ratio(sums["aligned"], sums["alignable"])}
+    nll = ratio(sums["sampled_nll"], sums["sampled"])
+    aligned = {"aligned_share": ratio(sums["aligned"], sums["alignable"])}
     return {
-        **aligned,
+        **(aligned if sums["alignable"] else {}),
         "selected_share": ratio(sums["selected"], sums["scored"]),
         "changed_share": ratio(sums["changed"], sums["scored"]),
         "dropped_share": ratio(sums["dropped"], sums["scored"]),
         "replayed_share": ratio(sums["replayed"], sums["tokens"]),
-        "prior_perplexity": (
-            math.exp(min(sums["sampled_nll"] / sums["sampled"], 700.0))
-            if sums["sampled"]
-            else math.nan
-        ),
+        "prior_perplexity": math.exp(nll if math.isnan(nll) else min(nll, 700.0)),
         "tokens_per_second": ratio(sums["tokens"], sums["seconds"]),
     }

@@ -1,4 +1,4 @@
-"""Whether a prior fits a trainee, and a trainer is one whose batches can be edited."""
+"""Checks that a trainer's batches can be edited, and that a prior fits its model."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from typing import Any
 from ..prior.base import BasePrior
 from ..prior.families import unwrap_model
 
-# Preference, reward, reinforcement and distillation trainers, by the names that TRL and those who
-# build on it give them (a subclass may stand anywhere, a copy in another package).
+# Preference, reward, reinforcement and distillation trainers by name, since subclasses and copies
+# of TRL's trainers are in many packages.
 _OTHER_TASKS = re.compile(
     r"(DPO|KTO|Reward|ORPO|CPO|GRPO|RLOO|PPO|GKD|NashMD|XPO|BCO|PRM|SDFT|SDPO|GOLD|MiniLLM|"
     r"Distillation|Pairwise|Preference)\w*Trainer$",
     re.IGNORECASE,
 )
-_DISTILLING = re.compile(r"KD\w*Trainer$")  # in capitals only: WorkdayTrainer is none
-# Models of transformers, and of PEFT around them, that don't learn to predict the next token.
+_DISTILLING = re.compile(r"KD\w*Trainer$")  # case-sensitive, unlike in WorkdayTrainer
+# Models of transformers and PEFT that don't learn to predict the next token.
 _OTHER_MODELS = re.compile(
     r"For(SequenceClassification|TokenClassification|QuestionAnswering|MultipleChoice|MaskedLM|"
     r"NextSentencePrediction|PreTraining|FeatureExtraction)$"
@@ -31,8 +31,8 @@ def check_trainer(trainer: Any) -> None:
     """Raise for trainers that learn from something else than the next token of their batches.
 
     Raises:
-        TypeError: it is no trainer.
-        ValueError: preference, reward, reinforcement and distillation trainers; names the class.
+        TypeError: it is not a trainer.
+        ValueError: a preference, reward, reinforcement or distillation trainer; names the class.
     """
     for kind in type(trainer).__mro__:
         of_trl = kind.__module__.split(".")[0] == "trl" and kind.__name__.endswith("Trainer")
@@ -40,8 +40,8 @@ def check_trainer(trainer: Any) -> None:
         if named or (of_trl and kind.__name__ not in _OF_TRL):
             raise ValueError(
                 f"{kind.__name__} learns from preferences, rewards, generations or a teacher, "
-                "which would not fit edited tokens any more; token editing is for supervised "
-                "fine-tuning and pretraining: use SFTTrainer or Trainer"
+                "which do not fit edited tokens; token editing is for supervised fine-tuning and "
+                "pretraining: use SFTTrainer or Trainer"
             )
     if not (hasattr(trainer, "data_collator") or hasattr(trainer, "get_train_dataloader")):
         raise TypeError(
@@ -51,15 +51,15 @@ def check_trainer(trainer: Any) -> None:
 
 
 def check_trainee(model: Any, prior: BasePrior) -> None:
-    """Raise unless a trainee can be trained on what the prior draws.
+    """Raise unless a trainee can be trained on the tokens that the prior draws.
 
     Args:
         model: the trainee.
-        prior: that edits its batches, with the trainee's tokenizer where one is known.
+        prior: that edits its batches, with the trainee's tokenizer if it is known.
 
     Raises:
-        ValueError: an encoder-decoder, or a model for another task; or fewer ids than the prior
-            can draw.
+        ValueError: the trainee is an encoder-decoder or a model for another task, or has fewer ids
+            than the prior can draw.
     """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     for kind in (type(model), type(base)):
@@ -86,9 +86,9 @@ def check_trainee(model: Any, prior: BasePrior) -> None:
 
 
 def check_needs_no_labels(trainer: Any, batch: Mapping[str, Any]) -> None:
-    """Raise if a Trainer is sure to fail on a batch without labels.
+    """Raise a ValueError if a Trainer can't compute a loss without labels.
 
-    Trainers and models that compute a loss of their own may do without.
+    Trainers and models outside of transformers and TRL may compute a loss of their own.
     """
     own_loss = [type(trainer).compute_loss, type(unwrap_model(trainer.model))]
     is_theirs = all(kind.__module__.split(".")[0] in ("transformers", "trl") for kind in own_loss)
@@ -102,14 +102,14 @@ def check_needs_no_labels(trainer: Any, batch: Mapping[str, Any]) -> None:
 
 
 def find_tokenizer(model: Any, collators: Iterable[Any]) -> Any:
-    """The trainee's tokenizer where nobody passed one: of a collator, or beside the model's files.
+    """The trainee's tokenizer if none was passed: of a collator, or from the model's files.
 
     Args:
         model: the trainee.
-        collators: of the Trainer, and what stands inside them.
+        collators: of the Trainer, searched also inside.
 
     Returns:
-        None where there is none; nothing is downloaded.
+        None if there is none; nothing is downloaded.
     """
     known = next((t for t in map(tokenizer_of, collators) if t is not None), None)
     if known is not None:
@@ -121,15 +121,12 @@ def find_tokenizer(model: Any, collators: Iterable[Any]) -> Any:
 
     try:
         return AutoTokenizer.from_pretrained(name, local_files_only=True)
-    except Exception:  # whatever is wrong with the files: then no tokenizer is known
+    except Exception:  # damaged files of any kind
         return None
 
 
 def _has_tokenizer(name: str) -> bool:
-    """Whether a folder, or what is cached of a model on the hub, has a tokenizer.
-
-    (transformers makes an empty one where there is none.)
-    """
+    """Whether a folder or the hub's cache has a tokenizer (transformers makes an empty one)."""
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
@@ -138,12 +135,12 @@ def _has_tokenizer(name: str) -> bool:
         return any((Path(name) / file).is_file() for file in files)
     try:
         return any(isinstance(try_to_load_from_cache(name, file), str) for file in files)
-    except HFValidationError:  # no name on the hub
+    except HFValidationError:  # not a name on the hub
         return False
 
 
 def tokenizer_of(collator: Any) -> Any:
-    """The tokenizer of a collator, or of what stands inside it; None where there is none."""
+    """The tokenizer of a collator or of a collator inside it; or None."""
     while collator is not None:
         tokenizer = text_tokenizer(getattr(collator, "tokenizer", None))
         if hasattr(tokenizer, "get_vocab"):
@@ -154,13 +151,13 @@ def tokenizer_of(collator: Any) -> Any:
 
 
 def text_tokenizer(processing_class: Any) -> Any:
-    """The tokenizer itself, where a Trainer has a processor for several modalities."""
+    """The tokenizer inside a processor for several modalities, or the argument itself."""
     tokenizer = getattr(processing_class, "tokenizer", None)
     return tokenizer if tokenizer is not None else processing_class
 
 
 def _num_ids(model: Any) -> int | None:
-    """Number of ids that a model has embeddings for; None: not known."""
+    """Number of ids that a model has embeddings for, or None."""
     try:
         number = getattr(model.get_input_embeddings(), "num_embeddings", None)
     except (AttributeError, NotImplementedError):

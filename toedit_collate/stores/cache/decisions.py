@@ -1,4 +1,4 @@
-"""Decisions: what a prior and a policy decide about documents before anything is drawn."""
+"""Decisions: what a prior and a policy decide about documents before the draws."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ..segments import DamagedFileError, read_segment, write_segment
 _KIND = "toedit decisions, 2"
 _NAME = re.compile(r"rank-\d+\.[0-9a-f]+\.\d+\.safetensors")
 
-# What each array has a row for.
+# Each array has one row for ...
 _ROWS = {
     "keys": "document", "checks": "document", "counts": "document", "num_unscored": "document",
     "position": "token", "num_candidates": "token", "id_bytes": "candidate",
@@ -30,20 +30,17 @@ _ROWS = {
 
 @dataclass(frozen=True)
 class Decisions:
-    """What was decided about n documents: which tokens to edit, and among which candidates to draw.
+    """Decisions about n documents: which tokens to edit, and the candidates to draw from.
 
     A frozen prior decides the same in every epoch; only the draws differ. *Decided* tokens are
-    those that are selected or dropped. The arrays hold all documents one after another: d decided
-    tokens, c candidates of these tokens, u tokens that the prior can't score. `of` stores each
-    array in the smallest type that holds its values exactly.
-
-    With 8 candidates of a 16-bit model whose vocabulary is larger than 2**16, they take 18 bytes a
+    selected or dropped. The arrays hold one document after another: d decided tokens, their c
+    candidates, u tokens that the prior can't score. `of` stores each array in the smallest type
+    that holds its values exactly. With 8 candidates of a 16-bit model, they take 18 bytes a
     document and 43 bytes a decided token.
 
     Attributes:
         keys: (n,) uint64, of each document's content and of which of its tokens may be edited.
-        checks: (n,) uint64, another 64 bits of the same, so that a document with the key of another
-            one is noticed.
+        checks: (n,) uint64, another 64 bits of the same, to notice equal keys of two documents.
         counts: (n,) number of decided tokens, often 0.
         num_unscored: (n,) number of tokens that can't be scored.
         position: (d,) place of each decided token in its document, ascending.
@@ -52,8 +49,8 @@ class Decisions:
             token.
         weights: (c,) of the candidates. A floating type: their logits before the temperature. An
             integer type: how often each was drawn.
-        unscored: (u,) place in its document of each token that may be edited but can't be scored,
-            other than a document's first one. Only priors with another tokenizer have such tokens.
+        unscored: (u,) place of each token that may be edited but can't be scored. Only priors with
+            another tokenizer have such tokens behind the first.
 
     Raises:
         ValueError: the arrays do not fit each other.
@@ -86,10 +83,10 @@ class Decisions:
         ids: Array, weights: Tensor, num_unscored: Array | None = None,
         unscored: Array | None = None,
     ) -> Decisions:  # fmt: skip
-        """Make decisions of arrays of any integer types, which are stored in the smallest ones.
+        """Make decisions of the attributes, with arrays of any integer types.
 
-        The arguments are the attributes, but for `ids`, (c,) numbers below 2**32, and `weights`,
-        which are float32 or int64. Without `unscored`, all tokens can be scored.
+        `ids` are (c,) numbers below 2**32, `weights` float32 or int64. Without `unscored`, all
+        tokens can be scored.
         """
         num_bytes = max(2, (int(ids.max(initial=0)).bit_length() + 7) // 8)
         return cls(
@@ -106,7 +103,7 @@ class Decisions:
 
     @classmethod
     def empty(cls) -> Decisions:
-        """Of no documents."""
+        """Decisions about no documents."""
         none = np.zeros(0, np.int64)
         keys = none.astype(np.uint64)
         return cls.of(keys=keys, checks=keys, counts=none, position=none, num_candidates=none,
@@ -146,13 +143,13 @@ class Decisions:
 
     @cached_property
     def _ends(self) -> dict[str, Array]:
-        """Where the rows of each document end: (n + 1,) int64, beginning with 0."""
+        """Where the rows of each document end, after a 0: (n + 1,) int64."""
         candidates = sums_of_rows(self.num_candidates, self.counts)
         numbers = {"token": self.counts, "candidate": candidates, "unscored": self.num_unscored}
         return {of: np.append(0, np.cumsum(n, dtype=np.int64)) for of, n in numbers.items()}
 
     def select(self, documents: Array) -> Decisions:
-        """Some of the documents, in the order of `documents`: (m,) whole numbers in [0, n)."""
+        """Some of the documents, by their (m,) numbers in [0, n)."""
         rows = {"document": documents}
         for of, ends in self._ends.items():
             rows[of] = ranges(ends[documents], ends[documents + 1] - ends[documents])
@@ -164,14 +161,11 @@ class Decisions:
         return Decisions(**arrays, weights=weights)
 
     def write(self, path: Path, identity: str) -> None:
-        """Write a segment. Either the whole file is there afterwards, or nothing.
+        """Write a segment: the whole file, or nothing.
 
         Args:
             path: of the new file.
             identity: digest of what the decisions were made with.
-
-        Raises:
-            OSError: it can't be written, for example because the disk is full.
         """
         arrays = {name: getattr(self, name) for name in _ROWS}
         write_segment(path, _KIND, arrays, {"identity": identity})
@@ -214,7 +208,7 @@ def _as_bytes(ids: Array, num_bytes: int) -> Array:
 
 
 def _narrowed_weights(weights: Tensor) -> Tensor:
-    """In the smallest type that holds every bit: the logits of a 16-bit model fit into 16 bits."""
+    """The weights in the smallest type that holds every bit, 16 bits for a 16-bit model."""
     if not weights.is_floating_point():
         return weights.to(torch.uint8 if int(weights.max()) < 256 else torch.int32)
     for dtype in (torch.bfloat16, torch.float16):

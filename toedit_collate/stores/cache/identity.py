@@ -17,9 +17,9 @@ from ...policy import EditPolicy
 from ...tokens.protection import num_ids
 from ..segments import DamagedFileError, read_regular, write_whole
 
-FORMAT = 3  # of what is stored, and of the keys that it is found by
+FORMAT = 3  # of the stored arrays and keys
 
-# Fields of a policy that concern draws, and what carries them, but no decision.
+# Fields of a policy that concern draws, but no decision.
 _OF_DRAWS = ("seed", "redraw", "target")
 _NOTE = "identity.json"
 
@@ -33,8 +33,8 @@ class Identity:
     Attributes:
         prior: its fingerprint.
         policy: its record, without the fields that only concern draws (`decision_record`).
-        tokenizer: hash of its vocabulary (`tokenizer_hash`); "": there was none.
-        tokenizer_size: number of its tokens; 0: there was none.
+        tokenizer: hash of its vocabulary; "": there was none.
+        tokenizer_size: number of its tokens.
         vocab_size: of the prior, padding included.
         max_length: the longest document in tokens; None: no limit.
         pad_id: the id to pad rows with.
@@ -56,10 +56,10 @@ class Identity:
 
     @classmethod
     def of(cls, prior: Any, policy: EditPolicy) -> Identity:
-        """The identity of a prior with a policy; cheap if both are those of the last call.
+        """The identity of a prior with a policy, kept for the next call.
 
         Raises:
-            ValueError: `prior` is a `CachedPrior` whose decisions were made with another policy.
+            ValueError: `prior` is a `CachedPrior` with decisions of another policy.
         """
         if hasattr(prior, "identity_for"):  # a CachedPrior
             return prior.identity_for(policy)
@@ -88,22 +88,16 @@ class Identity:
 
     @cached_property
     def digest(self) -> str:
-        """Hex digits that name the decisions' folder.
+        """The name of the decisions' folder, a hash of all that decides.
 
-        They cover all that decides: the format, the prior, the policy, the vocabulary, and the
-        special tokens, which may be left out of the candidates. Which other tokens are protected is
-        part of the documents' keys.
+        Which tokens are protected besides the special ones is part of the documents' keys.
         """
         decides = [FORMAT, self.prior, self.policy, self.tokenizer, self.special_ids]
         text = json.dumps(decides, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 
     def write(self, folder: Path) -> None:
-        """Write it into the decisions' folder, unless it is there.
-
-        Raises:
-            OSError: it can't be written.
-        """
+        """Write it into the decisions' folder, unless it is there."""
         note = folder / _NOTE
         if not note.exists():
             folder.mkdir(parents=True, exist_ok=True)
@@ -134,25 +128,20 @@ class Identity:
             ) from error
         if identity.digest != folder.name:
             raise DamagedFileError(
-                f"{note} of the decision cache was made with another prior, policy, tokenizer or "
-                f"version of this package ({identity.digest}) than its folder; delete the folder, "
-                "and its documents are decided again"
+                f"{note} of the decision cache belongs to another folder ({identity.digest}): it "
+                "was moved, or the package has changed; delete the folder, and its documents are "
+                "decided again"
             )
         return identity
 
 
 def _checksum(values: dict[str, Any]) -> str:
-    """Of all values, including those that decide nothing but are needed without the prior."""
     text = json.dumps([FORMAT, values], sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def list_identities(path: Path) -> list[Identity]:
-    """What the decisions in a cache's folder were made with.
-
-    Raises:
-        DamagedFileError: the note of a sub-folder can't be read.
-    """
+    """The identities in a cache's folder; a DamagedFileError if one can't be read."""
     if not path.is_dir():
         return []
     folders = sorted(Path(entry.path) for entry in os.scandir(path) if entry.is_dir())
@@ -160,17 +149,15 @@ def list_identities(path: Path) -> list[Identity]:
 
 
 def decision_record(policy: EditPolicy) -> dict[str, Any]:
-    """The fields of a policy that decide: its record without `seed`, `redraw` and `target`.
-
-    With several draws for a label, the draws themselves are kept, so the seed decides, too.
-    """
+    """The record of a policy without the fields that only concern draws."""
+    # With several draws for a label, the draws themselves are kept, so the seed decides, too.
     left_out = _OF_DRAWS if policy.num_draws == 1 else ("redraw", "target")
     record = {name: value for name, value in policy.record().items() if name not in left_out}
     return json.loads(json.dumps(record))
 
 
 def describe_difference(there: dict[str, Any], now: dict[str, Any]) -> str:
-    """The fields in which two records of policies differ; "": in none."""
+    """The fields in which two records of policies differ, or ""."""
     names = sorted(name for name in {*there, *now} if there.get(name) != now.get(name))
     return ", ".join(
         f"{name}={json.dumps(there.get(name))}, now {json.dumps(now.get(name))}" for name in names
@@ -180,20 +167,11 @@ def describe_difference(there: dict[str, Any], now: dict[str, Any]) -> str:
 def find_identity(
     held: Sequence[Identity], where: str, policy: EditPolicy | None, prior: str | None
 ) -> Identity:
-    """The one identity in a cache that has some policy and prior.
-
-    Args:
-        held: all identities in the cache.
-        where: name of the cache, for messages.
-        policy: None: any.
-        prior: the beginning of its fingerprint or of the digest; None: any.
-
-    Raises:
-        ValueError: there is none, or there are several.
-    """
+    """The one identity of `held` with a policy and prior, for `DecisionCache.prior`."""
     if not held:
         raise ValueError(f"{where} holds no decisions; fill it with `toedit apply --cache`")
-    found = [one for one in held if prior is None or _begins(one, prior)]
+    name = prior or ""
+    found = [one for one in held if one.prior.startswith(name) or one.digest.startswith(name)]
     if not found:
         raise ValueError(f"{where} holds no prior {prior!r}, but {_listed(held)}")
     if policy is not None:
@@ -214,23 +192,16 @@ def find_identity(
     return found[0]
 
 
-def _begins(identity: Identity, name: str) -> bool:
-    return identity.prior.startswith(name) or identity.digest.startswith(name)
-
-
 def _listed(identities: Sequence[Identity]) -> str:
     return ", ".join(f"{one.digest} (prior {one.prior})" for one in identities)
 
 
 def tokenizer_hash(tokenizer: Any, size: int | None = None) -> str:
-    """A hash of a tokenizer's vocabulary: of which token has which id.
+    """A hash of a tokenizer's vocabulary, 32 hex digits; "" for None.
 
     Args:
         tokenizer: of transformers, or None.
         size: leave out ids from this one on; None: leave out nothing.
-
-    Returns:
-        32 hex digits; "" for None.
     """
     if tokenizer is None:
         return ""

@@ -1,4 +1,4 @@
-"""CachedPrior: stands in for a prior whose decisions are all in a cache."""
+"""CachedPrior: replaces a prior whose decisions are all in a cache."""
 
 from __future__ import annotations
 
@@ -21,12 +21,9 @@ _FILL = (
 
 
 class CachedPrior(BasePrior):
-    """Stands in for a prior whose decisions are all in a `DecisionCache`: there is no model.
+    """Replaces a prior whose decisions are all in a `DecisionCache`: there is no model.
 
     `DecisionCache.prior` makes one. A document that is not in the cache is an error.
-
-    Args:
-        identity: with what the decisions in the cache were made.
     """
 
     def __init__(self, identity: Identity) -> None:
@@ -34,10 +31,9 @@ class CachedPrior(BasePrior):
         self.set_tokenizer(None)
 
     def set_tokenizer(self, tokenizer: Any) -> None:
-        """Compare `tokenizer` with that of the prior, whose special tokens and template count.
+        """Compare `tokenizer` with that of the prior, whose special tokens and template are used.
 
-        Tokens behind the last one of the prior's tokenizer (a padding token that was added, say)
-        do no harm.
+        Tokens that were added to it (a padding token, for example) do no harm.
 
         Raises:
             ValueError: it is another tokenizer.
@@ -58,11 +54,7 @@ class CachedPrior(BasePrior):
         self.protection = Protection(frozenset(self.identity.special_ids), templates)
 
     def identity_for(self, policy: EditPolicy) -> Identity:
-        """The identity, if the decisions were made with this policy.
-
-        Raises:
-            ValueError: they were made with another; names what differs.
-        """
+        """The identity; a ValueError if the decisions were made with another policy."""
         now = decision_record(policy)
         different = describe_difference(self.identity.policy, now)
         if different:
@@ -106,11 +98,7 @@ class CachedPrior(BasePrior):
         return f"the decisions of prior `{self.identity.prior}`, from a cache"
 
     def predict(self, batch: TokenBatch, where: Tensor) -> NoReturn:
-        """Refuse to score tokens.
-
-        Raises:
-            ValueError: always; it says how many documents are not in the cache.
-        """
+        """Raise a ValueError: documents are not in the cache."""
         missing = int(batch.documents.document[where].unique().numel())
         raise ValueError(
             f"{missing} of the batch's {batch.documents.num_documents} documents "
@@ -119,11 +107,7 @@ class CachedPrior(BasePrior):
         )
 
     def check_can_swap(self) -> NoReturn:
-        """Refuse new weights.
-
-        Raises:
-            ValueError: always.
-        """
+        """Raise a ValueError: there are no weights."""
         raise ValueError(
             "refresh swaps the prior's weights, but a prior from a decision cache can't be "
             "swapped: it has none; load a prior with Prior.from_pretrained, or leave refresh out"

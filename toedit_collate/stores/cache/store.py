@@ -1,4 +1,4 @@
-"""DecisionCache: a bounded store of decisions, in memory or in a folder that runs share."""
+"""DecisionCache: a bounded store of decisions, in memory or in a shared folder."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("toedit_collate")
 
-# What was added is written as a segment when it takes so many bytes, or after five minutes.
+# New decisions are written as a segment when they take so many bytes, or after five minutes.
 SEGMENT_BYTES = 2**24
-# A job that only fills a cache writes larger segments: for a corpus of 1 T tokens, with 2 to 6 TB
-# of decisions, it makes 10,000 to 20,000 files instead of hundreds of thousands.
+# A job that only fills a cache writes larger segments: a corpus of 1 T tokens has terabytes of
+# decisions, which would otherwise be hundreds of thousands of files.
 FILLED_SEGMENT_BYTES = 2**28
 
 
@@ -34,16 +34,15 @@ class DecisionCache(WriteBehind):
     """What a frozen prior decided about documents, so that later epochs need no forward pass.
 
     For each document, it stores which tokens are selected or dropped, and the candidates for each
-    selected token. The draw is made again in each epoch. With a path, the cache is a folder with a
-    sub-folder for each prior, policy and tokenizer, of safetensors files that are mapped, not
-    loaded. Any number of processes may write to it, each its own files, and each can read all.
+    selected token; the draws are made again in each epoch. With a path, the cache is a folder with
+    a sub-folder of memory-mapped safetensors files for each prior, policy and tokenizer. Any number
+    of processes may write to it, each its own files, and each can read all.
 
     Args:
         path: of the folder, made when something is written; None: keep the decisions in memory.
-        max_bytes: this process stops adding once it knows so many bytes.
-        fill_only: read nothing from the folder, and write few, large files. This is for many
-            processes that go through different documents once. A document that two of them decide
-            is stored twice, which changes nothing.
+        max_bytes: this process stops adding decisions at this size.
+        fill_only: read nothing from the folder, and write few, large files: for many processes that
+            go through different documents once. Duplicate decisions do no harm.
 
     Raises:
         NotADirectoryError: `path` is a file.
@@ -86,13 +85,11 @@ class DecisionCache(WriteBehind):
             raise ValueError("fill_only=True fills a folder: pass its path, or fill_only=False")
         self.path = None if path is None else Path(path).absolute()
         if self.path is not None and os.path.lexists(self.path) and not self.path.is_dir():
-            raise NotADirectoryError(
-                f"path of a decision cache must be a folder, got the file {path}"
-            )
+            raise NotADirectoryError(f"a decision cache must be a folder, got the file {path}")
         super().__init__()
         self.max_bytes = max_bytes
         self.fill_only = fill_only
-        self.identity: Identity | None = None  # what the decisions that count now were made with
+        self.identity: Identity | None = None  # of the decisions that count now
         self._can_write = True
         self._choose_name()
         self._forget()
@@ -112,10 +109,10 @@ class DecisionCache(WriteBehind):
         self.identity = identity
 
     def open(self, identity: Identity) -> None:
-        """Say which prior, policy and tokenizer decide from now on; `Identity.of` makes one.
+        """Set the prior, policy and tokenizer that decide from now on.
 
-        Decisions of another identity no longer count. In memory, they are forgotten. In a folder,
-        they stay in their own sub-folder until you delete it.
+        Decisions of another identity no longer count. In memory they are forgotten; in a folder
+        they stay in their own sub-folder.
         """
         now = self.identity
         if now is not None and (identity is now or identity.digest == now.digest):
@@ -128,17 +125,16 @@ class DecisionCache(WriteBehind):
     def _forget(self) -> None:
         self._is_loaded = False
         self._is_full = False
-        # Segments and what was added, as blocks. The index counts the documents of all blocks, one
-        # block after another.
+        # Written segments and new decisions. The index counts the documents of one block after
+        # another.
         self._index = KeyIndex()
         self._blocks: list[Decisions] = []
-        self._num_settled = 0  # blocks that are not to be written any more: the first ones
+        self._num_settled = 0  # the first blocks need no more writing
         self._settled_bytes = 0
         self._read: set[str] = set()  # names of segments
 
     def _choose_name(self) -> None:
-        """Choose a name for this process's segments that no other process has, on any host."""
-        self._name = uuid.uuid4().hex[:12]
+        self._name = uuid.uuid4().hex[:12]  # of this process's segments, unique on all hosts
         self._num_written = 0
 
     def _load(self) -> None:
@@ -172,31 +168,30 @@ class DecisionCache(WriteBehind):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all decisions that count now, written or not."""
+        """Bytes of all decisions, written or not."""
         self._load()
         return self._settled_bytes + self._pending_bytes
 
     @property
     def num_documents(self) -> int:
-        """Documents that are known. One that several processes decided counts for each of them."""
+        """Known documents; a document counts once for each process that decided it."""
         self._load()
         return self._index.num_rows
 
     @property
     def is_full(self) -> bool:
-        """Whether nothing more is added, because of `max_bytes`."""
+        """Whether `max_bytes` is reached, so that nothing more is added."""
         return self.nbytes >= self.max_bytes or self._is_full
 
     def look_up(self, keys: Array, checks: Array) -> tuple[Array, Decisions]:
-        """What was decided about some documents.
+        """Find the decisions about some documents.
 
         Args:
-            keys: (n,) uint64, see `Decisions`.
+            keys: (n,) uint64, see `Decisions`; they may repeat.
             checks: (n,) uint64; a document with another check is not known.
 
         Returns:
-            (n,) bool, which documents are known; and the decisions of these, in the order of
-            `keys`. A key may occur several times.
+            (n,) bool, which documents are known; and their decisions, in the order of `keys`.
 
         Raises:
             RuntimeError: `open` was not called.
@@ -222,18 +217,13 @@ class DecisionCache(WriteBehind):
         return known, decisions
 
     def add(self, decisions: Decisions) -> None:
-        """Store decisions of documents that are not known yet.
-
-        Raises:
-            RuntimeError: `open` was not called.
-        """
+        """Store decisions of new documents; a RuntimeError if `open` was not called."""
         self._load()
         self._notice_fork()
         if self._is_full:
             return
-        # Nothing is evicted. Training reads its documents in cycles: the one that was used longest
-        # ago is the next one to be used, so a cache that evicts it never knows a document. A cache
-        # that stops adding knows the same share in each epoch.
+        # Nothing is evicted. Training reads its documents in cycles, so a cache that evicts the
+        # oldest ones never knows a document; one that stops adding always knows its share.
         if self.nbytes + decisions.nbytes > self.max_bytes:
             self._is_full = True
             logger.warning(
@@ -245,7 +235,7 @@ class DecisionCache(WriteBehind):
             return
         blocks = self._blocks
         blocks.append(decisions.select(np.flatnonzero(self._index.add_new(decisions.keys))))
-        # Keep few blocks: the cost of adding n documents grows as n log n.
+        # Merging keeps few blocks: adding n documents costs n log n.
         while len(blocks) > self._num_settled + 1 and 2 * len(blocks[-1]) > len(blocks[-2]):
             blocks[-2:] = [Decisions.concatenate(blocks[-2:])]
         enough = FILLED_SEGMENT_BYTES if self.fill_only else SEGMENT_BYTES
@@ -254,12 +244,7 @@ class DecisionCache(WriteBehind):
             self._write_or_report()
 
     def refresh(self) -> None:
-        """Read what other processes have written, unless this one only fills.
-
-        Raises:
-            RuntimeError: `open` was not called.
-            DamagedFileError: a file can't be used.
-        """
+        """Read what other processes have written, unless this one only fills."""
         self._load()
         if self.path is not None and not self.fill_only:
             self._write_or_report()
@@ -267,11 +252,7 @@ class DecisionCache(WriteBehind):
             self._read_new()
 
     def flush(self) -> None:
-        """Write what is not written yet. In memory there is nothing to write.
-
-        Raises:
-            OSError: it can't be written; the decisions stay in memory.
-        """
+        """Write what is not written yet, if there is a folder; an OSError keeps it in memory."""
         self._notice_fork()
         self._start_timer()
         if not self._has_pending():
@@ -290,7 +271,7 @@ class DecisionCache(WriteBehind):
         self._settle()
 
     def prior(self, policy: EditPolicy | None = None, prior: str | None = None) -> CachedPrior:
-        """A stand-in for the prior, for a run whose documents are all in the cache.
+        """A replacement for the prior, for a run whose documents are all in the cache.
 
         Args:
             policy: that the cache was filled with; None: there is only one.
@@ -319,7 +300,7 @@ class DecisionCache(WriteBehind):
             super()._write_or_report()
 
     def _report(self, error: Exception) -> None:
-        # A training run must not end because of this.
+        # A cache only saves time, so the training run continues.
         self._can_write = False
         logger.warning(
             "the decision cache %s can't be written (%s); this run keeps it in memory",

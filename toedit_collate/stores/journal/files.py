@@ -1,9 +1,8 @@
-"""The folder of a journal: its segments by generation and rank, and which of their edits are valid.
+"""The folder of a journal: its segments by generation and rank, and which edits are valid.
 
-`generation-0002.rank-00000.000003-000005.safetensors` holds what rank 0 wrote of generation 2 as
-its segments 3, 4 and 5. A writer joins its small segments into larger ones, so that there are few
-files. A segment that is part of another one is ignored: until it is deleted, both may exist, so
-the process can be killed at any moment.
+`generation-0002.rank-00000.000003-000005.safetensors` holds segments 3, 4 and 5 of rank 0 in
+generation 2. A writer joins its small segments into larger ones, to keep few files. A segment that
+is part of a larger one is ignored until it is deleted, so a kill at any moment does no harm.
 """
 
 from __future__ import annotations
@@ -25,21 +24,16 @@ from .frames import Frame, read_frame, write_frame
 
 _NAME = re.compile(r"generation-(\d+)\.rank-(\d+)\.(\d+)-(\d+)\.safetensors")
 
-# Larger segments are not joined, because writing them again takes too long.
+# Larger segments are not joined, because that would take too long.
 MAX_JOINED_DOCUMENTS = 2**20
 # A folder is listed again if another process changed it in the meantime.
 _NUM_TRIES = 5
 
 
 class SegmentFile(NamedTuple):
-    """A file of a journal.
+    """A file of a journal: the segments `first` to `last` of a rank in a generation.
 
-    Attributes:
-        generation: of its edits; 0: it only notes that a run was resumed.
-        rank: of the process that wrote it.
-        first: number of the first segment of its rank that was joined into it.
-        last: number of the last one.
-        path: of the file.
+    Generation 0 only notes that a run was resumed.
     """
 
     generation: int
@@ -49,12 +43,7 @@ class SegmentFile(NamedTuple):
     path: Path
 
     def read(self) -> Frame:
-        """Read the file.
-
-        Raises:
-            DamagedFileError: it does not hold what was written to it.
-            FileNotFoundError: it was joined into another one in the meantime.
-        """
+        """Read the file; a FileNotFoundError if it was joined into another one meanwhile."""
         frame = read_frame(self.path)
         if frame.info["generation"] != self.generation:
             raise DamagedFileError(
@@ -91,11 +80,7 @@ def scan_files(folder: Path) -> tuple[list[SegmentFile], list[Path]]:
 
 
 def list_files(folder: Path) -> list[SegmentFile]:
-    """The files that count, by generation, rank and number.
-
-    Raises:
-        DamagedFileError: a segment is missing.
-    """
+    """The files that count, by generation, rank and number; a DamagedFileError at a gap."""
     for _ in range(_NUM_TRIES):
         files = scan_files(folder)[0]
         problem = _missing_segment(files)
@@ -152,7 +137,7 @@ class JournalWriter:
             The name of its file, and the names of the files that were joined into it.
 
         Raises:
-            OSError: it can't be written, for example because the disk is full; nothing has changed.
+            OSError: it can't be written; nothing has changed.
         """
         generation = frame.info["generation"]
         if frame.info != self._info:
@@ -184,10 +169,7 @@ class JournalWriter:
 
 
 def read_valid(folder: Path) -> Iterator[tuple[int, Frame]]:
-    """Read all frames, without the edits that are void.
-
-    Yields:
-        The rank and a frame, by generation, rank and number.
+    """Yield the rank and valid edits of each frame, by generation, rank and number.
 
     Raises:
         DamagedFileError: a file is damaged or missing.
@@ -207,8 +189,8 @@ def read_valid(folder: Path) -> Iterator[tuple[int, Frame]]:
 def without_void(frames: Sequence[Frame]) -> list[Frame]:
     """The frames of a journal without their void edits.
 
-    A run that was killed and resumed at step s is another attempt of the same run. It goes through
-    the steps from s again, so what earlier attempts wrote of these steps is void.
+    When a killed run is resumed at step s, its next attempt repeats the steps from s on, so what
+    earlier attempts wrote of these steps is void.
     """
     attempts: dict[str, dict[int, int]] = {}
     for frame in frames:

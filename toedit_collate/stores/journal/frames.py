@@ -1,4 +1,4 @@
-"""Frame: edits as a segment of a journal holds them.
+"""Frame: the edits in one segment of a journal.
 
 | array | one number for each | |
 | --- | --- | --- |
@@ -7,8 +7,8 @@
 | `position`, `old`, `new` | change | `new` is the token + 1; 0: the token was removed |
 | `step`, `documents`, ... | batch, in the same order | see `STEP_COLUMNS` |
 
-All but the keys are compressed. What is the same for the whole frame (generation, prior, policy,
-run) is `info`, one of the segment's facts.
+All arrays but the keys are compressed. What the whole frame has in common (generation, prior,
+policy, run) is `info`, one of the segment's facts.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ class Frame:
     """The edits of n documents, and what they were made with.
 
     Attributes:
-        info: of the whole frame: `generation` (0: it only notes that a run was resumed), `prior`,
-            `policy`, `run`, `attempt`, `resumed_at`.
+        info: `generation` (0: it only notes that a run was resumed), `prior`, `policy`, `run`,
+            `attempt`, `resumed_at`.
         keys: (n,) uint64, of the documents' content.
         counts: (n,) int64, number of changes of each document.
-        changes: (c, 3) int64, position, old and new token (-1: removed); of all documents, one
-            after another.
+        changes: (c, 3) int64, position, old and new token (-1: removed), one document after
+            another.
         steps: name -> (s,) int64, see `STEP_COLUMNS`; the sum of `documents` is n.
     """
 
@@ -51,11 +51,11 @@ class Frame:
 
     @property
     def step_of_document(self) -> Array:
-        """(n,) int64."""
+        """The step in which each document was edited, (n,) int64."""
         return np.repeat(self.steps["step"], self.steps["documents"])
 
     def before(self, step: float) -> Frame:
-        """The edits that were made before a step of training."""
+        """The edits from before a step of training."""
         kept = self.steps["step"] < step
         if kept.all():
             return self
@@ -70,7 +70,7 @@ class Frame:
 
     @classmethod
     def joined(cls, frames: Sequence[Frame]) -> Frame:
-        """One frame of several that were made with the same, one after another."""
+        """Several frames with the same `info` as one."""
         return cls(
             frames[0].info,
             np.concatenate([frame.keys for frame in frames]),
@@ -88,12 +88,7 @@ class Frame:
 
 
 def write_frame(path: Path, frame: Frame) -> None:
-    """Write a segment.
-
-    Raises:
-        OSError: it can't be written.
-        ValueError: a number is out of range.
-    """
+    """Write a segment; a ValueError if a token is out of range."""
     position, old, new = frame.changes.T
     if len(new) and new.max() >= 2**31:
         raise ValueError(f"a token must be below 2**31, got {new.max()}")
@@ -103,12 +98,7 @@ def write_frame(path: Path, frame: Frame) -> None:
 
 
 def read_frame(path: Path) -> Frame:
-    """Read a segment.
-
-    Raises:
-        DamagedFileError: bytes were changed or lost since the segment was written.
-        FileNotFoundError: there is no such file (any more).
-    """
+    """Read a segment; a DamagedFileError if it does not hold what was written."""
     try:
         facts, tensors = read_segment(path, KIND, mapped=False)
         arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
@@ -119,7 +109,7 @@ def read_frame(path: Path) -> Frame:
     except DamagedFileError as error:
         raise DamagedFileError(
             f"journal file {path} is damaged: {error}; restore it from a copy, or delete the "
-            "journal and start again: what these edits were is lost"
+            "journal and start again, since these edits are lost"
         ) from error
 
 

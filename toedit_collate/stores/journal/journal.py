@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import uuid
 import warnings
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +22,7 @@ from .replay import EditTable, Found, Texts, keys_of
 
 logger = logging.getLogger("toedit_collate")
 
-# Edits are written when there are so many documents, or after a minute. `ToEditCallback` also
-# writes them before each checkpoint.
+# Edits are written when there are so many documents, or after a minute, or before a checkpoint.
 MAX_PENDING_DOCUMENTS = 50_000
 
 # The journals of this process, by folder.
@@ -35,13 +33,13 @@ class Journal(WriteBehind):
     """A record of every token that was changed, by generation, in a folder.
 
     Give it to a `ToEditCollator`, and each document has one edit per generation (Eq. 3 of
-    arXiv:2412.14689): before generation n edits a document, the document is brought to its state
-    after generation n-1. Later epochs of generation n replay the edit without a forward pass.
+    arXiv:2412.14689): generation n edits the document as generation n-1 left it. Later epochs of a
+    generation replay its edit without a forward pass.
 
     Generations count from 1, the one that an unswapped prior edits; 0 is the source. Documents are
-    found by the content of their source, so a journal does not depend on the order of the data, on
-    batches or on ranks. Each rank writes its own files and reads all files. Reading takes no lock
-    and writes nothing: a journal can be read while a run writes it, and from a read-only folder.
+    found by the content of their source, in any order of the data, batch and rank. Each rank writes
+    its own files and reads all files. Reading takes no lock and writes nothing, so a journal can be
+    read while a run writes it, and from a read-only folder.
 
     In one process, all journals of one folder are one object, including pickled and copied ones.
 
@@ -99,8 +97,6 @@ class Journal(WriteBehind):
     def __reduce__(self) -> tuple[Any, ...]:
         return Journal, (self.path,)
 
-    # Reading.
-
     @property
     def generations(self) -> list[int]:
         """Numbers of the generations that edited something."""
@@ -108,11 +104,9 @@ class Journal(WriteBehind):
         return sorted(number for number, table in self._tables.items() if len(table))
 
     def replay(self, ids: Sequence[int], generation: int) -> list[int]:
-        """A document as a generation trained on it.
+        """A document as a generation trained on it: the edited ids, or `ids` if it was not edited.
 
-        Warns if no generation up to this one knows the document. Then it was not trained on, or was
-        trained on with other ids (template, truncation, special tokens), or nothing in it could be
-        edited.
+        Warns if no generation up to this one knows the document.
 
         Args:
             ids: token ids of the source document, as it was collated.
@@ -120,17 +114,13 @@ class Journal(WriteBehind):
 
         Raises:
             ValueError: there is no such generation, or the edits belong to another document.
-
-        Returns:
-            The edited ids; `ids` if no generation edited the document.
         """
         revised, _, known = self._revise(ids, generation)
         if generation > 0 and len(ids) > 1 and not known:
             warnings.warn(
                 f"the journal {self.path} knows no document with these {len(ids)} tokens, so they "
-                "are returned unchanged: the document was not trained on, or nothing in it could "
-                "be edited, or it was collated with other ids (template, truncation, special "
-                "tokens); Journal.knows says which documents are known",
+                "are returned unchanged: the document was not trained on, nothing in it could be "
+                "edited, or it was collated with other ids (template, truncation, special tokens)",
                 stacklevel=2,
             )
         return revised.tolist()
@@ -156,13 +146,11 @@ class Journal(WriteBehind):
         return generation > 0 and bool(self.look_up(keys, generation).known.any())
 
     def stats(self) -> dict[int, dict[str, float]]:
-        """What each generation did.
+        """For each generation: `documents`, and their tokens.
 
-        Each document counts once. Only if the data contains it several times, and several ranks
-        edited it in the same epoch, it counts once for each of them.
-
-        For each generation: `documents`, their `tokens`, `scored`, `selected`, `changed` and
-        `dropped` tokens; `selected_share` and `changed_share` of the scored tokens (Table 9).
+        `tokens`, `scored`, `selected`, `changed` and `dropped` are numbers; `selected_share` and
+        `changed_share` are shares of the scored tokens (Table 9). Each document counts once, or
+        once for each rank that edited a copy of it in the same epoch.
         """
         self.flush()
         sums: dict[int, dict[str, float]] = {}
@@ -190,7 +178,7 @@ class Journal(WriteBehind):
             texts: the documents, changed in place.
             keys: (n,) uint64, of the source documents.
             generation: the last one to apply.
-            since: the last one that was applied already; 0: the texts are the source.
+            since: the last one that was applied already; 0: none.
 
         Raises:
             ValueError: the edits belong to other documents.
@@ -218,11 +206,10 @@ class Journal(WriteBehind):
         return self._tables.setdefault(generation, EditTable())
 
     def _read_new(self) -> None:
-        """Read the files if another process has written to them."""
         if {file.path.name for file in list_files(self.path)} == self._names:
             return
         self.flush()
-        # Listed before the files are read: what is written in the meantime counts as new.
+        # Listed before the files are read: what is written in between counts as new.
         names = {file.path.name for file in list_files(self.path)}
         parts: dict[int, list[tuple[int, Frame]]] = {}
         for of_rank, frame in read_valid(self.path):
@@ -240,27 +227,24 @@ class Journal(WriteBehind):
                 f"got {generation} ({self.path})"
             )
 
-    # Writing.
-
     def start_run(self, run: str, *, attempt: int = 0, resumed_at: int = 0) -> None:
-        """Say which run of training writes from now on.
+        """Set the run of training that writes from now on.
 
         Args:
-            run: its identity, the same on all ranks and after the run was resumed.
+            run: its identity, the same on all ranks and after a resume.
             attempt: how often the run was resumed.
-            resumed_at: step of the checkpoint. What earlier attempts wrote of later steps is void
-                from now on.
+            resumed_at: step of the checkpoint; earlier attempts become void from there on.
         """
         self.flush()
         self._run = {"run": run, "attempt": attempt, "resumed_at": resumed_at}
         self.run_started = True
         if attempt:
-            # Written before the first edit, so that every reader knows at once what is void.
+            # Before the first edit, so that every reader knows at once which edits are void.
             self._write(Frame.empty({"generation": 0, **self._run}))
         self.refresh()
 
     def start_generation(self, generation: int, prior: str, policy: dict[str, Any]) -> None:
-        """Say what is recorded from now on; cheap if nothing has changed.
+        """Set the generation that is recorded from now on; cheap if nothing has changed.
 
         Args:
             generation: its number, from 1.
@@ -287,24 +271,23 @@ class Journal(WriteBehind):
             raise ValueError(
                 f"the journal {self.path} already holds generation {there['generation']}, so "
                 f"generation {generation} can't be edited any more; resume the run that wrote it "
-                "(resume_from_checkpoint=True), give this run a new journal, or delete the "
-                "folder if that run is not wanted"
+                "(resume_from_checkpoint=True), or give this run a new journal"
             )
         if there["generation"] < generation:
             return
         if there["prior"] != made_with["prior"]:
             raise ValueError(
                 f"generation {generation} of the journal {self.path} was made with another prior "
-                "(or the same in another precision); give the run a new journal, or, to go on "
-                f"with the next generation, set prior.generation = {generation}"
+                "(or the same in another precision); give the run a new journal, or set "
+                f"prior.generation = {generation} to start the next generation"
             )
         before, now = there["policy"], made_with["policy"]
         for name in sorted({*before, *now}):
             if before.get(name) != now.get(name):
                 raise ValueError(
                     f"generation {generation} of the journal {self.path} was made with {name}="
-                    f"{before.get(name)!r} in its policy, now it is {now.get(name)!r}; give the "
-                    "run a new journal"
+                    f"{before.get(name)!r} in its policy, but this run has {now.get(name)!r}; give "
+                    "it a new journal"
                 )
 
     def record(
@@ -316,12 +299,11 @@ class Journal(WriteBehind):
             keys: (n,) uint64, of the source documents.
             lengths: (n,) int64, tokens of each.
             counts: (n,) int64, changes of each.
-            changes: (c, 3), position, old and new token (-1: removed), relative to the document as
-                it was before this edit.
+            changes: (c, 3), position, old and new token (-1: removed), in the document before this
+                edit.
             step: number of updates before this batch.
-            sums: `scored`, `selected` and `changed` tokens. The default of `changed` counts the
-                changes to another token. It can be lower: where a generation edits the source,
-                `changes` also undo what an earlier generation did.
+            sums: `scored`, `selected` and `changed` tokens. By default, `changed` counts the
+                changes to another token; it is lower if they also undo an earlier generation.
 
         Raises:
             RuntimeError: `start_generation` was not called.
@@ -339,30 +321,22 @@ class Journal(WriteBehind):
         info = {"generation": self._generation, **self._made_with, **self._run}
         steps = {name: np.array([row[name]], np.int64) for name in STEP_COLUMNS}
         self._pending.append(Frame(info, keys, counts, changes, steps))
-        if sum(len(frame.keys) for frame in self._pending) >= MAX_PENDING_DOCUMENTS or (
-            self._is_late()
-        ):
+        if self._num_pending >= MAX_PENDING_DOCUMENTS or self._is_late():
             self.flush()
 
-    def flush(self) -> None:
-        """Write what is not written yet.
+    @property
+    def _num_pending(self) -> int:
+        return sum(len(frame.keys) for frame in self._pending)
 
-        Raises:
-            BlockingIOError: another process writes the journal.
-            OSError: it can't be written; the edits stay in memory.
-        """
+    def flush(self) -> None:
+        """Write what is not written yet; raises as `record`."""
         self._notice_fork()
         if self._pending:
             self._write(Frame.joined(self._pending))
             self._pending = []
 
     def close(self) -> None:
-        """Write everything, and let other processes write to the journal.
-
-        Raises:
-            BlockingIOError: another process writes the journal.
-            OSError: it can't be written; the edits stay in memory.
-        """
+        """Write everything, and let other processes write to the journal; raises as `record`."""
         self.flush()
         if self._writer is not None:
             self._writer.close()
@@ -382,37 +356,32 @@ class Journal(WriteBehind):
     def _report(self, error: Exception) -> None:
         logger.error(
             "the last edits of %d documents are not in the journal, which can't be written: %s",
-            sum(len(frame.keys) for frame in self._pending),
+            self._num_pending,
             error,
         )
         self._pending = []
 
     def _write(self, frame: Frame) -> None:
         self._start_timer()
-        with self._explain_errors():
+        try:
             if self._writer is None:
                 self._writer = JournalWriter(self.path, rank())
             name, joined = self._writer.write(frame)
-        if self._names is not None:
-            # What others have written in the meantime is still unknown.
-            self._names = {name, *self._names} - set(joined)
-
-    @contextlib.contextmanager
-    def _explain_errors(self) -> Iterator[None]:
-        try:
-            yield
         except BlockingIOError:
             raise
         except OSError as error:
             raise OSError(
                 error.errno,
                 f"the journal {self.path} can't be written ({error.strerror or error}); make room, "
-                "or a folder that can be written to, and resume the run from its last checkpoint",
+                "or choose a writable folder, and resume the run from its last checkpoint",
             ) from error
+        if self._names is not None:
+            # Files that other processes wrote in the meantime are still unread.
+            self._names = {name, *self._names} - set(joined)
 
 
 def _as_tokens(ids: Sequence[int]) -> Array:
-    """(n,) int64; raise unless these are the token ids of one document."""
+    """(n,) int64; a ValueError unless these are the token ids of one document."""
     tokens = np.asarray(ids)
     if tokens.ndim == 1 and not tokens.size:
         return tokens.astype(np.int64)

@@ -1,4 +1,4 @@
-"""The edits of one generation in memory, by document, and their replay on documents."""
+"""The edits of one generation in memory, and their replay on documents."""
 
 from __future__ import annotations
 
@@ -15,18 +15,13 @@ from .frames import Frame
 
 
 def keys_of(tokens: torch.Tensor | Array, lengths: Sequence[int]) -> Array:
-    """The keys of n documents, whose tokens stand one after another: (n,) uint64.
-
-    Example:
-        >>> len(set(keys_of(torch.tensor([5, 6, 7, 5, 6]), [2, 1, 2]).tolist()))
-        2
-    """
+    """The keys of n documents, whose tokens follow each other: (n,) uint64."""
     return np.ascontiguousarray(content_digests(np.asarray(tokens), lengths)[:, 0])
 
 
 @dataclass(frozen=True)
 class Found:
-    """What a table knows of n documents.
+    """The edits of n documents in one generation.
 
     Attributes:
         known: (n,) bool, whether the generation edited the document.
@@ -60,8 +55,7 @@ class EditTable:
     def of(cls, parts: Sequence[tuple[int, Frame]]) -> EditTable:
         """The table of some frames and their ranks.
 
-        Of two edits of one document, the one of the earlier step counts; of the same step, the one
-        of the lower rank.
+        Of two edits of one document, the one of the earlier step counts, then of the lower rank.
         """
         ranks = np.repeat([rank for rank, _ in parts], [len(frame.keys) for _, frame in parts])
         frame = Frame.joined([frame for _, frame in parts])
@@ -99,12 +93,12 @@ class EditTable:
 
 @dataclass
 class Texts:
-    """n documents of M tokens on their way through the generations.
+    """n documents of M tokens, brought from generation to generation.
 
     Attributes:
-        tokens: (M,) int64, of all documents, one after another.
+        tokens: (M,) int64, one document after another.
         removed: (M,) bool, tokens that were removed.
-        start: (n,) int64, where each document begins among the M tokens.
+        start: (n,) int64, the first of the M tokens of each document.
     """
 
     tokens: Array
@@ -117,12 +111,9 @@ class Texts:
         return cls(tokens.copy(), np.zeros(len(tokens), bool), start)
 
     def replay(self, found: Found) -> None:
-        """Apply the changes of one generation, in place.
+        """Apply the changes of one generation, in place; a ValueError if they do not fit.
 
-        Positions count the tokens that are left of a document, so a removal moves those after it.
-
-        Raises:
-            ValueError: a changed token is not there.
+        Positions count the remaining tokens of a document.
         """
         if not len(found.changes):
             return
@@ -133,8 +124,8 @@ class Texts:
         outside = place >= borders[found.document + 1]
         if outside.any() or (self.tokens[left[place]] != old).any():
             raise ValueError(
-                "its changes belong to another document: the old tokens are not there; is the "
-                "text, or the tokenizer, another one than in training?"
+                "its changes belong to another document: the old tokens are not there; pass the "
+                "text and the tokenizer of the training run"
             )
         place = left[place]
         self.tokens[place] = np.where(new < 0, old, new)
