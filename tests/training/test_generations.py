@@ -232,7 +232,7 @@ class TestRefusals:
             Loop(tmp_path)(generations)
 
     def test_start(self, tmp_path):
-        with pytest.raises(ValueError, match="start must be one of .*, got 'first'"):
+        with pytest.raises(ValueError, match=r"start must be one of .*, got 'first'"):
             Loop(tmp_path, start="first")()
 
     def test_refresh(self, tmp_path):

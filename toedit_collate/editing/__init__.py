@@ -1,12 +1,10 @@
-"""Algorithm 1 on one batch: as it is, with a cache of decisions, with a journal.
-
-For others: `edit_tokens`, `edit_batch`, `edit_with_cache`, `edit_with_journal`.
+"""Algorithm 1 on one batch: alone, with a cache of decisions, with a journal.
 
 Words:
-    editable: a token to which the policy is applied: in its scope, not protected, and with tokens
-        of its document before it.
-    scored: editable, in what came of it. selected: in the policy's region, so resampled. changed:
-        selected, and the resample is another token. dropped: removed by `drop_below`.
-    decision: what the prior says of a document, before any draw: selected tokens, candidates.
-    replayed: brought to the state that a journal has on record, without the prior.
+    editable: a token to which the policy is applied: in its scope, not protected, not the first of
+        its document.
+    scored: editable, in the result. selected: in the policy's region, so resampled. changed:
+        selected, and the resample is another token. dropped: removed by `drop_below`, `drop_above`.
+    decision: the prior's result for a document before any draw: selected tokens, candidates.
+    replayed: edited from the journal, without the prior.
 """

@@ -38,9 +38,9 @@ def edit_tokens(
     """Resample the tokens that the prior finds too easy: Algorithm 1 and Eq. 2.
 
     Args:
-        prior: scores the original tokens, in one forward pass of its trunk.
+        prior: scores the original tokens, in one forward pass.
         input_ids: (B, T) int64, on any device.
-        attention_mask: (B, T), 0 at padding, on either side, and elsewhere 1 or the number of the
+        attention_mask: (B, T), 0 at padding on either side, and elsewhere 1 or the number of the
             document; or (B, 1, T, T), which pairs of tokens see each other.
         position_ids: (B, T) int64, restarting at 0 at each document of a packed row. Without
             them, a row is one document.
@@ -48,13 +48,13 @@ def edit_tokens(
         policy: which tokens, and how; default: the paper's.
         epoch: number of the epoch, for `redraw="epoch"`.
         generation: number of the generation.
-        return_logprob: also compute log P exactly wherever there is one. The edit is the same.
-        num_sampled: compute log P exactly for that many scored tokens, evenly spread.
-        cache: of decisions; documents that it knows need no forward pass, the others are added. The
-            edit is the same. With `return_logprob` it is not used.
+        return_logprob: also return log P of all tokens, exactly. The edit is the same.
+        num_sampled: return log P of so many scored tokens, evenly spread, exactly.
+        cache: of decisions; known documents need no forward pass, others are added. The edit is
+            the same. It is not used with `return_logprob`.
 
     Raises:
-        TypeError: an argument is of the wrong type.
+        TypeError: an argument has the wrong type.
         ValueError: shapes differ; an epoch or generation is out of range; an id is not in the
             vocabulary; a document is longer than the prior's positions; a label is neither -100 nor
             the token; the prior returned NaN.
@@ -100,11 +100,7 @@ def edit_batch(
     num_sampled: int = 0,
     cache: DecisionCache | None = None,
 ) -> EditResult:
-    """`edit_tokens` on a batch that is on the host; arguments as there.
-
-    Raises:
-        ValueError: as `edit_tokens`.
-    """
+    """`edit_tokens` on a batch that is on the host; arguments and errors as there."""
     batch = batch.in_context(policy.context, getattr(prior.tokenizer, "eos_token_id", None))
     check_documents(
         batch.contexts, batch.tokens, vocab_size=prior.vocab_size, max_length=prior.max_length
@@ -134,9 +130,8 @@ def _algorithm_1(
     where = (scorable if return_logprob else editable).nonzero().squeeze(-1)
 
     predictions = prior.predict(batch, where)
-    uniforms = batch.uniforms(
-        where, draws, policy.num_draws
-    )  # on the host, while the device predicts
+    # On the host, while the device predicts.
+    uniforms = batch.uniforms(where, draws, policy.num_draws)
     sample = predictions.exact_logprob(evenly_spread(editable[where], num_sampled))
     scores = predictions.score(policy, exact=return_logprob)
     check_finite(scores.is_finite)
@@ -171,10 +166,9 @@ def check_num_draws(prior: BasePrior, policy: EditPolicy) -> None:
 
 
 def check_types(prior: Any, policy: Any, journal: Any = None, cache: Any = None) -> None:
-    """Raise a TypeError unless there is a prior, and the others are what they should be or None."""
-    load = (
-        f"Prior.from_pretrained({prior!r})" if isinstance(prior, str) else "Prior(model, tokenizer)"
-    )
+    """Raise a TypeError for an argument of the wrong type; only the prior is required."""
+    is_name = isinstance(prior, str)
+    load = f"Prior.from_pretrained({prior!r})" if is_name else "Prior(model, tokenizer)"
     for name, value, kind, expected, example in (
         ("prior", prior, BasePrior, "a Prior", load),
         ("policy", policy, EditPolicy, "an EditPolicy", "EditPolicy(threshold=0.99)"),
@@ -190,6 +184,6 @@ def check_types(prior: Any, policy: Any, journal: Any = None, cache: Any = None)
 def _check_number(name: str, value: Any) -> None:
     if isinstance(value, bool) or not hasattr(value, "__index__"):
         raise TypeError(f"{name} must be a whole number, got {value!r}; count from 0")
-    # Draws have 32 bits for each, and one more for no epoch.
+    # Draws use 32 bits for each, and one value for "no epoch".
     if not 0 <= value < 2**32 - 1:
         raise ValueError(f"{name} must lie in [0, 2**32 - 1), got {value!r}; count from 0")

@@ -12,7 +12,7 @@ from ..tokens.token_batch import TokenBatch
 
 
 def find_editable(prior: BasePrior, policy: EditPolicy, batch: TokenBatch) -> Tensor:
-    """To which tokens of a batch the policy is applied: (M,) bool, on the host."""
+    """The tokens of a batch to which the policy is applied: (M,) bool, on the host."""
     editable = batch.documents.position > 0
     if not policy.decides:
         return torch.zeros_like(editable)
@@ -37,12 +37,11 @@ def find_editable(prior: BasePrior, policy: EditPolicy, batch: TokenBatch) -> Te
 
 
 def _user_mask(protect: Protect, batch: TokenBatch, tokenizer: object) -> Tensor:
-    mask = protect(batch.input_ids.clone(), tokenizer)  # its own copy, whatever it does to it
+    mask = protect(batch.input_ids.clone(), tokenizer)  # a copy, which it may change
     shape = batch.input_ids.shape
     if not isinstance(mask, Tensor) or mask.shape != shape or mask.dtype != torch.bool:
         got = f"{mask.dtype} {tuple(mask.shape)}" if isinstance(mask, Tensor) else repr(mask)
         raise ValueError(
-            f"protect must return a bool tensor of the shape of input_ids, "
-            f"{tuple(shape)}, got {got}"
+            f"protect must return a bool tensor shaped like input_ids, {tuple(shape)}, got {got}"
         )
     return mask.cpu()

@@ -1,4 +1,4 @@
-"""The edit of a batch with a cache of decisions: only documents that it lacks are scored."""
+"""Edits a batch with a cache of decisions: only documents that it lacks are scored."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ..tokens.token_batch import TokenBatch, evenly_spread
 from ..transfer import fetch
 from .editable import find_editable
 
-# Candidates of so many tokens and ids are drawn from at once.
+# One draw handles at most so many candidates, padding included.
 MAX_DRAWN_ELEMENTS = 2**22
 
 
@@ -32,26 +32,26 @@ def edit_with_cache(
     draws: Draws,
     num_sampled: int,
 ) -> EditResult:
-    """Algorithm 1, with what the prior decides taken from a cache, or put there.
+    """Algorithm 1, with decisions from the cache; new decisions are added to it.
 
     Args:
         prior: scores the documents that the cache lacks.
         policy: which tokens are edited, and how.
         batch: on the host; M tokens, N documents.
-        cache: gets what is decided.
+        cache: of decisions.
         draws: seed, epoch and generation.
-        num_sampled: as for `edit_tokens`; of the tokens that are scored.
+        num_sampled: as for `edit_tokens`; of the tokens that are scored now.
 
     Raises:
-        ValueError: as `edit_tokens`; or the prior stands for a cache that lacks a document.
+        ValueError: as `edit_tokens`; or a `CachedPrior` lacks a document.
     """
     check_can_be_cached(policy)
     cache.open(Identity.of(prior, policy))
     documents = batch.documents
     editable = find_editable(prior, policy, batch)
-    # What is decided depends on which tokens are editable, too.
+    # The decisions depend on which tokens are editable, too.
     tokens = batch.tokens
-    if batch.pieces is not None:  # and on where the prior began to read
+    if batch.pieces is not None:  # and on where the prior starts to read
         tokens = tokens | (batch.pieces.position == 0).long() << 30
     digests = content_digests(tokens.numpy(), documents.lengths, editable.numpy())
     known, decisions = cache.look_up(*digests.T)
@@ -91,29 +91,23 @@ def edit_with_cache(
 
 
 def check_can_be_cached(policy: EditPolicy) -> None:
-    """Refuse a policy whose decisions a cache can't keep.
-
-    Raises:
-        ValueError: says which policy it can keep instead.
-    """
+    """Raise a ValueError for a policy whose decisions a cache can't store."""
     if policy.num_draws > 1:
         if policy.redraw != "never":
             raise ValueError(
-                f"a decision cache keeps the {policy.num_draws} draws of each label, and "
-                "redraw='epoch' draws again in every epoch; use redraw='never' to draw once, or no "
-                "cache"
+                f"a decision cache keeps the {policy.num_draws} draws of each label, but "
+                "redraw='epoch' draws again in every epoch; use redraw='never', or no cache"
             )
     elif policy.region == "all" and policy.sampler == "full":
         raise ValueError(
             "a decision cache keeps the candidates of each selected token, and with region='all' "
-            "and sampler='full' these are the whole vocabulary for every token; use "
-            "EditPolicy.distill(redraw='never'), whose draws are kept, sampler='top_k' with a "
-            "large top_k, or no cache"
+            "and sampler='full' that is the whole vocabulary for every token; use sampler='top_k', "
+            "EditPolicy.distill(redraw='never'), whose draws are kept, or no cache"
         )
 
 
 def _drawn_before(decisions: Decisions, num_draws: int) -> Tensor:
-    """The draws that a cache kept: (n, num_draws) int64 of the n decided tokens, ids ascending."""
+    """The draws from a cache: (n, num_draws) int64 of the n decided tokens, ids ascending."""
     counts = decisions.weights.long()
     return torch.from_numpy(decisions.ids).repeat_interleave(counts).view(-1, num_draws)
 
@@ -130,7 +124,7 @@ def _decide(
     """Score the documents with `wanted` tokens, (M,) bool.
 
     Returns:
-        The numbers of these documents, what is decided about them, and the sample's log P.
+        The numbers of these documents, their decisions, and log P of the sample.
     """
     scorable = prior.scorable(batch)
     where = (wanted & scorable).nonzero().squeeze(-1)
@@ -166,7 +160,7 @@ def _decide(
     num_candidates[selected] = torch.cat(widths)
     decided = is_selected | is_dropped
     unscored = (wanted & ~scorable).nonzero().squeeze(-1)
-    # Documents without a token that can be scored count, too: nothing is decided about them.
+    # Documents without a scorable token are stored, too, with no decided tokens.
     document = batch.documents.document
     numbers = torch.unique(document[wanted])
     keys, checks = digests[numbers.numpy()].T
@@ -199,7 +193,7 @@ def _draw(
     at: Tensor,
     draws: Draws,
 ) -> Tensor:
-    """A candidate for each selected token, (n,) int64 `at` of the M tokens: (n,) int64."""
+    """Draw a candidate for each of the selected tokens `at`, (n,) int64 of the M: (n,) int64."""
     widths = torch.from_numpy(decisions.num_candidates.astype(np.int64))
     widths = widths[widths > 0]
     if len(widths) == 0:
@@ -213,7 +207,7 @@ def _draw(
     for first in range(0, len(at), rows_at_once):
         rows = slice(first, first + rows_at_once)
         inside = torch.arange(int(widths[rows].max())) < widths[rows].unsqueeze(-1)
-        # The candidates of these tokens follow each other, as the places inside do.
+        # The candidates of these tokens are in one run, in the order of the places inside.
         of_rows = slice(int(ends[first] - widths[first]), int(ends[rows][-1]))
         ids = torch.zeros(inside.shape, dtype=torch.int64).masked_scatter_(inside, all_ids[of_rows])
         logits = torch.full(inside.shape, -math.inf).masked_scatter_(inside, all_logits[of_rows])

@@ -1,4 +1,4 @@
-"""The edit of a batch with a journal: one edit for each document in each generation."""
+"""Edits a batch with a journal: one edit for each document in each generation."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ from .edit import edit_batch
 
 @dataclass(frozen=True)
 class BatchEdit:
-    """A batch to train on, and how it came about.
+    """The edit of a batch.
 
     Attributes:
-        final: the batch; with a journal, `changed` and `dropped` are those of all generations.
+        final: the batch to train on; with a journal, `changed` and `dropped` are those of all
+            generations.
         edited: what was edited just now; None: the journal had the edits of all documents.
         num_replayed: tokens of documents whose edit was in the journal.
     """
@@ -44,18 +45,18 @@ def edit_with_journal(
     num_sampled: int = 0,
     cache: DecisionCache | None = None,
 ) -> BatchEdit:
-    """Bring each document to its state after the last generation, and edit it, or replay its edit.
+    """Bring each document to its state after the last generation, and edit it or replay its edit.
 
-    What the batch becomes is read back from the journal, so that it is what a replay gives.
+    The result is read from the journal, so that it is the same as a replay.
 
     Args:
         prior: of this generation.
-        journal: gets what is edited.
+        journal: gets the edits.
         source: the batch before any edit, on the host.
         policy: which tokens are edited, and how; each document is drawn for once, as in epoch 0.
         step: updates of the trainee before this batch.
-        num_sampled: log P of so many scored tokens is computed exactly, at most.
-        cache: of what the prior decides, or None.
+        num_sampled: as for `edit_tokens`.
+        cache: of decisions, or None.
 
     Raises:
         ValueError: as `edit_tokens`; or the journal's generation was made with another prior or
@@ -68,7 +69,7 @@ def edit_with_journal(
     lengths = np.asarray(documents.lengths)
 
     known = journal.look_up(keys, generation).known
-    # A raw text may also be in an edited source, so its edit in the journal is not for it.
+    # A text with edit=False may also be in an edited dataset, whose edit must not be used here.
     raw = np.zeros(len(source.tokens), bool) if source.edit is None else ~source.edit.numpy()
     new = np.flatnonzero(~known & _any_in_document(source, ~raw))
     new = new[np.unique(keys[new], return_index=True)[1]]  # a batch may hold a document twice
@@ -93,11 +94,11 @@ def edit_with_journal(
         before = torch.from_numpy(texts.tokens[_members(source, texts, new)])
         _record(journal, keys[new], lengths[new], batch, before, edited, step)
     else:
-        # As in edit_batch: ranks must call a sharded prior equally often.
+        # All ranks must call a sharded prior equally often.
         prior.run_gathered(prior.make_idle_passes)
     journal.bring_forward(texts, keys, generation, since=generation - 1)
     removed = torch.from_numpy(texts.removed & ~raw)
-    # A token that was changed and is removed now is removed, as seen from the source.
+    # A token that was changed and then removed counts as removed.
     tokens = torch.where(
         removed | torch.from_numpy(raw), source.tokens, torch.from_numpy(texts.tokens)
     )
@@ -116,16 +117,16 @@ def _any_in_document(source: TokenBatch, tokens: Array) -> Array:
 
 
 def _members(source: TokenBatch, texts: Texts, chosen: Array) -> Array:
-    """Which of the batch's tokens some of its documents still have."""
+    """The remaining tokens of the chosen documents, as places among the batch's tokens."""
     is_chosen = np.zeros(source.documents.num_documents, dtype=bool)
     is_chosen[chosen] = True
     return np.flatnonzero(is_chosen[source.documents.document.numpy()] & ~texts.removed)
 
 
 def _batch_of(source: TokenBatch, texts: Texts, chosen: Array, pad_id: int) -> TokenBatch:
-    """Some documents of a batch with the tokens in `texts`: the batch itself, if it is just that.
+    """The chosen documents with the tokens in `texts`, one to a row, padded on the right.
 
-    Otherwise one to a row, padded on the right.
+    It is the batch itself if that holds just these tokens.
     """
     here = _members(source, texts, chosen)
     tokens = texts.tokens[here]
@@ -160,7 +161,7 @@ def _record(
     edited: EditResult,
     step: int,
 ) -> None:
-    """Put the edits of a batch's n documents, with (M,) tokens `before`, into the journal."""
+    """Record the edits of a batch's n documents, which had the (M,) tokens `before`."""
     documents = batch.documents
 
     def of_tokens(rows: Tensor) -> Tensor:
@@ -168,13 +169,13 @@ def _record(
 
     new = torch.where(of_tokens(edited.dropped), -1, of_tokens(_before_shrinking(edited, batch)))
     touched = new != before
-    # A document without a scored token needs no forward pass, so is not worth a record; unless the
-    # target "labels" takes back under a label what an earlier generation had put there.
-    taken_back = touched
+    # A document without a scored token needs no record. But with target "labels", an edit may undo
+    # a label of an earlier generation.
+    undone = touched
     if batch.labels is not None:
-        taken_back = touched & (of_tokens(batch.labels) != -100)
+        undone = touched & (of_tokens(batch.labels) != -100)
     worth = torch.zeros(len(keys), dtype=torch.bool)
-    worth[documents.document[of_tokens(edited.scored) | taken_back]] = True
+    worth[documents.document[of_tokens(edited.scored) | undone]] = True
     touched &= worth[documents.document]
     changes = torch.stack([documents.position, before, new], dim=1)[touched].numpy()
     counts = torch.bincount(documents.document[touched], minlength=len(keys)).numpy()
@@ -191,7 +192,7 @@ def _record(
 
 
 def _before_shrinking(edited: EditResult, batch: TokenBatch) -> Tensor:
-    """(B, T) int64: the new tokens, where the old ones were."""
+    """The new tokens at the places of the old ones: (B, T) int64."""
     if edited.source is None:
         return edited.tokens.long()
     # Padding goes to a column of its own.

@@ -8,15 +8,15 @@ toedit:
   prior: shared      # the frozen base of the LoRA trainee; or a folder, or a hub id
 ```
 
-Axolotl skips a plugin that can't be imported, so this file imports nothing that may be missing. Its
-log says "toedit: training batches are edited".
+Axolotl skips a plugin that can't be imported. If its log says "toedit: training batches are
+edited", the plugin works.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from pydantic import BaseModel, model_validator  # Axolotl's own configs are made of it
+from pydantic import BaseModel, model_validator  # like Axolotl's own configs
 
 from ..config.priors import attach_edit, check_shared
 from ..config.section import read_section
@@ -24,7 +24,7 @@ from ..errors import UnusableError
 
 try:
     from axolotl.integrations.base import BasePlugin
-except ImportError:  # read without Axolotl, as the tests and the docs do
+except ImportError:  # in tests and docs
     BasePlugin = object
 
 # Settings of Axolotl under which a row is not a text to be predicted.
@@ -61,12 +61,7 @@ class ToEditPlugin(BasePlugin):  # type: ignore[misc, valid-type]
         return f"{__name__}.ToEditArgs"
 
     def post_trainer_create(self, cfg: Any, trainer: Any) -> None:
-        """Attach the edit; Axolotl calls this once, when trainer and callbacks exist.
-
-        Raises:
-            ValueError: the section can't be used, or the prior does not fit the trainee.
-            UnusableError: the prior can't be loaded.
-        """
+        """Attach the edit; Axolotl calls this once, when trainer and callbacks exist."""
         section = cfg.get("toedit")
         edit = read_section(None if section is None else dict(section))
         attach_edit(trainer, edit)

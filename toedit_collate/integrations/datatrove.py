@@ -1,7 +1,7 @@
 """A step for datatrove: reader -> ToEdit -> writer, on one machine or on Slurm.
 
-datatrove manages tasks, retries and nodes. A task that was killed starts again and overwrites its
-file. An edit depends only on the seed and the text, so the number of tasks does not matter.
+A task that was killed starts again and overwrites its file. An edit depends only on the seed and
+the text, so the number of tasks does not matter.
 """
 
 from __future__ import annotations
@@ -15,26 +15,21 @@ from .texts import TextEditor
 
 try:
     from datatrove.pipeline.base import PipelineStep
-except ImportError:  # read without datatrove, as the tests and the docs do
+except ImportError:  # in tests and docs
     PipelineStep = object
 
 
 class ToEdit(PipelineStep):  # type: ignore[misc, valid-type]
-    """Edits the text of each document.
-
-    `metadata["toedit"]` gets its counts: scored, selected, changed, dropped.
+    """Edits the text of each document; `metadata["toedit"]` gets its counts of tokens.
 
     Args:
         prior: folder or hub id.
-        policy: as commands take it, "paper" or "reference_code top_k=8"; or an `EditPolicy`.
+        policy: as in commands, "paper" or "reference_code top_k=8"; or an `EditPolicy`.
         with_ids: put the edited tokens into `metadata["input_ids"]`; tokenizing the edited text
             again may give other tokens.
         batch_documents: how many documents are read, and then sorted by length.
         options: of `TextEditor`: max_length, batch_tokens, cache, and of `Prior.from_pretrained`:
             dtype, device, ...
-
-    Raises:
-        ValueError: `batch_documents` is not positive.
     """
 
     name = "ToEdit"
@@ -56,20 +51,8 @@ class ToEdit(PipelineStep):  # type: ignore[misc, valid-type]
         self.with_ids, self.batch_documents = with_ids, batch_documents
 
     def run(self, data: Iterable[Any], rank: int = 0, world_size: int = 1) -> Iterator[Any]:
-        """Edit the documents of one task.
-
-        Args:
-            data: of datatrove's `Document`.
-            rank: number of the task.
-            world_size: how many tasks there are.
-
-        Yields:
-            The same documents, edited, in their order.
-
-        Raises:
-            ValueError: a document holds no text (null, bytes, a number).
-        """
-        # Here, not before: the step itself is sent to other processes and machines.
+        """Yield the edited documents of one task; a ValueError if a document holds no text."""
+        # Not in the constructor: the step itself is sent to other processes and machines.
         editor = TextEditor(self.prior, self.policy, **self.options)
         documents = iter(data)
         while batch := list(islice(documents, self.batch_documents)):

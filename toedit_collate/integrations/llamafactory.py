@@ -1,4 +1,4 @@
-"""LLaMA-Factory's own YAML with a section `toedit:`, run by a command that reads both.
+"""Runs LLaMA-Factory with a section `toedit:` in its YAML.
 
 ```bash
 python -m toedit_collate.integrations.llamafactory train llama3_lora_sft.yaml
@@ -11,8 +11,7 @@ toedit:
   prior: shared      # the frozen base of the LoRA trainee; or a folder, or a hub id
 ```
 
-`key=value` after the file overrides it, as in LLaMA-Factory: `toedit.top_k=64`. Its own command
-refuses unknown keys, and its YAML has no place for callbacks.
+`key=value` after the file overrides a setting, as in LLaMA-Factory: `toedit.top_k=64`.
 """
 
 from __future__ import annotations
@@ -30,12 +29,12 @@ from ..errors import UnusableError
 from ..training.call_site import calling_instance
 
 _STAGES = ("pt", "sft")
-# Ways to train in LLaMA-Factory in which no Trainer of transformers gets our callback.
+# Settings of LLaMA-Factory with which no Trainer of transformers gets our callback.
 _OTHER_TRAINERS = ("use_mca", "use_hyper_parallel", "use_ray")
 
 
 class AttachCallback(TrainerCallback):
-    """Attaches the edit of a section to the trainer that it is given to, once that exists."""
+    """Attaches the edit of a section to its trainer, once that exists."""
 
     def __init__(self, edit: EditArguments) -> None:
         self.edit = edit
@@ -46,17 +45,11 @@ class AttachCallback(TrainerCallback):
 
 
 def read_config(config: dict[str, Any]) -> tuple[dict[str, Any], EditArguments]:
-    """Split a config into what LLaMA-Factory gets, and what the section says.
+    """Split a config into LLaMA-Factory's part and the section `toedit`.
 
     Raises:
         UnusableError: there is no section, it can't be used, or the config trains on something
             that can't be edited.
-
-    Example:
-        >>> config = {"stage": "sft", "finetuning_type": "lora", "toedit": {"top_k": 4}}
-        >>> rest, edit = read_config(config)
-        >>> rest, edit.policy().top_k
-        ({'stage': 'sft', 'finetuning_type': 'lora'}, 4)
     """
     rest = dict(config)
     if "toedit" not in rest:

@@ -1,4 +1,4 @@
-"""For Ray Data: `dataset.map_batches(ToEditBatches, ...)`, one actor a GPU.
+"""For Ray Data: `dataset.map_batches(ToEditBatches, ...)`, one actor for each GPU.
 
 ```python
 dataset.map_batches(
@@ -10,8 +10,8 @@ dataset.map_batches(
 )
 ```
 
-Ray restarts an actor that was killed. A run whose driver was killed continues where it was if Ray
-Data records what was written (its `CheckpointConfig`).
+Ray restarts an actor that was killed. If the driver was killed, the run continues with Ray Data's
+`CheckpointConfig`.
 """
 
 from __future__ import annotations
@@ -25,18 +25,15 @@ from .texts import COUNTS, TextEditor
 
 
 class ToEditBatches:
-    """Edits a column of texts; made once in each actor, so that a prior is loaded once.
+    """Edits a column of texts. Each actor makes one, so it loads the prior once.
 
     Adds the columns `scored`, `selected`, `changed` and `dropped`: counts of tokens, (N,) int64.
 
     Args:
         prior: folder or hub id.
-        policy: as commands take it, "paper" or "reference_code top_k=8"; or an `EditPolicy`.
+        policy: as in commands, "paper" or "reference_code top_k=8"; or an `EditPolicy`.
         column: that holds the texts.
         options: of `TextEditor`: max_length, batch_tokens, and of `Prior.from_pretrained`.
-
-    Raises:
-        ValueError: `cache` is among the options.
     """
 
     def __init__(
@@ -48,21 +45,17 @@ class ToEditBatches:
         **options: Any,
     ) -> None:
         if "cache" in options:
-            # An actor does not know its last batch: decisions that it has not written are lost.
+            # An actor does not know its last batch, so it would lose unwritten decisions.
             raise ValueError(
-                "cache: Ray does not say which batch of an actor is the last, so a decision cache "
-                "can't be filled from here; use toedit_collate.integrations.datatrove or `toedit "
-                "apply --cache`"
+                "cache: a decision cache can't be filled in Ray, which does not tell an actor its "
+                "last batch; use toedit_collate.integrations.datatrove or `toedit apply "
+                "--cache`"
             )
         self._editor = TextEditor(prior, policy, **options)
         self._column = column
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Edit one batch of Ray Data: a dict of arrays.
-
-        Raises:
-            ValueError: it has no such column, or a value in it is no text (null, bytes, a number).
-        """
+        """Edit one batch of Ray Data, a dict of arrays; a ValueError if a value is not a text."""
         if self._column not in batch:
             raise ValueError(
                 f"column {self._column!r} is not among {sorted(batch)}; pass column=NAME"

@@ -1,4 +1,4 @@
-"""Texts in, edited texts out: what the engines for many machines have in common."""
+"""Edits texts, for the engines that run on many machines."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..stores.cache import DecisionCache
 from ..stores.ragged import Array
 
 COUNTS = ("scored", "selected", "changed", "dropped")
-_NO_LIMIT = 2**62  # bytes of a cache: a training run without the prior needs all documents
+_NO_LIMIT = 2**62  # of a cache: training without the prior needs all documents
 
 
 @dataclass(frozen=True)
@@ -25,15 +25,15 @@ class EditedText:
     """One text after its edit.
 
     Attributes:
-        text: edited; if no token changed, exactly the source.
-        input_ids: its tokens, with those that the tokenizer puts around it, and its end token: the
-            document that SFTTrainer, a recipe or `toedit apply` makes of the same text.
+        text: edited; exactly the source if no token changed.
+        input_ids: its tokens with the tokenizer's special and end tokens, as SFTTrainer, a recipe
+            or `toedit apply` makes them.
         scored: tokens that the policy was applied to.
         selected: of them, those in its region.
         changed: of them, those that became another.
         dropped: tokens that were removed.
-        is_lossy: the tokenizer does not return this text from its tokens, so that more than the
-            changed tokens may read otherwise.
+        is_lossy: the tokenizer does not restore the source from its tokens, so more than the
+            changed tokens may differ in `text`.
     """
 
     text: str
@@ -51,13 +51,13 @@ class EditedText:
 
 
 class TextEditor:
-    """Edits texts by a prior, in batches of similar length.
+    """Edits texts with a prior, in batches of similar length.
 
-    An edit depends on the seed and on the text alone: not on the batch, nor on the machine.
+    An edit depends on the seed and on the text alone, not on the batch or the machine.
 
     Args:
         prior: folder or hub id.
-        policy: as commands take it, "paper" or "reference_code top_k=8"; or an `EditPolicy`.
+        policy: as in commands, "paper" or "reference_code top_k=8"; or an `EditPolicy`.
         max_length: tokens of a window; a longer text is scored window by window, each on its own.
         batch_tokens: how many tokens are scored at once, padding included.
         cache: folder of a `DecisionCache` to fill, by any number of processes at once; or None.
@@ -83,11 +83,11 @@ class TextEditor:
                 f"{batch_tokens}"
             )
         self.policy = parse_policy(policy) if isinstance(policy, str) else policy
-        if self.policy.target != "both":  # now, not in each of a thousand tasks
+        if self.policy.target != "both":
             raise ValueError(
-                f"target={self.policy.target!r} does not fit into one edited text, whose inputs "
-                "and labels are the same; leave it to the training run, and use target='both' "
-                "here: a decision cache serves all targets"
+                f"target={self.policy.target!r} needs other labels than inputs, and an edited text "
+                "has only one form; use target='both' here, and the target in the training run (a "
+                "decision cache serves all targets)"
             )
         self.prior = Prior.from_pretrained(prior, **prior_options)
         self._max_length, self._batch_tokens = max_length, batch_tokens
@@ -96,15 +96,14 @@ class TextEditor:
         )
 
     def edit(self, texts: Sequence[str], names: Sequence[str] | None = None) -> list[EditedText]:
-        """Edit texts; the results have the order of the texts.
+        """Edit texts, in their order.
 
         Args:
-            texts: of any number; time and memory grow in proportion to it.
+            texts: of any number.
             names: of the texts, for errors; None: their places.
 
         Raises:
-            ValueError: a value is no text (null, bytes, a number), which is never turned into one;
-                or the prior can't score it.
+            ValueError: a value is not a text (null, bytes, a number), or the prior can't score it.
         """
         if not len(texts):
             return []
@@ -129,7 +128,7 @@ class TextEditor:
             self._cache.flush()
 
     def _edit_batch(self, pieces: list[list[int]]) -> list[tuple[list[int], list[int], Array]]:
-        """For each window: its tokens, where each was in it, and its four counts."""
+        """For each window: its tokens, their places in it, and its four counts."""
         T = max(map(len, pieces))
         input_ids = torch.zeros(len(pieces), T, dtype=torch.int64)
         mask = torch.arange(T) < torch.tensor([len(ids) for ids in pieces]).unsqueeze(-1)
