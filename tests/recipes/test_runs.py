@@ -142,7 +142,7 @@ class TestArguments:
         assert EditArguments(refresh=value).refresh_when == when
 
     def test_refresh_never_comes_after_no_steps(self):
-        with pytest.raises(ValueError, match="refresh must be at least 1 step, got 0"):
+        with pytest.raises(ValueError, match="positive number of steps, got 0"):
             EditArguments(refresh="0")
 
     @pytest.mark.parametrize(

@@ -117,33 +117,32 @@ def check_same_journal(saved: dict[str, Any], journal: Journal | None, step: int
         ValueError: it is another journal, or the run had none, or needs one; or the run was resumed
             before from an earlier step.
     """
-    if saved["run"] is not None and journal is None:
+    run = saved["run"]
+    if journal is None and run is None:
+        return
+    if journal is None:
         raise ValueError(
             "the run that is resumed has a journal, which holds its edits; pass the same journal: "
             "ToEditCollator(..., journal=Journal(path))"
         )
-    if journal is None:
-        return
-    if saved["run"] is None:
+    if run is None:
         raise ValueError(
             "the run that is resumed has no journal, so its earlier edits are not known; leave "
             "journal out, or start a new run"
         )
-    if journal.last_attempt(saved["run"]) is None:
-        held = f"holds generations {journal.generations} of another run"
+    if journal.last_attempt(run) is None:
         raise ValueError(
-            "the run that is resumed has a journal, but the one in "
-            f"{journal.path} {held if journal.generations else 'is empty'}; pass the journal that "
-            "it wrote"
+            f"the journal in {journal.path} has nothing of the run that is resumed (it holds "
+            f"generations {journal.generations}); pass the journal that the run wrote"
         )
     later = [
         frame.info["resumed_at"]
         for _, frame in read_valid(journal.path)
-        if frame.info["run"] == saved["run"] and frame.info["attempt"] > saved["attempt"]
+        if frame.info["run"] == run and frame.info["attempt"] > saved["attempt"]
     ]
     if min(later, default=step) < step:
         raise ValueError(
-            f"the checkpoint of step {step} was written before the run was resumed at step "
-            f"{min(later)}, and the journal discarded all later edits then; resume from a "
-            "checkpoint that was written since, or from one of that step or before"
+            f"the run was resumed at step {min(later)} after this checkpoint of step {step}, and "
+            "the journal discarded all later edits then; resume from a later checkpoint, or from "
+            "one of that step or before"
         )

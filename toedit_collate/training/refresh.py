@@ -32,6 +32,7 @@ Refresh = Literal["epoch", "save"] | int | None
 # Folder of saved priors, in a checkpoint and in the output folder; each prior has a sub-folder. (A
 # Trainer that resumes loads every adapter right below a checkpoint into the trainee.)
 FOLDER = "toedit_prior"
+_SAME_MODEL = "load the trainee's own base model as the prior, or set refresh=None"
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors")
 
 
@@ -39,12 +40,11 @@ def check_refresh(refresh: Any) -> None:
     """Raise a ValueError for an unknown value of `refresh`."""
     if refresh is None or refresh in ("epoch", "save"):
         return
-    if isinstance(refresh, bool) or not isinstance(refresh, int):
+    if isinstance(refresh, bool) or not isinstance(refresh, int) or refresh < 1:
         raise ValueError(
-            f"refresh must be None, 'epoch', 'save' or a number of steps, got {refresh!r}"
+            "refresh must be None (never), 'epoch', 'save' or a positive number of steps, got "
+            f"{refresh!r}"
         )
-    if refresh < 1:
-        raise ValueError(f"refresh must be at least 1 step, got {refresh}; None never swaps")
 
 
 class Refresher:
@@ -72,9 +72,9 @@ class Refresher:
 
     def restart(self) -> None:
         """Bring the prior back to its state at the start of the run."""
-        undo, self._undo = self._undo, None
-        if undo is not None:
-            undo()
+        if self._undo is not None:
+            self._undo()
+        self._undo = None
 
     def end(self, args: Any) -> None:
         """Forget the prior's state at the start of the run."""
@@ -136,8 +136,7 @@ class Refresher:
         self, source: Path | Mapping[str, Tensor]
     ) -> tuple[PreparedSwap | None, str | None]:
         """Check a swap on all ranks: the prepared swap, or the reason why it is impossible."""
-        problem: str | None = None
-        prepared = None
+        prepared, problem = None, None
         try:
             prepared = self.prior.prepare_swap(source)
         except Exception as error:  # of any kind: all ranks must know
@@ -303,23 +302,19 @@ def _is_quantised(lm: Any) -> bool:
 def _check_same_model(prior: nn.Module, trainee: nn.Module, *, same_values: bool) -> None:
     """Raise unless both models have weights of the same shapes, or also the same values."""
     ours, theirs = own_weights(prior), own_weights(trainee)
-    names = f"({type(unwrap_model(prior)).__name__})", f"({type(unwrap_model(trainee)).__name__})"
     for name in sorted(set(ours) | set(theirs)):
         shapes = [tuple(global_shape(w[name])) if name in w else None for w in (ours, theirs)]
         if shapes[0] != shapes[1]:
             raise ValueError(
-                f"refresh puts the trainee's weights into the prior, but the prior {names[0]} is "
-                f"another model than the trainee {names[1]}: {name!r} has shape {shapes[0]} in "
-                f"the prior, {shapes[1]} in the trainee; load the trainee's own model as the "
-                "prior, or set refresh=None"
+                "refresh puts the trainee's weights into the prior, but the prior "
+                f"({type(unwrap_model(prior)).__name__}) is another model than the trainee "
+                f"({type(unwrap_model(trainee)).__name__}): {name!r} has shape {shapes[0]} in the "
+                f"prior, {shapes[1]} in the trainee; {_SAME_MODEL}"
             )
-    if same_values:
-        differ = [name for name in ours if not _about_equal(ours[name], theirs[name])]
-        if differ:
+        if same_values and not _about_equal(ours[name], theirs[name]):
             raise ValueError(
                 "refresh puts the trainee's adapter over the prior's base, but that is another "
-                f"base than the trainee's: they differ in {differ[0]!r}; load the trainee's base "
-                "as the prior, or set refresh=None"
+                f"base than the trainee's: they differ in {name!r}; {_SAME_MODEL}"
             )
 
 

@@ -64,26 +64,27 @@ def save_prior(prior: Prior, folder: Path, *, writes: bool) -> None:
     sharded = is_sharded(model)
     if not (writes or sharded):
         return
-    unfinished = folder.with_name(f"{folder.name}.unfinished")
-    if writes:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        unfinished.mkdir(parents=True)
+    # All ranks gather the weights.
+    state = None
     if name is not None:
+        state = _on_cpu(_weights_of(model, name))
+    elif sharded:
+        state = _on_cpu(unwrap_model(model).state_dict())
+    if not writes:
+        return
+    unfinished = folder.with_name(f"{folder.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    if name is None:
+        unwrap_model(model).save_pretrained(unfinished, state_dict=state)
+    else:
         from safetensors.torch import save_file
 
-        state = _on_cpu(_weights_of(model, name))
-        if writes:
-            save_file(state, unfinished / "adapter_model.safetensors", {"format": "pt"})
-            model.peft_config[name].save_pretrained(str(unfinished))
-    else:
-        lm = unwrap_model(model)
-        gathered = _on_cpu(lm.state_dict()) if sharded else None
-        if writes:
-            lm.save_pretrained(unfinished, state_dict=gathered)
-    if writes:
-        if not folder.exists():
-            unfinished.rename(folder)
-        shutil.rmtree(unfinished, ignore_errors=True)
+        save_file(state, unfinished / "adapter_model.safetensors", {"format": "pt"})
+        model.peft_config[name].save_pretrained(str(unfinished))
+    if not folder.exists():
+        unfinished.rename(folder)
+    shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def link_folder(source: Path, target: Path) -> None:
