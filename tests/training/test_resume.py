@@ -173,7 +173,7 @@ class TestRefusals:
         return run(folder, kind, resume_from=last_checkpoint(folder / "out"), **settings)
 
     def test_without_its_journal(self, stopped):
-        with pytest.raises(ValueError, match=r"has a journal.*pass the same journal: ToEditCollator"):
+        with pytest.raises(ValueError, match=r"has a journal.*pass the same journal"):
             self.resume(stopped, journal=False)
 
     def test_an_empty_journal(self, stopped):

@@ -82,9 +82,9 @@ def read_segment(
         raise DamagedFileError(f"it is not a whole safetensors file: {error}") from error
     except KeyError as error:
         raise DamagedFileError(f"its metadata has no {error}") from error
+    except (FileNotFoundError, PermissionError):
+        raise
     except OSError as error:
-        if isinstance(error, FileNotFoundError | PermissionError):
-            raise
         raise DamagedFileError(f"it can't be read: {error}") from error
     if _checksum(text, tensors) != checksum:
         raise DamagedFileError("its checksum is wrong")
@@ -98,16 +98,6 @@ def read_segment(
     except Exception as error:  # JSON, numpy and zlib raise many kinds
         raise DamagedFileError(str(error) or type(error).__name__) from error
     return facts, tensors
-
-
-def read_regular(path: Path, most: int = 2**24) -> bytes:
-    """Read a small file; a DamagedFileError if it is not a file, or larger than `most` bytes."""
-    check_is_file(path)
-    with path.open("rb") as file:
-        content = file.read(most + 1)
-    if len(content) > most:
-        raise DamagedFileError(f"it is larger than {most:,} bytes")
-    return content
 
 
 def check_is_file(path: Path) -> None:

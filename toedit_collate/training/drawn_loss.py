@@ -66,10 +66,10 @@ def check_uses_drawn_labels(model: Any) -> None:
     """Raise a ValueError for a model that would ignore the draws of its batches."""
     if not uses_drawn_labels(model):
         raise ValueError(
-            "the policy has num_draws > 1, and the model in training does not know labels that are "
-            "made of many draws: it would ignore them and learn the source text. Use "
-            "attach(trainer, prior, policy), or pass callbacks=[ToEditCallback(collator)]; and let "
-            "nothing replace the model's `forward` during training"
+            "the policy has num_draws > 1, but the model in training would ignore the draws and "
+            "learn the source text; use attach(trainer, prior, policy), or pass "
+            "callbacks=[ToEditCallback(collator)]; and let nothing replace the model's `forward` "
+            "during training"
         )
 
 
@@ -166,8 +166,8 @@ def _take_labels(kwargs: dict[str, Any]) -> tuple[Tensor, Any]:
     kwargs.pop("fused_lm_head", None)
     if kwargs.get("shift_labels") is not None:
         raise ValueError(
-            "the trainer shifts labels itself (context or sequence parallelism), which labels made "
-            "of many draws do not support; use num_draws=1, or turn the parallelism off"
+            "the trainer shifts labels itself (context or sequence parallelism), which num_draws > "
+            "1 does not support; use num_draws=1, or turn the parallelism off"
         )
     kwargs.pop("shift_labels", None)
     labels = kwargs.pop("labels", None)
@@ -185,9 +185,9 @@ def _find_head(lm: Any) -> Head | None:
     weight = getattr(module, "weight", None)
     # An adapter or quantization; or a sharded weight (ZeRO-3, a head that FSDP2 wraps on its own,
     # tensor parallelism): only its module averages gradients over ranks.
-    if type(module) is not torch.nn.Linear or hasattr(weight, "ds_id"):
+    if type(module) is not torch.nn.Linear:
         return None
-    if hasattr(weight, "full_tensor"):
+    if hasattr(weight, "ds_id") or hasattr(weight, "full_tensor"):
         return None
     head = find_head(lm)
     return head if head.weight is not None else None
@@ -197,9 +197,9 @@ def _find_head(lm: Any) -> Head | None:
 def _has_plain_head(lm: Any, own: Callable[..., Any]) -> bool:
     """Whether the head's formula gives the model's own logits, on a few tokens."""
     head = _find_head(lm)
-    if head is None or any(hasattr(p, "full_tensor") for p in lm.parameters()):
+    if head is None or head.weight is None or head.weight.device.type == "meta":
         return False
-    if head.weight is None or head.weight.device.type == "meta":
+    if any(hasattr(p, "full_tensor") for p in lm.parameters()):
         return False
     modes = {module: module.training for module in lm.modules()}
     lm.eval()
@@ -223,30 +223,28 @@ def _has_plain_head(lm: Any, own: Callable[..., Any]) -> bool:
 def check_can_use_draws(trainer: Any) -> None:
     """Raise a ValueError that names the option of a Trainer which does not fit drawn labels."""
     args = trainer.args
-    instead = "or use num_draws=1, which needs no loss of its own"
-    if getattr(args, "label_smoothing_factor", 0):
-        raise ValueError(
-            f"label_smoothing_factor={args.label_smoothing_factor} smooths hard labels, and "
-            f"num_draws > 1 makes soft ones; set it to 0, {instead}"
-        )
-    if getattr(args, "loss_type", None) not in (None, "nll"):
-        raise ValueError(
-            f"loss_type={args.loss_type!r} needs one label per token, and num_draws > 1 makes "
-            f"many; use loss_type='nll', {instead}"
-        )
-    if trainer.compute_loss_func is not None:
-        raise ValueError(
-            "compute_loss_func replaces the loss that num_draws > 1 needs; leave it out, " + instead
-        )
-    if getattr(args, "n_gpu", 1) > 1:
-        raise ValueError(
-            f"the trainer spreads a batch over {args.n_gpu} GPUs by DataParallel, which num_draws "
-            f"> 1 does not support; start it with torchrun or accelerate launch, {instead}"
-        )
+    smoothing, loss_type = (
+        getattr(args, name, None) for name in ("label_smoothing_factor", "loss_type")
+    )
+    num_gpus = getattr(args, "n_gpu", 1)
     parallel = getattr(trainer.accelerator, "parallelism_config", None)
+    problem = None
+    if smoothing:
+        problem = f"label_smoothing_factor={smoothing} needs hard labels; set it to 0"
+    elif loss_type not in (None, "nll"):
+        problem = f"loss_type={loss_type!r} needs one label per token; use loss_type='nll'"
+    elif trainer.compute_loss_func is not None:
+        problem = "compute_loss_func replaces the loss of several draws; leave it out"
+    elif num_gpus > 1:
+        problem = (
+            f"DataParallel, which spreads a batch over {num_gpus} GPUs, does not support several "
+            "draws; start the training with torchrun or accelerate launch"
+        )
     for name in ("cp_enabled", "sp_enabled"):
-        if parallel is not None and getattr(parallel, name, False):
-            raise ValueError(
+        if getattr(parallel, name, False):
+            problem = (
                 f"parallelism_config.{name}: context and sequence parallelism separate labels from "
-                f"their draws; turn it off, {instead}"
+                "their draws; turn it off"
             )
+    if problem is not None:
+        raise ValueError(f"{problem}, or use num_draws=1")

@@ -15,7 +15,7 @@ from typing import Any
 
 from ...policy import EditPolicy
 from ...tokens.protection import num_ids
-from ..segments import DamagedFileError, read_regular, write_whole
+from ..segments import DamagedFileError, check_is_file, write_whole
 
 FORMAT = 3  # of the stored arrays and keys
 
@@ -114,7 +114,8 @@ class Identity:
         """
         note = folder / _NOTE
         try:
-            record = json.loads(read_regular(note))
+            check_is_file(note)
+            record = json.loads(note.read_bytes())
             values = {field.name: record[field.name] for field in dataclasses.fields(cls)}
             if record["checksum"] != _checksum(values):
                 raise ValueError("its checksum is wrong")

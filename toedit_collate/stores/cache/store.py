@@ -49,22 +49,19 @@ class DecisionCache(WriteBehind):
         ValueError: `max_bytes` is not a positive whole number; `fill_only` without a path.
 
     Example:
-        >>> import tempfile, torch
-        >>> from toedit_collate import EditPolicy, Prior, edit_tokens
+        >>> import torch
+        >>> from toedit_collate import Prior, edit_tokens
         >>> from transformers import LlamaConfig, LlamaForCausalLM
         >>> config = LlamaConfig(
         ...     vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=2,
         ...     num_attention_heads=2,
         ... )
         >>> prior, input_ids = Prior(LlamaForCausalLM(config)), torch.tensor([[5, 6, 7, 8]])
-        >>> folder, policy = tempfile.TemporaryDirectory(), EditPolicy(threshold=1e-6)
-        >>> with DecisionCache(folder.name) as cache:
-        ...     filled = edit_tokens(prior, input_ids, policy=policy, cache=cache)
-        ...     del prior  # it has decided about all documents
-        ...     again = edit_tokens(cache.prior(), input_ids, policy=policy, cache=cache)
+        >>> cache = DecisionCache()
+        >>> filled = edit_tokens(prior, input_ids, cache=cache)
+        >>> again = edit_tokens(cache.prior(), input_ids, cache=cache)  # needs no model
         >>> torch.equal(again.input_ids, filled.input_ids)
         True
-        >>> folder.cleanup()
     """
 
     max_pending_seconds = 300.0

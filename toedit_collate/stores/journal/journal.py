@@ -50,21 +50,14 @@ class Journal(WriteBehind):
         NotADirectoryError: `path` is a file.
 
     Example:
-        >>> import tempfile, torch
-        >>> from toedit_collate import EditPolicy, Prior, ToEditCollator
-        >>> from transformers import LlamaConfig, LlamaForCausalLM, default_data_collator
-        >>> config = LlamaConfig(vocab_size=32, hidden_size=8, intermediate_size=8,
-        ...     num_hidden_layers=1, num_attention_heads=1, pad_token_id=0)
-        >>> prior = Prior(LlamaForCausalLM(config))
-        >>> source, folder = [5, 6, 7, 8], tempfile.TemporaryDirectory()
-        >>> with Journal(folder.name) as journal:
-        ...     policy = EditPolicy(threshold=1e-9, exclude_original=True)
-        ...     collator = ToEditCollator(
-        ...         prior, policy, base_collator=default_data_collator, journal=journal
-        ...     )
-        ...     edited = collator([{"input_ids": source}])["input_ids"][0].tolist()
-        ...     journal.replay(source, generation=1) == edited != source
-        True
+        >>> import tempfile
+        >>> folder = tempfile.TemporaryDirectory()
+        >>> journal = Journal(folder.name)
+        >>> journal.start_generation(1, "a prior", {})
+        >>> changes = np.array([[2, 7, 9]])  # position, old and new token
+        >>> journal.record(keys_of([5, 6, 7], [3]), np.array([3]), np.array([1]), changes, step=0)
+        >>> journal.replay([5, 6, 7], generation=1)
+        [5, 6, 9]
         >>> folder.cleanup()
     """
 

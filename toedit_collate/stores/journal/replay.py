@@ -39,11 +39,6 @@ class EditTable:
 
     It takes 20 bytes a document and 12 bytes a change, up to twice as much while it grows.
 
-    Example:
-        >>> table = EditTable()
-        >>> table.add(np.array([7], np.uint64), np.array([1]), np.array([[4, 11, 12]]))
-        >>> table.look_up(np.array([7, 8], np.uint64)).known.tolist()
-        [True, False]
     """
 
     def __init__(self) -> None:
