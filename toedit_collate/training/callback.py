@@ -35,12 +35,6 @@ logger = logging.getLogger("toedit_collate")
 
 MakeCollator = Callable[[Any], ToEditCollator]
 
-# Every number that is logged is a ratio of these sums since the last log, over all ranks.
-_LOGGED_SUMS = (
-    "tokens", "scored", "selected", "changed", "dropped", "sampled", "sampled_nll", "replayed",
-    "seconds", "alignable", "aligned",
-)  # fmt: skip
-
 
 class ToEditCallback(TrainerCallback):
     """Puts a collator's edit into a Trainer, for training batches only, and logs what it does.
@@ -100,9 +94,8 @@ class ToEditCallback(TrainerCallback):
         self._run: dict[str, Any] = {}  # name and attempt, for the journal
         # Batch size per device and the counts when training began; None: it has ended.
         self._begun: tuple[int, dict[str, float]] | None = None
-        self._logged = dict.fromkeys(_LOGGED_SUMS, 0.0)
-        self._step_seconds = 0.0
-        self._mark = 0.0
+        self._logged: dict[str, float] = {}  # sums at the last log
+        self._step_seconds = self._mark = 0.0
 
     @property
     def collator(self) -> ToEditCollator:
@@ -156,27 +149,27 @@ class ToEditCallback(TrainerCallback):
         self._refresher.check(args, model)
         self._begin_run(args, state, model, kwargs.get("optimizer"), is_retry)
         self.collator.editor.run_state = state
-        totals = stats.totals()
-        self._begun = (batch_size, totals)
-        self._logged = {name: totals[name] for name in _LOGGED_SUMS}
+        self._logged = stats.totals()
+        self._begun = (batch_size, self._logged)
         self._step_seconds = 0.0
         self._mark = time.perf_counter()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Add up the time of training steps (evaluation and saving do not count); swap if due."""
-        now = time.perf_counter()
-        self._step_seconds += now - self._mark
+        self._step_seconds += time.perf_counter() - self._mark
         if isinstance(self.refresh, int) and state.global_step % self.refresh == 0:
-            self._refresher.swap_live(kwargs["model"], state.global_step)
-            self._remember(state)
+            self._swap_live(kwargs["model"], state)
         self._mark = time.perf_counter()
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Swap the prior if it is due."""
         if self.refresh == "epoch":
-            self._refresher.swap_live(kwargs["model"], state.global_step)
-            self._remember(state)
+            self._swap_live(kwargs["model"], state)
         self._mark = time.perf_counter()
+
+    def _swap_live(self, model: Any, state: Any) -> None:
+        self._refresher.swap_live(model, state.global_step)
+        self._remember(state)
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Do not count the time of evaluation."""
@@ -249,15 +242,12 @@ class ToEditCallback(TrainerCallback):
             state.log_history[-1].update(metrics)
 
     def _metrics(self, args: Any) -> dict[str, float]:
-        totals = self.collator.editor.stats.totals()
-        sums = [totals[name] - self._logged[name] for name in _LOGGED_SUMS]
-        self._logged = {name: totals[name] for name in _LOGGED_SUMS}
-        since = dict(
-            zip((*_LOGGED_SUMS, "steps"), all_reduce([*sums, self._step_seconds]), strict=True)
-        )
-        self._step_seconds = 0.0
+        editor, totals = self.collator.editor, self.collator.editor.stats.totals()
+        sums = [totals[name] - before for name, before in self._logged.items()]
+        names = (*self._logged, "steps")
+        since = dict(zip(names, all_reduce([*sums, self._step_seconds]), strict=True))
+        self._logged, self._step_seconds = totals, 0.0
         numbers = shares(since)
-        editor = self.collator.editor
         editor.warn_if_lost(numbers["prior_perplexity"])
         if since["tokens"] > since["replayed"] and not since["scored"] and editor.policy.decides:
             editor.warn_once(
