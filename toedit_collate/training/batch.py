@@ -20,7 +20,7 @@ class ToEditBatch(UserDict[str, Any]):
     It is collated in a DataLoader worker, where there is no prior, and edits itself in the main
     process: when accelerate (and so a `Trainer`) moves it with `.to(device, non_blocking=...)`, or
     when it is first read. Batches of evaluation and prediction are not edited. Afterwards it is a
-    plain mapping with the features of transformers' `BatchEncoding`: `batch.input_ids` is
+    plain mapping that can be used like transformers' `BatchEncoding`: `batch.input_ids` is
     `batch["input_ids"]`, `batch[:2]` has two rows of each tensor, `batch.data` is a dict.
 
     Args:
@@ -33,11 +33,6 @@ class ToEditBatch(UserDict[str, Any]):
         >>> ({"weight": torch.ones(2)} | batch)[:1]
         {'weight': tensor([1.]), 'input_ids': tensor([[5, 6]])}
     """
-
-    # Attributes of BatchEncoding, for tokens that do not come from a fast tokenizer.
-    is_fast = False
-    encodings = None
-    n_sequences = None
 
     def __init__(
         self,
@@ -134,16 +129,6 @@ class ToEditBatch(UserDict[str, Any]):
     def copy(self) -> ToEditBatch:
         """The batch, edited, with the same tensors."""
         return type(self)(self.data)
-
-    def convert_to_tensors(
-        self, tensor_type: Any = None, prepend_batch_axis: bool = False
-    ) -> ToEditBatch:
-        """Make tensors of lists, in place, as `BatchEncoding` does."""
-        from transformers import BatchEncoding
-
-        made = BatchEncoding(self.data).convert_to_tensors(tensor_type, prepend_batch_axis)
-        self._data = dict(made)
-        return self
 
 
 def _find_editor(editor: BatchEditor | str) -> BatchEditor:

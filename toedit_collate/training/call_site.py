@@ -168,13 +168,8 @@ def _has_marked_loader(trainer: Any) -> bool:
 def _feeds_training(loader: Any, trainer: Any, accelerated: tuple[Any, ...]) -> bool:
     """Whether a batch that is read during training comes from the training loader.
 
-    A callback may read another loader, for evaluation. When a run resumes, accelerate makes a new
+    A callback may read another `loader`, for evaluation. When a run resumes, accelerate makes a new
     loader, but with the same dataset.
-
-    Args:
-        loader: of accelerate, which yields a batch just now; None: none does.
-        trainer: that trains.
-        accelerated: the classes of accelerate's loaders.
     """
     handler = trainer.callback_handler
     feeding = handler.train_dataloader

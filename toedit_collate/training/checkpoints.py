@@ -52,16 +52,11 @@ def saved_attributes(stateful_callbacks: dict[str, Any]) -> dict[str, Any] | Non
 
 
 def reload_adapter(model: Any, checkpoint: Path, optimizer: Any) -> None:
-    """Load the trained adapter from a checkpoint again, and make it trainable.
+    """Load the trained adapter from a checkpoint again, and make the optimizer's weights trainable.
 
     Before transformers 5.23, a Trainer that resumes loads the adapters in subfolders of the
     checkpoint (a swapped prior, a frozen adapter of the user), and then not the trained one. And
     PEFT before 0.21 freezes the trained adapter while it loads a frozen one.
-
-    Args:
-        model: the trainee, without wrappers.
-        checkpoint: its folder.
-        optimizer: of the Trainer; its parameters are made trainable.
     """
     file = checkpoint / "adapter_model.safetensors"
     name = getattr(model, "active_adapter", None)
@@ -79,12 +74,7 @@ def reload_adapter(model: Any, checkpoint: Path, optimizer: Any) -> None:
 
 
 def start_journal_run(journal: Journal | None, run: str | None, step: int) -> dict[str, Any]:
-    """Start or continue a run in the journal; edits after its checkpoint become void. Collective.
-
-    Args:
-        journal: of the collator, or None.
-        run: that continues; None: a new run.
-        step: of its checkpoint; 0: it starts from the beginning.
+    """Start a run in the journal, or continue `run` from `step`, and discard later edits.
 
     Returns:
         `run`, its name, and `attempt`, how often it was started or resumed before; None without a
@@ -106,16 +96,12 @@ def start_journal_run(journal: Journal | None, run: str | None, step: int) -> di
 
 
 def check_same_journal(saved: dict[str, Any], journal: Journal | None, step: int) -> None:
-    """Raise unless the collator's journal is the one of the run that is resumed.
+    """Raise a ValueError unless the journal belongs to the run that is resumed at `step`.
 
     Args:
         saved: what the checkpoint holds of this package.
         journal: of the collator, or None.
-        step: of the checkpoint.
-
-    Raises:
-        ValueError: it is another journal, or the run had none, or needs one; or the run was resumed
-            before from an earlier step.
+        step: of the checkpoint; later edits must not have been discarded before.
     """
     run = saved["run"]
     if journal is None and run is None:

@@ -189,9 +189,9 @@ class ToEditCollator:
         self.editor.flush()
 
     def set_epoch(self, epoch: int) -> None:
-        """Set the epoch, for `redraw="epoch"`, in a loop of your own; a Trainer counts by itself.
+        """Set the epoch for `redraw="epoch"`, in a loop of your own; a Trainer counts by itself.
 
-        It overrides the count of accelerate's loader, which starts at 0 again in a resumed run.
+        It overrides accelerate's count, which starts at 0 again in a resumed run.
         """
         self.editor.epoch = epoch
 
@@ -229,14 +229,8 @@ class DefaultCollator:
     """Pads tokenized rows to the longest, with transformers' own collator.
 
     Rows with `labels` keep them (padded with -100). In rows without, every token is a label,
-    end-of-sequence tokens included, and padding is not.
-
-    Args:
-        tokenizer: pads; needed at the first call, with a padding token if rows differ in length.
-        pad_to_multiple_of: length of the rows; None: that of the longest.
-
-    Raises:
-        ValueError: at a call: no tokenizer, no padding token, or packed rows.
+    end-of-sequence tokens included, and padding is not. The tokenizer is needed at the first call,
+    with a padding token if rows differ in length; packed rows are refused.
     """
 
     def __init__(self, tokenizer: Any, pad_to_multiple_of: int | None = None) -> None:
@@ -283,10 +277,8 @@ class DefaultCollator:
 def padding_multiple(base_collator: Any, batch: Mapping[str, Any]) -> int | None:
     """The number that divides the length of a collator's rows; None: they end with the longest.
 
-    Args:
-        base_collator: of transformers or TRL, with `pad_to_multiple_of` or `padding="max_length"`;
-            or a `functools.partial` of these, or another collator around one.
-        batch: what it made.
+    It is the attribute `pad_to_multiple_of`, or the length of `batch` with `padding="max_length"`,
+    of a collator of transformers or TRL, a `functools.partial` of one, or a collator inside.
     """
     while base_collator is not None:
         keywords = getattr(base_collator, "keywords", {})  # of functools.partial

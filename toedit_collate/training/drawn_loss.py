@@ -85,16 +85,13 @@ def install_drawn_loss(trainer: Any, model: Any) -> None:
 def use_drawn_labels(
     model: Any, autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
 ) -> None:
-    """Let a model compute its loss from `draws`, if a batch has them.
+    """Let a model compute its loss from `draws`, if a batch has them; a second call does nothing.
 
     Args:
         model: the model in training, perhaps inside PEFT, DDP, FSDP2 or torch.compile; changed in
-            place. A second call does nothing.
+            place. It must be a causal language model of transformers (else a TypeError).
         autocast: makes the context in which the model computes the loss. A Trainer whose model is
             prepared already has put its own around `forward`, which is replaced here.
-
-    Raises:
-        TypeError: it is not a causal language model of transformers.
     """
     if uses_drawn_labels(model):
         return

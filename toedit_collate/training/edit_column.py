@@ -16,11 +16,8 @@ Flag = bool | Sequence[bool]  # of a row, or of each of its tokens
 def take_edit_column(features: Any) -> tuple[Any, list[Flag] | None]:
     """Remove the column `edit` from rows, since base collators do not expect it.
 
-    Args:
-        features: rows of a Dataset. Rows without the column, or with None, are edited.
-
-    Returns:
-        The rows without the column, and a flag for each row; None: no row has one.
+    Returns the rows without it, and a flag for each row (True where it is missing or None); None
+    instead of the flags if no row has one.
 
     Example:
         >>> take_edit_column([{"input_ids": [5, 6], "edit": False}, {"input_ids": [7]}])
@@ -35,12 +32,7 @@ def take_edit_column(features: Any) -> tuple[Any, list[Flag] | None]:
 
 
 def check_column_kept(given: Any, kept: Any) -> None:
-    """Raise an UnusableError if a dataset lost its column `edit` when it was prepared.
-
-    Args:
-        given: the dataset as it was loaded.
-        kept: the dataset of the Trainer. TRL's packing joins rows, and drops the column.
-    """
+    """Raise an UnusableError if a dataset lost its column `edit`, as TRL's packing does."""
     had, has = (getattr(rows, "column_names", None) or () for rows in (given, kept))
     if "edit" in had and "edit" not in has:
         raise UnusableError(
@@ -52,16 +44,13 @@ def check_column_kept(given: Any, kept: Any) -> None:
 
 
 def edit_key(batch: Mapping[str, Any], rows: Sequence[Any], flags: Sequence[Flag]) -> Tensor:
-    """The key `edit` of a batch, from the flags of its rows.
+    """The key `edit` of a batch, from the flags of its rows: (B,) bool, or (B, T) for tokens.
 
     Args:
         batch: as collated, with `input_ids` (B, T): one row for each of `rows`, or all of them
             joined in a single row, as collators without padding do.
         rows: n of them, each with its `input_ids`.
         flags: n; a bool, or one for each token of the row.
-
-    Returns:
-        (B,) bool, or (B, T) bool if rows were joined or have a flag for each token.
 
     Raises:
         ValueError: a row has another number of flags than tokens, or the batch has another form.

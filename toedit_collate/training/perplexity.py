@@ -48,18 +48,9 @@ def held_out_perplexity(
 
 
 def perplexity_of(trainer: Trainer, prior: BasePrior, dataset: str | None = None) -> float | None:
-    """Held-out perplexity per token on a Trainer's evaluation data; a collective.
+    """Held-out perplexity of a prior on a Trainer's `eval_dataset`; None without one. Collective.
 
-    Args:
-        trainer: has the `eval_dataset`.
-        prior: the model to measure, which may be the trainee.
-        dataset: name in `eval_dataset`, if that is a dict.
-
-    Returns:
-        None without an `eval_dataset`.
-
-    Raises:
-        ValueError: `eval_dataset` is a dict, and `dataset` is not in it.
+    If `eval_dataset` is a dict, `dataset` is the name of one.
     """
     if trainer.eval_dataset is None:
         return None

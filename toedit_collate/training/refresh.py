@@ -50,9 +50,7 @@ def check_refresh(refresh: Any) -> None:
 class Refresher:
     """Swaps a prior for the trainee's current weights, and restores it on resuming.
 
-    Args:
-        prior: to swap.
-        when: "epoch", "save", a number of steps, or None: never.
+    `when` is "epoch", "save", a number of steps, or None (never).
     """
 
     def __init__(self, prior: BasePrior, when: Refresh) -> None:

@@ -23,13 +23,9 @@ from ..prior.swap import adapter_weights
 class LiveWeights(Mapping[str, Tensor]):
     """The weights that a trainee trains, with the names that they have in a checkpoint.
 
-    These are the weights of its active adapter, or all weights if it has no adapter. Nothing is
-    copied. A sharded weight is gathered when it is read (a collective: all ranks must read the same
-    weights in the same order); others are the trainee's own tensors.
-
-    Attributes:
-        peft_config: configuration of the adapter, or None.
-        config: configuration of the model.
+    These are the weights of its active adapter, whose configuration is `peft_config`, or all
+    weights of the model if it has no adapter. Nothing is copied. A sharded weight is gathered when
+    it is read (a collective: all ranks must read the same weights in the same order).
     """
 
     def __init__(self, trainee: Any) -> None:
@@ -50,14 +46,10 @@ class LiveWeights(Mapping[str, Tensor]):
 
 
 def save_prior(prior: Prior, folder: Path, *, writes: bool) -> None:
-    """Save a prior's weights for `Prior.swap`: the whole folder or nothing.
+    """Save a prior's weights for `Prior.swap`, on the rank that `writes`: all or nothing.
 
-    The weights of an adapter are saved as an adapter. With sharded weights it is a collective.
-
-    Args:
-        prior: whose weights.
-        folder: to make; not changed if it exists.
-        writes: whether this rank writes.
+    The weights of an adapter are saved as an adapter. An existing folder is not changed. With
+    sharded weights it is a collective.
     """
     model: Any = prior.model
     name = prior.adapter if prior.is_shared else active_adapter(model)

@@ -40,12 +40,9 @@ class EditStats:
     def add(
         self, result: EditResult | None, num_tokens: Tensor | int, num_replayed: int = 0
     ) -> None:
-        """Count one batch.
+        """Count a batch of `num_tokens` without padding.
 
-        Args:
-            result: of the edit; None if the journal knew all documents.
-            num_tokens: of the batch, without padding.
-            num_replayed: of documents whose edit came from the journal.
+        `result` is None if the journal knew all documents.
         """
         self._totals["replayed"] += num_replayed
         self._totals["batches"] += 1
@@ -124,11 +121,7 @@ class EditStats:
         self._totals = dict(totals)
 
     def summary(self, *, over_ranks: bool = False) -> dict[str, float]:
-        """Counts and shares so far; see `ToEditCollator.stats`.
-
-        Args:
-            over_ranks: sum over all ranks; a collective.
-        """
+        """Counts and shares so far, or of all ranks (a collective); see `ToEditCollator.stats`."""
         totals = self.totals()
         if over_ranks:
             totals = dict(zip(totals, all_reduce(list(totals.values())), strict=True))

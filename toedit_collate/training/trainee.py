@@ -51,16 +51,7 @@ def check_trainer(trainer: Any) -> None:
 
 
 def check_trainee(model: Any, prior: BasePrior) -> None:
-    """Raise unless a trainee can be trained on the tokens that the prior draws.
-
-    Args:
-        model: the trainee.
-        prior: that edits its batches, with the trainee's tokenizer if it is known.
-
-    Raises:
-        ValueError: the trainee is an encoder-decoder or a model for another task, or has fewer ids
-            than the prior can draw.
-    """
+    """Raise a ValueError unless a trainee can be trained on the tokens that the prior draws."""
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     for kind in (type(model), type(base)):
         if _OTHER_MODELS.search(kind.__name__):
@@ -72,16 +63,16 @@ def check_trainee(model: Any, prior: BasePrior) -> None:
     if getattr(config, "is_encoder_decoder", False):
         raise ValueError(
             f"the trainee is an encoder-decoder model ({type(model).__name__}), whose decoder "
-            "reads tokens from before the edit; only decoder-only language models can be edited for"
+            "reads tokens from before the edit; only decoder-only language models are supported"
         )
     known, drawable = _num_ids(model), prior.vocab_size
     if prior.tokenizer is not None:
         drawable = min(drawable, 1 + max(prior.tokenizer.get_vocab().values(), default=-1))
     if known is not None and known < drawable:
         raise ValueError(
-            f"the trainee has {known} token ids, but the prior draws among {drawable}, so that a "
-            "batch could hold ids that the trainee has no embedding for; use a prior with the "
-            "trainee's tokenizer, and pass tokenizer="
+            f"the trainee has {known} token ids, but the prior draws among {drawable}, so a batch "
+            "could hold ids without an embedding; use a prior with the trainee's tokenizer, and "
+            "pass tokenizer="
         )
 
 
@@ -102,15 +93,7 @@ def check_needs_no_labels(trainer: Any, batch: Mapping[str, Any]) -> None:
 
 
 def find_tokenizer(model: Any, collators: Iterable[Any]) -> Any:
-    """The trainee's tokenizer if none was passed: of a collator, or from the model's files.
-
-    Args:
-        model: the trainee.
-        collators: of the Trainer, searched also inside.
-
-    Returns:
-        None if there is none; nothing is downloaded.
-    """
+    """The trainee's tokenizer, from collators or the model's local files; None if there is none."""
     known = next((t for t in map(tokenizer_of, collators) if t is not None), None)
     if known is not None:
         return known

@@ -22,13 +22,8 @@ NOT_EDITED = (
 def edit_training_loader(loader: Any, collator: ToEditCollator) -> ToEditCollator:
     """Let all batches of a loader be edited, and no batches of others with the same collator.
 
-    Args:
-        loader: of PyTorch or accelerate, or a wrapper around one.
-        collator: put around the loader's `collate_fn`, unless that is a `ToEditCollator` already
-            (or one inside transformers' RemoveColumnsCollator).
-
-    Returns:
-        The loader's collator.
+    Puts `collator` around the loader's `collate_fn`, unless that is a `ToEditCollator` already (or
+    one inside transformers' RemoveColumnsCollator). Returns the loader's collator.
 
     Raises:
         ValueError: the loader has another `ToEditCollator`, or it dispatches batches from rank 0.

@@ -18,7 +18,7 @@ from ..ragged import Array, narrowed, ranges, sums_of_rows
 from ..segments import DamagedFileError, read_segment, write_segment
 
 _KIND = "toedit decisions, 2"
-_NAME = re.compile(r"rank-\d+\.[0-9a-f]+\.\d+\.safetensors")
+_NAME = re.compile(r"rank-\d+\.[0-9a-f]+\.safetensors")
 
 # Each array has one row for ...
 _ROWS = {

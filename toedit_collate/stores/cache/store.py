@@ -88,7 +88,6 @@ class DecisionCache(WriteBehind):
         self.fill_only = fill_only
         self.identity: Identity | None = None  # of the decisions that count now
         self._can_write = True
-        self._choose_name()
         self._forget()
 
     def __repr__(self) -> str:
@@ -127,12 +126,7 @@ class DecisionCache(WriteBehind):
         self._index = KeyIndex()
         self._blocks: list[Decisions] = []
         self._num_settled = 0  # the first blocks need no more writing
-        self._settled_bytes = 0
         self._read: set[str] = set()  # names of segments
-
-    def _choose_name(self) -> None:
-        self._name = uuid.uuid4().hex[:12]  # of this process's segments, unique on all hosts
-        self._num_written = 0
 
     def _load(self) -> None:
         if self.identity is None:
@@ -152,22 +146,13 @@ class DecisionCache(WriteBehind):
         if blocks:
             self._index.add(np.concatenate([block.keys for block in blocks]))
             self._blocks += blocks
-            self._settle()
-
-    def _settle(self) -> None:
-        """Count all blocks as written."""
-        self._settled_bytes += sum(block.nbytes for block in self._blocks[self._num_settled :])
-        self._num_settled = len(self._blocks)
-
-    @property
-    def _pending_bytes(self) -> int:
-        return sum(block.nbytes for block in self._blocks[self._num_settled :])
+            self._num_settled = len(self._blocks)
 
     @property
     def nbytes(self) -> int:
         """Bytes of all decisions, written or not."""
         self._load()
-        return self._settled_bytes + self._pending_bytes
+        return sum(block.nbytes for block in self._blocks)
 
     @property
     def num_documents(self) -> int:
@@ -237,7 +222,8 @@ class DecisionCache(WriteBehind):
             blocks[-2:] = [Decisions.concatenate(blocks[-2:])]
         enough = FILLED_SEGMENT_BYTES if self.fill_only else SEGMENT_BYTES
         is_late = not self.fill_only and self._is_late()
-        if self._has_pending() and (is_late or self._pending_bytes >= enough):
+        num_bytes = sum(block.nbytes for block in blocks[self._num_settled :])
+        if self._has_pending() and (is_late or num_bytes >= enough):
             self._write_or_report()
 
     def refresh(self) -> None:
@@ -245,7 +231,7 @@ class DecisionCache(WriteBehind):
         self._load()
         if self.path is not None and not self.fill_only:
             self._write_or_report()
-            self._settle()
+            self._num_settled = len(self._blocks)
             self._read_new()
 
     def flush(self) -> None:
@@ -256,16 +242,14 @@ class DecisionCache(WriteBehind):
             return
         assert self.path is not None
         assert self.identity is not None
-        folder = self.path / self.identity.digest
-        name = f"rank-{rank():05d}.{self._name}.{self._num_written:06d}.safetensors"
+        folder, digest = self.path / self.identity.digest, self.identity.digest
+        name = f"rank-{rank():05d}.{uuid.uuid4().hex}.safetensors"
         self.identity.write(folder)
-        block = Decisions.concatenate(self._blocks[self._num_settled :])
-        block.write(folder / name, self.identity.digest)
-        self._num_written += 1
+        Decisions.concatenate(self._blocks[self._num_settled :]).write(folder / name, digest)
         self._read.add(name)
         # From now on, the decisions are mapped from the file.
-        self._blocks[self._num_settled :] = [Decisions.read(folder / name, self.identity.digest)]
-        self._settle()
+        self._blocks[self._num_settled :] = [Decisions.read(folder / name, digest)]
+        self._num_settled = len(self._blocks)
 
     def prior(self, policy: EditPolicy | None = None, prior: str | None = None) -> CachedPrior:
         """A replacement for the prior, for a run whose documents are all in the cache.
@@ -289,8 +273,7 @@ class DecisionCache(WriteBehind):
         return self.path is not None and len(self._blocks) > self._num_settled
 
     def _leave_to_parent(self) -> None:
-        self._settle()
-        self._choose_name()
+        self._num_settled = len(self._blocks)
 
     def _write_or_report(self) -> None:
         if self._can_write:
