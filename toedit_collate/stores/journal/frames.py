@@ -49,11 +49,6 @@ class Frame:
     changes: Array
     steps: dict[str, Array]
 
-    @property
-    def step_of_document(self) -> Array:
-        """The step in which each document was edited, (n,) int64."""
-        return np.repeat(self.steps["step"], self.steps["documents"])
-
     def before(self, step: float) -> Frame:
         """The edits from before a step of training."""
         kept = self.steps["step"] < step

@@ -108,8 +108,9 @@ class Journal(WriteBehind):
         Raises:
             ValueError: there is no such generation, or the edits belong to another document.
         """
-        revised, _, known = self._revise(ids, generation)
-        if generation > 0 and len(ids) > 1 and not known:
+        revised, key = self.revise(ids, generation)[0], _key_of(_as_tokens(ids))
+        known = (self.look_up(key, n).known.any() for n in range(1, generation + 1))
+        if generation > 0 and len(ids) > 1 and not any(known):
             warnings.warn(
                 f"the journal {self.path} knows no document with these {len(ids)} tokens, so they "
                 "are returned unchanged: the document was not trained on, nothing in it could be "
@@ -120,17 +121,13 @@ class Journal(WriteBehind):
 
     def revise(self, ids: Sequence[int], generation: int) -> tuple[Array, Array]:
         """As `replay`, with the place in `ids` of each remaining token: two (m,) int64."""
-        return self._revise(ids, generation)[:2]
-
-    def _revise(self, ids: Sequence[int], generation: int) -> tuple[Array, Array, bool]:
         self._check_generation(generation)
         tokens = _as_tokens(ids)
         keys = _key_of(tokens)
         texts = Texts.of(tokens, np.zeros(len(keys), np.int64))
         self.bring_forward(texts, keys, generation)
-        known = (self.look_up(keys, n).known.any() for n in range(1, generation + 1))
         left = ~texts.removed
-        return texts.tokens[left], np.flatnonzero(left), any(known)
+        return texts.tokens[left], np.flatnonzero(left)
 
     def knows(self, ids: Sequence[int], generation: int) -> bool:
         """Whether a generation edited a document, even if no token changed."""
@@ -165,10 +162,10 @@ class Journal(WriteBehind):
         return self._table(generation).look_up(keys)
 
     def bring_forward(self, texts: Texts, keys: Array, generation: int, *, since: int = 0) -> None:
-        """Bring n documents from their state after one generation to that after a later one.
+        """Apply the generations after `since`, up to `generation`, to n documents in place.
 
         Args:
-            texts: the documents, changed in place.
+            texts: the documents as generation `since` left them.
             keys: (n,) uint64, of the source documents.
             generation: the last one to apply.
             since: the last one that was applied already; 0: none.

@@ -54,7 +54,8 @@ class EditTable:
         """
         ranks = np.repeat([rank for rank, _ in parts], [len(frame.keys) for _, frame in parts])
         frame = Frame.joined([frame for _, frame in parts])
-        order = np.lexsort((ranks, frame.step_of_document))
+        step_of_document = np.repeat(frame.steps["step"], frame.steps["documents"])
+        order = np.lexsort((ranks, step_of_document))
         begin, counts = (np.cumsum(frame.counts) - frame.counts)[order], frame.counts[order]
         table = cls()
         table.add(frame.keys[order], counts, frame.changes[ranges(begin, counts)])
@@ -69,7 +70,7 @@ class EditTable:
         Args:
             keys: (n,) uint64.
             counts: (n,) int64, number of changes of each document.
-            changes: (c, 3), of all documents, one after another.
+            changes: (c, 3), one document after another.
         """
         is_new = self._index.add_new(keys)
         self._changes.append(changes[np.repeat(is_new, counts)])
