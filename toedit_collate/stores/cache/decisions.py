@@ -51,9 +51,6 @@ class Decisions:
             integer type: how often each was drawn.
         unscored: (u,) place of each token that may be edited but can't be scored. Only priors with
             another tokenizer have such tokens behind the first.
-
-    Raises:
-        ValueError: the arrays do not fit each other.
     """
 
     keys: Array
@@ -65,17 +62,6 @@ class Decisions:
     id_bytes: Array
     weights: Tensor
     unscored: Array
-
-    def __post_init__(self) -> None:
-        sizes = {"document": len(self.keys), "token": int(self.counts.sum(dtype=np.int64))}
-        sizes["candidate"] = int(self.num_candidates.sum(dtype=np.int64))
-        sizes["unscored"] = int(self.num_unscored.sum(dtype=np.int64))
-        for name, of in _ROWS.items():
-            if len(getattr(self, name)) != sizes[of]:
-                raise ValueError(
-                    f"{name} holds {len(getattr(self, name))} numbers, expected {sizes[of]}, one "
-                    f"for each {of}"
-                )
 
     @classmethod
     def of(
@@ -179,8 +165,6 @@ class Decisions:
         """
         try:
             facts, tensors = read_segment(path, _KIND)
-            if tensors.keys() != _ROWS.keys():
-                raise DamagedFileError("it has other arrays than a segment of decisions")
             weights = tensors.pop("weights")
             decisions = cls(**{n: t.numpy() for n, t in tensors.items()}, weights=weights)
         except (FileNotFoundError, TypeError, ValueError) as error:
