@@ -71,7 +71,8 @@ def edit_with_journal(
     known = journal.look_up(keys, generation).known
     # A text with edit=False may also be in an edited dataset, whose edit must not be used here.
     raw = np.zeros(len(source.tokens), bool) if source.edit is None else ~source.edit.numpy()
-    new = np.flatnonzero(~known & _any_in_document(source, ~raw))
+    num_editable = np.bincount(documents.document.numpy()[~raw], minlength=len(keys))
+    new = np.flatnonzero(~known & (num_editable > 0))
     new = new[np.unique(keys[new], return_index=True)[1]]  # a batch may hold a document twice
     new.sort()
     texts = Texts.of(source.tokens.numpy(), documents.start.numpy())
@@ -107,13 +108,6 @@ def edit_with_journal(
         edited=edited,
         num_replayed=int(lengths[known].sum()),
     )
-
-
-def _any_in_document(source: TokenBatch, tokens: Array) -> Array:
-    counts = np.bincount(
-        source.documents.document.numpy()[tokens], minlength=source.documents.num_documents
-    )
-    return counts > 0
 
 
 def _members(source: TokenBatch, texts: Texts, chosen: Array) -> Array:

@@ -84,11 +84,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run `train FILE.yaml [key=value ...]`; returns 2 if the arguments can't be used, else 0."""
     words = list(sys.argv[1:] if argv is None else argv)
     if len(words) < 2 or words[0] != "train" or not words[1].endswith((".yaml", ".yml", ".json")):
-        print(
-            "usage: python -m toedit_collate.integrations.llamafactory train FILE.yaml "
-            "[key=value ...]",
-            file=sys.stderr,
-        )
+        command = "python -m toedit_collate.integrations.llamafactory"
+        print(f"usage: {command} train FILE.yaml [key=value ...]", file=sys.stderr)
         return 2
     try:
         from llamafactory.hparams.parser import read_args

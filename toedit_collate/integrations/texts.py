@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from ..config.policies import parse_policy
 from ..data import by_length, encode
@@ -22,16 +23,12 @@ _NO_LIMIT = 2**62  # of a cache: training without the prior needs all documents
 
 @dataclass(frozen=True)
 class EditedText:
-    """One text after its edit.
+    """One text after its edit, with its counts of tokens.
 
     Attributes:
         text: edited; exactly the source if no token changed.
         input_ids: its tokens with the tokenizer's special and end tokens, as SFTTrainer, a recipe
             or `toedit apply` makes them.
-        scored: tokens that the policy was applied to.
-        selected: of them, those in its region.
-        changed: of them, those that became another.
-        dropped: tokens that were removed.
         is_lossy: the tokenizer does not restore the source from its tokens, so more than the
             changed tokens may differ in `text`.
     """
@@ -91,9 +88,9 @@ class TextEditor:
             )
         self.prior = Prior.from_pretrained(prior, **prior_options)
         self._max_length, self._batch_tokens = max_length, batch_tokens
-        self._cache = (
-            None if cache is None else DecisionCache(cache, max_bytes=_NO_LIMIT, fill_only=True)
-        )
+        self._cache = None
+        if cache is not None:
+            self._cache = DecisionCache(cache, max_bytes=_NO_LIMIT, fill_only=True)
 
     def edit(self, texts: Sequence[str], names: Sequence[str] | None = None) -> list[EditedText]:
         """Edit texts, in their order.
@@ -129,16 +126,14 @@ class TextEditor:
 
     def _edit_batch(self, pieces: list[list[int]]) -> list[tuple[list[int], list[int], Array]]:
         """For each window: its tokens, their places in it, and its four counts."""
-        T = max(map(len, pieces))
-        input_ids = torch.zeros(len(pieces), T, dtype=torch.int64)
-        mask = torch.arange(T) < torch.tensor([len(ids) for ids in pieces]).unsqueeze(-1)
-        for row, ids in enumerate(pieces):
-            input_ids[row, : len(ids)] = torch.tensor(ids)
+        rows = [torch.tensor(ids) for ids in pieces]
+        input_ids = pad_sequence(rows, batch_first=True)
+        source = pad_sequence([torch.arange(len(row)) for row in rows], True, padding_value=-1)
         result = edit_tokens(
-            self.prior, input_ids, attention_mask=mask.long(), policy=self.policy, cache=self._cache
-        )
+            self.prior, input_ids, attention_mask=(source >= 0).long(), policy=self.policy,
+            cache=self._cache,
+        )  # fmt: skip
         counts = torch.stack([getattr(result, name).sum(-1) for name in COUNTS], -1).cpu().numpy()
-        source = torch.where(mask, torch.arange(T), -1)
         source = source if result.source is None else result.source.cpu()
         return [
             (ids[place >= 0].tolist(), place[place >= 0].tolist(), count)
