@@ -31,7 +31,7 @@ _REPORT = "toedit_report.json"
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationReport:
-    """The counts of tokens of one generation, 0 for the prior before any edit, and its model.
+    """One generation: its counts of tokens, and its model. 0 is the prior before any edit.
 
     `perplexity` is held-out, per token, of the model trained on the generation (None without an
     eval_dataset), `train_loss` the mean of the losses that its Trainer logged.
@@ -102,7 +102,6 @@ def self_edit(
     Raises:
         ValueError: an argument has a wrong value, the prior has been swapped before, `refresh` is
             among the settings, or `output_dir` holds generations with another policy or `start`.
-
     """
     if isinstance(generations, bool) or not isinstance(generations, int) or generations < 1:
         raise ValueError(f"generations must be a positive whole number, got {generations!r}")
@@ -129,13 +128,12 @@ def self_edit(
     swaps = later_prior == "swapped"
     if not swaps:
         made_with["later_prior"] = later_prior
-    reports: list[GenerationReport] = []
+    reports: list[Any] = []
     for number in range(1, generations + 1):
         here, before = (folder / f"generation-{n}" for n in (number, number - 1))
-        if _is_finished(here) and (number > 1 or _is_finished(before)):
-            if number == 1:
-                reports.append(_read_report(before, made_with))
-            reports.append(_read_report(here, made_with))
+        finished = [_read_report(each, made_with) for each in (before, here)]
+        if all(finished):
+            reports += finished if number == 1 else finished[1:]
             continue
         weights = before if number > 1 else None
         trainer = make_trainer(number, weights if start == "previous" else None)
@@ -156,7 +154,7 @@ def self_edit(
             comparable = own.unaligned is own
             perplexity = perplexity_of(trainer, own) if comparable else None
             first = GenerationReport(generation=0, perplexity=perplexity)
-            reports.append(_finish(first, before, trainer, made_with, save=None))
+            reports.append(_finish(first, before, trainer, made_with))
         trainer.train(
             resume_from_checkpoint=last_checkpoint(trainer.args.output_dir or folder, number - 1)
         )
@@ -188,16 +186,15 @@ def format_reports(reports: Sequence[GenerationReport]) -> str:
     return "\n".join(lines)
 
 
+def _unfinished(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.unfinished")
+
+
 def _end(
-    number: int,
-    folder: Path,
-    trainer: Trainer,
-    prior: Any,
-    journal: Journal,
-    made_with: dict[str, Any],
+    number: int, folder: Path, trainer: Trainer, prior: Any, journal: Journal, made_with: Any
 ) -> GenerationReport:
     """Save a generation's model, swap it into the prior if given, and report."""
-    unfinished = folder.with_name(f"{folder.name}.unfinished")
+    unfinished = _unfinished(folder)
     trainer.save_model(str(unfinished))
     barrier()
     if prior is None:
@@ -213,7 +210,7 @@ def _end(
         train_loss=mean_loss(trainer),
         folder=str(folder),
     )
-    return _finish(report, folder, trainer, made_with, save=unfinished)
+    return _finish(report, folder, trainer, made_with)
 
 
 def _saved_model(folder: Path, trainer: Trainer) -> Prior:
@@ -228,16 +225,11 @@ def _saved_model(folder: Path, trainer: Trainer) -> Prior:
 
 
 def _finish(
-    report: GenerationReport,
-    folder: Path,
-    trainer: Trainer,
-    made_with: dict[str, Any],
-    *,
-    save: Path | None,
+    report: GenerationReport, folder: Path, trainer: Trainer, made_with: Any
 ) -> GenerationReport:
     """Write a report, and give the folder its name once it is complete."""
     if trainer.args.should_save:
-        unfinished = folder.with_name(f"{folder.name}.unfinished") if save is None else save
+        unfinished = _unfinished(folder)
         unfinished.mkdir(parents=True, exist_ok=True)
         content = {"report": dataclasses.asdict(report), "made_with": made_with}
         (unfinished / _REPORT).write_text(json.dumps(content, indent=2))
@@ -257,11 +249,10 @@ def mean_loss(trainer: Trainer) -> float | None:
     return total / befores[-1] if logged else None
 
 
-def _is_finished(folder: Path) -> bool:
-    return (folder / _REPORT).is_file()
-
-
-def _read_report(folder: Path, made_with: dict[str, Any]) -> GenerationReport:
+def _read_report(folder: Path, made_with: dict[str, Any]) -> GenerationReport | None:
+    """The report of a finished generation, or None."""
+    if not (folder / _REPORT).is_file():
+        return None
     content = json.loads((folder / _REPORT).read_text())
     for name, value in made_with.items():
         if content["made_with"].get(name) != value:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
+
+from transformers import AutoTokenizer
+from transformers.utils import cached_file
 
 from ..prior.base import BasePrior
 from ..prior.families import unwrap_model
@@ -65,7 +68,7 @@ def check_trainee(model: Any, prior: BasePrior) -> None:
             f"the trainee is an encoder-decoder model ({type(model).__name__}), whose decoder "
             "reads tokens from before the edit; only decoder-only language models are supported"
         )
-    known, drawable = _num_ids(model), prior.vocab_size
+    known, drawable = _num_embeddings(model), prior.vocab_size
     if prior.tokenizer is not None:
         drawable = min(drawable, 1 + max(prior.tokenizer.get_vocab().values(), default=-1))
     if known is not None and known < drawable:
@@ -100,8 +103,6 @@ def find_tokenizer(model: Any, collators: Iterable[Any]) -> Any:
     name = getattr(getattr(model, "config", None), "_name_or_path", "")
     if not name or not _has_tokenizer(name):
         return None
-    from transformers import AutoTokenizer
-
     try:
         return AutoTokenizer.from_pretrained(name, local_files_only=True)
     except Exception:  # damaged files of any kind
@@ -110,16 +111,11 @@ def find_tokenizer(model: Any, collators: Iterable[Any]) -> Any:
 
 def _has_tokenizer(name: str) -> bool:
     """Whether a folder or the hub's cache has a tokenizer (transformers makes an empty one)."""
-    from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
-
-    files = ("tokenizer.json", "tokenizer.model", "vocab.json")
-    if Path(name).is_dir():
-        return any((Path(name) / file).is_file() for file in files)
-    try:
-        return any(isinstance(try_to_load_from_cache(name, file), str) for file in files)
-    except HFValidationError:  # not a name on the hub
-        return False
+    for file in ("tokenizer.json", "tokenizer.model", "vocab.json"):
+        with contextlib.suppress(OSError):
+            if cached_file(name, file, local_files_only=True):
+                return True
+    return False
 
 
 def tokenizer_of(collator: Any) -> Any:
@@ -139,8 +135,7 @@ def text_tokenizer(processing_class: Any) -> Any:
     return tokenizer if tokenizer is not None else processing_class
 
 
-def _num_ids(model: Any) -> int | None:
-    """Number of ids that a model has embeddings for, or None."""
+def _num_embeddings(model: Any) -> int | None:
     try:
         number = getattr(model.get_input_embeddings(), "num_embeddings", None)
     except (AttributeError, NotImplementedError):
