@@ -96,10 +96,9 @@ def inspect_call_stack() -> CallSite:
         elif name in _TRAINING and isinstance(owner, trainer_class):
             if not _feeds_training(loader, owner, loader_class + dispatcher_class):
                 purpose = Purpose.EVALUATION
-                break
-            trainer = owner
-            if not _has_marked_loader(owner):
-                purpose = Purpose.TRAINING
+            else:
+                trainer = owner
+                purpose = Purpose.UNKNOWN if _has_marked_loader(owner) else Purpose.TRAINING
             break
         elif lightning_classes and isinstance(owner, lightning_classes):
             if not owner.training:

@@ -89,8 +89,8 @@ class BatchEditor:
         self.policy = EditPolicy() if policy is None else policy
         if self.policy.num_draws > 1 and journal is not None:
             raise ValueError(
-                f"num_draws={self.policy.num_draws} can't be combined with a journal, which keeps "
-                "one token for each place; use a DecisionCache, which keeps the draws"
+                f"num_draws={self.policy.num_draws} can't be combined with a journal, which stores "
+                "one token for each place; use a DecisionCache, which stores the draws"
             )
         self.journal = journal
         self.cache = cache
@@ -290,9 +290,8 @@ class BatchEditor:
             self.warn_once(
                 "padding",
                 f"rows end with several tokens {token} without a label, and there is no "
-                "attention_mask. If they are padding, a document's edit depends on the width of "
-                "its batch; let the base collator return an attention_mask, or pad with the "
-                "tokenizer's pad_token",
+                "attention_mask. If they are padding, edits depend on the width of the batch; let "
+                "the base collator return an attention_mask, or pad with the tokenizer's pad_token",
             )
         if self.policy.scope != "loss" or source.labels is None:
             return
@@ -300,8 +299,7 @@ class BatchEditor:
             self.warn_once(
                 "masked",
                 "a batch has no token to edit: all of its labels are -100, and the policy's scope "
-                'is "loss". Prompts that fill the rows (max_length), or a completion that is not '
-                "found, are the usual reasons",
+                'is "loss"; the prompts may fill the rows (max_length), or hide the completions',
             )
 
     def warn_if_lost(self, perplexity: float) -> None:
@@ -309,9 +307,9 @@ class BatchEditor:
         if perplexity > self.prior.vocab_size:
             self.warn_once(
                 "perplexity",
-                f"the prior's perplexity on the training data is {perplexity:.4g}, more than "
-                f"guessing among its {self.prior.vocab_size:,} ids would give; is its tokenizer "
-                "the trainee's, and is it trained?",
+                f"the prior's perplexity on the training data is {perplexity:.4g}, worse than "
+                f"guessing among its {self.prior.vocab_size:,} ids; check that it is trained, and "
+                "that its tokenizer is the trainee's",
             )
 
     def warn_once(self, topic: str, message: str) -> None:
