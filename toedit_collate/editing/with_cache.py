@@ -34,16 +34,8 @@ def edit_with_cache(
 ) -> EditResult:
     """Algorithm 1, with decisions from the cache; new decisions are added to it.
 
-    Args:
-        prior: scores the documents that the cache lacks.
-        policy: which tokens are edited, and how.
-        batch: on the host; M tokens, N documents.
-        cache: of decisions.
-        draws: seed, epoch and generation.
-        num_sampled: as for `edit_tokens`; of the tokens that are scored now.
-
-    Raises:
-        ValueError: as `edit_tokens`; or a `CachedPrior` lacks a document.
+    Arguments and errors are as for `edit_tokens`. `num_sampled` counts tokens that are scored now.
+    A `CachedPrior` raises a ValueError if the cache lacks a document.
     """
     check_can_be_cached(policy)
     cache.open(Identity.of(prior, policy))

@@ -47,16 +47,17 @@ def edit_with_journal(
 ) -> BatchEdit:
     """Bring each document to its state after the last generation, and edit it or replay its edit.
 
-    The result is read from the journal, so that it is the same as a replay.
+    The result is read from the journal, so that it is the same as a replay. Each document is drawn
+    for once, as in epoch 0.
 
     Args:
         prior: of this generation.
         journal: gets the edits.
         source: the batch before any edit, on the host.
-        policy: which tokens are edited, and how; each document is drawn for once, as in epoch 0.
+        policy: which tokens are edited, and how.
         step: updates of the trainee before this batch.
         num_sampled: as for `edit_tokens`.
-        cache: of decisions, or None.
+        cache: as for `edit_tokens`.
 
     Raises:
         ValueError: as `edit_tokens`; or the journal's generation was made with another prior or

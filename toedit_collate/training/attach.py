@@ -36,24 +36,6 @@ def attach(
     Raises:
         ValueError: the trainer's batches are edited already; it learns from preferences, rewards
             or a teacher; or the prior does not fit its model.
-
-    Example:
-        >>> import torch
-        >>> from transformers import LlamaConfig, LlamaForCausalLM, TrainingArguments
-        >>> from toedit_collate import Prior
-        >>> config = LlamaConfig(
-        ...     vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=1,
-        ...     num_attention_heads=2,
-        ... )
-        >>> trainer = Trainer(
-        ...     LlamaForCausalLM(config),
-        ...     TrainingArguments("out", use_cpu=True),
-        ...     train_dataset=[{"input_ids": [7, 8, 9], "labels": [7, 8, 9]}],
-        ... )
-        >>> collator = attach(trainer, Prior(LlamaForCausalLM(config)), EditPolicy(threshold=0.9))
-        >>> batch = next(iter(trainer.get_train_dataloader()))
-        >>> collator.stats["scored"]
-        2
     """
     check_trainer(trainer)
     if isinstance(trainer.data_collator, ToEditCollator):

@@ -78,8 +78,7 @@ class ToEditCallback(TrainerCallback):
         if not callable(collator):
             raise TypeError(
                 f"collator must be a ToEditCollator, got {type(collator).__name__}; write "
-                "ToEditCallback(ToEditCollator(prior, policy)), or ToEditCallback(lambda model: "
-                "ToEditCollator(Prior.shared(model), policy))"
+                "ToEditCallback(ToEditCollator(prior, policy))"
             )
         check_refresh(refresh)
         self.refresh = refresh
@@ -109,9 +108,8 @@ class ToEditCallback(TrainerCallback):
     def _use(self, collator: Any) -> None:
         if not isinstance(collator, ToEditCollator):
             raise TypeError(
-                f"ToEditCallback's function must return a ToEditCollator, got "
-                f"{type(collator).__name__}; write lambda model: ToEditCollator(Prior.shared("
-                "model), policy)"
+                f"the function must return a ToEditCollator, got {type(collator).__name__}; write "
+                "ToEditCallback(lambda model: ToEditCollator(Prior.shared(model), policy))"
             )
         self._collator = collator
         self._refresher = Refresher(collator.prior, self.refresh)
@@ -217,10 +215,8 @@ class ToEditCallback(TrainerCallback):
                 self._refresher.restore(saved, checkpoint, model, state)
             else:
                 logger.warning(
-                    "the checkpoint at step %d was not written with ToEditCallback: the prior "
-                    "stays as it is, at generation %d",
-                    step,
-                    self.collator.prior.generation,
+                    f"the checkpoint at step {step} was not written with ToEditCallback: the prior "
+                    f"stays as it is, at generation {self.collator.prior.generation}"
                 )
         run = saved["run"] if saved else self._run.get("run") if is_retry else None
         self._run = start_journal_run(journal, run, step)

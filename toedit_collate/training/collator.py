@@ -25,9 +25,9 @@ BaseCollator = Callable[[Any], Any]
 class ToEditCollator:
     """A data collator whose training batches are token-edited by a frozen prior.
 
-    Pass it to `Trainer` or `SFTTrainer` as `data_collator`. The base collator runs wherever the
-    DataLoader calls it, in workers too. The edit takes place in the main process, on the prior's
-    device, when the batch is moved to its device or first read.
+    Pass it to `Trainer` or `SFTTrainer` as `data_collator`. The base collator runs in DataLoader
+    workers. The edit takes place in the main process, on the prior's device, when the batch is
+    moved to its device or first read. Copied and unpickled collators share one `editor`.
 
     Batches that a `Trainer` or a Lightning `Trainer` trains on are edited; batches that it
     evaluates or predicts on are not. With `attach` or `ToEditCallback`, only the Trainer's training
@@ -39,9 +39,6 @@ class ToEditCollator:
     each of its tokens, or a key `edit` of the base collator's batches, (B,) or (B, T) bool. False
     leaves the row or token alone; a row without a value is edited. The model does not get the key.
     Without `attach`, a `Trainer` needs `remove_unused_columns=False` to keep the column.
-
-    Copied and unpickled collators share one `editor`: prior, journal, cache and counts. In another
-    process, a collator only collates; its batches are edited in the process of its editor.
 
     Args:
         prior: scores the tokens.

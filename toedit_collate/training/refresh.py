@@ -166,11 +166,8 @@ class Refresher:
         prepared, problem = self._prepare(source)
         if prepared is None:
             logger.error(
-                "the prior was not swapped for %s: %s. Training continues with the old prior, of "
-                "generation %d",
-                name,
-                problem,
-                self.prior.generation,
+                f"the prior was not swapped for {name}: {problem}. Training continues with the old "
+                f"prior, of generation {self.prior.generation}"
             )
             return False
         if self._undo_folder is not None and self._undo is None:

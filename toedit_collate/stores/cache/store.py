@@ -47,21 +47,6 @@ class DecisionCache(WriteBehind):
     Raises:
         NotADirectoryError: `path` is a file.
         ValueError: `max_bytes` is not a positive whole number; `fill_only` without a path.
-
-    Example:
-        >>> import torch
-        >>> from toedit_collate import Prior, edit_tokens
-        >>> from transformers import LlamaConfig, LlamaForCausalLM
-        >>> config = LlamaConfig(
-        ...     vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=2,
-        ...     num_attention_heads=2,
-        ... )
-        >>> prior, input_ids = Prior(LlamaForCausalLM(config)), torch.tensor([[5, 6, 7, 8]])
-        >>> cache = DecisionCache()
-        >>> filled = edit_tokens(prior, input_ids, cache=cache)
-        >>> again = edit_tokens(cache.prior(), input_ids, cache=cache)  # needs no model
-        >>> torch.equal(again.input_ids, filled.input_ids)
-        True
     """
 
     max_pending_seconds = 300.0
@@ -166,7 +151,7 @@ class DecisionCache(WriteBehind):
         return self.nbytes >= self.max_bytes or self._is_full
 
     def look_up(self, keys: Array, checks: Array) -> tuple[Array, Decisions]:
-        """Find the decisions about some documents.
+        """Find the decisions about n documents; a RuntimeError if `open` was not called.
 
         Args:
             keys: (n,) uint64, see `Decisions`; they may repeat.
@@ -174,10 +159,6 @@ class DecisionCache(WriteBehind):
 
         Returns:
             (n,) bool, which documents are known; and their decisions, in the order of `keys`.
-
-        Raises:
-            RuntimeError: `open` was not called.
-            DamagedFileError: a file does not hold what was written to it.
         """
         self._load()
         rows = self._index.find(keys)
@@ -209,10 +190,8 @@ class DecisionCache(WriteBehind):
         if self.nbytes + decisions.nbytes > self.max_bytes:
             self._is_full = True
             logger.warning(
-                "the decision cache is full (max_bytes=%d, %d documents): other documents are "
-                "scored in every epoch; raise max_bytes to store more",
-                self.max_bytes,
-                self.num_documents,
+                f"the decision cache is full (max_bytes={self.max_bytes}, {self.num_documents} "
+                "documents): other documents are scored in every epoch; raise max_bytes"
             )
             return
         blocks = self._blocks
@@ -283,7 +262,5 @@ class DecisionCache(WriteBehind):
         # A cache only saves time, so the training run continues.
         self._can_write = False
         logger.warning(
-            "the decision cache %s can't be written (%s); this run keeps it in memory",
-            self.path,
-            error,
+            f"the decision cache {self.path} can't be written ({error}), so it stays in memory"
         )

@@ -164,14 +164,8 @@ class Journal(WriteBehind):
     def bring_forward(self, texts: Texts, keys: Array, generation: int, *, since: int = 0) -> None:
         """Apply the generations after `since`, up to `generation`, to n documents in place.
 
-        Args:
-            texts: the documents as generation `since` left them.
-            keys: (n,) uint64, of the source documents.
-            generation: the last one to apply.
-            since: the last one that was applied already; 0: none.
-
-        Raises:
-            ValueError: the edits belong to other documents.
+        `keys` are those of the source documents, (n,) uint64. A ValueError is raised if the edits
+        belong to other documents.
         """
         for number in range(since + 1, generation + 1):
             try:
@@ -345,9 +339,8 @@ class Journal(WriteBehind):
 
     def _report(self, error: Exception) -> None:
         logger.error(
-            "the last edits of %d documents are not in the journal, which can't be written: %s",
-            self._num_pending,
-            error,
+            f"the last edits of {self._num_pending} documents are not in the journal, because it "
+            f"can't be written: {error}"
         )
         self._pending = []
 
