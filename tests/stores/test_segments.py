@@ -228,9 +228,9 @@ class TestEndOfAProcess:
 
     @pytest.mark.parametrize(
         ("store", "message"),
-        [(JOURNAL, "the last edits of 1 documents are not in the journal, which can't be written: "
+        [(JOURNAL, "the last edits of 1 documents are not in the journal, .*written: "
                    ".*No space left on device"),
-         (CACHE, "can't be written .*No space left on device.*keeps it in memory")],
+         (CACHE, "can't be written .*No space left on device.*stays in memory")],
         ids=["journal", "cache"],
     )  # fmt: skip
     def test_on_a_full_disk(self, tmp_path, store, message):

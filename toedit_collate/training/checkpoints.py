@@ -1,4 +1,4 @@
-"""Checkpoints of a Trainer: which is the last whole one, and how a run goes on from it."""
+"""Checkpoints of a Trainer: the last complete one, and what resuming from it needs."""
 
 from __future__ import annotations
 

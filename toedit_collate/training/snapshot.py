@@ -85,12 +85,15 @@ def link_folder(source: Path, target: Path) -> None:
         return
     unfinished = target.with_name(f"{target.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
-    try:
-        shutil.copytree(source, unfinished, copy_function=os.link)
-    except OSError:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        shutil.copytree(source, unfinished)
+    shutil.copytree(source, unfinished, copy_function=_link_or_copy)
     unfinished.rename(target)
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
 
 
 def unwrap_wrappers(model: Any) -> Any:

@@ -50,7 +50,7 @@ class Decisions:
         weights: (c,) of the candidates. A floating type: their logits before the temperature. An
             integer type: how often each was drawn.
         unscored: (u,) place of each token that may be edited but can't be scored. Only priors with
-            another tokenizer have such tokens behind the first.
+            another tokenizer have such tokens after the first.
     """
 
     keys: Array
