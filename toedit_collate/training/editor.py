@@ -269,7 +269,7 @@ class BatchEditor:
 
     def _edit(self, source: TokenBatch, epoch: int, step: int) -> BatchEdit:
         """Step 4: Algorithm 1."""
-        settings = {"num_sampled": NUM_SAMPLED, "cache": self.cache}
+        settings: dict[str, Any] = {"num_sampled": NUM_SAMPLED, "cache": self.cache}
         if self.journal is not None:
             return edit_with_journal(
                 self.prior, self.journal, source, policy=self.policy, step=step, **settings

@@ -57,7 +57,7 @@ def save_prior(prior: Prior, folder: Path, *, writes: bool) -> None:
     if not (writes or sharded):
         return
     # All ranks gather the weights.
-    state = None
+    state: Any = None
     if name is not None:
         state = _on_cpu(_weights_of(model, name))
     elif sharded:
