@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 import os
 import re
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
-
-import numpy as np
 
 from ..segments import UNFINISHED, DamagedFileError
 from ..writing import WriterLock
@@ -192,14 +191,10 @@ def without_void(frames: Sequence[Frame]) -> list[Frame]:
     When a killed run is resumed at step s, its next attempt repeats the steps from s on, so what
     earlier attempts wrote of these steps is void.
     """
-    attempts: dict[str, dict[int, int]] = {}
-    for frame in frames:
-        info = frame.info
-        attempts.setdefault(info["run"], {})[info["attempt"]] = info["resumed_at"]
-    void_from: dict[tuple[str, int], float] = {}
-    for run, resumed_at in attempts.items():
-        step: float = np.inf
-        for attempt in sorted(resumed_at, reverse=True):
-            void_from[run, attempt] = step
-            step = min(step, resumed_at[attempt])
-    return [frame.before(void_from[frame.info["run"], frame.info["attempt"]]) for frame in frames]
+    resumes = {tuple(frame.info[n] for n in ("run", "attempt", "resumed_at")) for frame in frames}
+
+    def void_from(info: dict[str, Any]) -> float:
+        later = (at for run, n, at in resumes if run == info["run"] and n > info["attempt"])
+        return min(later, default=math.inf)
+
+    return [frame.before(void_from(frame.info)) for frame in frames]
