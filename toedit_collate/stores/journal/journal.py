@@ -55,7 +55,8 @@ class Journal(WriteBehind):
         >>> journal = Journal(folder.name)
         >>> journal.start_generation(1, "a prior", {})
         >>> changes = np.array([[2, 7, 9]])  # position, old and new token
-        >>> journal.record(keys_of([5, 6, 7], [3]), np.array([3]), np.array([1]), changes, step=0)
+        >>> keys, length, count = keys_of([5, 6, 7], [3]), np.array([3]), np.array([1])
+        >>> journal.record(keys, length, count, changes, step=0, scored=2, selected=1)
         >>> journal.replay([5, 6, 7], generation=1)
         [5, 6, 9]
         >>> folder.cleanup()
