@@ -96,7 +96,7 @@ def test_rays_batches(folder):
 
 def test_ray_fills_no_cache(folder, tmp_path):
     with pytest.raises(
-        ValueError, match=r"which batch of an actor is the last.*toedit apply --cache"
+        ValueError, match=r"does not tell an actor its last batch.*toedit apply --cache"
     ):
         ToEditBatches(folder, STRONG, cache=str(tmp_path))
 

@@ -156,7 +156,7 @@ class TestEncoderDecoders:
         ids = torch.tensor([[5, 6, 7]])
         made = {"input_ids": ids, "labels": ids, "decoder_input_ids": ids}
         collator = ToEditCollator(make_prior(), base_collator=lambda _: made)
-        with pytest.raises(ValueError, match=r"has decoder_input_ids.*from before the edit"):
+        with pytest.raises(ValueError, match=r"has decoder_input_ids.*encoder-decoder"):
             collator([1])["input_ids"]
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_ENCODER_DECODER = "only decoder-only language models are supported; remove it from the batch"
+_ENCODER_DECODER = "only decoder-only language models are supported"
 _REFUSED = {
     "shift_labels": "which would keep the tokens from before the edit; let the model shift labels, "
     "and remove shift_labels from the base collator's output",
