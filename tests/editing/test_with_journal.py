@@ -406,7 +406,7 @@ class TestCollator:
             for text, row in zip(TEXTS, plain, strict=True)
         ]
         with pytest.raises(
-            ValueError, match=r"made with protect='.*even \(source .*in its policy, now"
+            ValueError, match=r"made with protect='.*even \(source .*in its policy, but"
         ):
             self.collator(tokenizer, journal)(TEXTS)["input_ids"]
 
@@ -420,7 +420,9 @@ class TestCollator:
             return input_ids % 2 == 1
 
         self.collator(tokenizer, journal, even)(TEXTS)["input_ids"]
-        with pytest.raises(ValueError, match=r"protect='.*protect \(source .*but this '.*source"):
+        with pytest.raises(
+            ValueError, match=r"protect='.*protect \(source .*but this run has '.*source"
+        ):
             self.collator(tokenizer, journal, AGGRESSIVE.replace(protect=protect))(TEXTS).to("cpu")
         self.collator(tokenizer, journal, even)(TEXTS)["input_ids"]
 

@@ -306,7 +306,8 @@ def _check_same_model(prior: nn.Module, trainee: nn.Module, *, same_values: bool
                 f"({type(unwrap_model(trainee)).__name__}): {name!r} has shape {shapes[0]} in the "
                 f"prior, {shapes[1]} in the trainee; {_SAME_MODEL}"
             )
-        if same_values and not _about_equal(ours[name], theirs[name]):
+    for name in ours if same_values else ():
+        if not _about_equal(ours[name], theirs[name]):
             raise ValueError(
                 "refresh puts the trainee's adapter over the prior's base, but that is another "
                 f"base than the trainee's: they differ in {name!r}; {_SAME_MODEL}"
