@@ -1,5 +1,7 @@
 """The trainee's template and special tokens are protected, whatever tokenizer the prior has."""
 
+import functools
+
 import pytest
 import torch
 from chat_templates import STYLES
@@ -110,6 +112,54 @@ def test_the_trainees_template_stays(tmp_path, priors, way):
             for role in ("user", "assistant", "tool"):
                 assert f"### {role}:\n" in tokenizer.decode(new)
             assert sum(a != b for a, b in zip(old, new, strict=True)) > 10
+
+
+def pad(rows, by):
+    batch = by.pad([{"input_ids": row["input_ids"]} for row in rows], return_tensors="pt")
+    return {**batch, "labels": batch["input_ids"].clone()}
+
+
+class Pads:
+    def __init__(self, **attributes):
+        self.__dict__.update(attributes)
+
+    def __call__(self, rows):
+        return pad(rows, tokenizer_of("hashes"))
+
+    collate = __call__
+
+
+HOLDER = Pads()
+
+
+def pad_by_global(rows):
+    return pad(rows, HOLDER.tokenizer)
+
+
+def by_global(tokenizer):
+    HOLDER.tokenizer = tokenizer
+    return pad_by_global
+
+
+COLLATORS = {
+    "argument": lambda t: functools.partial(pad, by=t),
+    "closure": lambda t: lambda rows: pad(rows, t),
+    "global": by_global,
+    "attribute": lambda t: Pads(tok=t),
+    "processor": lambda t: Pads(processor=Pads(tokenizer=t)),
+    "method": lambda t: Pads(tok=t).collate,
+    "inside another": lambda t: Pads(inner=functools.partial(pad, by=t)),
+}
+
+
+@pytest.mark.parametrize("name", COLLATORS)
+def test_the_template_of_a_tokenizer_that_the_collator_hides_stays(name):
+    """The prior has its own tokenizer, and nobody names the trainee's."""
+    tokenizer, seen = tokenizer_of("hashes"), Seen()
+    prior = Prior(make_llama(), tokenizer_of(None))
+    run_collator(None, prior, tokenizer, seen, base_collator=COLLATORS[name](tokenizer))
+    [(before, after)] = seen
+    assert headers(tokenizer, after[0]) == headers(tokenizer, before[0]) == 4
 
 
 def test_special_tokens_that_the_trainee_alone_knows():

@@ -7,6 +7,7 @@ import logging
 import uuid
 import weakref
 from collections.abc import Callable, Iterable
+from itertools import chain
 from typing import Any
 
 import torch
@@ -36,7 +37,7 @@ from .trainee import (
     check_trainer,
     find_tokenizer,
     text_tokenizer,
-    tokenizer_of,
+    tokenizers_in,
 )
 
 logger = logging.getLogger("toedit_collate")
@@ -130,10 +131,10 @@ class BatchEditor:
         self._protection |= Protection.of(tokenizer)
 
     def protect_tokens_of(self, collators: Iterable[Any]) -> None:
-        """Protect the special tokens of collators' tokenizers, too, if their ids match ours."""
-        for tokenizer in map(tokenizer_of, collators):
+        """Protect the special tokens and templates of collators' tokenizers with our ids, too."""
+        for tokenizer in chain.from_iterable(map(tokenizers_in, collators)):
             with contextlib.suppress(ValueError):
-                if tokenizer is not None and self.prior.tokenizer is not None:
+                if self.prior.tokenizer is not None:
                     check_same_tokenizer(tokenizer, self.prior.tokenizer, self.prior.vocab_size)
                 self._protection |= Protection.of(tokenizer)
 

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import inspect
 import re
-from collections.abc import Iterable, Mapping
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from types import ModuleType
 from typing import Any
 
+from torch import nn
 from transformers import AutoTokenizer
 from transformers.utils import cached_file
 
@@ -26,6 +31,9 @@ _OTHER_MODELS = re.compile(
     r"For(SequenceClassification|TokenClassification|QuestionAnswering|MultipleChoice|MaskedLM|"
     r"NextSentencePrediction|PreTraining|FeatureExtraction)$"
 )
+# Functions of these libraries use only the tokenizers that they are given.
+_LIBRARIES = {"accelerate", "datasets", "numpy", "peft", "torch", "transformers", "trl"}
+_CALL = "__call__"
 # Trainers of TRL that train on the tokens of the batch, and their base.
 _OF_TRL = ("SFTTrainer", "IterativeSFTTrainer", "BaseTrainer", "_BaseTrainer")
 
@@ -127,6 +135,29 @@ def tokenizer_of(collator: Any) -> Any:
         inside = ("data_collator", "base_collator")
         collator = next((c for n in inside if (c := getattr(collator, n, None))), None)
     return None
+
+
+def tokenizers_in(value: Any, depth: int = 4) -> Iterator[Any]:
+    """The tokenizers that a collator refers to: in attributes, arguments, a closure or globals."""
+    if isinstance(value, (type, ModuleType, nn.Module)):
+        return
+    if hasattr(value, "get_vocab") and hasattr(value, "all_special_ids"):
+        yield value
+        return
+    origin = str(getattr(value, "__module__", "")).split(".")[0]
+    inside: Iterable[Any] = ()
+    if isinstance(value, functools.partial):
+        inside = (value.func, *value.args, *value.keywords.values())
+    elif inspect.ismethod(value):
+        inside = (value.__self__, value.__func__)
+    elif inspect.isfunction(value) and origin not in sys.stdlib_module_names | _LIBRARIES:
+        with contextlib.suppress(ValueError):  # a variable of the closure has no value yet
+            used = inspect.getclosurevars(value)
+            inside = (*used.nonlocals.values(), *used.globals.values())
+    elif not inspect.isfunction(value):
+        inside = (*getattr(value, "__dict__", {}).values(), getattr(type(value), _CALL, None))
+    for one in inside if depth else ():
+        yield from tokenizers_in(one, depth - 1)
 
 
 def text_tokenizer(processing_class: Any) -> Any:
