@@ -96,6 +96,10 @@ def test_types(name, dtype, policy):
             ("position_ids", POSITIONS.to(t), r"position_ids must hold whole numbers.*got")
             for t in (torch.bfloat16, torch.float32, torch.bool)
         ),
+        *(
+            ("attention_mask", MASK.to(t), r"attention_mask must be bool, int64 or floating, got")
+            for t in (torch.uint16, torch.uint32, torch.complex64)
+        ),
         ("attention_mask", MASK * float("nan"), r"attention_mask must be 0 at padding"),
         ("attention_mask", MASK - 1.0, r"attention_mask must be 0 at padding"),
     ],

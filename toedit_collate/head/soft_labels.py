@@ -44,7 +44,8 @@ def soft_cross_entropy(
         (), the loss, in nats per label.
 
     Raises:
-        ValueError: the shapes do not fit.
+        TypeError: draws or labels are no tensors.
+        ValueError: the shapes do not fit each other.
 
     Example:
         >>> logits = torch.tensor([[[0.0, 0.0, 0.0], [0.0, 0.0, 0.0]]])
@@ -137,6 +138,11 @@ def _shifted(draws: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _check_shapes(positions: tuple[int, ...], draws: Tensor, labels: Tensor) -> None:
+    if not (isinstance(draws, Tensor) and isinstance(labels, Tensor)):
+        raise TypeError(
+            f"draws and labels must be torch tensors, got {type(draws).__name__} and "
+            f"{type(labels).__name__}"
+        )
     if draws.dim() != 4 or draws.shape[-1] != 2 or draws.shape[:2] != labels.shape:
         raise ValueError(
             f"draws must have the shape (B, T, K, 2) of the labels {tuple(labels.shape)}, got "

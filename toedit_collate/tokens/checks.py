@@ -13,6 +13,8 @@ from .documents import Documents
 # Types that can hold any token id, and integer types that numpy supports.
 _WIDE = (torch.int64, torch.int32)
 _WHOLE = (*_WIDE, torch.int16, torch.int8, torch.uint8)
+_FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_MASKS = (*_WHOLE, *_FLOATING, torch.bool)
 # "<|reserved_special_token_5|>", "<unused12>", "[unused3]"
 _RESERVED = re.compile(r"[<\[]\|?(reserved_special_token_|unused)\d+\|?[>\]]")
 
@@ -55,6 +57,10 @@ def check_tensors(
             continue
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{name} must be a torch tensor, got {type(tensor).__name__}")
+        if name == "attention_mask" and tensor.dtype not in _MASKS:
+            raise TypeError(
+                f"attention_mask must be bool, int64 or floating, got {tensor.dtype}; use .bool()"
+            )
         if name == "attention_mask" and tensor.dim() == 4:
             B, T = input_ids.shape
             if tensor.shape not in ((B, 1, T, T), (1, 1, T, T)):
