@@ -3,10 +3,11 @@
 import copy
 
 import pytest
+import torch
 from conftest import make_llama
-from peft import get_peft_model
+from peft import AdaLoraConfig, PrefixTuningConfig, PromptTuningConfig, get_peft_model
 from peft.tuners.lora import LoraModel
-from trainees import AGGRESSIVE, dataset, documents, lora, make_trainer
+from trainees import AGGRESSIVE, dataset, documents, logprobs, lora, make_trainer
 from transformers import Trainer
 from trl import SFTTrainer
 
@@ -37,8 +38,6 @@ UNSWAPPABLE = {
         lambda: peft_model(TIED, **EMBEDDINGS, ensure_weight_tying=True), 1, "does not fit",
     ),
     "add_adapter": (add_adapter, 1, "make the model with peft.get_peft_model"),
-    # PEFT saves the whole embeddings next to this adapter.
-    "saved embeddings": (lambda: peft_model(**EMBEDDINGS), "save", "embed_tokens.base_layer"),
 }  # fmt: skip
 
 
@@ -74,15 +73,51 @@ def test_swaps_that_can_never_work(tmp_path, tokenizer, prior_is, name):
     assert picture(model) == before
 
 
-@pytest.mark.parametrize("settings", [EMBEDDINGS, {"trainable_token_indices": [5, 6]}])
+SWAPPABLE = {
+    # PEFT saves the whole embeddings next to this adapter.
+    "embeddings": lambda: peft_model(**EMBEDDINGS),
+    "tokens": lambda: peft_model(trainable_token_indices=[5, 6]),
+    "weights of the head": lambda: peft_model(modules_to_save=["lm_head"]),
+    "weights of tied embeddings": lambda: peft_model(TIED, modules_to_save=["embed_tokens"]),
+    "AdaLoRA": lambda: get_peft_model(
+        make_llama(), AdaLoraConfig(total_step=8, target_modules=["q_proj", "v_proj"])
+    ),
+}
+
+
+@pytest.mark.parametrize("refresh", [1, "save"])
 @pytest.mark.parametrize("prior_is", ["shared", "separate"])
-def test_adapters_of_embeddings_that_can_be_swapped(tmp_path, tokenizer, settings, prior_is):
-    model = peft_model(**settings)
-    trainer, _ = make_trainer(tmp_path, tokenizer, model=model, train=TEXTS, max_steps=2)
-    prior = Prior.shared(model) if prior_is == "shared" else Prior(make_llama(), tokenizer)
-    attach(trainer, prior, AGGRESSIVE, refresh=1)
+@pytest.mark.parametrize("name", SWAPPABLE)
+def test_what_can_be_swapped_scores_as_the_trainee_did(
+    tmp_path, tokenizer, name, prior_is, refresh
+):
+    model = SWAPPABLE[name]()
+    base = make_llama(tie_word_embeddings=model.config.tie_word_embeddings)
+    trainer, _ = make_trainer(
+        tmp_path, tokenizer, model=model, train=TEXTS, max_steps=2, learning_rate=0.05,
+        save_strategy="steps", save_steps=1,
+    )  # fmt: skip
+    prior = Prior.shared(model) if prior_is == "shared" else Prior(base, tokenizer)
+    attach(trainer, prior, AGGRESSIVE, refresh=refresh)
     trainer.train()
     assert prior.generation == 2
+    ids = torch.tensor([documents(1)[0]])
+    with torch.no_grad():
+        plain = model.eval()(input_ids=ids).logits[:, :-1].log_softmax(-1)
+    expected = plain.gather(-1, ids[:, 1:, None]).squeeze(-1)
+    torch.testing.assert_close(logprobs(prior, ids), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", [PromptTuningConfig, PrefixTuningConfig])
+@pytest.mark.parametrize("refresh", [1, "save"])
+def test_virtual_tokens_are_refused_by_name(tmp_path, tokenizer, kind, refresh):
+    model = get_peft_model(make_llama(), kind(task_type="CAUSAL_LM", num_virtual_tokens=3))
+    trainer, _ = make_trainer(
+        tmp_path, tokenizer, model=model, train=TEXTS, max_steps=2, save_strategy="epoch"
+    )
+    attach(trainer, Prior(make_llama(), tokenizer), AGGRESSIVE, refresh=refresh)
+    with pytest.raises(ValueError, match=r"_TUNING trains virtual tokens.*refresh=None"):
+        trainer.train()
 
 
 def test_a_refused_swap_leaves_the_trainee_as_it_was(tmp_path, tokenizer, monkeypatch):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 from torch import nn
@@ -52,7 +53,8 @@ def active_adapter(model: Any) -> str | None:
 
 def _holders(layer: Any) -> Iterator[Any]:
     """The dictionaries in which a PEFT layer keeps its adapters by name."""
-    for attribute in (*getattr(layer, "adapter_layer_names", ()), "modules_to_save"):
+    names = (getattr(layer, f"{of}_names", ()) for of in ("adapter_layer", "other_param"))
+    for attribute in (*chain(*names), "modules_to_save"):
         held = getattr(layer, attribute, None)
         if hasattr(held, "keys"):
             yield held

@@ -16,6 +16,7 @@ from .adapters import active_adapter, active_adapters, adapter_names
 from .families import find_head, unwrap_model
 from .fingerprint import deciding_adapter_config, differences
 from .frozen import changes_base
+from .sharding import full_tensor
 from .weights import (
     Weights,
     check_config,
@@ -129,6 +130,7 @@ def _prepare_adapter(
     target = adapter_weights(model, name)
     plain = weights.renamed(lambda name: name.replace(".default", ""))
     try:
+        plain = _without_saved_base(plain, target, unwrap_model(model))
         if set(plain.names) != set(target):
             raise ValueError(
                 f"the adapter of {weights.where} does not fit the prior's adapter {name!r}: they "
@@ -142,6 +144,24 @@ def _prepare_adapter(
     return PreparedSwap(
         model, name if shared else None, copy_all, discard, replaces=discard is leave_alone
     )
+
+
+def _without_saved_base(weights: Weights, target: dict[str, Tensor], lm: Any) -> Weights:
+    """Leave out the embeddings that PEFT saves next to an adapter on them, if the prior has them.
+
+    Raises:
+        ValueError: they differ from the prior's.
+    """
+    own = lm.state_dict()
+    saved = [name for name in weights.names if ".base_layer." in name and name not in target]
+    for name in saved:
+        ours = own.get(name.removeprefix("base_model.model."))
+        if ours is None or not torch.equal(weights[name].to(ours), full_tensor(ours)):
+            raise ValueError(
+                f"the adapter of {weights.where} comes with {name!r}, which is not that of the "
+                "prior; load the trainee's base as the prior"
+            )
+    return weights.without(saved)
 
 
 def adapter_weights(model: Any, adapter: str) -> dict[str, Tensor]:

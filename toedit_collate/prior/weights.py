@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,12 @@ class Weights:
     def renamed(self, change: Callable[[str], str]) -> Weights:
         """The same tensors by other names."""
         other = Weights(self.where, {change(name): read for name, read in self.names.items()})
+        other.files = self.files
+        return other
+
+    def without(self, names: Collection[str]) -> Weights:
+        """All but some of the tensors."""
+        other = Weights(self.where, {n: read for n, read in self.names.items() if n not in names})
         other.files = self.files
         return other
 

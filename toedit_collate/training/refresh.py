@@ -97,7 +97,14 @@ class Refresher:
             )
         model = unwrap_wrappers(trainee)
         lm: Any = unwrap_model(self.prior.model)
-        has_adapter = active_adapter(model) is not None
+        name = active_adapter(model)
+        has_adapter = name is not None
+        if has_adapter and getattr(model.peft_config[name], "is_prompt_learning", False):
+            raise ValueError(
+                f"refresh takes over trained weights, but {model.peft_config[name].peft_type.value}"
+                " trains virtual tokens, which a prior doesn't have; train with LoRA, or set "
+                "refresh=None"
+            )
         if self.prior.is_shared and not has_adapter:
             raise ValueError(
                 "refresh with a shared prior takes snapshots of the trainee's adapter, but it has "
