@@ -11,14 +11,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..policy import EditPolicy
 from ..transfer import send
 from .candidates import Candidates, draw_among, find_candidates
-from .groups import IdGroups, LeadingMembers, group_logits, leading_members
+from .groups import GroupColumns, IdGroups, LeadingMembers, leading_members
 from .logprob import Scores, exact_logprob, score_observed
-from .predictions import Predictions
+from .predictions import Predictions, repeated
 from .projection import project_rows, tile_elements
 
 
@@ -30,10 +31,9 @@ class Chains:
     length: Tensor  # (n,) int64, its number of requests: the tokens of its chain
     prior_tokens: Tensor  # (R,) int64, the prior's token at each request
     is_bounded: Tensor  # (n,) bool, whether the last group of the chain has members
-    # covered bytes of a chain, as ids of the prior -> the tokens of the trainee that can be
-    # first after them, (G,) int64, ascending, maybe with -1 for none; and (V,) int32, which of
-    # these each id of the prior makes
-    first_after: Callable[[tuple[int, ...]], tuple[Tensor, Tensor]]
+    # covered bytes of a chain, as ids of the prior -> which ids of the prior make each token of the
+    # trainee the first after them
+    first_after: Callable[[tuple[int, ...]], GroupColumns]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +46,6 @@ class AlignedPredictions(Predictions):
 
     groups: IdGroups  # of the requests, on the device of the states
     chains: Chains  # of the tokens
-    first: Tensor  # (V,) int64 on that device, the group of each id of the prior; W: none
     num_ids: int  # W
     warn_about: Callable[[EditPolicy], None]  # warns once if lower bounds of P do not suit a policy
 
@@ -124,11 +123,19 @@ class AlignedPredictions(Predictions):
     def _draw(self, policy: EditPolicy, at: Tensor, observed: Tensor, uniforms: Tensor) -> Tensor:
         drawn = torch.zeros(uniforms.shape, dtype=torch.int64, device=self.device)
         of_one = self.chains.length[at] == 1
-        for part, draw in ((of_one, super()._draw), (~of_one, self._draw_chained)):
+        for part, draw in ((of_one, self._draw_plain), (~of_one, self._draw_chained)):
             if part.any():
                 rows = send(part.nonzero().squeeze(-1), self.device)
                 drawn[rows] = draw(policy, at[part], observed[rows], uniforms[rows])
         return drawn
+
+    def _draw_plain(
+        self, policy: EditPolicy, at: Tensor, observed: Tensor, uniforms: Tensor
+    ) -> Tensor:
+        own = self._columns_of(observed)
+        drawn = super()._draw(policy, at, own, uniforms)
+        is_own = drawn == repeated(own, drawn)
+        return torch.where(is_own, repeated(observed, drawn), self._ids_of_columns[drawn])
 
     def _draw_chained(
         self, policy: EditPolicy, at: Tensor, observed: Tensor, uniforms: Tensor
@@ -142,12 +149,30 @@ class AlignedPredictions(Predictions):
         )
         return torch.cat(list(drawn))
 
+    @functools.cached_property
+    def _columns(self) -> GroupColumns:
+        return self.chains.first_after(()).to(self.device)
+
+    @functools.cached_property
+    def _ids_of_columns(self) -> Tensor:
+        """Of `_columns`, and one more for tokens that no id of the prior begins: (G + 1,) int64."""
+        return F.pad(self._columns.ids, (0, 1), value=self.num_ids - 1)
+
+    def _columns_of(self, tokens: Tensor) -> Tensor:
+        """The columns of some tokens of the trainee; G for those that have none."""
+        ids = self._columns.ids
+        place = torch.searchsorted(ids, tokens).clamp_(max=len(ids) - 1)
+        return torch.where(ids[place] == tokens, place, len(ids))
+
+    def _forbidden(self, policy: EditPolicy) -> Tensor:
+        return self._columns_of(super()._forbidden(policy))
+
     def _tiles(
         self, at: Tensor, *columns: Tensor, most: int | None = None
     ) -> Iterator[tuple[Tensor, ...]]:
-        """The trainee's logits at tokens that make one request."""
+        """Logits of `_columns` at tokens that make one request, and -inf in one more column."""
         for logits, *rest in super()._tiles(self.chains.begin[at], *columns, most=most):
-            yield group_logits(logits, self.first, self.num_ids), *rest
+            yield self._columns.logits(logits, -math.inf), *rest
 
     def candidates(self, policy: EditPolicy, at: Tensor) -> Iterator[Candidates]:
         if len(at) == 0:
@@ -159,12 +184,13 @@ class AlignedPredictions(Predictions):
     def _of_some(self, policy: EditPolicy, at: Tensor, most: int) -> Candidates:
         """Candidates of some tokens, in as many columns as chains of `most` tokens can need."""
         of_one = self.chains.length[at] == 1
-        forbidden = self.forbidden(policy.protect_special)
-        found = [
-            find_candidates(policy, forbidden, *tile)
-            for tile in self._tiles(at[of_one], self.tokens[send(at[of_one], self.device)])
-            if len(tile[0])
-        ]
+        own = self._columns_of(self.tokens[send(at[of_one], self.device)])
+        forbidden = self._forbidden(policy)
+        found = []
+        for tile in self._tiles(at[of_one], own):
+            if len(tile[0]):
+                some = find_candidates(policy, forbidden, *tile)
+                found.append(Candidates(self._ids_of_columns[some.ids], some.logits))
         if most == 1 and len(found) == 1:
             return found[0]
         if not of_one.all():
@@ -252,7 +278,7 @@ class AlignedPredictions(Predictions):
             (R, c) int64, ids of the trainee, `num_ids` for continuing; (R, c) float64, their
             shares.
         """
-        W, V = self.num_ids, self.head.vocab_size
+        W = self.num_ids
         tables: dict[tuple[int, ...], int] = {}
         tokens = self.chains.prior_tokens.tolist()
         places = zip((request - number).tolist(), request.tolist(), strict=True)
@@ -260,32 +286,30 @@ class AlignedPredictions(Predictions):
         which = torch.tensor([tables.setdefault(key, len(tables)) for key in covered])
         keys = list(tables)
         order = which.argsort(stable=True)  # so that few tables are needed at once
-        is_forbidden = torch.zeros(W + 2, dtype=torch.bool, device=self.device)
-        is_forbidden[self.forbidden(policy.protect_special)] = True
-        is_forbidden[-1] = True
+        is_forbidden = torch.zeros(W, dtype=torch.bool, device=self.device)
+        is_forbidden[super()._forbidden(policy)] = True
+        chained = send(self.chains.prior_tokens[request], self.device).unsqueeze(-1)
+        ends = send(is_last, self.device).unsqueeze(-1)
         found = []
-        for logits, some in project_rows(
+        for logits, rows in project_rows(
             self.head, self.states[send(request[order], self.device)], order
         ):
-            used, table = which[some].unique(return_inverse=True)
-            firsts = [self.chains.first_after(keys[n]) for n in used.tolist()]
-            most = max(len(ids) for ids, _ in firsts)
-            ids = torch.full((len(firsts), most + 1), -1)
-            group = torch.full((len(firsts), V), most + 1)
-            for n, (first_ids, group_of) in enumerate(firsts):
-                ids[n, : len(first_ids)] = first_ids
-                group[n, : len(group_of)] = group_of
-            ids[:, most] = W
-            group = group[table]
-            on = (~is_last[some]).nonzero().squeeze(-1)
-            group[on, self.chains.prior_tokens[request[some[on]]]] = most
-            ids = send(ids[table], self.device)
-            logits = group_logits(logits, send(group, self.device), most + 1)
-            logits.masked_fill_(is_forbidden[ids], -math.inf)
-            none = ids.new_zeros(len(ids))
-            drawn = find_candidates(policy, none[:0], logits, none)
-            share = (drawn.logits.double() / policy.temperature).softmax(-1)
-            found.append((some, ids.gather(-1, drawn.ids), share))
+            used, counts = which[rows].unique_consecutive(return_counts=True)
+            for key, some, part in zip(
+                used.tolist(), rows.split(counts.tolist()), logits.split(counts.tolist()),
+                strict=True,
+            ):  # fmt: skip
+                groups = self.chains.first_after(keys[key]).to(self.device)
+                there = send(some, self.device)
+                going_on = part.gather(1, chained[there])
+                part.scatter_(1, chained[there], going_on.masked_fill(~ends[there], -math.inf))
+                going_on = going_on.float().masked_fill_(ends[there], -math.inf)
+                of_groups = groups.logits(part, going_on)
+                of_groups[:, :-1].masked_fill_(is_forbidden[groups.ids], -math.inf)
+                none = there[:0]
+                drawn = find_candidates(policy, none, of_groups, none)
+                share = (drawn.logits.double() / policy.temperature).softmax(-1)
+                found.append((some, F.pad(groups.ids, (0, 1), value=W)[drawn.ids], share))
         columns = max(ids.shape[-1] for _, ids, _ in found)
         all_ids = self.tokens.new_full((len(request), columns), W)
         shares = all_ids.new_zeros(all_ids.shape, dtype=torch.float64)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..transfer import send
 from .projection import Head, project_rows
 
 
@@ -85,25 +88,62 @@ def _member_logits(head: Head, hidden: Tensor, row: Tensor, ids: Tensor, budget:
     return logits
 
 
-def group_logits(logits: Tensor, group: Tensor, num_groups: int) -> Tensor:
-    """Logits of groups of ids, (n, W) float32: the log-sum-exp of their members; -inf for none.
+@dataclass(frozen=True)
+class GroupColumns:
+    """Turns logits of V ids into those of G groups: the log-sum-exp of their members."""
 
-    `logits` are (n, V). `group` is (V,) or (n, V) int64, in [0, W], where W = `num_groups` stands
-    for none.
+    ids: Tensor  # (G,) int64, what the groups stand for, ascending
+    leading: Tensor  # (G,) int64, the lowest member of each
+    # of the groups of 2, of 3 and 4, of 5 to 8, ... members: their columns (g,), their members
+    # (g, m), and which of these (g, m) only fill the rows up
+    several: tuple[tuple[Tensor, Tensor, Tensor], ...]
 
-    Example:
-        >>> logits = torch.tensor([[0.0, 1.0, 2.0]])
-        >>> group_logits(logits, torch.tensor([1, 0, 1]), 3)
-        tensor([[1.0000, 2.1269,   -inf]])
-    """
-    logits = logits.float()
-    shape = (len(logits), num_groups + 1)
-    index = group.expand(logits.shape)
-    most = logits.new_full(shape, -math.inf).scatter_reduce_(1, index, logits, "amax")
-    inside = most.gather(1, index)
-    weights = torch.where(inside == -math.inf, 0.0, (logits - inside).double().exp())
-    total = weights.new_zeros(shape).scatter_add_(1, index, weights)
-    # A group of one keeps its logit bit for bit: log(1) is 0.
-    return (most + total.log().float())[:, :num_groups].masked_fill_(
-        most[:, :num_groups] == -math.inf, -math.inf
-    )
+    @classmethod
+    def of(cls, group: Tensor) -> GroupColumns:
+        """The columns of (V,) int64, what each id stands for, -1 for nothing; on the host.
+
+        Example:
+            >>> columns = GroupColumns.of(torch.tensor([9, 7, 9]))
+            >>> columns.logits(torch.tensor([[0.0, 1.0, 2.0]]), -math.inf)
+            tensor([[1.0000, 2.1269,   -inf]])
+        """
+        members = group.argsort(stable=True)
+        members = members[group[members] >= 0]
+        ids, counts = group[members].unique_consecutive(return_counts=True)
+        start = counts.cumsum(0) - counts
+        several, size = [], 2
+        while size < 2 * max(counts.tolist(), default=0):
+            columns = ((counts > size // 2) & (counts <= size)).nonzero().squeeze(-1)
+            if len(columns):
+                place = torch.arange(size).expand(len(columns), size)
+                fills_up = place >= counts[columns, None]
+                place = start[columns, None] + place.masked_fill(fills_up, 0)
+                several.append((columns, members[place], fills_up))
+            size *= 2
+        return cls(ids, members[start], tuple(several))
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the tensors."""
+        return sum(one.nbytes for one in (self.ids, self.leading, *chain(*self.several)))
+
+    def to(self, device: torch.device) -> GroupColumns:
+        """The same on a device."""
+        several: Any = tuple(tuple(send(one, device) for one in some) for some in self.several)
+        return GroupColumns(send(self.ids, device), send(self.leading, device), several)
+
+    def logits(self, logits: Tensor, last: Tensor | float) -> Tensor:
+        """(n, V) logits of any floating dtype -> (n, G + 1) float32, with `last` in the end.
+
+        A group of one keeps its logit bit for bit.
+        """
+        found = logits.new_empty(len(logits), len(self.leading) + 1, dtype=torch.float32)
+        found[:, :-1] = logits.index_select(1, self.leading)
+        found[:, -1:] = last
+        for columns, members, fills_up in self.several:
+            some = logits.index_select(1, members.flatten()).view(-1, *members.shape).float()
+            some.masked_fill_(fills_up, -math.inf)
+            most = some.amax(-1)
+            total = (some - most.unsqueeze(-1)).double().exp_().sum(-1)  # NaN if all are -inf
+            found[:, columns] = torch.where(most == -math.inf, most, most + total.log().float())
+        return found

@@ -85,11 +85,11 @@ class Predictions:
             int64 on `device`, the shape of `uniforms`: the tokens, resampled where selected.
         """
         at = self._places_to_draw(policy, scores, selected, uniforms)
-        new_tokens = _repeated(self.tokens, uniforms)
+        new_tokens = repeated(self.tokens, uniforms)
         if len(at):
             there = send(at, self.device)
             drawn = self._draw(policy, at, self.tokens[there], send(uniforms[at], self.device))
-            is_new = _repeated(selected[there], drawn)
+            is_new = repeated(selected[there], drawn)
             new_tokens[there] = torch.where(is_new, drawn, new_tokens[there])
         return new_tokens
 
@@ -100,7 +100,7 @@ class Predictions:
         """
         if len(at) == 0:
             return
-        forbidden = self.forbidden(policy.protect_special)
+        forbidden = self._forbidden(policy)
         for logits, tokens in self._tiles(at, self.tokens[send(at, self.device)]):
             yield find_candidates(policy, forbidden, logits, tokens)
 
@@ -116,6 +116,10 @@ class Predictions:
         """(n,) int64, as for `surely_kept`."""
         return None
 
+    def _forbidden(self, policy: EditPolicy) -> Tensor:
+        """The columns of `_tiles` that must not be drawn: (m,) int64 on `device`."""
+        return self.forbidden(policy.protect_special)
+
     def _tiles(
         self, at: Tensor, *columns: Tensor, most: int | None = None
     ) -> Iterator[tuple[Tensor, ...]]:
@@ -124,7 +128,7 @@ class Predictions:
         yield from project_rows(self.head, states, *columns, most=most)
 
     def _draw(self, policy: EditPolicy, at: Tensor, observed: Tensor, uniforms: Tensor) -> Tensor:
-        forbidden = self.forbidden(policy.protect_special)
+        forbidden = self._forbidden(policy)
 
         def draw(most: int) -> Tensor:
             tiles = self._tiles(at, observed, uniforms, most=most)
@@ -180,6 +184,6 @@ class Predictions:
             torch.cuda.empty_cache()
 
 
-def _repeated(values: Tensor, like: Tensor) -> Tensor:
+def repeated(values: Tensor, like: Tensor) -> Tensor:
     """Copy (n,) values for each draw of a token: the shape of `like`."""
     return values.view(len(values), *[1] * (like.dim() - 1)).expand(like.shape).clone()

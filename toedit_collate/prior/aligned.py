@@ -6,6 +6,7 @@ import functools
 import hashlib
 import logging
 import weakref
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn, TypeVar
 
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..head.aligned_predictions import AlignedPredictions, Chains
-from ..head.groups import IdGroups
+from ..head.groups import GroupColumns, IdGroups
 from ..policy import EditPolicy
 from ..tokens.alignment.byte_tokenizer import ByteTokenizer
 from ..tokens.alignment.document import AlignedBatch, AlignedDocument, Aligner
@@ -32,6 +33,8 @@ T = TypeVar("T")
 
 LOW_SHARE = 0.5  # a lower share of aligned tokens causes a warning
 _SEEN = 10_000  # tokens before that warning
+# The columns after covered bytes are slow to make, and needed in every epoch.
+_MAX_TABLE_BYTES = 2**28
 
 
 class AlignedPrior(BasePrior):
@@ -77,12 +80,12 @@ class AlignedPrior(BasePrior):
         self.generation = prior.generation
         self.protection = Protection.of(tokenizer)
         self.aligner = Aligner(trainee, own)
-        ids, group = self.aligner.groups.first_after(b"")
-        self._groups = Groups.of(ids[group], len(trainee.bytes))
+        self._groups = Groups.of(self.aligner.groups.first_after(b""), len(trainee.bytes))
         self._bos_id = prior.added_bos
         decides = (trainee.bytes, own.bytes, self._bos_id)
         digest = hashlib.sha256(repr(decides).encode()).hexdigest()
         self._name = digest[:16]
+        self._columns: OrderedDict[bytes, GroupColumns] = OrderedDict()
         self._prepared: dict[bytes, AlignedDocument] = {}
         self._last: tuple[Callable[[], TokenBatch | None], AlignedBatch] | None = None
         self._warned: set[str] = set()
@@ -147,9 +150,6 @@ class AlignedPrior(BasePrior):
         device = states.device
         length = torch.from_numpy(aligned.length[where.numpy()])
         ends = length.cumsum(0)
-        group = np.full(head.vocab_size, self.vocab_size)
-        known = np.flatnonzero(self._groups.first >= 0)
-        group[known] = self._groups.first[known]
 
         def on_device(values: np.ndarray[Any, Any]) -> Tensor:
             return send(torch.from_numpy(values), device)
@@ -170,7 +170,6 @@ class AlignedPrior(BasePrior):
                 is_bounded=torch.from_numpy(np.isin(ends.numpy() - 1, member_row)),
                 first_after=self._first_after,
             ),
-            first=on_device(group),
             num_ids=self.vocab_size,
             forbidden=forbidden,
             competitors=self._prior.likely_competitors,
@@ -202,11 +201,17 @@ class AlignedPrior(BasePrior):
                 policy.drop_below,
             )
 
-    def _first_after(self, covered: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    def _first_after(self, covered: tuple[int, ...]) -> GroupColumns:
         data = self.aligner.prior.decode(list(covered))
         assert data is not None
-        ids, group = self.aligner.groups.first_after(data)
-        return torch.from_numpy(ids), torch.from_numpy(group)
+        known = self._columns.pop(data, None)
+        if known is None:
+            first = self.aligner.groups.first_after(data) if data else self._groups.first
+            known = GroupColumns.of(torch.from_numpy(first))
+        self._columns[data] = known
+        if len(self._columns) > max(1, _MAX_TABLE_BYTES // known.nbytes):
+            self._columns.popitem(last=False)
+        return known
 
     def _aligned(self, batch: TokenBatch) -> AlignedBatch:
         if self._last is not None and self._last[0]() is batch:

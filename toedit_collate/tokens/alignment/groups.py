@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import bisect
-from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from .byte_tokenizer import ByteTokenizer, IntArray
 
 _MAX_KNOWN = 2**16  # groups of chains
-# Tables of the first tokens after covered bytes: each is slow to make, and needed in every epoch.
-_MAX_TABLE_BYTES = 2**28
-Firsts = tuple[IntArray, npt.NDArray[np.int32]]
 
 
 @dataclass(frozen=True)
@@ -67,7 +62,6 @@ class ChainGroups:
         self._texts = [one for one, _ in ordered]
         self._ids = np.array([token_id for _, token_id in ordered], dtype=np.int64)
         self._known: dict[tuple[bytes, int], IntArray] = {}
-        self._tables: OrderedDict[bytes, Firsts] = OrderedDict()
 
     def of(self, covered: bytes, token: int) -> IntArray:
         """(m,) int64, ascending: the prior's ids that make `token` the first after `covered`.
@@ -93,24 +87,10 @@ class ChainGroups:
         group = np.sort(self._ids[found])
         return self._known.setdefault((covered, token), group)
 
-    def first_after(self, covered: bytes) -> Firsts:
-        """`first_tokens` after some bytes, cached; special tokens follow no bytes.
-
-        Returns:
-            (G,) int64, the different ones, ascending, with -1 if some id has none; and (V,) int32,
-            which of these each id of the prior makes.
-        """
-        table = self._tables.pop(covered, None)
-        if table is None:
-            special = {} if covered else self._special
-            first = first_tokens(self._trainee, self._prior, covered, special)
-            ids, group = np.unique(first, return_inverse=True)
-            table = ids, group.astype(np.int32)
-        self._tables[covered] = table
-        size = table[0].nbytes + table[1].nbytes
-        if len(self._tables) > max(1, _MAX_TABLE_BYTES // size):
-            self._tables.popitem(last=False)
-        return table
+    def first_after(self, covered: bytes) -> IntArray:
+        """`first_tokens` after some bytes, which is slow; special tokens follow no bytes."""
+        special = {} if covered else self._special
+        return first_tokens(self._trainee, self._prior, covered, special)
 
     def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_known": {}, "_tables": OrderedDict()}
+        return {**self.__dict__, "_known": {}}
