@@ -13,7 +13,7 @@ import pyarrow
 import pytest
 from datasets import Dataset, DatasetDict, IterableDataset
 
-from toedit_collate.data import Data, format_of, load_rows, open_data, parse_source
+from toedit_collate.data import Data, format_of, load_rows, open_data, parse_source, parsing
 from toedit_collate.data.reading import infer_features, is_local
 from toedit_collate.data.tokens import check_first
 from toedit_collate.errors import UnusableError
@@ -133,6 +133,15 @@ CHATS = [
     {"n": 1, "x": [], "chat_template_kwargs": {}, "many": [[1], [2.5]]},
     {"n": 2.5, "x": ["a"], "chat_template_kwargs": {"a": None}, "edit": True},
 ]
+
+
+def test_an_array_is_searched_once_not_for_each_item(tmp_path, monkeypatch):
+    """Twice the items take twice the time."""
+    seen, search = [], parsing._may_have_halves
+    monkeypatch.setattr(parsing, "_may_have_halves", lambda t: seen.append(t) or search(t))
+    (tmp_path / "x.json").write_text(json.dumps([{"text": "a"}] * 50))
+    assert len(rows_of(tmp_path / "x.json")) == 50
+    assert len(seen) == 1
 
 
 def test_dicts_keep_their_keys_and_their_order(tmp_path):

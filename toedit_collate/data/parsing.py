@@ -114,11 +114,13 @@ def _parse_json(lines: Lines) -> Iterator[tuple[str, Row]]:
         if is_first and (line.lstrip().startswith("[") or line.strip() == "{"):
             text = line + "".join(rest for _, rest in lines)
             found = _load_json(text, name)
+            may_have_halves = _may_have_halves(text)  # once: a text may have many items
             for place, row in enumerate(found if isinstance(found, list) else [found]):
-                yield f"item {place} (from 0)", _checked(row, f"item {place} (from 0)", text)
+                name = f"item {place} (from 0)"
+                yield name, _checked(row, name, may_have_halves)
         elif line.strip():
             is_first = False
-            yield name, _checked(_load_json(line, name), name, line)
+            yield name, _checked(_load_json(line, name), name, _may_have_halves(line))
 
 
 def _load_json(text: str, name: str) -> Any:
@@ -141,13 +143,18 @@ def _load_json(text: str, name: str) -> Any:
         ) from None
 
 
-def _checked(row: Any, name: str, text: str) -> Row:
+def _may_have_halves(text: str) -> bool:
+    """Whether JSON has escapes of a letter in two halves, or of one half of it."""
+    return "\\ud" in text.lower()
+
+
+def _checked(row: Any, name: str, may_have_halves: bool) -> Row:
     if not isinstance(row, dict):
         raise ValueError(
             f"{name} is a {type(row).__name__}; write one JSON object a line, "
             '{"text": "..."} or {"input_ids": [...]}'
         )
-    if "\\ud" in text.lower():  # a letter in two halves, or one half of it
+    if may_have_halves:
         for column, value in row.items():
             shown = column if column.isprintable() else repr(column)
             check_text(json.dumps({column: value}, ensure_ascii=False), f"{shown} of {name}")
