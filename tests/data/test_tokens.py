@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 
 import pytest
 import torch
 from conftest import make_llama, make_tokenizer
-from transformers import tokenization_utils_base
+from transformers import TrainingArguments, tokenization_utils_base
 from trl import SFTConfig, SFTTrainer
 
 from toedit_collate import Prior
@@ -117,6 +118,24 @@ OPTIONS = {
 }
 
 
+# Fields of SFTConfig that change no document: of the model, the loss, the order or the padding.
+# Packing puts documents together, or cuts them into the windows of `max_length`.
+CHANGE_NOTHING = {
+    "activation_offloading", "dataset_kwargs", "dataset_num_proc", "eval_packing", "loss_type",
+    "model_init_kwargs", "packing", "packing_strategy", "pad_to_multiple_of", "pad_token",
+    "padding_free", "router_aux_loss_coef", "shuffle_dataset", "trust_remote_code",
+}  # fmt: skip
+
+
+def test_every_field_of_sft_config_is_followed_or_changes_no_document():
+    """If TRL adds a field, decide which it is: follow it, refuse it, or list it here."""
+    fields, plain, followed = (
+        {field.name for field in dataclasses.fields(kind)}
+        for kind in (SFTConfig, TrainingArguments, Preparation)
+    )
+    assert not fields - plain - followed - CHANGE_NOTHING
+
+
 @pytest.mark.parametrize(("rows", "options"), itertools.product(ROWS, OPTIONS))
 def test_tokens_are_those_of_sft_trainer(tmp_path, rows, options):
     path, options = tmp_path / "a.jsonl", OPTIONS[options]
@@ -154,6 +173,19 @@ def test_a_template_from_a_file_is_that_of_training(tmp_path):
     options = {"chat_template_path": str(template)}
     found = prepared(path, make_tokenizer(), **options)
     assert found == trained_on(tmp_path, load_rows(str(path)), make_tokenizer(), **options) != plain
+
+
+def test_a_prompt_that_is_no_prefix_of_the_conversation(tmp_path):
+    """A template of a reasoning model: the prompt ends in <think>, which the answer lacks."""
+    path, template = tmp_path / "a.jsonl", tmp_path / "thinks.jinja"
+    path.write_text(json.dumps({"prompt": USER, "completion": ANSWER}))
+    template.write_text(
+        TEMPLATE.replace("assistant\\n' }}{% endif", "assistant\\n<think>' }}{% endif")
+    )
+    options = {"chat_template_path": str(template)}
+    assert "<think>" in template.read_text()
+    found = prepared(path, make_tokenizer(), **options)
+    assert found == trained_on(tmp_path, load_rows(str(path)), make_tokenizer(), **options)
 
 
 def test_a_text_column_of_another_name(tmp_path):

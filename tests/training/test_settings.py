@@ -7,6 +7,7 @@ from datasets import Dataset, IterableDataset
 from peft import (
     AdaLoraConfig,
     BOFTConfig,
+    C3AConfig,
     FourierFTConfig,
     HRAConfig,
     IA3Config,
@@ -14,7 +15,14 @@ from peft import (
     LoHaConfig,
     LoKrConfig,
     LoraConfig,
+    MissConfig,
     OFTConfig,
+    PrefixTuningConfig,
+    PromptEncoderConfig,
+    PromptTuningConfig,
+    RandLoraConfig,
+    ShiraConfig,
+    TrainableTokensConfig,
     VBLoRAConfig,
     VeraConfig,
     get_peft_model,
@@ -132,6 +140,23 @@ ADAPTERS = {
     "HRA": HRAConfig(r=2, **WIDE),
     "FourierFT": FourierFTConfig(n_frequency=10, **WIDE),
     "norms": LNTuningConfig(target_modules=["input_layernorm"]),
+    "biases": LoraConfig(bias="lora_only", **WIDE),
+    "all biases": LoraConfig(bias="all", **WIDE),
+    "embeddings": LoraConfig(target_modules=["embed_tokens", "q_proj"]),
+    "weights of the embeddings": LoraConfig(modules_to_save=["embed_tokens"], **WIDE),
+    "weights of a norm": LoraConfig(modules_to_save=["norm"], **WIDE),
+    "all but some": LoraConfig(target_modules="all-linear", exclude_modules=["o_proj"]),
+    "MLP": LoraConfig(target_modules=r".*mlp\.(up|down)_proj"),
+    "C3A": C3AConfig(block_size=4, **WIDE),
+    "MiSS": MissConfig(r=4, **WIDE),
+    "RandLoRA": RandLoraConfig(r=4, target_modules=["q_proj"]),
+    "SHiRA": ShiraConfig(r=2, **WIDE),
+    "single tokens": TrainableTokensConfig(token_indices=[3, 4]),
+    "prompt": PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3),
+    "prefix": PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3),
+    "encoded prompt": PromptEncoderConfig(
+        task_type="CAUSAL_LM", num_virtual_tokens=3, encoder_hidden_size=8
+    ),
 }
 
 
