@@ -15,6 +15,7 @@ from trl import SFTConfig, SFTTrainer
 from toedit_collate import Prior
 from toedit_collate.data import (
     Data,
+    Documents,
     Preparation,
     encode,
     examples,
@@ -356,6 +357,16 @@ def test_masks_and_positions_mark_documents_as_in_training(tmp_path, columns, do
     batch = {name: torch.tensor([value]) for name, value in columns.items()}
     trained = TokenBatch.collated({"input_ids": torch.tensor([[5, 6, 7, 8, 9]]), **batch})
     assert trained.documents.lengths == list(map(len, documents))
+
+
+def test_a_packed_row_is_split_once_not_for_each_of_its_documents(tmp_path, monkeypatch):
+    """Twice the documents take twice the time."""
+    seen, start = [], Documents.start.fget
+    monkeypatch.setattr(Documents, "start", property(lambda self: seen.append(1) or start(self)))
+    path = tmp_path / "x.jsonl"
+    path.write_text(json.dumps({"input_ids": [5, 6] * 50, "seq_lengths": [2] * 50}))
+    assert prepared(path, None) == [([5, 6], [5, 6])] * 50
+    assert len(seen) < 10
 
 
 @pytest.mark.parametrize("column", ["input_ids", "labels"])

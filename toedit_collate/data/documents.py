@@ -222,10 +222,10 @@ def examples(
         labels = labels_of(data, own, documents, prep)
         start = documents.start
         windows = documents.cut(prep.window)
-        ends = np.cumsum(windows.lengths)
-        of = np.searchsorted(start, windows.start, side="right") - 1
-        for number, end in enumerate(ends):
-            begin, row = windows.start[number], windows.row[number]
+        begins = windows.start
+        of = np.searchsorted(start, begins, side="right") - 1
+        for number, (begin, row) in enumerate(zip(begins, windows.row, strict=True)):
+            end = begin + windows.lengths[number]
             at = int(begin - start[of[number]])
             yield Example(
                 number=next(count),
