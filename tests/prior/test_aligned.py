@@ -498,22 +498,41 @@ def test_another_tokenizer_is_another_identity_in_a_cache(tmp_path):
         meant.set_tokenizer(make("coarse"))
 
 
-def test_a_cache_then_needs_no_prior(tmp_path):
+@pytest.mark.parametrize(
+    "policy",
+    [
+        EditPolicy(threshold=0.2, temperature=2.0),
+        EditPolicy(region="all", top_k=8, target="labels"),
+        EditPolicy(threshold=0.2, top_k=8, drop_below=0.001),
+        EditPolicy.distill(num_draws=4),
+    ],
+    ids=str,
+)
+def test_a_cache_then_needs_no_prior(tmp_path, policy):
+    """The edits and the counts of a run without a cache: tokens that can't be scored are not."""
     _, aligned, _ = pair("coarse", "digits")
-    policy = EditPolicy(threshold=0.2, temperature=2.0)
-    rows = [ids_of("coarse", text) for text in (MIXED, likely("digits"), TEXTS["words"])]
+    rows = [
+        torch.tensor([ids_of("coarse", text)]) for text in (MIXED, likely("digits"), TEXTS["words"])
+    ]
+
+    def edited(prior, cache=None):
+        return [edit_tokens(prior, r, labels=r, policy=policy, cache=cache) for r in rows]
+
+    expected = edited(aligned)
     with DecisionCache(tmp_path / "cache") as cache:
-        expected = [
-            edit_tokens(aligned, torch.tensor([row]), policy=policy, cache=cache) for row in rows
-        ]
+        filled = edited(aligned, cache)
     with DecisionCache(tmp_path / "cache") as cache:
         stand_in = cache.prior(policy)
         stand_in.set_tokenizer(make("coarse"))
-        for row, one in zip(rows, expected, strict=True):
-            found = edit_tokens(stand_in, torch.tensor([row]), policy=policy, cache=cache)
-            assert torch.equal(found.input_ids, one.input_ids)
-            assert torch.equal(found.selected, one.selected)
+        alone = edited(stand_in, cache)
+    fields = ["input_ids", "labels", "scored", "selected", "changed", "dropped"]
+    for found in (filled, alone):
+        for one, plain in zip(found, expected, strict=True):
+            for field in fields:
+                assert torch.equal(getattr(one, field), getattr(plain, field)), field
+            assert policy.num_draws == 1 or torch.equal(one.draws, plain.draws)
     assert any(one.changed.any() for one in expected)
+    assert not all(one.scored[:, 1:].all() for one in expected)
 
 
 def test_a_journal_replays_it(tmp_path):

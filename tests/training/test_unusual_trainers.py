@@ -8,6 +8,7 @@ import torch
 from conftest import make_llama
 from peft import get_peft_model
 from torch.utils.data import DataLoader
+from torch.utils.data import IterableDataset as TorchIterableDataset
 from trainees import (
     AGGRESSIVE,
     Recorder,
@@ -125,6 +126,54 @@ def test_loaders_without_a_collate_fn(tmp_path, tokenizer, kind, way):
     trained = by_first_token(recorder.rows(training=True))
     assert all(trained[text[0]] != text for text in TEXTS)
     assert recorder.rows(training=False) == TEXTS[:2]
+
+
+class Stream(TorchIterableDataset):
+    def __init__(self, items):
+        self.items = items
+
+    def __iter__(self):
+        return iter(self.items)
+
+
+ROWS = [{"input_ids": text} for text in TEXTS]
+LOADERS = {
+    "batches": lambda collate: DataLoader(made(collate), batch_size=None),
+    "stream of batches": lambda collate: DataLoader(Stream(made(collate)), batch_size=None),
+    "lists of rows": lambda collate: DataLoader(
+        [ROWS[i : i + 2] for i in range(0, 8, 2)], batch_size=None, collate_fn=collate
+    ),
+    "stream": lambda collate: DataLoader(Stream(ROWS), batch_size=2, collate_fn=collate),
+    "sampler": lambda collate: DataLoader(
+        ROWS, batch_size=2, sampler=range(7, -1, -1), collate_fn=collate
+    ),
+    "batch sampler": lambda collate: DataLoader(
+        ROWS, batch_sampler=[[0, 7], [3, 1], [5, 2], [4, 6]], collate_fn=collate
+    ),
+    "workers": lambda collate: DataLoader(ROWS, batch_size=2, num_workers=1, collate_fn=collate),
+}  # fmt: skip
+
+
+def made(collate):
+    return [collate(ROWS[i : i + 2]) for i in range(0, 8, 2)]
+
+
+@pytest.mark.parametrize("way", ["attach", "callback"])
+@pytest.mark.parametrize("name", LOADERS)
+def test_loaders_of_all_kinds(tmp_path, tokenizer, name, way):
+    """With a collator of their own, of which the Trainer knows nothing."""
+
+    class Own(Trainer):
+        def get_train_dataloader(self):
+            return LOADERS[name](DataCollatorForLanguageModeling(tokenizer, mlm=False))
+
+    trainer, collator = make_trainer(
+        tmp_path, tokenizer, way=way, trainer_class=Own, train=dataset(TEXTS), max_steps=4
+    )
+    recorder = Recorder(trainer.model)
+    trainer.train()
+    assert collator.stats["batches"] == 4
+    assert all(row not in TEXTS for row in recorder.rows(training=True))
 
 
 @pytest.mark.parametrize("kind", [WrappedTwice, Batches, Generated])
