@@ -181,7 +181,7 @@ def test_a_prompt_that_is_no_prefix_of_the_conversation(tmp_path):
     path, template = tmp_path / "a.jsonl", tmp_path / "thinks.jinja"
     path.write_text(json.dumps({"prompt": USER, "completion": ANSWER}))
     template.write_text(
-        TEMPLATE.replace("assistant\\n' }}{% endif", "assistant\\n<think>' }}{% endif")
+        TEMPLATE.replace("assistant\n' }}{% endif", "assistant\n<think>' }}{% endif")
     )
     options = {"chat_template_path": str(template)}
     assert "<think>" in template.read_text()

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..data.demo_model import demo_model
 from ..data.demo_text import DEMO_MODELS
+from ..data.reading import may_be_on_hub
 from ..errors import UnusableError, first_line
 from ..prior.prior import Prior
 from ..stores.cache import DecisionCache
@@ -40,8 +41,9 @@ def open_prior(
         UnusableError: it can't be loaded or aligned.
     """
     label = label or f"--prior {name}:"
+    folder = folder_of(name, label)
     try:
-        prior = Prior.from_pretrained(_folder_of(name), **options)
+        prior = Prior.from_pretrained(folder, **options)
     except Exception as error:  # of many types, depending on the files or the device
         raise UnusableError(
             f"{label} can't be loaded ({first_line(error)}); name a folder with a causal language "
@@ -79,7 +81,9 @@ def open_tokenizer(name: str, option: str) -> Any:
     try:
         if name.endswith(".json"):
             return PreTrainedTokenizerFast(tokenizer_file=name)
-        return AutoTokenizer.from_pretrained(_folder_of(name))
+        return AutoTokenizer.from_pretrained(folder_of(name, f"{option} {name}:"))
+    except UnusableError:
+        raise
     except Exception as error:  # of many types
         raise UnusableError(
             f"{option} {name}: can't be loaded ({first_line(error)}); name a folder or a hub id "
@@ -87,9 +91,21 @@ def open_tokenizer(name: str, option: str) -> Any:
         ) from None
 
 
-def _folder_of(name: str) -> str:
-    """The folder of a demo model, which is trained if need be; other names as they are."""
-    return str(demo_model(name)) if name in DEMO_MODELS and not Path(name).exists() else name
+def folder_of(name: str, label: str) -> str:
+    """`name`, or the folder of a demo model, which is trained if need be.
+
+    Raises:
+        UnusableError: it is a file, or looks like a path but does not exist.
+    """
+    if Path(name or "?").is_dir():
+        return name
+    if name in DEMO_MODELS:
+        return str(demo_model(name))
+    if Path(name).exists() or not may_be_on_hub(name):
+        raise UnusableError(
+            f"{label} can't be loaded (there is no such folder); name a folder or a hub id"
+        )
+    return name
 
 
 def check_shared(

@@ -181,6 +181,11 @@ def is_local(name: str) -> bool:
     return first == DEMO or _exists(first) or _looks_local(first)
 
 
+def may_be_on_hub(name: str) -> bool:
+    """Whether a name could be of something on the hub, and does not look like a path."""
+    return bool(_HUB_ID.fullmatch(name)) and not _PATH.match(name)
+
+
 def _exists(name: str) -> bool:
     return bool(name) and (Path(name).exists() or bool(_glob(name)))
 
@@ -239,7 +244,7 @@ class _Source:
         found = [self.name] if self.name and path.exists() else _glob(self.name)
         if not found and _URL.match(self.name):
             raise self.error("addresses are not read; download the file, or name a hub dataset")
-        if not found and (_looks_local(self.name) or not _HUB_ID.fullmatch(self.name)):
+        if not found and (_looks_local(self.name) or not may_be_on_hub(self.name)):
             raise self.error("there is no such file or folder; check the path")
         if not all(Path(one).is_file() for one in found):  # a pipe would wait for a writer
             raise self.error("is neither a file nor a folder; name a regular file")
