@@ -152,6 +152,12 @@ def test_what_is_no_text_is_refused_by_row(folder, way, value):
         run()
 
 
+@pytest.mark.parametrize("text", ["the fox", b"the fox"])
+def test_one_text_is_no_list_of_letters(folder, text):
+    with pytest.raises(TypeError, match=r"list of texts, got one alone; write edit\(\[text\]\)"):
+        TextEditor(folder, STRONG).edit(text)
+
+
 def test_texts_of_numpy_are_texts(folder):
     batch = {"text": np.array(TEXTS[:3])}
     texts = list(ToEditBatches(folder, STRONG)(batch)["text"])

@@ -160,7 +160,18 @@ ADAPTERS = {
 }
 
 
-@pytest.mark.parametrize("name", ADAPTERS)
+# Much like one of the others, to a prior.
+ALIKE = {
+    "rank-stabilised", "some layers", "patterns", "Gaussian", "orthogonal", "dropout", "LoHa", "LoKr",
+    "VB-LoRA", "BOFT", "HRA", "FourierFT", "all biases", "weights of a norm", "all but some", "MLP",
+    "C3A", "MiSS", "RandLoRA", "SHiRA", "encoded prompt",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.slow if name in ALIKE else ()) for name in ADAPTERS],
+)
 def test_adapters_of_peft(tmp_path, tokenizer, name):
     """The prior is the frozen base of the model in training, whatever PEFT puts on it."""
     trained = []

@@ -100,8 +100,11 @@ class TextEditor:
             names: of the texts, for errors; None: their places.
 
         Raises:
+            TypeError: `texts` is one text.
             ValueError: a value is not a text (null, bytes, a number), or the prior can't score it.
         """
+        if isinstance(texts, str | bytes):
+            raise TypeError("texts must be a list of texts, got one alone; write edit([text])")
         if not len(texts):
             return []
         all_ids, added = encode(self.prior.tokenizer, texts, names=names)
