@@ -504,9 +504,8 @@ def test_another_tokenizer_is_another_identity_in_a_cache(tmp_path):
         EditPolicy(threshold=0.2, temperature=2.0),
         EditPolicy(region="all", top_k=8, target="labels"),
         EditPolicy(threshold=0.2, top_k=8, drop_below=0.001),
-        EditPolicy.distill(num_draws=4),
     ],
-    ids=str,
+    ids=["sharp", "labels", "dropping"],
 )
 def test_a_cache_then_needs_no_prior(tmp_path, policy):
     """The edits and the counts of a run without a cache: tokens that can't be scored are not."""
@@ -530,7 +529,6 @@ def test_a_cache_then_needs_no_prior(tmp_path, policy):
         for one, plain in zip(found, expected, strict=True):
             for field in fields:
                 assert torch.equal(getattr(one, field), getattr(plain, field)), field
-            assert policy.num_draws == 1 or torch.equal(one.draws, plain.draws)
     assert any(one.changed.any() for one in expected)
     assert not all(one.scored[:, 1:].all() for one in expected)
 
