@@ -163,8 +163,8 @@ ADAPTERS = {
 # Much like one of the others, to a prior.
 ALIKE = {
     "rank-stabilised", "some layers", "patterns", "Gaussian", "orthogonal", "dropout", "LoHa",
-    "LoKr", "VB-LoRA", "BOFT", "HRA", "FourierFT", "all biases", "weights of a norm", "all but some",
-    "MLP", "C3A", "MiSS", "RandLoRA", "SHiRA", "encoded prompt",
+    "LoKr", "VB-LoRA", "BOFT", "HRA", "FourierFT", "all biases", "weights of a norm",
+    "all but some", "MLP", "C3A", "MiSS", "RandLoRA", "SHiRA", "encoded prompt",
 }  # fmt: skip
 
 
