@@ -37,12 +37,8 @@ def write_segment(
 ) -> None:  # fmt: skip
     """Write a segment: the whole file, or nothing.
 
-    Args:
-        path: of the new file.
-        kind: of segment, and the version of its layout; `read_segment` must get the same.
-        arrays: by name.
-        facts: about them; JSON.
-        deflated: names of the integer arrays to compress.
+    `kind` names the layout and its version; `facts` is JSON about the arrays; the integer arrays in
+    `deflated` are compressed.
     """
     tensors, dtypes = {}, {}
     for name, array in arrays.items():

@@ -22,12 +22,8 @@ _INHERITED: list[FileLock] = []
 class WriterLock:
     """A lock of the one process that may write. It ends with that process, even if it is killed.
 
-    Args:
-        path: of the lock's file, which is empty and is not deleted.
-        what: is locked, for the message.
-
-    Raises:
-        BlockingIOError: another process holds the lock.
+    Its file is empty and is not deleted. If another process holds the lock, a BlockingIOError names
+    `what` is locked.
     """
 
     def __init__(self, path: Path, what: str) -> None:

@@ -141,16 +141,10 @@ class BatchEditor:
     def fit(
         self, model: Any, args: Any, processing_class: Any, collators: Iterable[Any] = ()
     ) -> None:
-        """Check that the prior fits what a `Trainer` trains, and use its mixed precision.
+        """Check that the prior fits the model of a `Trainer`, and use its mixed precision.
 
-        Args:
-            model: the trainee.
-            args: the `TrainingArguments`.
-            processing_class: the tokenizer or processor of the `Trainer`, or None.
-            collators: searched for the trainee's tokenizer if the `Trainer` has none.
-
-        Raises:
-            ValueError: the trainee or its tokenizer does not fit the prior.
+        `collators` are searched for the trainee's tokenizer if the `Trainer` has none. Raises a
+        ValueError if the trainee or its tokenizer does not fit the prior.
         """
         mixed_precision = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
         self.prior.prepare_for(model, mixed_precision)

@@ -27,10 +27,8 @@ def held_out_perplexity(
 
     Source: arXiv:2412.14689, Appendix C.2.
 
-    Args:
-        prior: the model.
-        batches: collated; first tokens and tokens with the label -100 do not count.
-        over_ranks: each rank has other batches; a collective.
+    First tokens and tokens with the label -100 do not count. With `over_ranks`, each rank has other
+    batches, and all ranks must call this.
     """
     nll, count = 0.0, 0.0
     for batch in batches:

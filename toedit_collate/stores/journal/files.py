@@ -103,15 +103,9 @@ def _missing_segment(files: list[SegmentFile]) -> str:
 
 
 class JournalWriter:
-    """Writes the segments of one rank. A second writer of that rank is refused.
+    """Writes the segments of one rank into a folder, which it makes if it does not exist.
 
-    Args:
-        folder: of the journal; it is made if it does not exist.
-        rank: of this process.
-
-    Raises:
-        BlockingIOError: another process writes the same rank.
-        OSError: the folder can't be written to.
+    A second writer of the same rank gets a BlockingIOError.
     """
 
     def __init__(self, folder: Path, rank: int) -> None:
@@ -130,13 +124,10 @@ class JournalWriter:
                     path.unlink()
 
     def write(self, frame: Frame) -> tuple[str, list[str]]:
-        """Write a frame and flush it to the disk.
+        """Write a frame and flush it to the disk; after an OSError, nothing has changed.
 
         Returns:
             The name of its file, and the names of the files that were joined into it.
-
-        Raises:
-            OSError: it can't be written; nothing has changed.
         """
         generation = frame.info["generation"]
         if frame.info != self._info:
