@@ -87,6 +87,7 @@ def test_a_cache_and_a_journal_keep_contexts_apart(case, policy, tmp_path):
         cached = edit_tokens(prior, ids, labels=some, policy=special, cache=cache)
     again = edit_tokens(prior, ids, labels=longer, policy=special)
     assert torch.equal(cached.input_ids, again.input_ids)
+    assert torch.equal(cached.scored, again.scored)
 
     journal = Journal(tmp_path / "journal")
     source = TokenBatch.of(ids, None, None, labels)
