@@ -1,7 +1,7 @@
 """A step for datatrove: reader -> ToEdit -> writer, on one machine or on Slurm.
 
-A task that was killed starts again and overwrites its file. An edit depends only on the seed and
-the text, so the number of tasks does not matter.
+datatrove starts a killed task again from its beginning, and the task overwrites its file. With the
+same prior and policy, an edit depends only on the text, so the number of tasks does not change it.
 """
 
 from __future__ import annotations

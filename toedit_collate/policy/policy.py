@@ -84,92 +84,97 @@ class EditPolicy:
 
     threshold: float = described(
         0.99,
-        "the probability that bounds the region, strictly between 0 and 1",
-        source="section 4.1; 0.999 and 0.1, 0.01, 0.001 in Table 7",
+        "a probability, strictly between 0 and 1; `region` says which side of it is resampled",
+        source="section 4.1; Table 7 has 0.999, and 0.1, 0.01, 0.001 for P <= threshold",
     )
     region: Region = described(
         "above",
-        'resample P >= threshold; "below": P <= threshold; "all": every scored token, whatever '
-        'the threshold; "none": nothing, so that only `drop_below` and `drop_above` act',
-        source='Eq. 2; reversed in Table 7; "all" is Algorithm 1 at p = 0',
+        'the tokens that are resampled. "above": P >= threshold; "below": P <= threshold; "all": '
+        'every scored token; "none": no token, only `drop_below` and `drop_above` act',
+        source='Eq. 2; "below" in Table 7; "all" is Algorithm 1 with p = 0',
     )
     sampler: Sampler = described(
         "top_k",
-        'candidates of a draw, which is renormalised over them: "top_k" most probable tokens; '
-        '"top_p", the fewest that hold that mass; "full", the whole vocabulary ("rejection" is '
-        "another name for it)",
+        'the candidates of a draw; their probabilities are rescaled to sum to 1. "top_k": the '
+        '`top_k` most probable tokens; "top_p": the fewest tokens whose probabilities sum to at '
+        'least `top_p`; "full" or "rejection": the whole vocabulary',
         source="section 4.4, Table 5",
     )
     num_draws: int = described(
         1,
-        "independent draws for each label; several make a soft label, in which each id has the "
-        'share of the draws that it got. More than 1 needs `target="labels"` and `sampler="full"`',
+        "number of independent draws for each label. Several draws make a soft label: the weight "
+        'of a token is its share of the draws. More than 1 requires `target="labels"` and '
+        '`sampler="full"`',
         source="Anshumann et al. 2025, arXiv:2503.16870",
     )
     top_k: int = described(
         8,
-        'number of candidates of the sampler "top_k"; of equal probabilities the lower id wins',
+        'number of candidates of the sampler "top_k"; a tie goes to the lower token id',
         source="section 4.1; 64 in Table 6",
     )
     top_p: float = described(
         0.99,
-        'mass of the sampler "top_p", in (0, 1]. At temperature 1 and P >= top_p, the only '
-        "candidate is the token itself, so nothing changes, and a warning says so",
+        'probability that the candidates of the sampler "top_p" must reach, in (0, 1]. If a token '
+        "has P >= top_p at temperature 1, it is its own only candidate and never changes; a "
+        "warning says so",
         source="Table 5",
     )
     temperature: float = described(
         1.0,
-        "of candidates and draws, which follow softmax(logits / temperature); selection is always "
-        "at temperature 1",
-        source="the paper names none; 1.5 in the script",
+        "candidates and draws follow softmax(logits / temperature). P is always at temperature 1",
+        source="the paper names none; 1.5 in the authors' script",
     )
     scope: Scope = described(
-        "loss", 'edit tokens that have a label other than -100; "all": every token, prompts, too'
+        "loss",
+        'the tokens that may be edited. "loss": those with a label other than -100; "all": prompts '
+        "and other tokens without a label as well",
     )
     context: Context = described(
         "document",
-        'what the prior reads before a token: "document", all of its document; "text", what '
-        'follows the last end-of-text token; "answer", what follows the last token without a '
-        "label, so that an answer is scored without its prompt. A text or an answer that is cut "
-        "out so begins with a BOS where the prior's tokenizer adds one, and its first token stays",
+        'where the prior begins to read. "document": at the beginning of the document; "text": '
+        'after the end-of-text token before it, if a document contains several texts; "answer": '
+        "after the prompt, so that the prior does not see the prompt. The prior (not the trainee) "
+        "gets a BOS token there if its tokenizer adds one. The first token after it is not edited",
         source="the authors' scripts score each text, and each SFT answer, by itself",
     )
     target: Target = described(
         "both",
-        'inputs and labels carry the new tokens; "inputs": labels stay the source, so that only '
-        'the context is edited; "labels": inputs stay the source, so that the prior\'s draws are '
-        "learned after the source's context",
+        'where the new tokens go. "both": inputs and labels; "inputs": only inputs, and the model '
+        'learns the original text after an edited context; "labels": only labels, and the model '
+        "learns the prior's draws after the original context",
     )
     drop_below: float | None = described(
-        None, "remove tokens with P below this", source="0.001 in the script"
+        None,
+        "remove tokens with P below this value; the row becomes shorter",
+        source="0.001 in the authors' script",
     )
     drop_above: float | None = described(
         None,
-        "remove tokens with P of at least this; a removed token is not resampled",
-        source="0.99 and 0.999 in the runs behind Table 7",
+        "remove tokens with P of at least this value; removal comes before resampling",
+        source="0.99 and 0.999 in the authors' runs for Table 7",
     )
     exclude_original: bool = described(
         False,
-        "draw among the *other* candidates, so that every selected token changes; where the "
-        "sampler leaves no other, the most probable other token is taken",
+        "draw among the *other* candidates, so that every selected token changes. If there is no "
+        "other candidate, take the most probable other token of the vocabulary",
     )
     protect_special: bool = described(
         True,
-        "never edit, drop or draw special tokens and the chat template's markers; draws are "
-        "renormalised over the candidates that remain",
+        "never edit, remove or draw special tokens and the tokens of the chat template; the "
+        "probabilities of the other candidates are rescaled to sum to 1",
     )
     protected_token_ids: tuple[int, ...] = described(
-        (), "more ids that are never edited or dropped"
+        (), "token ids that are never edited or removed (but may be drawn)"
     )
     protect: str | Protect | None = described(
         None,
-        "tokens that are never edited or dropped: rules combined by commas, of `numbers`, `code`, "
-        "`urls`, `latex`, `names` and `regex:...`; or a function `(input_ids, tokenizer)` that "
-        "returns a (B, T) bool mask",
+        "tokens that are never edited or removed: a list, with commas, of the rules `numbers`, "
+        "`code`, `urls`, `latex`, `names` and `regex:...`; or a function `(input_ids, tokenizer)` "
+        "that returns a (B, T) bool mask, True where a token is protected",
     )
-    seed: int = described(0, "of the draws, in [0, 2**64)")
+    seed: int = described(0, "the seed of the draws, in [0, 2**64)")
     redraw: Redraw = described(
-        "epoch", 'draw afresh in every epoch; "never": make the same edit every time'
+        "epoch", '"epoch": make new draws in every epoch; "never": make the same edit every time'
     )
 
     def __post_init__(self) -> None:

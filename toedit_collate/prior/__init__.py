@@ -5,11 +5,14 @@ trainee's tokenizer) and `aligned` (`AlignedPrior`: a model with another tokeniz
 
 Words:
     prior: the frozen model that scores tokens and draws others in their place.
-    trainee: the model in training; a *shared* prior is the trainee's own frozen base.
-    trunk: a model without its vocabulary projection, the *head*.
-    pass: one call of the trunk, on some of a batch's documents, padded or packed.
-    predictions: what a pass says about some tokens: log P, draws, candidates.
-    fingerprint: a hash that differs between priors whose scores differ.
-    swap: take over the weights of a checkpoint in place, between two generations.
-    idle pass: a pass of one row, made only because other ranks need all ranks to take part.
+    trainee: the model in training.
+    shared prior: the frozen base of the trainee, below its LoRA adapter.
+    head: the vocabulary projection of a model (lm_head).
+    trunk: a model without its head.
+    pass: one forward pass of the trunk over some documents of a batch.
+    predictions: the results of a pass and the head: log P of tokens, draws, candidates.
+    fingerprint: a hash of weights and configuration; priors with other scores have another one.
+    generation: an edit by a prior that was trained on the previous edit.
+    swap: load the weights of a checkpoint into the prior, before the next generation.
+    idle pass: a pass of one row whose result is ignored, because all ranks must take part.
 """

@@ -54,9 +54,10 @@ class Journal(WriteBehind):
         >>> folder = tempfile.TemporaryDirectory()
         >>> journal = Journal(folder.name)
         >>> journal.start_generation(1, "a prior", {})
-        >>> changes = np.array([[2, 7, 9]])  # position, old and new token
-        >>> keys, length, count = keys_of([5, 6, 7], [3]), np.array([3]), np.array([1])
-        >>> journal.record(keys, length, count, changes, step=0, scored=2, selected=1)
+        >>> keys = keys_of([5, 6, 7], [3])  # one document of three tokens
+        >>> changes = np.array([[2, 7, 9]])  # position in the document, old and new token
+        >>> lengths, counts = np.array([3]), np.array([1])  # tokens and changes by document
+        >>> journal.record(keys, lengths, counts, changes, step=0, scored=2, selected=1)
         >>> journal.replay([5, 6, 7], generation=1)
         [5, 6, 9]
         >>> folder.cleanup()
