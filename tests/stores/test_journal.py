@@ -155,6 +155,37 @@ class TestFrames:
         with pytest.raises(DamagedFileError, match="not a whole safetensors file"):
             read_frame(path)
 
+    @pytest.mark.parametrize(
+        ("wrong", "message"),
+        [
+            ({"counts": [2]}, "do not fit each other"),
+            ({"documents": [3]}, "do not fit each other"),
+            ({"documents": [2**40 + 1]}, "do not fit each other"),
+            ({"step": [2**63]}, "do not fit each other"),
+            ({"step": [1, 2]}, "do not fit each other"),
+            ({"old": [1, 2]}, "do not fit each other"),
+            ({"keys": [[1]]}, "another type or shape"),
+            ({"keys": [1.5]}, "another type or shape"),
+            ({"another": [1]}, "other arrays"),
+            ({"keys": None}, "other arrays"),
+        ],
+    )
+    def test_whole_segments_of_another_content_are_refused(self, tmp_path, wrong, message):
+        frame = small_frame(1)
+        position, old, new = frame.changes.T
+        arrays = {"keys": frame.keys, "counts": frame.counts, **frame.steps}
+        arrays |= {"position": position, "old": old, "new": new + 1}
+        arrays = {name: values.astype(np.uint64) for name, values in arrays.items()}
+        arrays |= {name: np.array(values) for name, values in wrong.items() if values}
+        arrays |= {n: a.astype(np.uint64) for n, a in arrays.items() if a.dtype == np.int64}
+        for name in [name for name, values in wrong.items() if values is None]:
+            del arrays[name]
+        path = tmp_path / "a.safetensors"
+        deflated = set(arrays) - {"keys"}
+        segments.write_segment(path, frames.KIND, arrays, {"info": frame.info}, deflated)
+        with pytest.raises(DamagedFileError, match=message):
+            read_frame(path)
+
 
 class TestWriter:
     def test_joins_small_segments_to_few(self, tmp_path):

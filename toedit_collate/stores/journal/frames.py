@@ -26,6 +26,7 @@ from ..segments import DamagedFileError, read_segment, write_segment
 KIND = "toedit journal, 2"
 STEP_COLUMNS = ("step", "documents", "tokens", "scored", "selected", "changed")
 _DEFLATED = ("counts", "position", "old", "new", *STEP_COLUMNS)
+_INFO = {"generation", "run", "attempt", "resumed_at"}
 
 
 @dataclass(frozen=True)
@@ -95,12 +96,37 @@ def read_frame(path: Path) -> Frame:
     """Read a segment; a DamagedFileError if it does not hold what was written."""
     try:
         facts, tensors = read_segment(path, KIND, mapped=False)
+        arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
+        info = facts.get("info")
+        if not isinstance(info, dict) or not info.keys() >= _INFO:
+            raise DamagedFileError("its facts do not say which run wrote it")
+        return _as_frame(info, arrays)
     except DamagedFileError as error:
         raise DamagedFileError(
             f"journal file {path} is damaged: {error}; restore it from a copy, or delete the "
             "journal and start again, since these edits are lost"
         ) from error
-    arrays = {name: tensors[name].numpy().astype(np.int64) for name in _DEFLATED}
-    changes = np.stack([arrays["position"], arrays["old"], arrays["new"] - 1], axis=1)
-    steps = {name: arrays[name] for name in STEP_COLUMNS}
-    return Frame(facts["info"], tensors["keys"].numpy(), arrays["counts"], changes, steps)
+
+
+def _as_frame(info: dict[str, Any], arrays: dict[str, Array]) -> Frame:
+    if arrays.keys() != {"keys", *_DEFLATED}:
+        raise DamagedFileError("it has other arrays than a segment of a journal")
+    keys = arrays.pop("keys")
+    is_unsigned = all(array.dtype.kind == "u" for array in arrays.values())
+    if keys.dtype != np.uint64 or keys.ndim != 1 or not is_unsigned:
+        raise DamagedFileError("its arrays have another type or shape")
+    numbers = {name: array.astype(np.int64) for name, array in arrays.items()}
+    counts, documents, num_changes = numbers["counts"], numbers["documents"], len(numbers["new"])
+    # The bounds keep the sums from wrapping around.
+    fits = (
+        all(column.min(initial=0) >= 0 for column in numbers.values())
+        and max(counts.max(initial=0), documents.max(initial=0)) <= len(keys) + num_changes
+        and len(keys) == len(counts) == documents.sum()
+        and num_changes == len(numbers["position"]) == len(numbers["old"]) == counts.sum()
+        and len({len(numbers[name]) for name in STEP_COLUMNS}) == 1
+    )
+    if not fits:
+        raise DamagedFileError("its arrays do not fit each other")
+    numbers["new"] -= 1
+    changes = np.stack([numbers[name] for name in ("position", "old", "new")], axis=1)
+    return Frame(info, np.array(keys), counts, changes, {n: numbers[n] for n in STEP_COLUMNS})
