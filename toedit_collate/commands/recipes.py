@@ -74,18 +74,18 @@ def copy_recipe(name: str, folder: Path) -> None:
     Raises:
         UnusableError: there is no such recipe or config, or another file is in the way.
     """
-    home, stem = recipes_folder(), name.removesuffix(".py").removesuffix(".yaml")
+    root, stem = recipes_folder(), name.removesuffix(".py").removesuffix(".yaml")
     chosen = [config for config in configs() if stem in (config.stem, script_of(config))]
     if stem in FOLDERS:
-        wanted = _sources(home / stem)
+        wanted = _sources(root / stem)
         start = f"Each script has a --help: {folder / stem}/*.py"
     elif chosen:
         headers = "".join(config.read_text("utf-8") for config in chosen)
         launchers = re.findall(r"recipes/(configs/accelerate/\w+\.yaml)", headers)
-        wanted = [home / f"{script_of(one)}.py" for one in chosen] + [home / x for x in launchers]
+        wanted = [root / f"{script_of(one)}.py" for one in chosen] + [root / x for x in launchers]
         # A user can start the tiny one at once, without a GPU or a download.
         first = next((config for config in chosen if config.stem.endswith("_tiny")), chosen[0])
-        copy = folder / first.relative_to(home)
+        copy = folder / first.relative_to(root)
         start = f"Start it: python {folder / script_of(first)}.py --config {copy}\n"
         start += f"What it takes: toedit plan --config {copy}"
     else:
@@ -94,8 +94,8 @@ def copy_recipe(name: str, folder: Path) -> None:
             f"no recipe or config {name!r}; {did_you_mean(stem, names)} `toedit recipes list` has "
             "all names"
         )
-    wanted += [*chosen, *_sources(home / "common")]
-    _copy({path: folder / path.relative_to(home) for path in sorted(set(wanted))})
+    wanted += [*chosen, *_sources(root / "common")]
+    _copy({path: folder / path.relative_to(root) for path in sorted(set(wanted))})
     print(f"\n{start}")
 
 
