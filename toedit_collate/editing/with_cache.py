@@ -93,8 +93,8 @@ def check_can_be_cached(policy: EditPolicy) -> None:
     elif policy.region == "all" and policy.sampler == "full":
         raise ValueError(
             "a decision cache keeps the candidates of each selected token, and with region='all' "
-            "and sampler='full' that is the whole vocabulary for every token; use sampler='top_k', "
-            "EditPolicy.distill(redraw='never'), whose draws are kept, or no cache"
+            "and sampler='full' that is the whole vocabulary for every token; use "
+            "EditPolicy.distill(redraw='never'), whose draws are kept, sampler='top_k', or no cache"
         )
 
 
