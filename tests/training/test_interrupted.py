@@ -102,6 +102,7 @@ class KillsItsWorker(torch.utils.data.Dataset):
         return {"input_ids": TEXTS[index]}
 
 
+@pytest.mark.slow  # PyTorch's signal handler may raise in any code, also in pytest's own
 def test_a_killed_worker(tmp_path, tokenizer):
     """The run ends with PyTorch's error; collator and journal are good for the next."""
     prior, folder = make_prior(tokenizer), tmp_path / "journal"
