@@ -77,6 +77,7 @@ def row_of_run(capsys, number, run):
 
 @pytest.mark.slow
 def test_table_2_biomedicine(files, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed")
     texts = texts_in(files)
     entry = {"QA_list": [{"Q": "what", "A": "a fox"}], "inherit_from_prev": False}
     medicine = make(files, tmp_path, "medicine", [[{"context": t, **entry}] for t in texts])
@@ -115,6 +116,7 @@ def pile_sets():
 
 @pytest.mark.slow
 def test_table_3(files, tmp_path, capsys):
+    pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed")
     dolma = make(files, tmp_path, "dolma", [{"text": text} for text in texts_in(files)])
     names = ["arc_challenge", "arc_easy", "boolq", "hellaswag", "openbookqa", "piqa"]
     tasks = choices(tmp_path, *names, "social_iqa", "winogrande")
@@ -130,6 +132,7 @@ def test_table_3(files, tmp_path, capsys):
 
 @pytest.mark.slow
 def test_table_4_code(files, tmp_path, capsys):
+    pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed")
     rows = [
         {"problem": f"write {t[:20]}", "solution": t, "lang": "python"} for t in texts_in(files)
     ]

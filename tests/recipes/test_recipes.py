@@ -163,7 +163,11 @@ def _local(path: pathlib.Path, files) -> dict:
         rows = files.messages
     elif content.get("dataset_format") or content.get("dataset_config") == "chat":
         rows = files.chat
-    local |= {"dataset_name": rows, "held_out": {"docs": rows}, "dataset_config": None}
+    local |= {"held_out": {"docs": rows}, "dataset_config": None}
+    if "datasets" in content:
+        local["datasets"] = [{**source, "name": rows} for source in content["datasets"]]
+    else:
+        local["dataset_name"] = rows
     if content.get("synthetic_dataset_name"):
         local |= {"synthetic_dataset_name": files.docs, "synthetic_dataset_config": None}
     if "eos_token" in content:
@@ -179,13 +183,11 @@ def _local(path: pathlib.Path, files) -> dict:
     on_cpu = {
         key: yaml.safe_load(str(value)) for key, value in ON_CPU.items() if key != "save_strategy"
     }
-    return {
-        **local,
-        **on_cpu,
-        "save_strategy": "no",
-        "max_length": 64,
-        "gradient_accumulation_steps": 1,
-    }
+    if "global_batch_size" in content:
+        local |= {"per_device_train_batch_size": 2, "global_batch_size": 4}
+    else:
+        local["gradient_accumulation_steps"] = 1
+    return {**local, **on_cpu, "save_strategy": "no", "max_length": 64}
 
 
 class TestRuns:
