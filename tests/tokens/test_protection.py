@@ -80,7 +80,7 @@ class TestUserProtection:
         [
             (
                 lambda ids, _: ids[:, :3] > 0,
-                r"shape of input_ids, \(2, 9\), got torch.bool \(2, 3\)",
+                r"shaped like input_ids, \(2, 9\), got torch.bool \(2, 3\)",
             ),
             (lambda ids, _: ids, r"protect must return a bool tensor.*torch.int64"),
             (lambda ids, _: None, r"protect must return a bool tensor.*None"),
