@@ -70,9 +70,8 @@ def adapter_base(model: str) -> str | None:
     return json.loads(path.read_text())["base_model_name_or_path"] if path.is_file() else None
 
 
-def texts_of(name: str, local: Path | None) -> Iterator[str]:
-    """The documents of a held-out set of `held_out.yaml`."""
-    entry = yaml.safe_load(HELD_OUT.read_text(encoding="utf-8"))[name]
+def texts_of(name: str, entry: dict[str, Any], local: Path | None) -> Iterator[str]:
+    """The documents of a held-out set, an entry of `held_out.yaml`."""
     source, subset = entry["source"], entry.get("subset")
     if local is not None:
         source = str(local / ("pile.jsonl" if subset else f"{name}.jsonl"))
@@ -81,15 +80,17 @@ def texts_of(name: str, local: Path | None) -> Iterator[str]:
             yield row["text"]
 
 
-def measure_sets(args: argparse.Namespace, names: Iterable[str]) -> Iterator[tuple[str, Any]]:
-    """Perplexities of the model on the named sets."""
-    base = adapter_base(args.model)
+def measure_sets(
+    args: argparse.Namespace, base: str | None, names: Iterable[str]
+) -> Iterator[tuple[str, Any]]:
+    """Perplexities of the model (an adapter, if it has a `base`) on the named sets."""
     adapter = None if base is None else args.model
     model = Prior.from_pretrained(base or args.model, adapter=adapter, device=args.device)
     positions = getattr(model.model.config, "max_position_embeddings", None) or MAX_LENGTH
     length = args.max_length or min(positions, MAX_LENGTH)
+    entries = yaml.safe_load(HELD_OUT.read_text(encoding="utf-8"))
     for name in names:
-        texts = islice(texts_of(name, args.local), args.limit)
+        texts = islice(texts_of(name, entries[name], args.local), args.limit)
         yield name, perplexity(model, texts, max_length=length, batch_size=args.batch_size)
 
 
@@ -97,7 +98,8 @@ def evaluate(args: argparse.Namespace) -> None:
     """Measure what the tables need, and write it after each step."""
     if args.output is None and not Path(args.model).is_dir():
         raise UnusableError(f"{args.model} is no folder here; name one for the results by --output")
-    found = [sets_of(read_tables()[number]) or ([], []) for number in args.table]
+    tables, base = read_tables(), adapter_base(args.model)
+    found = [sets_of(tables[number]) or ([], []) for number in args.table]
     tasks = list(dict.fromkeys(task for own, _ in found for task in own))
     sets = list(dict.fromkeys(name for _, own in found for name in own))
     run_args = RunArguments(eval_tasks=tasks, eval_tasks_path=args.include_path if tasks else None)
@@ -108,7 +110,7 @@ def evaluate(args: argparse.Namespace) -> None:
     report = json.loads(path.read_text()) if path.is_file() else {"model": args.model}
     for part in ("tasks", "held_out", "by_document", "counts"):
         report.setdefault(part, {})
-    for name, values in measure_sets(args, sets) if sets else ():
+    for name, values in measure_sets(args, base, sets) if sets else ():
         report["held_out"][name] = values["per_token"]
         report["by_document"][name] = {
             "perplexity": values["per_document"], "stderr": values["stderr"]
@@ -122,7 +124,6 @@ def evaluate(args: argparse.Namespace) -> None:
             "tasks": tasks, "include_path": args.include_path, "limit": args.limit,
             "batch_size": args.batch_size, "seed": 0,
         }  # fmt: skip
-        base = adapter_base(args.model)
         report["tasks"] |= evaluate_saved(args.model, settings, device=args.device, base=base)
         write_json(path, report)
     print(f"written to {path}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -51,7 +51,8 @@ def perplexity(
     by_document: dict[int, list[float]] = {}  # document -> sum and number
     for first in range(0, len(windows), batch_size):
         batch = windows[first : first + batch_size]
-        for (number, start, _), nll in zip(batch, _losses(model, batch), strict=True):
+        found = token_losses(model, [ids for *_, ids in batch])
+        for (number, start, _), nll in zip(batch, found, strict=True):
             loss, tokens = loss + float(nll.sum()), tokens + len(nll)
             early = nll[: max(FIRST - start - 1, 0)]
             entry = by_document.setdefault(number, [0.0, 0])
@@ -69,17 +70,19 @@ def perplexity(
     }
 
 
-def _losses(model: BasePrior, batch: list[tuple[int, int, list[int]]]) -> list[torch.Tensor]:
-    """Loss of each token of each window but its first; float64."""
-    length = len(batch[-1][2])
-    ids = torch.zeros(len(batch), length, dtype=torch.long)
+def token_losses(model: BasePrior, rows: Sequence[list[int]]) -> list[torch.Tensor]:
+    """Loss of each token of each row of ids but its first, float64; NaN: the model can't score it.
+
+    All rows are scored at once.
+    """
+    ids = torch.zeros(len(rows), max(2, *map(len, rows)), dtype=torch.long)
     mask = torch.zeros_like(ids)
-    for place, (*_, window) in enumerate(batch):
-        ids[place, : len(window)] = torch.tensor(window)
-        mask[place, : len(window)] = 1
+    for place, row in enumerate(rows):
+        ids[place, : len(row)] = torch.tensor(row)
+        mask[place, : len(row)] = 1
     found = edit_tokens(
         model, ids, attention_mask=mask, policy=_SCORE_ONLY, return_logprob=True
     ).logprob
     assert found is not None
     nll = -found.double().cpu()
-    return [row[1 : len(window)] for row, (*_, window) in zip(nll, batch, strict=True)]
+    return [losses[1 : len(row)] for losses, row in zip(nll, rows, strict=True)]

@@ -28,7 +28,7 @@ import torch
 from common.figures import new_figure, save_figure
 from common.ngrams import NUM_BUCKETS, bucket_of
 
-from toedit_collate import EditPolicy, edit_tokens
+from paper.perplexity import token_losses
 from toedit_collate.config.console import run_guarded
 from toedit_collate.config.options import Group, add_prior, add_seed, positive, prior_options
 from toedit_collate.config.priors import open_prior
@@ -133,13 +133,7 @@ def perplexity(prior: Any, texts: Iterable[str]) -> Scores:
     limit = min(prior.max_length or 2048, 2048)
     for some in _batches(texts):
         rows = prior.tokenizer(some, truncation=True, max_length=limit)["input_ids"]
-        T = max(2, *map(len, rows))
-        ids = torch.tensor([row + [0] * (T - len(row)) for row in rows])
-        mask = torch.tensor([[1] * len(row) + [0] * (T - len(row)) for row in rows])
-        policy = EditPolicy(region="none")
-        logprob = edit_tokens(prior, ids, attention_mask=mask, policy=policy, return_logprob=True)
-        assert logprob.logprob is not None
-        found += (-logprob.logprob.double().nanmean(-1)).tolist()
+        found += [float(losses.nanmean()) for losses in token_losses(prior, rows)]
     return np.array(found)
 
 
