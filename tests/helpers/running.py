@@ -37,6 +37,12 @@ class Files:
         return str(self.folder / f"{name}.jsonl")
 
 
+def texts_in(files: Files) -> list[str]:
+    """The documents of `files.docs`."""
+    lines = pathlib.Path(files.docs).read_text().splitlines()
+    return [json.loads(line)["text"] for line in lines]
+
+
 def make_files(folder: pathlib.Path) -> Files:
     model, tokenizer = make_llama(), make_tokenizer()
     model.save_pretrained(folder / "model")

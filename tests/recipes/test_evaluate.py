@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import pathlib
 
 import pytest
 import torch
@@ -20,7 +19,7 @@ from conftest import make_llama, make_tokenizer
 from paper.evaluate import HELD_OUT, main, sets_of
 from paper.perplexity import FIRST, perplexity
 from paper.table import read_tables
-from running import make_files
+from running import make_files, texts_in
 
 from toedit_collate import Prior
 
@@ -28,11 +27,6 @@ from toedit_collate import Prior
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     return make_files(tmp_path_factory.mktemp("files"))
-
-
-def texts_in(files) -> list[str]:
-    lines = pathlib.Path(files.docs).read_text().splitlines()
-    return [json.loads(line)["text"] for line in lines]
 
 
 def test_the_longest_option_wins_by_its_mean(tmp_path, files, monkeypatch):

@@ -9,7 +9,16 @@ import json
 
 import pytest
 from paper import evaluate, make_data, rounds, table
-from running import CONFIGS, ON_CPU, make_files, metrics, options, run_recipe, write_choices
+from running import (
+    CONFIGS,
+    ON_CPU,
+    make_files,
+    metrics,
+    options,
+    run_recipe,
+    texts_in,
+    write_choices,
+)
 
 DOMAIN = {"MQP": 2, "PubMedQA": 3, "USMLE": 4, "RCT": 5, "ChemProt": 13}  # task -> options
 WORDS = ["fox", "dog", "the lazy turtle", "river", "old stone bridge", "mill", "sea", "ship"]
@@ -38,11 +47,6 @@ def make(files, folder, name, rows):
     words = ["--folder", str(folder), "--source", str(source), "--tokenizer", files.model]
     assert make_data.main([name, *words]) == 0
     return str(folder / f"{name}.jsonl")
-
-
-def texts_in(files) -> list[str]:
-    with open(files.docs) as lines:
-        return [json.loads(line)["text"] for line in lines]
 
 
 def train(files, recipe, config, out, **more):
