@@ -22,7 +22,9 @@ from .train import measure, train
 from .world import World
 
 
-def make_study(study: Study, data: Path, prior: str, output: Path) -> str:
+def make_study(
+    study: Study, data: Path, prior: str, output: Path, trainee: str | None = None
+) -> str:
     """Make the runs of a study that are not made yet, and write `NAME.json`, `.md` and figures.
 
     Args:
@@ -31,6 +33,7 @@ def make_study(study: Study, data: Path, prior: str, output: Path) -> str:
         prior: folder or hub id of the prior.
         output: folder of runs and results; runs that it has with the same settings are not
             repeated.
+        trainee: folder or hub id of the model that is trained; default: the prior.
 
     Returns:
         The table.
@@ -40,7 +43,7 @@ def make_study(study: Study, data: Path, prior: str, output: Path) -> str:
             `output` were made in another way.
     """
     check_can_draw()
-    world = prepare_world(study.world, data, prior, output)
+    world = prepare_world(study.world, data, prior, output, trainee)
     world.check_output(output)
     if study.generations:
         rows = summarize_generations(run_collapse(study, world, output))
@@ -58,19 +61,21 @@ def make_study(study: Study, data: Path, prior: str, output: Path) -> str:
     return table
 
 
-def prepare_world(settings: WorldSettings, data: Path, prior: str, output: Path) -> World:
+def prepare_world(
+    settings: WorldSettings, data: Path, prior: str, output: Path, trainee: str | None = None
+) -> World:
     """The world of a study, with the models that have to be trained for it first.
 
     They are kept in `output`, and taken from there the next time.
     """
-    source = World(settings, data, prior)
+    source = World(settings, data, prior, trainee=trainee)
     trained = {"trainee": settings.trainee_before, "prior": settings.prior_before}
     prepared = {
         name: _prepare(name, before, source, output)
         for name, before in trained.items()
         if before is not None
     }
-    return World(settings, data, prior, prepared) if prepared else source
+    return World(settings, data, prior, prepared, trainee) if prepared else source
 
 
 def _prepare(name: str, before: Pretraining, source: World, output: Path) -> Path:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from toedit_collate.config.precision import fast_dtype, fast_precision
-from toedit_collate.prior.prior import Prior
+from toedit_collate.prior.base import BasePrior
 from toedit_collate.training.collator import ToEditCollator
 
 from .evaluation import evaluate
@@ -30,7 +30,7 @@ def train(
     settings: RunSettings,
     seed: int,
     *,
-    prior: Prior | None = None,
+    prior: BasePrior | None = None,
     rows: TokenRows | None = None,
     validation: TokenRows | None = None,
 ) -> tuple[nn.Module, dict[str, Any]]:
@@ -60,8 +60,8 @@ def train(
     collator = _collator(world, settings, seed, prior, rows)
     teacher, soft = None, None
     if settings.kl_weight and prior is not None:
-        teacher = prior.model.get_output_embeddings().weight  # type: ignore[operator]
         soft = world.hidden_of(rows)
+        teacher = prior.model.get_output_embeddings().weight  # type: ignore[operator,union-attr]
     every, orders = _orders(world, settings, seed, rows)
     num_steps = sum(len(order) for order in orders)
     optimizer, schedule = _optimizer(model, settings, num_steps)
@@ -138,7 +138,7 @@ def measure(world: World, model: nn.Module, *, groups: Tensor | None = None) -> 
 
 
 def _collator(
-    world: World, settings: RunSettings, seed: int, prior: Prior | None, rows: TokenRows
+    world: World, settings: RunSettings, seed: int, prior: BasePrior | None, rows: TokenRows
 ) -> ToEditCollator | None:
     policy = settings.edit_policy(seed)
     if policy is None or prior is None:

@@ -19,6 +19,7 @@ from toedit_collate.config.precision import fast_dtype, fast_precision
 from toedit_collate.data import Preparation, examples, format_of, open_data
 from toedit_collate.data.files import write_json
 from toedit_collate.errors import UnusableError
+from toedit_collate.prior.base import BasePrior
 from toedit_collate.prior.fingerprint import fingerprint
 from toedit_collate.prior.prior import Prior
 from toedit_collate.stores.cache import DecisionCache
@@ -53,6 +54,8 @@ class World:
         prior: folder or hub id of the prior, as it came.
         prepared: folders of models that were trained beforehand (`prepare_world`), "prior" and
             "trainee".
+        trainee: folder or hub id of the model that is trained, if it is another than the prior;
+            the prior may have another tokenizer.
 
     Attributes:
         cache: of the decisions of all priors and policies, so that each is made once.
@@ -65,27 +68,30 @@ class World:
         data: Path,
         prior: str,
         prepared: dict[str, Path] | None = None,
+        trainee: str | None = None,
     ) -> None:
         self.settings = settings
         self.data = data
         self.prior_name = prior
         self.prepared = prepared or {}
-        self.tokenizer: Any = AutoTokenizer.from_pretrained(prior)
+        self.trainee_name = trainee or prior
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(self.trainee_name)
         self.cache = DecisionCache()
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._files: dict[str, TokenRows] = {}
         self._hidden: dict[str, Tensor] = {}
 
     @cached_property
-    def prior(self) -> Prior:
+    def prior(self) -> BasePrior:
         """The frozen prior."""
         return self.load_prior(str(self.prepared.get("prior", self.prior_name)))
 
-    def load_prior(self, name: str) -> Prior:
-        """A prior of this world."""
+    def load_prior(self, name: str) -> BasePrior:
+        """A prior of this world, aligned to the trainee's tokenizer if it has another."""
         dtype = getattr(torch, self.settings.prior_dtype)
         with quiet():
-            return Prior.from_pretrained(name, dtype=dtype, device=self.device)
+            prior = Prior.from_pretrained(name, dtype=dtype, device=self.device)
+        return prior.aligned_to(self.tokenizer) if self.trainee_name != self.prior_name else prior
 
     def rows(self, wanted: Rows) -> TokenRows:
         """Some rows of a file.
@@ -113,11 +119,11 @@ class World:
         model: Any
         with quiet():
             if self.settings.trainee is None or "trainee" in self.prepared:
-                name = str(self.prepared.get("trainee", self.prior_name))
+                name = str(self.prepared.get("trainee", self.trainee_name))
                 model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
                 _keep_layers(model, self.settings.keep_layers)
             else:
-                config = AutoConfig.from_pretrained(self.prior_name, **self.settings.trainee)
+                config = AutoConfig.from_pretrained(self.trainee_name, **self.settings.trainee)
                 model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
             if lora_rank:
                 from peft import LoraConfig, get_peft_model
@@ -142,8 +148,8 @@ class World:
         now = {"prior": self.prior.fingerprint, "precision": precision}
         for one in wanted:
             now[f"{one.file} in rows of {length} tokens"] = self._digest(one.file)
-        if "trainee" in self.prepared:
-            now["prepared trainee"] = fingerprint(self.new_trainee(0), [])
+        if "trainee" in self.prepared or self.trainee_name != self.prior_name:
+            now["trainee before training"] = fingerprint(self.new_trainee(0), [])
         path = output / "made_with.json"
         there = json.loads(path.read_text()) if path.exists() else {}
         for name, value in now.items():
@@ -155,10 +161,19 @@ class World:
         write_json(path, {**there, **now})
 
     def hidden_of(self, rows: TokenRows) -> Tensor:
-        """What the prior's backbone gives for rows, (N, T, H) in bfloat16 or float32; kept."""
+        """What the prior's backbone gives for rows, (N, T, H) in bfloat16 or float32; kept.
+
+        Raises:
+            ValueError: the prior has another tokenizer than the trainee.
+        """
         key = _digest_of(rows)
         if key in self._hidden:
             return self._hidden[key]
+        if not isinstance(self.prior, Prior):
+            raise ValueError(
+                f"kl_weight and on_policy need a prior with the trainee's tokenizer, and that of "
+                f"{self.prior_name} is another; use a policy"
+            )
         backbone: Any = self.prior.model.base_model
         parts = []
         with torch.no_grad(), fast_precision(self.device):

@@ -16,6 +16,7 @@ from studies.engine import make_study
 from studies.loss import backward
 from studies.settings import Rows, RunSettings, read_study
 from studies.train import train
+from studies.world import World
 from studies.writing import complete_rows, write_rows
 
 from toedit_collate import Prior, edit_tokens, soft_cross_entropy
@@ -267,6 +268,20 @@ def test_a_run_is_its_seed(place):
     assert first["edit"]["changed"] > 0
     other, _ = train(world, settings, 5)
     assert not torch.equal(other.lm_head.weight, one.lm_head.weight)
+
+
+def test_the_trainee_may_have_another_tokenizer_than_the_prior(place):
+    folder = place / "trainee"
+    tokenizer = make_tokenizer().train_new_from_iterator([TEXT], 275)  # with fewer merges
+    tokenizer.save_pretrained(folder)
+    make_llama(5, vocab_size=len(tokenizer)).save_pretrained(folder)
+    settings = world_of(place, trainee=None).settings
+    world = World(settings, place, str(place / "prior"), trainee=str(folder))
+    model, found = train(world, RunSettings(policy="region=all target=labels", epochs=1), 0)
+    assert model.config.vocab_size == len(world.tokenizer)
+    assert 0 < found["edit"]["changed"] <= found["edit"]["selected"]
+    with pytest.raises(ValueError, match="kl_weight and on_policy need a prior with the trainee's"):
+        train(world, RunSettings(kl_weight=1.0), 0)
 
 
 def test_an_edit_that_changes_nothing_leaves_the_run_as_it_was(place):
