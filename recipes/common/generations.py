@@ -23,6 +23,7 @@ from .arguments import RunArguments
 from .models import check_prior
 from .runs import RunReport, keep_dataset, run_all
 from .tasks import check_evaluation, check_tasks, run_tasks
+from .training import mean_loss
 
 # Nothing is selected: the baseline goes through the same generations on the source data.
 _UNEDITED = EditPolicy(region="none")
@@ -105,7 +106,6 @@ def run_generations(
             generations=generations,
             output_dir=own.output_dir,
             start=start,
-            later_prior=edit.later_prior,
         )
         if own.should_save:
             print(format_reports(found))
@@ -114,8 +114,8 @@ def run_generations(
         last = found[-1]
         report = RunReport(policy=name, seed=own.seed, folder=str(own.output_dir))
         report.train = {"seconds": time.perf_counter() - started}
-        if last.train_loss is not None:
-            report.train["loss"] = last.train_loss
+        if trainers and (loss := mean_loss(trainers[0])) is not None:
+            report.train["loss"] = loss
         if policy is not None:
             report.edit = {count: getattr(last, count) for count in _COUNTS}
         report.held_out = {

@@ -16,7 +16,6 @@ from toedit_collate.prior.prior import Prior
 from toedit_collate.prior.sharding import has_fsdp1, is_zero3
 from toedit_collate.training.checkpoints import last_checkpoint
 from toedit_collate.training.collator import ToEditCollator
-from toedit_collate.training.generations import mean_loss
 from toedit_collate.training.perplexity import perplexity_of
 
 from .arguments import RunArguments
@@ -88,6 +87,16 @@ def train(trainer: Trainer, run_args: RunArguments, name: str) -> RunReport:
     report.held_out = _held_out(trainer)
     report.tasks = run_tasks(trainer, run_args)
     return report
+
+
+def mean_loss(trainer: Trainer) -> float | None:
+    """Mean over all logged steps, also those before a resume; None: nothing was logged."""
+    logged = [(e["step"], e["loss"]) for e in trainer.state.log_history if "loss" in e]
+    befores = [0, *(step for step, _ in logged)]
+    total = sum(
+        loss * (step - before) for before, (step, loss) in zip(befores, logged, strict=False)
+    )
+    return total / befores[-1] if logged else None
 
 
 def _checkpoint(args: Any) -> str | None:

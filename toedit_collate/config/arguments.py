@@ -72,13 +72,6 @@ class EditArguments(PolicyArguments):
             "bounds, and tokens that begin inside one of the prior's tokens are not edited."
         },
     )
-    later_prior: Literal["swapped", "trainee"] = field(
-        default="swapped",
-        metadata={
-            "help": "The prior from generation 2 on (self_edit.py). swapped: the prior with the "
-            "trainee's weights; trainee: the trainee as its own prior, which prior_aligned needs."
-        },
-    )
     journal: bool = field(
         default=False,
         metadata={

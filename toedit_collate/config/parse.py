@@ -104,7 +104,7 @@ def _group_edit_arguments(parser: Any) -> None:
     for ours in [group for group in parser._action_groups if group.title == title]:
         parts: dict[str, list[Any]] = {"policy": [], "prior": [], "journal, refresh, cache": []}
         for action in ours._group_actions:
-            is_prior = action.dest.startswith("prior") or action.dest == "later_prior"
+            is_prior = action.dest.startswith("prior")
             kind = "policy" if action.dest.startswith(PREFIX) else "journal, refresh, cache"
             parts["prior" if is_prior else kind].append(action)
         place = parser._action_groups.index(ours)

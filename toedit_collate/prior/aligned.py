@@ -286,7 +286,6 @@ class AlignedPrior(BasePrior):
         """Raise a ValueError: the trainee's weights are those of another model."""
         raise ValueError(
             "a prior that is aligned to another tokenizer can't take over the trainee's weights, "
-            "which are those of another model; leave refresh out, or from generation 2 on use a "
-            "prior with the trainee's tokenizer: self_edit(..., later_prior='trainee'), "
-            "later_prior: trainee in a recipe, or Prior.from_pretrained(checkpoint)"
+            "which are those of another model; leave refresh out, or make generations with a prior "
+            "that has the trainee's tokenizer, such as Prior.from_pretrained(checkpoint)"
         )

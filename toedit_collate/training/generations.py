@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import logging
 import math
 import shutil
 from collections.abc import Callable, Sequence
@@ -21,20 +20,18 @@ from ..stores.journal import Journal
 from .attach import attach
 from .checkpoints import last_checkpoint
 from .perplexity import perplexity_of
-from .trainee import text_tokenizer
-
-logger = logging.getLogger("toedit_collate")
 
 MakeTrainer = Callable[[int, Path | None], Trainer]
 _REPORT = "toedit_report.json"
+_COUNTS = ("tokens", "scored", "selected", "changed", "dropped")
 
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationReport:
     """One generation: its counts of tokens, and its model. 0 is the prior before any edit.
 
-    `perplexity` is held-out, per token, of the model trained on the generation (None without an
-    eval_dataset), `train_loss` the mean of the losses that its Trainer logged.
+    `perplexity` is held-out, per token, of the model trained on the generation; None without an
+    eval_dataset.
     """
 
     generation: int
@@ -44,7 +41,6 @@ class GenerationReport:
     changed: int = 0
     dropped: int = 0
     perplexity: float | None = None
-    train_loss: float | None = None
     folder: str | None = None
 
     @property
@@ -67,7 +63,6 @@ def self_edit(
     output_dir: str | Path,
     start: Literal["base", "previous"] = "base",
     journal: Journal | None = None,
-    later_prior: Literal["swapped", "trainee"] = "swapped",
     **collator_settings: Any,
 ) -> list[GenerationReport]:
     """Train k generations; the model of generation n-1 edits the data of generation n.
@@ -91,9 +86,6 @@ def self_edit(
         start: "base": each generation trains the base from the start; "previous": it continues with
             the model of the generation before.
         journal: default: in `output_dir/journal`.
-        later_prior: the prior from generation 2 on. "swapped": the first prior, with the weights of
-            the previous generation's model; "trainee": that model as a prior of its own, which may
-            have another architecture and another tokenizer (`Prior.aligned_to`).
         collator_settings: further settings for `ToEditCollator`.
 
     Returns:
@@ -103,14 +95,10 @@ def self_edit(
         ValueError: an argument has a wrong value, the prior has been swapped before, `refresh` is
             among the settings, or `output_dir` holds generations with another policy or `start`.
     """
-    if isinstance(generations, bool) or not isinstance(generations, int) or generations < 1:
-        raise ValueError(f"generations must be a positive whole number, got {generations!r}")
-    for name, value, allowed in (
-        ("start", start, ("base", "previous")),
-        ("later_prior", later_prior, ("swapped", "trainee")),
-    ):
-        if value not in allowed:
-            raise ValueError(f"{name} must be one of {allowed}, got {value!r}")
+    if generations < 1:
+        raise ValueError(f"generations must be a positive number, got {generations!r}")
+    if start not in ("base", "previous"):
+        raise ValueError(f"start must be 'base' or 'previous', got {start!r}")
     if "refresh" in collator_settings:
         raise ValueError(
             "self_edit swaps the prior after each generation; leave refresh out, or train one run "
@@ -125,42 +113,41 @@ def self_edit(
     journal = Journal(folder / "journal") if journal is None else journal
     policy = EditPolicy() if policy is None else policy
     made_with = {"start": start, **policy.record()}
-    swaps = later_prior == "swapped"
-    if not swaps:
-        made_with["later_prior"] = later_prior
-    reports: list[Any] = []
+    reports: list[GenerationReport] = []
     for number in range(1, generations + 1):
         here, before = (folder / f"generation-{n}" for n in (number, number - 1))
-        finished = [_read_report(each, made_with) for each in (before, here)]
-        if all(finished):
-            reports += finished if number == 1 else finished[1:]
+        is_first = number == 1
+        earlier, finished = (_read_report(each, made_with) for each in (before, here))
+        if earlier is not None and finished is not None:
+            reports += [earlier, finished] if is_first else [finished]
             continue
-        weights = before if number > 1 else None
-        trainer = make_trainer(number, weights if start == "previous" else None)
-        own: Any
-        if weights is not None and not swaps:
-            own = _saved_model(weights, trainer)
-        else:
-            own = prior(trainer) if callable(prior) else prior
-        if swaps:
-            own.check_can_swap()
-        if weights is not None:
-            if swaps:
-                own.swap(weights)
+        trainer = make_trainer(number, before if start == "previous" and not is_first else None)
+        own = prior(trainer) if callable(prior) else prior
+        own.check_can_swap()
+        if not is_first:
+            own.swap(before)
             own.generation = number - 1
         attach(trainer, own, policy, journal=journal, **collator_settings)
-        if number == 1:
-            # An aligned prior gives lower bounds, which do not compare with later perplexities.
-            comparable = own.unaligned is own
-            perplexity = perplexity_of(trainer, own) if comparable else None
-            first = GenerationReport(generation=0, perplexity=perplexity)
+        if is_first:
+            first = GenerationReport(generation=0, perplexity=perplexity_of(trainer, own))
             reports.append(_finish(first, before, trainer, made_with))
         trainer.train(
             resume_from_checkpoint=last_checkpoint(trainer.args.output_dir or folder, number - 1)
         )
         journal.flush()
         barrier()
-        reports.append(_end(number, here, trainer, own if swaps else None, journal, made_with))
+        unfinished = _unfinished(here)
+        trainer.save_model(str(unfinished))
+        barrier()
+        own.swap(unfinished)
+        counts = journal.stats().get(number, {})
+        report = GenerationReport(
+            generation=number,
+            **{name: int(counts.get(name, 0)) for name in _COUNTS},  # type: ignore[arg-type]
+            perplexity=perplexity_of(trainer, own),
+            folder=str(here),
+        )
+        reports.append(_finish(report, here, trainer, made_with))
     return reports
 
 
@@ -190,40 +177,6 @@ def _unfinished(folder: Path) -> Path:
     return folder.with_name(f"{folder.name}.unfinished")
 
 
-def _end(
-    number: int, folder: Path, trainer: Trainer, prior: Any, journal: Journal, made_with: Any
-) -> GenerationReport:
-    """Save a generation's model, swap it into the prior if given, and report."""
-    unfinished = _unfinished(folder)
-    trainer.save_model(str(unfinished))
-    barrier()
-    if prior is None:
-        prior = _saved_model(unfinished, trainer)
-    else:
-        prior.swap(unfinished)
-    counts = journal.stats().get(number, {})
-    names = ("tokens", "scored", "selected", "changed", "dropped")
-    report = GenerationReport(
-        generation=number,
-        **{name: int(counts.get(name, 0)) for name in names},  # type: ignore[arg-type]
-        perplexity=perplexity_of(trainer, prior),
-        train_loss=mean_loss(trainer),
-        folder=str(folder),
-    )
-    return _finish(report, folder, trainer, made_with)
-
-
-def _saved_model(folder: Path, trainer: Trainer) -> Prior:
-    """A prior from the full weights or the adapter that a Trainer saved."""
-    name, adapter, device = str(folder), None, trainer.args.device
-    config = folder / "adapter_config.json"
-    if config.is_file():
-        name, adapter = json.loads(config.read_text())["base_model_name_or_path"], name
-    prior = Prior.from_pretrained(name, adapter=adapter, device=device)
-    prior.set_tokenizer(text_tokenizer(getattr(trainer, "processing_class", None)))
-    return prior
-
-
 def _finish(
     report: GenerationReport, folder: Path, trainer: Trainer, made_with: Any
 ) -> GenerationReport:
@@ -237,16 +190,6 @@ def _finish(
         unfinished.rename(folder)
     barrier()
     return report
-
-
-def mean_loss(trainer: Trainer) -> float | None:
-    """Mean over all logged steps, also those before a resume; None: nothing was logged."""
-    logged = [(e["step"], e["loss"]) for e in trainer.state.log_history if "loss" in e]
-    befores = [0, *(step for step, _ in logged)]
-    total = sum(
-        loss * (step - before) for before, (step, loss) in zip(befores, logged, strict=False)
-    )
-    return total / befores[-1] if logged else None
 
 
 def _read_report(folder: Path, made_with: dict[str, Any]) -> GenerationReport | None:
