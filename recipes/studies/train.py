@@ -61,7 +61,7 @@ def train(
     teacher, soft = None, None
     if settings.kl_weight and prior is not None:
         soft = world.hidden_of(rows)
-        teacher = prior.model.get_output_embeddings().weight  # type: ignore[operator,union-attr]
+        teacher = prior.model.get_output_embeddings().weight  # type: ignore[attr-defined]
     every, orders = _orders(world, settings, seed, rows)
     num_steps = sum(len(order) for order in orders)
     optimizer, schedule = _optimizer(model, settings, num_steps)

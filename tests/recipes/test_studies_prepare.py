@@ -75,7 +75,7 @@ def test_a_study_takes_the_models_it_prepared(place, tmp_path, monkeypatch):
     (weights,) = (tmp_path / "prepared").glob("trainee-*/model.safetensors")
     content = load_file(weights)
     save_file({name: value + 1 for name, value in content.items()}, weights, {"format": "pt"})
-    with pytest.raises(UnusableError, match="made with another prepared trainee"):
+    with pytest.raises(UnusableError, match="made with another trainee before training"):
         made(path, place, tmp_path)
 
 
