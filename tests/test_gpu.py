@@ -176,24 +176,6 @@ def test_the_kernel_decides_as_the_tiles_do(ids):
     assert torch.equal(first.selected, second.selected)
 
 
-def test_packed_by_flash_attention(ids):
-    pytest.importorskip("flash_attn")
-    settings = {"hidden_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2}
-    packed, padded = (
-        Prior(make_llama(attn_implementation=name, **settings).to("cuda", torch.bfloat16))
-        for name in ("flash_attention_2", "sdpa")
-    )
-    mask = torch.ones_like(ids)
-    mask[1, 9:] = mask[3, 30:] = 0
-    first, second = (
-        edit_tokens(p, ids.cuda(), attention_mask=mask.cuda(), policy=POLICY, return_logprob=True)
-        for p in (packed, padded)
-    )
-    assert packed._passes.can_pack
-    assert (first.logprob - second.logprob)[mask.cuda() == 1].nan_to_num().abs().max() < 0.5
-    assert (first.selected == second.selected).float().mean() > 0.98
-
-
 def test_compiled(ids):
     prior, compiled = Prior(make_llama().cuda()), Prior(make_llama().cuda())
     compiled.compile()

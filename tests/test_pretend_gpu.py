@@ -17,9 +17,7 @@ pytestmark = [
 ]
 TESTS = Path(__file__).parent
 # These measure memory, run kernels or compile, or need worker processes.
-NEED_A_GPU = (
-    "memory", "kernel", "compiled", "in_place", "flash_attention", "fp8", "workers", "16_bit"
-)  # fmt: skip
+NEED_A_GPU = ("memory", "kernel", "compiled", "in_place", "fp8", "workers", "16_bit")
 # How often the host waits for one batch: in a training loop, and in `edit_tokens` with results on
 # the CPU. Which rows are open is fetched once; where P decides nothing about them, how many are
 # drawn, once more; and results on their way home, once. A journal and rows that shrink are edited

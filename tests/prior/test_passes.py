@@ -7,10 +7,9 @@ from toedit_collate.tokens.documents import find_documents
 from toedit_collate.tokens.passes import group_by_length, plan_passes
 
 
-def passes_of(documents, tokens, needed=None, *, packed=False, pass_cost=2048):
-    if needed is None:
-        needed = torch.ones(documents.num_documents, dtype=torch.bool)
-    return plan_passes(documents, tokens, needed, packed=packed, pass_cost=pass_cost)
+def passes_of(documents, tokens, pass_cost=2048):
+    needed = torch.ones(documents.num_documents, dtype=torch.bool)
+    return plan_passes(documents, tokens, needed, pass_cost=pass_cost)
 
 
 @given(batches(), st.sampled_from([0, 4, 10**6]))
@@ -21,7 +20,7 @@ def test_rows_hold_every_document_once(batch, pass_cost):
     tokens = ids.reshape(-1)[documents.index]
     seen = torch.zeros_like(tokens)
     for one in passes_of(documents, tokens, pass_cost=pass_cost):
-        rows, members, cells = one.arguments["input_ids"], one.members, one.cells
+        rows, members, cells = one.input_ids, one.members, one.cells
         seen[members] += 1
         assert torch.equal(rows.flatten()[cells], tokens[members])
         assert torch.equal(cells % rows.shape[1], documents.position[members])
@@ -45,7 +44,7 @@ def test_one_long_and_many_short_documents_are_not_padded_to_the_longest():
     positions = torch.cat([torch.arange(n) for n in lengths]).unsqueeze(0)
     documents = find_documents(positions, None, positions)
     tokens = positions.flatten()
-    cells = sum(one.arguments["input_ids"].numel() for one in passes_of(documents, tokens))
+    cells = sum(one.input_ids.numel() for one in passes_of(documents, tokens))
     assert documents.lengths == lengths
     assert cells < 3 * sum(lengths)  # padded to the longest it would be 50 times as much
 
@@ -68,24 +67,3 @@ def test_no_other_grouping_costs_less(lengths, pass_cost):
     assert sorted(i for g in groups for i in g) == list(range(len(lengths)))
     assert all(g == sorted(g) for g in groups)
     assert cost(groups) == min(map(cost, partitions(list(range(len(lengths))))))
-
-
-@given(batches(), st.integers(0, 2**16))
-def test_a_packed_row_holds_the_documents_behind_one_another(batch, seed):
-    ids, mask, positions = batch
-    documents = find_documents(ids, mask, positions)
-    if not documents.num_documents:
-        return
-    tokens = ids.reshape(-1)[documents.index]
-    generator = torch.Generator().manual_seed(seed)
-    needed = torch.rand(documents.num_documents, generator=generator) < 0.6
-    needed[seed % documents.num_documents] = True
-    (one,) = passes_of(documents, tokens, needed, packed=True)
-    arguments, members = one.arguments, one.members
-    chosen = [d for n, d in enumerate(tokens.split(documents.lengths)) if needed[n]]
-    assert torch.equal(arguments["input_ids"][0], torch.cat(chosen))
-    assert torch.equal(tokens[members], torch.cat(chosen))
-    assert arguments["position_ids"][0].tolist() == [i for d in chosen for i in range(len(d))]
-    borders = arguments["cu_seq_lens_q"].tolist()
-    assert borders == [0, *torch.tensor([len(d) for d in chosen]).cumsum(0).tolist()]
-    assert arguments["max_length_k"] == max(map(len, chosen))

@@ -1,4 +1,4 @@
-"""Plans the prior's forward passes over the documents of a batch: padded rows, or a packed row."""
+"""Plans the prior's forward passes over the documents of a batch."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ PASS_COST = {"cpu": 64, "gpu": 2048, "sharded": 2**15}
 class Pass:
     """One forward pass of the prior over some documents."""
 
-    arguments: dict[str, Tensor | int]  # of the trunk
+    # (rows, L) int64: each document in its own row, padded on the right with id 0. Here a causal
+    # model needs no mask: a document never sees the padding after it nor another document, whatever
+    # attention the model uses. And its scores do not depend on the given layout.
+    input_ids: Tensor
     members: Tensor  # (m,) int64, which of the M tokens take part
     cells: Tensor  # (m,) int64, the place of each of them in the flattened `input_ids`
 
@@ -31,7 +34,6 @@ def plan_passes(
     tokens: Tensor,
     needed: Tensor,
     *,
-    packed: bool,
     pass_cost: int,
     length_class: Callable[[int], int] | None = None,
 ) -> list[Pass]:
@@ -41,7 +43,6 @@ def plan_passes(
         documents: of the batch; M tokens.
         tokens: (M,) int64.
         needed: (N,) bool, the documents to score.
-        packed: put them into one row; otherwise each into its own row.
         pass_cost: how many tokens of padding cost as much as another pass.
         length_class: documents share a pass only if their lengths have the same class; None: all
             may.
@@ -52,9 +53,6 @@ def plan_passes(
     passes = []
     for one_class in np.unique(classes):
         some, own_lengths = chosen[classes == one_class], lengths[classes == one_class]
-        if packed:
-            passes.append(_packed_pass(documents, tokens, some))
-            continue
         for places in group_by_length(own_lengths.tolist(), pass_cost):
             longest = int(own_lengths[places].max())
             passes.append(_padded_pass(documents, tokens, some[places], longest))
@@ -64,11 +62,6 @@ def plan_passes(
 def _padded_pass(
     documents: Documents, tokens: Tensor, chosen: npt.NDArray[np.int64], L: int
 ) -> Pass:
-    """Each document in its own row, padded on the right with id 0 to L tokens.
-
-    Here a causal model needs no mask: a document never sees the padding after it nor another
-    document, whatever attention the model uses. And its scores do not depend on the given layout.
-    """
     row = np.full(documents.num_documents, -1)
     row[chosen] = np.arange(len(chosen))
     row_of_token = row[documents.document.numpy()]
@@ -77,25 +70,7 @@ def _padded_pass(
     rows = np.zeros(len(chosen) * L, dtype=np.int64)
     rows[cells] = tokens.numpy()[members]
     input_ids = torch.from_numpy(rows).view(len(chosen), L)
-    return Pass({"input_ids": input_ids}, torch.from_numpy(members), torch.from_numpy(cells))
-
-
-def _packed_pass(documents: Documents, tokens: Tensor, chosen: npt.NDArray[np.int64]) -> Pass:
-    """All documents in one row, for attention kernels that take the borders of documents."""
-    is_member = np.isin(documents.document.numpy(), chosen)
-    members = torch.from_numpy(is_member.nonzero()[0])
-    lengths = torch.tensor(documents.lengths)[chosen]
-    borders = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)]).to(torch.int32)
-    longest = int(lengths.max())
-    arguments: dict[str, Tensor | int] = {
-        "input_ids": tokens[members].unsqueeze(0),
-        "position_ids": documents.position[members].unsqueeze(0),
-        "cu_seq_lens_q": borders,
-        "cu_seq_lens_k": borders,
-        "max_length_q": longest,
-        "max_length_k": longest,
-    }
-    return Pass(arguments, members, torch.arange(len(members)))
+    return Pass(input_ids, torch.from_numpy(members), torch.from_numpy(cells))
 
 
 def group_by_length(lengths: list[int], pass_cost: int) -> list[list[int]]:
