@@ -44,13 +44,12 @@ def words_of(seen: Inspection, number: int, policy: str) -> list[Word]:
     """The tokens of a document from the first one that the policy applies to, to the last one."""
     document = seen.documents[number]
     edit = document.edits[policy]
-    texts = seen.reader.pieces(edit.before)
+    texts = document.text.pieces
     changed = set(edit.changed)
     words = []
     scored = edit.scored.nonzero()[0]
     for place in range(int(scored[0]), int(scored[-1]) + 1):
-        new = edit.after[place]
-        piece = seen.reader.piece(new) if place in changed and new is not None else None
+        piece = seen.text_after(edit, place) if place in changed else None
         words.append(Word(texts[place], piece, bool(edit.selected[place])))
     return words
 

@@ -11,7 +11,7 @@ from toedit_collate.inspection.advice import (
     recommend,
     recommended_policy,
 )
-from toedit_collate.inspection.findings import COLUMNS, Findings, KindTally, Probabilities
+from toedit_collate.inspection.findings import COLUMNS, Findings, KindTally
 from toedit_collate.inspection.kinds import KINDS
 
 TOKENS = 100_000
@@ -31,7 +31,7 @@ def seen(shares, run=None):
                 tally.counts[row, COLUMNS.index(column)] = round(part * tokens)
     return Findings(
         policies={name: None if run else parse_policy(name) for name in shares},
-        documents=[], tallies=tallies, probabilities=Probabilities(), num_documents=1,
+        tallies=tallies, num_documents=1,
         num_tokens=TOKENS, prior="a prior", data="a file", reader=None, run=run,
     )  # fmt: skip
 

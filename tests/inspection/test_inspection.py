@@ -58,7 +58,7 @@ def test_the_edits_are_those_of_edit_tokens(prior, name):
     for row, document in zip(data, in_order(seen), strict=True):
         expected = edited_one_by_one(prior, row, POLICIES[name])
         edit = document.edits[name]
-        after = [token for token in edit.after if token is not None]
+        after = edit.after[edit.after >= 0].tolist()
         if POLICIES[name].target == "labels":  # the inputs stay
             assert expected.input_ids[0].tolist() == row["input_ids"]
             one = POLICIES[name].replace(num_draws=1, target="both")
@@ -182,7 +182,7 @@ def test_a_prior_with_another_tokenizer():
     expected = edit_tokens(aligned, torch.tensor([ids]), policy=policy)
     assert expected.selected.any()
     (document,) = seen.documents
-    assert document.edits["one"].after == expected.input_ids[0].tolist()
+    assert document.edits["one"].after.tolist() == expected.input_ids[0].tolist()
     assert document.edits["one"].selected.tolist() == expected.selected[0].tolist()
     assert all(0 <= p <= 1.0001 for found in document.candidates.values() for _, p in found)
     assert seen.to_html()

@@ -13,23 +13,17 @@ ONE_LABEL = "region=all top_k=64 target=labels"
 # Fewer changed tokens make no difference in training: in the studies (docs/studies.md), 0.2 % made
 # none that counts, 3.8 % made one of 0.13 nats.
 TOO_FEW = 0.0025
-# In these kinds of tokens, one wrong token can spoil a document.
-FRAGILE = ("digits", "code", "markup")
+# In these kinds of tokens, one wrong token can spoil a document; with the rule that protects them.
+FRAGILE = {"digits": "numbers", "code": "code", "markup": None}
 FRAGILE_SHARE = 0.005
-_PROTECTION = {"digits": "numbers", "code": "code"}
 
 
 @dataclass(frozen=True)
 class Advice:
-    """A recommendation.
+    """A recommendation."""
 
-    Attributes:
-        title: what to do.
-        reason: why, in sentences.
-    """
-
-    title: str
-    reason: str
+    title: str  # what to do
+    reason: str  # why, in sentences
 
 
 def recommend(seen: Findings) -> Advice | None:
@@ -70,51 +64,45 @@ def recommended_policy(seen: Findings) -> str | None:
 
 def notes(seen: Findings) -> list[str]:
     """What to know about each policy: labels only, too few changes, changes of digits or code."""
-    lines = []
-    for name, tally in seen.tallies.items():
-        if seen.run is not None:
-            counts = seen.run.get(name)
-            if counts is None:
-                continue
-            lines.append(
-                f"{name}: training selected {counts['selected']:,} of {counts['scored']:,} scored "
-                f"tokens ({percent(counts['selected_share'])}) and changed {counts['changed']:,} "
-                f"({percent(counts['changed_share'])})."
-            )
-        elif seen.targets_labels(name):
-            draws = seen.num_draws(name)
-            each = f" Each becomes {draws} draws; the first is shown here." if draws > 1 else ""
-            lines.append(f"{name}: only labels change; the model reads the original text.{each}")
-        elif acted(tally) < TOO_FEW:
-            lines.append(
-                f"{name}: changes {percent(acted(tally))} of the tokens, which is too little to "
-                "make a difference in training."
-            )
-        elif kinds := touched(tally):
-            parts = ", ".join(
-                f"{kind} ({tally.of(kind, 'changed') + tally.of(kind, 'removed'):,} of "
-                f"{tally.of(kind, 'tokens'):,} tokens)"
-                for kind in kinds
-            )
-            rules = sorted({_PROTECTION[kind] for kind in kinds if kind in _PROTECTION})
-            remedy = f" To leave them alone, add --protect {','.join(rules)}." if rules else ""
-            lines.append(f"{name}: changes {parts}.{remedy}")
-    return lines
+    note = _note_on_policy if seen.run is None else _note_on_run
+    return [f"{name}: {text}" for name in seen.tallies if (text := note(seen, name))]
 
 
-def acted(tally: KindTally) -> float:
-    """The share of tokens that were changed or removed; 0 if there are no tokens."""
-    share = tally.share(None, "changed") + tally.share(None, "removed")
-    return 0.0 if math.isnan(share) else share
+def _note_on_run(seen: Findings, generation: str) -> str:
+    """How many tokens training selected, which the documents do not show."""
+    counts = (seen.run or {})[generation]
+    return (
+        f"training selected {counts['selected']:,} of {counts['scored']:,} scored tokens "
+        f"({percent(counts['selected_share'])}) and changed {counts['changed']:,} "
+        f"({percent(counts['changed_share'])})."
+    )
 
 
-def touched(tally: KindTally) -> list[str]:
-    """The fragile kinds of which more than 0.5 % were changed or removed."""
-    return [
-        kind
-        for kind in FRAGILE
-        if tally.share(kind, "changed") + tally.share(kind, "removed") > FRAGILE_SHARE
-    ]
+def _note_on_policy(seen: Findings, name: str) -> str:
+    tally, draws = seen.tallies[name], seen.num_draws(name)
+    if seen.targets_labels(name):
+        each = f" Each becomes {draws} draws; the first is shown here." if draws > 1 else ""
+        return f"only labels change; the model reads the original text.{each}"
+    if acted(tally) < TOO_FEW:
+        share = percent(acted(tally))
+        return (
+            f"changes {share} of the tokens, which is too little to make a difference in training."
+        )
+    kinds = [kind for kind in FRAGILE if acted(tally, kind) > FRAGILE_SHARE]
+    if not kinds:
+        return ""
+    parts = ", ".join(
+        f"{kind} ({tally.of(kind, 'changed') + tally.of(kind, 'removed'):,} of "
+        f"{tally.of(kind, 'tokens'):,} tokens)"
+        for kind in kinds
+    )
+    rules = ",".join(sorted(filter(None, map(FRAGILE.get, kinds))))
+    return f"changes {parts}." + (f" To leave them alone, add --protect {rules}." if rules else "")
+
+
+def acted(tally: KindTally, kind: str | None = None) -> float:
+    """The share of tokens of a kind that were changed or removed; `kind` None: of all tokens."""
+    return tally.share(kind, "changed") + tally.share(kind, "removed")
 
 
 def percent(share: float) -> str:

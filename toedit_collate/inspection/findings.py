@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 import numpy as np
 import numpy.typing as npt
 
 from ..policy import EditPolicy
-from .kinds import KINDS, Reader, Text
+from .kinds import KINDS, Bool, Reader, Text
 
 Counts = npt.NDArray[np.int64]
-Bool = npt.NDArray[np.bool_]
+Tokens = npt.NDArray[np.int64]
 COLUMNS = ("tokens", "selected", "changed", "removed", "protected")
 # Thresholds that a reader may try: dense where most probabilities are, near 0 and near 1.
 THRESHOLDS = (
@@ -24,34 +24,36 @@ HISTOGRAM_BINS = 20
 
 @dataclass(frozen=True)
 class Edit:
-    """What one policy, or one generation, did to a document of T tokens.
+    """What one policy, or one generation, did to T tokens.
 
     Attributes:
         scored: (T,) bool, tokens to which the policy applies.
         selected: (T,) bool, tokens that were resampled. A journal does not store them.
         protected: (T,) bool, tokens in the policy's region that a protection rule left alone.
-        before: T token ids, of the source or of the generation before; -1: removed earlier.
-        after: T token ids; None: removed. With `target="labels"`, these are the new labels, and
-            the inputs stay `before`.
+        before: (T,) int64, of the source or of the generation before; -1: removed earlier.
+        after: (T,) int64; -1: removed. With `target="labels"`, these are the new labels, and the
+            inputs stay `before`.
     """
 
     scored: Bool
     selected: Bool
     protected: Bool
-    before: list[int]
-    after: list[int | None]
+    before: Tokens
+    after: Tokens
 
     @property
     def changed(self) -> list[int]:
         """Indices of tokens that became another token."""
-        pairs = enumerate(zip(self.before, self.after, strict=True))
-        return [i for i, (old, new) in pairs if new is not None and new != old]
+        return np.flatnonzero((self.after >= 0) & (self.after != self.before)).tolist()
 
     @property
     def removed(self) -> list[int]:
         """Indices of tokens that were removed."""
-        pairs = enumerate(zip(self.before, self.after, strict=True))
-        return [i for i, (old, new) in pairs if new is None and old >= 0]
+        return np.flatnonzero((self.after < 0) & (self.before >= 0)).tolist()
+
+    def part(self, part: slice) -> Edit:
+        """The edit of some of the tokens."""
+        return Edit(*(getattr(self, one.name)[part] for one in fields(self)))
 
 
 @dataclass(frozen=True)
@@ -99,14 +101,13 @@ class KindTally:
         default_factory=lambda: np.zeros((len(KINDS) + 1, len(COLUMNS)), np.int64)
     )
 
-    def add(self, kinds: npt.NDArray[np.uint16], labelled: Bool, edit: Edit) -> None:
-        """Count one document of T tokens; bit k of its (T,) `kinds` stands for kind k."""
-        changed, removed = np.zeros_like(labelled), np.zeros_like(labelled)
-        changed[edit.changed] = True
-        removed[edit.removed] = True
-        masks = np.stack([labelled, edit.selected, changed, removed, edit.protected])
-        for k in range(len(KINDS)):
-            self.counts[k] += masks[:, (kinds >> k & 1).astype(bool)].sum(-1)
+    def add(self, kinds: Bool, labelled: Bool, edit: Edit) -> None:
+        """Count one document of T tokens: `kinds` is (T, K), `labelled` (T,)."""
+        masks = np.zeros((len(COLUMNS), len(labelled)), np.int64)
+        masks[0], masks[1], masks[4] = labelled, edit.selected, edit.protected
+        masks[2, edit.changed] = 1
+        masks[3, edit.removed] = 1
+        self.counts[:-1] += (masks @ kinds).T
         self.counts[-1] += masks.sum(-1)
 
     def of(self, kind: str | None, column: str) -> int:
@@ -159,27 +160,27 @@ class Findings:
 
     Attributes:
         policies: by name; None for a generation of a journal.
-        documents: those that are shown, in their order.
-        tallies: by the name of the policy.
-        probabilities: of all tokens with a label.
-        num_documents: how many were read.
-        num_tokens: of them.
         prior: what scored, in words.
         data: what was read, in words.
         reader: turns token ids into text.
+        tallies: by the name of the policy.
+        probabilities: of all tokens with a label.
+        documents: those that are shown, in their order.
+        num_documents: how many were read.
+        num_tokens: of them.
         is_aligned: whether the prior has another tokenizer than the trainee.
         run: `Journal.stats` by generation, if a training run made these edits; else None.
     """
 
     policies: dict[str, EditPolicy | None]
-    documents: list[Document]
-    tallies: dict[str, KindTally]
-    probabilities: Probabilities
-    num_documents: int
-    num_tokens: int
     prior: str
     data: str
     reader: Reader = field(repr=False)
+    tallies: dict[str, KindTally]
+    probabilities: Probabilities = field(default_factory=Probabilities)
+    documents: list[Document] = field(default_factory=list)
+    num_documents: int = 0
+    num_tokens: int = 0
     is_aligned: bool = False
     run: dict[str, dict[str, float]] | None = None
 
@@ -187,6 +188,18 @@ class Findings:
     def title(self) -> str:
         """The heading of a page about it."""
         return "What an edit would do" if self.run is None else "What training edited"
+
+    def text_before(self, document: Document, edit: Edit, place: int) -> str:
+        """The text of a token before an edit."""
+        token = int(edit.before[place])
+        if token == document.ids[place]:
+            return document.text.pieces[place]
+        return self.reader.piece(token) if token >= 0 else ""
+
+    def text_after(self, edit: Edit, place: int) -> str:
+        """The text of a token after an edit; "" if it was removed."""
+        token = int(edit.after[place])
+        return self.reader.piece(token) if token >= 0 else ""
 
     def targets_labels(self, name: str) -> bool:
         """Whether this policy redraws labels and leaves the inputs as they are."""

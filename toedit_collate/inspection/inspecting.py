@@ -19,11 +19,11 @@ from ..editing.edit import check_num_draws
 from ..policy import PRESETS, EditPolicy
 from ..prior.base import BasePrior
 from .advice import Advice, recommend
-from .findings import Document, Edit, Findings, KindTally, Probabilities
+from .findings import Document, Edit, Findings, KindTally
 from .kinds import Reader
 from .page import as_page
 from .reading import Source, as_data, as_token_batch, in_batches
-from .scoring import Outcome, Scored, score_batch
+from .scoring import Scored, score_batch
 from .terminal import as_text
 
 NUM_CANDIDATES = 5
@@ -132,11 +132,7 @@ def inspect_edits(
     documents = islice(examples(data, tokenizer, prep, vocab_size=prior.vocab_size), limit)
     seen = Inspection(
         policies=dict(chosen),
-        documents=[],
         tallies={name: KindTally() for name in chosen},
-        probabilities=Probabilities(),
-        num_documents=0,
-        num_tokens=0,
         prior=describe(prior),
         data=data.name,
         reader=reader,
@@ -147,8 +143,8 @@ def inspect_edits(
         with progress_bar(lambda: None, "documents", shown=progress) as bar:
             for batch in in_batches(documents, batch_tokens):
                 scored = score_batch(prior, as_token_batch(batch), context)
-                outcomes = {name: scored.outcome(one, epoch=epoch) for name, one in chosen.items()}
-                found = _split(scored, outcomes, reader, batch)
+                edits = {name: scored.edit(one, epoch=epoch) for name, one in chosen.items()}
+                found = _split(scored, edits, reader, batch)
                 for source, document in zip(batch, found, strict=True):
                     _count(seen, document, source, chosen)
                     yield source.number, document
@@ -201,47 +197,30 @@ def describe(prior: BasePrior) -> str:
 
 
 def _split(
-    scored: Scored, outcomes: Mapping[str, Outcome], reader: Reader, batch: list[Example]
+    scored: Scored, edits: Mapping[str, Edit], reader: Reader, batch: list[Example]
 ) -> Iterator[Document]:
     """The documents of a batch, each with its edits and candidates."""
-    found = scored.batch.documents
-    logprob = np.full(found.num_tokens, np.nan, np.float32)
+    logprob = np.full(scored.batch.documents.num_tokens, np.nan, np.float32)
     logprob[scored.where.numpy()] = scored.logprob.numpy()
     wanted = logprob >= np.log(CANDIDATES_FROM)
-    for outcome in outcomes.values():
-        wanted |= (outcome.selected | outcome.dropped | outcome.protected).numpy()
+    for edit in edits.values():
+        wanted |= edit.selected | edit.protected | (edit.after < 0)
     # `most_probable` takes indices into `where`.
     at = torch.from_numpy(wanted[scored.where.numpy()].nonzero()[0])
-    ids, chances = (x.tolist() for x in scored.most_probable(at, NUM_CANDIDATES))
-    place = scored.where[at].numpy()
+    most_probable = scored.most_probable(at, NUM_CANDIDATES)
+    candidates = dict(zip(scored.where[at].tolist(), most_probable, strict=True))
     begin = 0
-    for source, length in zip(batch, found.lengths, strict=True):
-        part = slice(begin, begin + length)
-        first, last = np.searchsorted(place, [begin, begin + length])
+    for source in batch:
+        end = begin + len(source.ids)
         yield Document(
             name=source.name,
             ids=source.ids,
             text=reader.read(source.ids),
-            probability=np.exp(logprob[part]),
-            edits={name: _edit_of(outcome, source.ids, part) for name, outcome in outcomes.items()},
-            candidates={
-                int(place[i] - begin): list(zip(ids[i], chances[i], strict=True))
-                for i in range(first, last)
-            },
+            probability=np.exp(logprob[begin:end]),
+            edits={name: edit.part(slice(begin, end)) for name, edit in edits.items()},
+            candidates={i - begin: candidates[i] for i in range(begin, end) if i in candidates},
         )
-        begin += length
-
-
-def _edit_of(outcome: Outcome, ids: list[int], part: slice) -> Edit:
-    dropped = outcome.dropped[part].tolist()
-    tokens = outcome.tokens[part].tolist()
-    return Edit(
-        scored=outcome.scored[part].numpy(),
-        selected=outcome.selected[part].numpy(),
-        protected=outcome.protected[part].numpy(),
-        before=ids,
-        after=[None if gone else token for gone, token in zip(dropped, tokens, strict=True)],
-    )
+        begin = end
 
 
 def _count(

@@ -14,13 +14,7 @@ from ..tokens.documents import find_documents
 from ..tokens.protection import Protection
 from ..tokens.rules import find_spans
 
-# A token has one of these seven forms. A token in code or markup counts there as well.
-FORMS = (
-    "digits", "punctuation", "whitespace", "word beginnings", "word pieces", "capitalised words",
-    "template",
-)  # fmt: skip
-REGIONS = ("code", "markup")
-KINDS = (*FORMS, *REGIONS)
+# Each token has one of the first seven kinds. A token in code or markup has that kind as well.
 MEANING = {
     "digits": "a number, or part of a number",
     "punctuation": "marks and symbols without letters or digits",
@@ -32,7 +26,8 @@ MEANING = {
     "code": "fenced or indented blocks, which protect='code' leaves alone",
     "markup": "tags, Markdown and reST marks, links, LaTeX commands",
 }
-Bits = npt.NDArray[np.uint16]
+KINDS = tuple(MEANING)
+Bool = npt.NDArray[np.bool_]
 
 _MARKUP = re.compile(
     r"</?[A-Za-z][^<>\n]{0,200}>|<!--.*?-->|&[a-z]{2,8};"  # HTML
@@ -49,14 +44,11 @@ class Text:
 
     Attributes:
         pieces: the text that each token adds; joined, they are the document.
-        kinds: (T,) uint16, bit k is set if the token is of `KINDS[k]`.
+        kinds: (T, K), whether a token is of each of `KINDS`.
     """
 
     pieces: list[str]
-    kinds: Bits
-
-    def __str__(self) -> str:
-        return "".join(self.pieces)
+    kinds: Bool
 
 
 class Reader:
@@ -75,10 +67,12 @@ class Reader:
                 "the prior has no tokenizer, which is required to show tokens as text; pass one: "
                 "Prior(model, tokenizer)"
             )
-        self.tokenizer = tokenizer
+        self._tokenizer = tokenizer
         self._protection = Protection.of(tokenizer)
         self._known: dict[int, str] = {}
-        self._anchor = self._find_anchor()
+        # A token to decode others after, so that they read as in the middle of a text: decoded
+        # alone, a SentencePiece word loses the space in front of it.
+        self._anchor = list(tokenizer("a", add_special_tokens=False)["input_ids"][-1:])
 
     def read(self, ids: list[int]) -> Text:
         """Text and kinds of one document's tokens."""
@@ -89,61 +83,64 @@ class Reader:
         return Text(pieces, find_kinds(pieces, template.numpy()))
 
     def pieces(self, ids: list[int]) -> list[str]:
-        """The text that each token adds."""
+        """The text that each token adds.
+
+        A token that ends inside a character adds nothing; the token that completes the character
+        adds all of it.
+        """
         pieces = [self.piece(token) for token in ids]
-        # A character that spans several tokens: decode the text up to each token, which is slower.
-        if "\N{REPLACEMENT CHARACTER}" in "".join(pieces):
-            return token_pieces(self.tokenizer, ids)
+        if "\N{REPLACEMENT CHARACTER}" not in "".join(pieces):
+            return pieces
+        # A character spans several tokens: decode the text up to each token, which is slower.
+        pieces, shown = [], ""
+        for end in range(1, len(ids) + 1):
+            text = self._decode(ids[:end])
+            if end < len(ids) and text.endswith("\N{REPLACEMENT CHARACTER}"):
+                pieces.append("")
+            else:
+                pieces.append(text[len(shown) :])
+                shown = text
         return pieces
 
     def piece(self, token: int) -> str:
         """The text that a token adds, decoded without its neighbours."""
-        known = self._known.get(token)
-        if known is None:
-            # Decoded alone, a SentencePiece word loses the space in front of it.
+        if token not in self._known:
             text = self._decode([*self._anchor, token])
-            known = text[len(self._decode(self._anchor)) :]
-            self._known[token] = known
-        return known
-
-    def _find_anchor(self) -> list[int]:
-        """A token to decode others after, so that they read as in the middle of a text."""
-        ids = self.tokenizer("a", add_special_tokens=False)["input_ids"]
-        return list(ids[-1:])
+            self._known[token] = text[len(self._decode(self._anchor)) :]
+        return self._known[token]
 
     def _decode(self, ids: list[int]) -> str:
-        return self.tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+        return self._tokenizer.decode(ids, clean_up_tokenization_spaces=False)
 
 
-def find_kinds(pieces: list[str], template: npt.NDArray[np.bool_]) -> Bits:
-    r"""The kinds of tokens: T pieces of text, and a (T,) mask of the template -> (T,) uint16.
+def find_kinds(pieces: list[str], template: Bool) -> Bool:
+    r"""The kinds of tokens: T pieces of text, and a (T,) mask of the template -> (T, K).
 
     Example:
         >>> pieces = ["The", " sum", " is", " 4", "2", ".", "\n"]
-        >>> bits = find_kinds(pieces, np.zeros(7, bool))
-        >>> [[kind for k, kind in enumerate(KINDS) if bit >> k & 1][0] for bit in bits][::3]
+        >>> kinds = find_kinds(pieces, np.zeros(7, bool))
+        >>> [KINDS[k] for k in kinds.argmax(-1)][::3]
         ['capitalised words', 'digits', 'whitespace']
     """
-    kinds = np.zeros(len(pieces), np.uint16)
+    kinds = np.zeros((len(pieces), len(KINDS)), bool)
     before = ""
     for i, piece in enumerate(pieces):
         form = "template" if template[i] else _form(piece, before)
-        kinds[i] = 1 << KINDS.index(form)
+        kinds[i, KINDS.index(form)] = True
         before = piece[-1:] or before
     # For code and markup, text of the template ends a line.
     text = "".join("\n" * len(p) if of else p for p, of in zip(pieces, template, strict=True))
     ends = np.cumsum([len(piece) for piece in pieces])
     begins = ends - [len(piece.lstrip(" ")) or len(piece) for piece in pieces]
-    spans_of = {
-        "code": find_spans("code", text),
-        "markup": (found.span() for found in _MARKUP.finditer(text)),
-    }
-    for name, spans in spans_of.items():
+    for name, spans in (
+        ("code", find_spans("code", text)),
+        ("markup", [found.span() for found in _MARKUP.finditer(text)]),
+    ):
         inside = np.zeros(len(text) + 1, np.int64)
         for begin, end in spans:
             inside[begin : begin + len(text[begin:end].rstrip())] = 1
         covered = np.concatenate([[0], np.cumsum(inside)])
-        kinds[(covered[ends] > covered[begins]) & ~template] |= 1 << KINDS.index(name)
+        kinds[:, KINDS.index(name)] = (covered[ends] > covered[begins]) & ~template
     return kinds
 
 
@@ -159,20 +156,3 @@ def _form(piece: str, before: str) -> str:
         return "word pieces"
     first = next(letter for letter in bare if letter.isalpha())
     return "capitalised words" if first.isupper() else "word beginnings"
-
-
-def token_pieces(tokenizer: Any, ids: list[int]) -> list[str]:
-    """The text that each token adds to the text before it.
-
-    A token that ends inside a character adds nothing; the token that completes it adds all of it.
-    """
-    pieces: list[str] = []
-    shown = ""
-    for end in range(1, len(ids) + 1):
-        text = tokenizer.decode(ids[:end], clean_up_tokenization_spaces=False)
-        if end < len(ids) and text.endswith("\N{REPLACEMENT CHARACTER}"):
-            pieces.append("")
-            continue
-        pieces.append(text[len(shown) :])
-        shown = text
-    return pieces

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from ..data import Data, Example, by_length, open_data
 from ..tokens.token_batch import TokenBatch
@@ -14,12 +15,6 @@ from ..tokens.token_batch import TokenBatch
 Source = str | Path | Data | Iterable[dict[str, Any] | str]
 # Documents are sorted by length inside a window of this many batches.
 _BATCHES_PER_WINDOW = 8
-
-
-def _named(rows: Iterable[dict[str, Any] | str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Rows in memory, or from any iterable, with their names for messages."""
-    for number, row in enumerate(rows):
-        yield f"row {number} (from 0)", dict(row) if isinstance(row, Mapping) else {"text": row}
 
 
 def as_data(source: Source, split: str | None = None) -> Data:
@@ -32,8 +27,12 @@ def as_data(source: Source, split: str | None = None) -> Data:
         return source
     if isinstance(source, (str, Path)):
         return open_data(source, split)
-    num_rows = len(source) if isinstance(source, Sized) else None
-    return Data("rows", "", lambda: _named(source), num_rows=num_rows)
+
+    def read() -> Iterator[tuple[str, dict[str, Any]]]:
+        for number, row in enumerate(source):
+            yield f"row {number} (from 0)", {"text": row} if isinstance(row, str) else dict(row)
+
+    return Data("rows", "", read, num_rows=len(source) if isinstance(source, Sized) else None)
 
 
 def in_batches(documents: Iterable[Example], batch_tokens: int) -> Iterator[list[Example]]:
@@ -43,33 +42,28 @@ def in_batches(documents: Iterable[Example], batch_tokens: int) -> Iterator[list
         documents: read one by one; at most a few batches are held.
         batch_tokens: the most tokens of a batch, with padding; a longer document comes alone.
     """
-    window: list[Example] = []
-    num_tokens = 0
-    for document in documents:
-        if len(document.ids) < 2:
-            continue
-        window.append(document)
-        num_tokens += len(document.ids)
-        if num_tokens >= _BATCHES_PER_WINDOW * batch_tokens:
-            yield from _of_similar_length(window, batch_tokens)
-            window, num_tokens = [], 0
-    yield from _of_similar_length(window, batch_tokens)
+    scorable = (document for document in documents if len(document.ids) > 1)
+    while window := _take(scorable, _BATCHES_PER_WINDOW * batch_tokens):
+        for places in by_length([len(one.ids) for one in window], batch_tokens):
+            yield [window[i] for i in places]
 
 
-def _of_similar_length(documents: list[Example], batch_tokens: int) -> Iterator[list[Example]]:
-    for places in by_length([len(one.ids) for one in documents], batch_tokens):
-        yield [documents[i] for i in places]
+def _take(documents: Iterator[Example], num_tokens: int) -> list[Example]:
+    """The next documents that have `num_tokens` tokens together, or all that are left."""
+    taken: list[Example] = []
+    while num_tokens > 0 and (document := next(documents, None)):
+        taken.append(document)
+        num_tokens -= len(document.ids)
+    return taken
 
 
 def as_token_batch(documents: Sequence[Example]) -> TokenBatch:
     """One document per row, padded on the right."""
-    T = max(len(document.ids) for document in documents)
-    input_ids = torch.zeros(len(documents), T, dtype=torch.int64)
-    labels = torch.full_like(input_ids, -100)
-    mask = torch.zeros_like(input_ids)
-    for row, document in enumerate(documents):
-        length = len(document.ids)
-        input_ids[row, :length] = torch.tensor(document.ids)
-        labels[row, :length] = torch.tensor(document.labels)
-        mask[row, :length] = 1
-    return TokenBatch.of(input_ids, mask, None, labels)
+    ids = [torch.tensor(document.ids) for document in documents]
+    labels = [torch.tensor(document.labels) for document in documents]
+    return TokenBatch.of(
+        pad_sequence(ids, batch_first=True),
+        pad_sequence([torch.ones_like(row) for row in ids], batch_first=True),
+        None,
+        pad_sequence(labels, batch_first=True, padding_value=-100),
+    )

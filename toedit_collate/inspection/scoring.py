@@ -18,28 +18,11 @@ from ..tokens.checks import check_documents, check_finite
 from ..tokens.draws import Draws
 from ..tokens.token_batch import TokenBatch
 from ..transfer import fetch, send
+from .findings import Edit
+from .kinds import Bool
 
 # With this policy every id of the vocabulary is a candidate, special tokens included.
 _ALL = EditPolicy(sampler="full", protect_special=False)
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """The edit of the M tokens of a batch by one policy; all tensors are on the CPU.
-
-    Attributes:
-        scored: (M,) bool, tokens to which the policy applies.
-        selected: (M,) bool, in its region and resampled.
-        dropped: (M,) bool, removed by `drop_below`.
-        tokens: (M,) int64, after the edit.
-        protected: (M,) bool, in the region and in the scope, but a protection left it alone.
-    """
-
-    scored: Tensor
-    selected: Tensor
-    dropped: Tensor
-    tokens: Tensor
-    protected: Tensor
 
 
 @dataclass(frozen=True)
@@ -62,28 +45,30 @@ class Scored:
     scores: Scores
     logprob: Tensor
 
-    def outcome(self, policy: EditPolicy, *, epoch: int = 0, generation: int = 0) -> Outcome:
-        """The edit of `edit_tokens`, token for token."""
+    def edit(self, policy: EditPolicy, *, epoch: int = 0) -> Edit:
+        """The edit of all M tokens: that of `edit_tokens`, in generation 0."""
         batch, where = self.batch, self.where
         scored = find_editable(self.prior, policy, batch) & self.prior.scorable(batch)
         in_region, to_drop = policy.selects(self.logprob), policy.drops(self.logprob)
         dropped = to_drop & scored[where]
         selected = in_region & scored[where] & ~dropped
-        draws = Draws(policy.seed, epoch if policy.redraw == "epoch" else None, generation)
-        drawn = self.predictions.draw(
-            policy,
-            self.scores,
-            send(selected, self.predictions.device),
-            batch.uniforms(where, draws),
-        )
-        tokens = batch.tokens.clone()
-        (tokens[where],) = fetch(drawn)
-        return Outcome(
-            scored=scored,
-            selected=self._spread(selected),
-            dropped=self._spread(dropped),
-            tokens=tokens,
-            protected=self._spread((in_region | to_drop) & ~scored[where]) & self.in_scope(policy),
+        protected = (in_region | to_drop) & ~scored[where] & self.in_scope(policy)[where]
+        draws = Draws(policy.seed, epoch if policy.redraw == "epoch" else None, generation=0)
+        uniforms = batch.uniforms(where, draws)
+        device = self.predictions.device
+        drawn = self.predictions.draw(policy, self.scores, send(selected, device), uniforms)
+        after = batch.tokens.clone()
+        after[where] = fetch(drawn)[0].masked_fill(dropped, -1)
+
+        def spread(values: Tensor) -> Bool:
+            return torch.zeros(len(after), dtype=torch.bool).index_put_((where,), values).numpy()
+
+        return Edit(
+            scored=scored.numpy(),
+            selected=spread(selected),
+            protected=spread(protected),
+            before=batch.tokens.numpy(),
+            after=after.numpy(),
         )
 
     def in_scope(self, policy: EditPolicy) -> Tensor:
@@ -125,30 +110,17 @@ class Scored:
         weights = torch.zeros(len(found.ids), V, device=found.ids.device)
         return weights.scatter_add_(-1, found.ids, (found.logits - top).exp()).log() + top
 
-    def most_probable(self, at: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        """The most probable tokens at m of the n tokens.
+    def most_probable(self, at: Tensor, count: int) -> list[list[tuple[int, float]]]:
+        """The most probable tokens, each with its probability, at m of the n tokens.
 
-        Args:
-            at: (m,) int64 on the CPU, ascending indices into the n tokens.
-            count: how many to return.
-
-        Returns:
-            (m, count) int64 ids and (m, count) float32 probabilities, on the CPU.
+        `at` is as for `distributions`.
         """
-        count = min(count, self.prior.vocab_size)
-        ids, chances = [torch.zeros(0, count, dtype=torch.int64)], [torch.zeros(0, count)]
-        if len(at):
-            for logprob in self.distributions(at):
-                top = logprob.topk(count, dim=-1)
-                pair = fetch(top.indices, top.values.exp())
-                ids.append(pair[0])
-                chances.append(pair[1])
-        return torch.cat(ids), torch.cat(chances)
-
-    def _spread(self, values: Tensor) -> Tensor:
-        full = torch.zeros(len(self.batch.tokens), dtype=torch.bool)
-        full[self.where] = values
-        return full
+        found = []
+        for logprob in self.distributions(at):
+            top = logprob.topk(min(count, logprob.shape[-1]), dim=-1)
+            rows = (x.tolist() for x in fetch(top.indices, top.values.exp()))
+            found += [list(zip(*row, strict=True)) for row in zip(*rows, strict=True)]
+        return found
 
 
 @torch.no_grad()
@@ -168,13 +140,13 @@ def score_batch(prior: BasePrior, batch: TokenBatch, context: Context = "documen
     check_documents(
         batch.contexts, batch.tokens, vocab_size=prior.vocab_size, max_length=prior.max_length
     )
-    return prior.run_gathered(lambda: _score(prior, batch))
 
+    def score() -> Scored:
+        where = prior.scorable(batch).nonzero().squeeze(-1)
+        predictions = prior.predict(batch, where)
+        scores = predictions.score(_ALL, exact=True)
+        check_finite(scores.is_finite)
+        (logprob,) = fetch(scores.logprob)
+        return Scored(prior, batch, where, predictions, scores, logprob.float())
 
-def _score(prior: BasePrior, batch: TokenBatch) -> Scored:
-    where = prior.scorable(batch).nonzero().squeeze(-1)
-    predictions = prior.predict(batch, where)
-    scores = predictions.score(_ALL, exact=True)
-    check_finite(scores.is_finite)
-    (logprob,) = fetch(scores.logprob)
-    return Scored(prior, batch, where, predictions, scores, logprob.float())
+    return prior.run_gathered(score)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import textwrap
 
-from .advice import notes, percent, recommend
+from .advice import acted, notes, percent, recommend
 from .findings import Document, Edit, Findings
 from .kinds import KINDS
 
@@ -14,15 +14,11 @@ _HARMLESS = {n: chr(0x2400 + n) for n in range(32) if chr(n) not in "\n\t"} | di
     [*range(0x7F, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A)],
     "\N{REPLACEMENT CHARACTER}",
 )
-_RED, _GREEN, _DIM, _BOLD, _LINE, _END = (
-    "\33[9;31m", "\33[1;32m", "\33[2m", "\33[1m", "\33[4m", "\33[0m"
-)  # fmt: skip
-# Characters that text hardly ever contains, for output without colour.
-_OPEN, _ARROW, _CLOSE = (
-    "\N{MATHEMATICAL LEFT WHITE SQUARE BRACKET}",
-    " \N{RIGHTWARDS ARROW} ",
-    "\N{MATHEMATICAL RIGHT WHITE SQUARE BRACKET}",
-)
+_RED, _GREEN, _BOLD, _LINE, _END = "\33[9;31m", "\33[1;32m", "\33[1m", "\33[4m", "\33[0m"
+# Around an edit: text hardly ever contains these characters.
+_OPEN = "\N{MATHEMATICAL LEFT WHITE SQUARE BRACKET}"
+_CLOSE = "\N{MATHEMATICAL RIGHT WHITE SQUARE BRACKET}"
+_ARROW = " \N{RIGHTWARDS ARROW} "
 _AROUND = 24  # tokens of context before and after an edit
 WIDTH = 96  # columns of running text
 
@@ -32,7 +28,7 @@ def as_text(seen: Findings, *, color: bool, num_documents: int = 2, num_edits: i
 
     Args:
         seen: what to show.
-        color: use colours; without, edits are in white square brackets.
+        color: use colours.
         num_documents: how many documents to show.
         num_edits: how many edits to show, of each document and policy.
     """
@@ -85,27 +81,22 @@ def in_columns(rows: list[list[str]]) -> str:
 def _heading(seen: Findings, color: bool) -> str:
     chances = seen.probabilities
     documents = f"{seen.num_documents:,} document{'s' * (seen.num_documents != 1)}"
-    facts = wrapped(f"{documents}, {seen.num_tokens:,} tokens of {seen.data}; prior: {seen.prior}.")
-    facts = f"{bold(seen.title, color)}\n{facts}"
-    if not chances.total:
-        return facts
-    bars = " .:-=+*#%@"
-    tallest = max(int(chances.bins.max()), 1)
-    ruler = "".join(bars[math.ceil(9 * count / tallest)] for count in chances.bins)
-    return (
-        f"{facts}\n{chances.total:,} tokens have a label; the prior's perplexity on them is "
-        f"{chances.perplexity:.1f}.\nTheir probabilities: 0 |{ruler}| 1; "
-        f"{percent(chances.bins[-1] / chances.total)} are 0.95 or more."
-    )
+    facts = f"{documents}, {seen.num_tokens:,} tokens of {seen.data}; prior: {seen.prior}."
+    if chances.total:
+        facts += (
+            f" {chances.total:,} tokens have a label. The prior's perplexity on them is "
+            f"{chances.perplexity:.1f}; {percent(chances.bins[-1] / chances.total)} have a "
+            "probability of 0.95 or more."
+        )
+    return f"{bold(seen.title, color)}\n{wrapped(facts)}"
 
 
 def policy_table(seen: Findings) -> str:
     """A row for each policy: how many tokens it selects and changes."""
     # A journal does not store which tokens were selected; `notes` has their number.
-    columns = ["changed", "removed"]
-    if seen.run is None:
-        columns = ["selected", *columns, "protected"]
-    some = [c for c in columns if c in ("selected", "changed") or _any(seen, c)]
+    some = ["changed"] if seen.run is not None else ["selected", "changed"]
+    tallies = seen.tallies.values()
+    some += [c for c in ("removed", "protected") if any(tally.of(None, c) for tally in tallies)]
     rows = [["policy", "tokens", *(cell for column in some for cell in (column, ""))]]
     for name, tally in seen.tallies.items():
         rows.append([name, f"{tally.of(None, 'tokens'):,}"])
@@ -115,18 +106,13 @@ def policy_table(seen: Findings) -> str:
     return in_columns(rows) + ("\n" + legend if seen.run is None else "")
 
 
-def _any(seen: Findings, column: str) -> bool:
-    return any(tally.of(None, column) for tally in seen.tallies.values())
-
-
 def _kind_table(seen: Findings) -> str:
     """A row for each kind of token: the share that each policy changes or removes."""
-    first = next(iter(seen.tallies.values()))
+    tallies = list(seen.tallies.values())
     rows = [["changed or removed, by kind", "tokens", *seen.tallies]]
     for kind in KINDS:
-        if tokens := first.of(kind, "tokens"):
-            shares = (t.share(kind, "changed") + t.share(kind, "removed") for t in
-                      seen.tallies.values())  # fmt: skip
+        if tokens := tallies[0].of(kind, "tokens"):
+            shares = (acted(tally, kind) for tally in tallies)
             rows.append([kind, f"{tokens:,}", *map(percent, shares)])
     return in_columns(rows)
 
@@ -148,7 +134,7 @@ def _document(
             lines += label_lines(seen, document, edit, places, seen.num_draws(name))
         elif places:
             lines.append(passages(seen, document, edit, places, color))
-            lines += [_detail(seen, document, edit, place) for place in places]
+            lines += filter(None, (_detail(seen, document, edit, i) for i in places))
     return "\n".join(lines)
 
 
@@ -167,57 +153,40 @@ def passages(seen: Findings, document: Document, edit: Edit, places: list[int], 
 
 
 def label_lines(
-    seen: Findings, document: Document, edit: Edit, places: list[int], num_draws: int,
-    context: int = 12,
-) -> list[str]:  # fmt: skip
+    seen: Findings, document: Document, edit: Edit, places: list[int], num_draws: int
+) -> list[str]:
     """A table of changed labels: the text before each, the text's own token, and the new label."""
     label = "the label is" if num_draws == 1 else f"first of {num_draws} draws"
     rows = [["   after the text", "the text has", label, "P of each"]]
     for i in places:
-        new = edit.after[i]
-        assert new is not None  # `target="labels"` removes nothing
-        before = "".join(document.text.pieces[max(0, i - context) : i]).translate(_HARMLESS)
+        before = "".join(document.text.pieces[max(0, i - 12) : i]).translate(_HARMLESS)
         before = " ".join(before.split())[-44:]
-        chances = {edit.before[i]: float(document.probability[i])}
-        chances = dict(document.candidates.get(i, ())) | chances
+        tokens = (seen.text_before(document, edit, i), seen.text_after(edit, i))
+        new = dict(document.candidates.get(i, ())).get(edit.after[i])
+        chances = (_chance(document.probability[i]), "less" if new is None else _chance(new))
         rows.append(
-            [
-                f"   ...{before}",
-                *(repr(seen.reader.piece(token).translate(_HARMLESS)) for token in (edit.before[i],
-                                                                                  new)),
-                f"{_chance(chances[edit.before[i]])}, "
-                + (_chance(chances[new]) if new in chances else "less"),
-            ]
-        )  # fmt: skip
+            [f"   ...{before}", *(repr(t.translate(_HARMLESS)) for t in tokens), ", ".join(chances)]
+        )
     return in_columns(rows).splitlines() if len(rows) > 1 else []
 
 
 def _token(seen: Findings, document: Document, edit: Edit, i: int, color: bool) -> str:
-    old, new = edit.before[i], edit.after[i]
-    if old < 0:
-        return ""
-    text = document.text.pieces[i] if old == document.ids[i] else seen.reader.piece(old)
-    text = text.translate(_HARMLESS)
-    if new != old:
-        drawn = "" if new is None else seen.reader.piece(new).translate(_HARMLESS)
-        return _change(text, drawn, float(document.probability[i]), color)
+    text = seen.text_before(document, edit, i).translate(_HARMLESS)
+    if edit.before[i] >= 0 and edit.after[i] != edit.before[i]:
+        drawn = seen.text_after(edit, i).translate(_HARMLESS)
+        return _change(text, drawn, document.probability[i], color)
     return _kept(text, color) if edit.selected[i] else text
 
 
-def _detail(seen: Findings, document: Document, edit: Edit, place: int) -> str:
-    """One edit, with other tokens that the prior finds probable there."""
-    piece = seen.reader.piece
-    new = edit.after[place]
-    drawn = "removed" if new is None else repr(piece(new))
-    chance = document.probability[place]
-    probability = "" if math.isnan(chance) else f", P = {_chance(float(chance))}"
+def _detail(seen: Findings, document: Document, edit: Edit, i: int) -> str:
+    """Other tokens that the prior finds probable at an edit; "" if they are not known."""
     others = [
-        f"{piece(token)!r} {_chance(p)}"
-        for token, p in document.candidates.get(place, ())
-        if token != edit.before[place]
+        f"{seen.reader.piece(token)!r} {_chance(p)}"
+        for token, p in document.candidates.get(i, ())
+        if token != edit.before[i]
     ]
-    most = f"; most probable others: {', '.join(others)}" if others else ""
-    return f"   token {place}: {piece(edit.before[place])!r} -> {drawn}{probability}{most}"
+    old = seen.text_before(document, edit, i)
+    return f"   token {i}, {old!r}; most probable others: {', '.join(others)}" if others else ""
 
 
 def _chance(p: float) -> str:
@@ -225,12 +194,11 @@ def _chance(p: float) -> str:
 
 
 def _change(old: str, new: str, chance: float, color: bool) -> str:
-    old, new = _visible(old), _visible(new) if new else "nothing"
-    probability = "" if math.isnan(chance) else f"P={_chance(chance)}"
+    old, new = _visible(old), _visible(new) or "nothing"
     if color:
-        dim = probability and f"{_DIM}({probability}){_END}"
-        return f"{_RED}{old}{_END}{_GREEN}{new}{_END}{dim}"
-    return f"{_OPEN}{old}{_ARROW}{new}{probability and ', ' + probability}{_CLOSE}"
+        old, new = f"{_RED}{old}{_END}", f"{_GREEN}{new}{_END}"
+    probability = "" if math.isnan(chance) else f", P={_chance(chance)}"
+    return f"{_OPEN}{old}{_ARROW}{new}{probability}{_CLOSE}"
 
 
 def _kept(text: str, color: bool) -> str:

@@ -1,10 +1,8 @@
 """The page of `toedit inspect --html`: one file that needs no network.
 
 `as_page` packs findings as JSON; `page.html`, `style.css` and `script.js` show them. A content
-security policy forbids the page to load anything. To keep the JSON small, texts of tokens are
-indices into one list, and places are distances from the place before. Probabilities are whole
-hundred-thousandths, rounded down: compared with a threshold of up to five digits, they give the
-policy's own decision.
+security policy forbids the page to load anything. Probabilities are rounded down to five digits:
+compared with a threshold of up to five digits, they give the policy's own decision.
 """
 
 from __future__ import annotations
@@ -13,16 +11,15 @@ import html
 import json
 import math
 from importlib.resources import files
-from itertools import pairwise
 from typing import Any
+
+import numpy as np
 
 from ..advice import acted, notes, recommend, recommended_policy
 from ..findings import COLUMNS, THRESHOLDS, Document, Edit, Findings
 from ..kinds import KINDS, MEANING
 
-SCALE = 100_000
-NUM_CANDIDATES = 4
-# Tokens whose candidates go into the page, about 50 bytes each; the most probable tokens first.
+# Candidates are most of the page: they are kept for so many tokens, those of the first documents.
 MAX_PLACES = 40_000
 
 
@@ -48,10 +45,8 @@ def _part(name: str) -> str:
 
 
 def _pack(seen: Findings) -> dict[str, Any]:
-    texts = _Texts(seen)
     chances = seen.probabilities
     advice = recommend(seen)
-    keep = _places_to_keep(seen.documents)
     names = list(seen.policies)
     most = max(names, key=lambda name: acted(seen.tallies[name]))
     return {
@@ -66,19 +61,14 @@ def _pack(seen: Findings) -> dict[str, Any]:
             [t, round(int(count) / max(chances.total, 1), 6)]
             for t, count in zip(THRESHOLDS, chances.at_least, strict=True)
         ],
-        "scale": SCALE,
         "kinds": [[kind, MEANING[kind]] for kind in KINDS],
         "columns": COLUMNS,
         "isRun": seen.run is not None,
         "advice": None if advice is None else [advice.title, advice.reason],
         "notes": notes(seen),
         "opensOn": names.index(recommended_policy(seen) or most),
-        "policies": [_policy(seen, name) for name in seen.policies],
-        "documents": [
-            _document(document, texts, keep[number])
-            for number, document in enumerate(seen.documents)
-        ],
-        "texts": list(texts.numbers),
+        "policies": [_policy(seen, name) for name in names],
+        "documents": _documents(seen),
     }
 
 
@@ -94,72 +84,41 @@ def _policy(seen: Findings, name: str) -> dict[str, Any]:
     }
 
 
-class _Texts:
-    """Numbers the texts of tokens, each text once."""
+def _documents(seen: Findings) -> list[dict[str, Any]]:
+    packed = []
+    room = MAX_PLACES
+    for document in seen.documents:
+        candidates = document.candidates if room > 0 else {}
+        room -= len(candidates)
+        packed.append(
+            {
+                "name": document.name,
+                "tokens": document.text.pieces,
+                "p": [_chance(p) for p in document.probability.tolist()],
+                "kinds": [np.flatnonzero(row).tolist() for row in document.text.kinds],
+                "candidates": {
+                    place: [[seen.reader.piece(token), _chance(p)] for token, p in found]
+                    for place, found in candidates.items()
+                },
+                "edits": [_edit(seen, document, edit) for edit in document.edits.values()],
+            }
+        )
+    return packed
 
-    def __init__(self, seen: Findings) -> None:
-        self.numbers: dict[str, int] = {}
-        self._piece = seen.reader.piece
 
-    def of(self, text: str) -> int:
-        return self.numbers.setdefault(text, len(self.numbers))
-
-    def of_token(self, token: int) -> int:
-        return self.of(self._piece(token))
-
-
-def _document(document: Document, texts: _Texts, keep: set[int]) -> dict[str, Any]:
+def _edit(seen: Findings, document: Document, edit: Edit) -> dict[str, Any]:
     return {
-        "name": document.name,
-        "tokens": [texts.of(piece) for piece in document.text.pieces],
-        "p": [_chance(float(p)) for p in document.probability],
-        "kinds": document.text.kinds.tolist(),
-        # For each place: its number, then text and P of each candidate.
-        "candidates": [
-            [place, *(x for token, p in found[:NUM_CANDIDATES] for x in (texts.of_token(token),
-                                                                        _chance(p)))]
-            for place, found in sorted(document.candidates.items())
-            if place in keep
+        "selected": np.flatnonzero(edit.selected).tolist(),
+        "protected": np.flatnonzero(edit.protected).tolist(),
+        "unscored": np.flatnonzero(~edit.scored).tolist(),
+        "removed": edit.removed,
+        "changed": [
+            [place, seen.text_before(document, edit, place), seen.text_after(edit, place)]
+            for place in edit.changed
         ],
-        "edits": [_edit(document, edit, texts) for edit in document.edits.values()],
-    }  # fmt: skip
-
-
-def _edit(document: Document, edit: Edit, texts: _Texts) -> dict[str, Any]:
-    changed = []
-    for place in edit.changed:
-        new = edit.after[place]
-        assert new is not None
-        one = [place, texts.of_token(new)]
-        if edit.before[place] != document.ids[place]:  # in a later generation
-            one.append(texts.of_token(edit.before[place]))
-        changed.append(one)
-    return {
-        "selected": _gaps(edit.selected.nonzero()[0].tolist()),
-        "protected": _gaps(edit.protected.nonzero()[0].tolist()),
-        "unscored": _gaps((~edit.scored).nonzero()[0].tolist()),
-        "removed": _gaps(edit.removed),
-        "changed": changed,
     }
 
 
-def _places_to_keep(documents: list[Document]) -> list[set[int]]:
-    """For each document, the places whose candidates go into the page: edited ones first."""
-    places = []
-    for number, document in enumerate(documents):
-        edits = document.edits.values()
-        for place in document.candidates:
-            is_edited = any(edit.before[place] != edit.after[place] for edit in edits)
-            places.append((not is_edited, -float(document.probability[place]), number, place))
-    keep: list[set[int]] = [set() for _ in documents]
-    for _, _, number, place in sorted(places)[:MAX_PLACES]:
-        keep[number].add(place)
-    return keep
-
-
-def _chance(p: float) -> int:
-    return -1 if math.isnan(p) else math.floor(min(p, 1.0) * SCALE)
-
-
-def _gaps(places: list[int]) -> list[int]:
-    return [place - before for before, place in pairwise([0, *places])]
+def _chance(p: float) -> float:
+    """P for the page; -1: the prior gives none."""
+    return -1 if math.isnan(p) else math.floor(min(p, 1.0) * 100_000) / 100_000

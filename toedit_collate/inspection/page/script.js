@@ -20,12 +20,7 @@
   const count = (n) => n.toLocaleString("en");
   const percent = (part, whole) =>
     whole ? `${(100 * part / whole).toPrecision(part && part / whole < 0.001 ? 2 : 3)} %` : "-";
-  const chance = (p) => (p < 0 ? "none" : p >= 99950 || p < 100 ?
-    (p / D.scale).toFixed(5) : (p / D.scale).toFixed(3));
-  const places = (gaps) => {
-    let at = 0;
-    return gaps.map((gap) => (at += gap));
-  };
+  const chance = (p) => (p < 0 ? "none" : p.toFixed(p >= 0.9995 || p < 0.001 ? 5 : 3));
   // Spaces, line feeds and tabs, made visible and audible.
   const named = (text) => text === "" ? "(part of a character)" :
     text.replace(/\n/g, "⏎").replace(/\t/g, "⇥").replace(/ /g, "␣").replace(/\r/g, "␍");
@@ -35,21 +30,13 @@
   // A label under its token: without the space that most tokens begin with.
   const short = (text) => text.trim() || named(text);
 
-  // Each document with its marks, unpacked when it is first needed.
-  const unpacked = new Map();
-  const unpack = (number) => {
-    if (unpacked.has(number)) return unpacked.get(number);
-    const packed = D.documents[number];
-    const edits = packed.edits.map((edit) => ({
-      unscored: new Set(places(edit.unscored)), selected: new Set(places(edit.selected)),
-      protected: new Set(places(edit.protected)), removed: new Set(places(edit.removed)),
-      changed: new Map(edit.changed.map(([at, now, old]) => [at, { now, old }])),
+  D.documents.forEach((doc) => {
+    doc.edits = doc.edits.map((edit) => ({
+      unscored: new Set(edit.unscored), selected: new Set(edit.selected),
+      protected: new Set(edit.protected), removed: new Set(edit.removed),
+      changed: new Map(edit.changed.map(([at, old, now]) => [at, { old, now }])),
     }));
-    const candidates = new Map(packed.candidates.map(([at, ...rest]) => [at, rest]));
-    const made = { ...packed, edits, candidates };
-    unpacked.set(number, made);
-    return made;
-  };
+  });
 
   const state = () => {
     const policy = D.policies[$("policy").value];
@@ -69,8 +56,7 @@
     const p = doc.p[i];
     let mark = "";
     if (s.moved && s.movable) {
-      const cut = s.slider * D.scale;
-      const inside = p >= 0 && (s.policy.region === "above" ? p >= cut - 1e-6 : p <= cut + 1e-6);
+      const inside = p >= 0 && (s.policy.region === "above" ? p >= s.slider : p <= s.slider);
       if (inside && !edit.unscored.has(i) && !edit.removed.has(i)) {
         mark = edit.changed.has(i) ? "changed" : edit.selected.has(i) ? "kept" : "would";
       }
@@ -85,7 +71,7 @@
     if (s.marks === "all" && mark === "protected") return "";
     // Where every label is redrawn, marks of the unchanged ones would cover the text.
     if (s.marks === "all" && mark === "kept" && s.policy.labels) return "";
-    if (s.kind >= 0 && !(doc.kinds[i] >> s.kind & 1)) return "";
+    if (s.kind >= 0 && !doc.kinds[i].includes(s.kind)) return "";
     return mark;
   };
 
@@ -96,17 +82,16 @@
   const describe = (doc, i, mark, s) => {
     const edit = doc.edits[s.which];
     const change = edit.changed.get(i);
-    const old = D.texts[change && change.old !== undefined ? change.old : doc.tokens[i]];
+    const old = change ? change.old : doc.tokens[i];
     const p = doc.p[i] < 0 ? "" : `, P ${chance(doc.p[i])}`;
     if (mark !== "changed") return `${spoken(old)}: ${SAY[mark]}${p}`;
-    return s.policy.labels ? `${spoken(old)}, label ${spoken(D.texts[change.now])}${p}` :
-      `changed: ${spoken(old)} became ${spoken(D.texts[change.now])}${p}`;
+    return s.policy.labels ? `${spoken(old)}, label ${spoken(change.now)}${p}` :
+      `changed: ${spoken(old)} became ${spoken(change.now)}${p}`;
   };
-  const kindsOf = (doc, i) => D.kinds.filter((_, k) => doc.kinds[i] >> k & 1)
-    .map(([name]) => name);
+  const kindsOf = (doc, i) => doc.kinds[i].map((k) => D.kinds[k][0]);
 
   const token = (doc, i, mark, s) => {
-    const text = D.texts[doc.tokens[i]];
+    const text = doc.tokens[i];
     const template = kindsOf(doc, i).includes("template") ? " template" : "";
     if (!mark) {
       return make("span", { "data-i": i, ...(template && { class: "template" }) }, text);
@@ -121,16 +106,14 @@
       const { now } = doc.edits[s.which].changed.get(i);
       // Spaces and line feeds stay outside of the pair: the line must break where it did.
       const [, before, core, after] = text.match(/^(\s*)(.*?)(\s*)$/s);
-      const label = make("rt", {}, short(D.texts[now]));
+      const label = make("rt", {}, short(now));
       outer.append(before, make("ruby", {}, base(core || "·"), label), after);
     } else if (mark === "changed") {
-      const { now, old } = doc.edits[s.which].changed.get(i);
-      const before = old === undefined ? text : D.texts[old];
-      const after = D.texts[now];
+      const { old, now } = doc.edits[s.which].changed.get(i);
       // A line feed that was replaced must not break the line.
       outer.append(
-        make("del", { class: "old" + (before.trim() ? "" : " blank") }, before.replace(/\n/g, "")),
-        make("ins", { class: "new" + (after.trim() ? "" : " blank") }, after));
+        make("del", { class: "old" + (old.trim() ? "" : " blank") }, old.replace(/\n/g, "")),
+        make("ins", { class: "new" + (now.trim() ? "" : " blank") }, now));
     } else if (mark === "removed") {
       outer.append(make("del", { class: "old gone" + blank }, text.replace(/\n/g, "")));
     } else {
@@ -140,7 +123,7 @@
   };
 
   const article = (number, s) => {
-    const doc = unpack(number);
+    const doc = D.documents[number];
     const body = make("div", {
       class: s.policy.labels ? "text labels" : "text", "data-number": number,
     });
@@ -161,9 +144,9 @@
   };
 
   const matches = (number, s) => {
-    const doc = unpack(number);
+    const doc = D.documents[number];
     if (s.text) {
-      const text = doc.tokens.map((t) => D.texts[t]).join("");
+      const text = doc.tokens.join("");
       if (!text.toLowerCase().includes(s.text.toLowerCase())) return false;
     }
     return !s.only || doc.tokens.some((_, i) => markOf(doc, i, s));
@@ -348,30 +331,28 @@
   const tip = $("tip");
   const hideTip = () => { tip.hidden = true; };
   const showTip = (element, aloud) => {
-    const doc = unpack(Number(element.closest(".text").dataset.number));
+    const doc = D.documents[Number(element.closest(".text").dataset.number)];
     const i = Number(element.dataset.i);
     const s = state();
     const mark = element.dataset.mark;
     const change = doc.edits[s.which].changed.get(i);
-    const lines = [make("p", {}, make("code", {}, named(D.texts[doc.tokens[i]])),
+    const lines = [make("p", {}, make("code", {}, named(doc.tokens[i])),
       doc.p[i] < 0 ? "" : ` P = ${chance(doc.p[i])}`)];
     if (change && mark === "changed") {
       const became = s.policy.draws > 1 ? `first of ${s.policy.draws} draws: ` :
         s.policy.labels ? "the label is " : "became ";
-      lines.push(make("p", {}, became,
-        make("code", {}, named(D.texts[change.now]))));
+      lines.push(make("p", {}, became, make("code", {}, named(change.now))));
     } else if (mark) lines.push(make("p", {}, SAY[mark]));
     lines.push(make("p", { class: "note" }, kindsOf(doc, i).join(", ")));
-    const found = doc.candidates.get(i);
+    const found = doc.candidates[i];
     const heard = [];
     if (found) {
       const rows = make("tbody");
-      for (let k = 0; k < found.length; k += 2) {
-        const text = D.texts[found[k]];
+      found.forEach(([text, p]) => {
         rows.append(make("tr", {}, make("td", {}, make("code", {}, named(text))),
-          make("td", {}, chance(found[k + 1]))));
-        heard.push(`${spoken(text)} ${chance(found[k + 1])}`);
-      }
+          make("td", {}, chance(p))));
+        heard.push(`${spoken(text)} ${chance(p)}`);
+      });
       lines.push(make("table", {}, make("caption", {}, "The prior's most probable tokens here"),
         rows));
     }
@@ -384,7 +365,7 @@
     tip.style.left = `${Math.max(8, left) + window.scrollX}px`;
     tip.style.top = `${(below ? box.bottom + 6 : box.top - own.height - 6) + window.scrollY}px`;
     if (aloud) {
-      $("live").textContent = `${mark ? describe(doc, i, mark, s) : spoken(D.texts[doc.tokens[i]])}` +
+      $("live").textContent = `${mark ? describe(doc, i, mark, s) : spoken(doc.tokens[i])}` +
         (heard.length ? `. Candidates: ${heard.join(", ")}` : "");
     }
   };
