@@ -11,11 +11,10 @@ from common import (
     EditArguments,
     RunArguments,
     as_mapping,
-    attach_settings,
+    attach_edit,
     limit_tokens,
     load_held_out,
     load_mixture,
-    load_prior,
     load_tokenizer,
     load_training,
     mix,
@@ -27,7 +26,7 @@ from common import (
 from transformers import AutoConfig, AutoModelForCausalLM
 from trl import SFTConfig, SFTTrainer
 
-from toedit_collate import EditPolicy, attach
+from toedit_collate import EditPolicy
 from toedit_collate.errors import UnusableError
 
 
@@ -120,13 +119,7 @@ def main() -> None:
             eval_dataset=held_out,
             processing_class=tokenizer,
         )
-        if policy is not None:
-            attach(
-                trainer,
-                load_prior(edit, trainer),
-                policy,
-                **attach_settings(edit, args.output_dir),
-            )
+        attach_edit(trainer, edit, policy)
         return trainer
 
     run(make_trainer, args, run_args, edit)

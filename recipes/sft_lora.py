@@ -7,10 +7,9 @@ from common import (
     DataArguments,
     EditArguments,
     RunArguments,
-    attach_settings,
+    attach_edit,
     load_held_out,
     load_mixture,
-    load_prior,
     load_tokenizer,
     model_options,
     parse,
@@ -19,7 +18,7 @@ from common import (
 )
 from trl import ModelConfig, SFTConfig, SFTTrainer, get_peft_config, get_quantization_config
 
-from toedit_collate import EditPolicy, attach
+from toedit_collate import EditPolicy
 
 
 def main() -> None:
@@ -42,13 +41,7 @@ def main() -> None:
             quantization_config=get_quantization_config(model_args),
             peft_config=get_peft_config(model_args),
         )
-        if policy is not None:
-            attach(
-                trainer,
-                load_prior(edit, trainer),
-                policy,
-                **attach_settings(edit, args.output_dir),
-            )
+        attach_edit(trainer, edit, policy)
         return trainer
 
     run(make_trainer, args, run_args, edit)

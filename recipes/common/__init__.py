@@ -9,7 +9,7 @@ Words:
 
 from toedit_collate.config.arguments import EditArguments
 from toedit_collate.config.parse import parse
-from toedit_collate.config.priors import attach_settings, load_prior
+from toedit_collate.config.priors import attach_edit, load_prior
 from toedit_collate.data import load_rows
 
 from .arguments import DataArguments, RunArguments, as_mapping
@@ -26,7 +26,7 @@ __all__ = [
     "RunArguments",
     "RunReport",
     "as_mapping",
-    "attach_settings",
+    "attach_edit",
     "limit_tokens",
     "load_held_out",
     "load_mixture",

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from toedit_collate.config.arguments import EditArguments
-from toedit_collate.config.console import shorten_traceback
+from toedit_collate.config.console import shorten_ctrl_c
 from toedit_collate.errors import UnusableError, first_line
 
 
@@ -87,13 +88,9 @@ def check_prior(edit: EditArguments) -> None:
 
 
 def start(main: Callable[[], None]) -> None:
-    """Run a recipe as a script. Errors that a user can fix, and Ctrl-C, print one line.
-
-    Raises:
-        UnusableError: Python prints it without a traceback.
-    """
+    """Run a recipe as a script. Errors that a user can fix, and Ctrl-C, print one line."""
+    shorten_ctrl_c()
     try:
         main()
-    except (UnusableError, KeyboardInterrupt, OSError) as error:
-        shorten_traceback(error)
-        raise
+    except (UnusableError, OSError) as error:
+        sys.exit(f"{Path(sys.argv[0]).name}: {first_line(error)}")

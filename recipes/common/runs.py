@@ -184,7 +184,8 @@ def _finish(trainer: Any, run_args: RunArguments) -> None:
     if trainer.args.push_to_hub:
         trainer.push_to_hub(dataset_name=dataset)
     elif hasattr(trainer, "create_model_card"):
-        trainer.create_model_card(dataset_name=dataset)
+        model_name = Path(trainer.args.output_dir).resolve().name
+        trainer.create_model_card(model_name=model_name, dataset_name=dataset)
     # These trackers keep one run for each process: the next run of a comparison needs its own.
     for tracker in ("wandb", "trackio"):
         if tracker in trainer.args.report_to and trainer.is_world_process_zero():

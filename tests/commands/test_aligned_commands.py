@@ -70,7 +70,7 @@ def test_apply_then_train_without_the_prior(
 ):
     status, _, error = run(
         capsys, "apply", "--prior", prior_folder, "--prior-aligned", trainee_folder, "--data", data,
-        "--cache", tmp_path / "cache", "--threshold", "1e-4", "--exclude-original",
+        "--cache", tmp_path / "cache", "--policy", "threshold=1e-4 exclude_original=true",
     )  # fmt: skip
     assert status == 0, error
     held = DecisionCache(tmp_path / "cache")
@@ -95,7 +95,7 @@ def test_a_cache_of_it_refuses_the_prior_s_own_tokenizer(
 ):
     status, _, error = run(
         capsys, "apply", "--prior", prior_folder, "--prior-aligned", trainee_folder, "--data", data,
-        "--cache", tmp_path / "cache", "--threshold", "1e-4", "--exclude-original",
+        "--cache", tmp_path / "cache", "--policy", "threshold=1e-4 exclude_original=true",
     )  # fmt: skip
     assert status == 0, error
     held = DecisionCache(tmp_path / "cache")

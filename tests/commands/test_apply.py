@@ -1,9 +1,7 @@
 """`toedit apply`: the cache it fills serves training without the prior; the data it writes."""
 
-import argparse
 import itertools
 import re
-import shlex
 import signal
 import subprocess
 import sys
@@ -26,11 +24,12 @@ from toedit_collate import EditPolicy, Prior, ToEditCollator, attach, edit_token
 from toedit_collate.commands import apply as apply_module
 from toedit_collate.commands.apply import as_python
 from toedit_collate.commands.main import main
-from toedit_collate.config.options import add_policy, policy_of
 from toedit_collate.data import load_rows
 from toedit_collate.stores.cache import DecisionCache
 
-AS_OPTIONS = ("--threshold", "0.05", "--exclude-original")  # AGGRESSIVE
+AS_OPTIONS = ("--policy", "threshold=0.05 exclude_original=true")  # AGGRESSIVE
+REMOVING_AS_OPTIONS = ("--policy", f"{AS_OPTIONS[1]} drop_below=1e-3")
+STRONG = ("--policy", "region=below threshold=0.9 exclude_original=true")
 pytestmark = pytest.mark.usefixtures("no_bars")
 REMOVING = AGGRESSIVE.replace(drop_below=1e-3)
 
@@ -111,8 +110,8 @@ class TestTraining:
         ("options", "policy"),
         [
             (AS_OPTIONS, AGGRESSIVE),
-            ((*AS_OPTIONS, "--drop-below", "1e-3"), REMOVING),
-            (("--threshold", "0.3", "--top-k", "16"), EditPolicy(threshold=0.3, top_k=16)),
+            (REMOVING_AS_OPTIONS, REMOVING),
+            (("--policy", "threshold=0.3 top_k=16"), EditPolicy(threshold=0.3, top_k=16)),
         ],
     )
     def test_without_the_prior_as_with_it(
@@ -181,9 +180,8 @@ class TestTraining:
             ],
         }[form]
         data, cache = write(tmp_path / "rows.jsonl", rows), tmp_path / "cache"
-        policy = ("--region", "below", "--threshold", "0.9", "--exclude-original")
         applied(
-            capsys, "--prior", prior_folder, "--data", data, "--cache", cache, *policy, *options
+            capsys, "--prior", prior_folder, "--data", data, "--cache", cache, *STRONG, *options
         )
         as_policy = EditPolicy(region="below", threshold=0.9, exclude_original=True)
         held = DecisionCache(cache)
@@ -389,11 +387,10 @@ class TestOutput:
         self, tmp_path, capsys, prior_folder, real, data, rows, output, with_cache, policy
     ):
         options = ["--prior", prior_folder, "--data", data, "--output", tmp_path / output]
-        options += [*AS_OPTIONS, "--batch-tokens", "64"]
+        options += [*(REMOVING_AS_OPTIONS if policy is REMOVING else AS_OPTIONS)]
+        options += ["--batch-tokens", "64"]
         if with_cache:
             options += ["--cache", tmp_path / "cache"]
-        if policy is REMOVING:
-            options += ["--drop-below", "1e-3"]
         printed = applied(capsys, *options)
         found = read(tmp_path / output)
         expected = edited(
@@ -417,7 +414,7 @@ class TestOutput:
         data = write(tmp_path / "data.jsonl", [{"text": text, "n": 1} for text in texts])
         printed = applied(
             capsys, "--prior", prior_folder, "--data", data, "--output", tmp_path / output,
-            "--threshold", "0.001", "--exclude-original",
+            "--policy", "threshold=0.001 exclude_original=true",
         )  # fmt: skip
         assert "3 of the rows held text or chats" in printed
         policy = EditPolicy(threshold=0.001, exclude_original=True)
@@ -441,8 +438,8 @@ class TestOutput:
         data = write(tmp_path / "data", packed)
         output = tmp_path / "out"
         applied(
-            capsys, "--prior", prior_folder, "--data", data, "--output", output, *AS_OPTIONS,
-            "--drop-below", "1e-3",
+            capsys, "--prior", prior_folder, "--data", data, "--output", output,
+            *REMOVING_AS_OPTIONS,
         )  # fmt: skip
         found = [one for row in read(output) for one in split(row["input_ids"], row["seq_lengths"])]
         assert found == [
@@ -472,10 +469,11 @@ class TestOutput:
         assert len(compiled) == 1
 
     def test_seed(self, tmp_path, capsys, prior_folder, data):
-        options = ["--prior", prior_folder, "--data", data, *AS_OPTIONS]
+        options = ["--prior", prior_folder, "--data", data]
         for seed in (0, 1):
             output = tmp_path / f"{seed}.jsonl"
-            applied(capsys, *options, "--output", output, "--seed", seed)
+            policy = f"{AS_OPTIONS[1]} seed={seed}"
+            applied(capsys, *options, "--output", output, "--policy", policy)
         assert read(tmp_path / "0.jsonl") != read(tmp_path / "1.jsonl")
 
 
@@ -489,14 +487,10 @@ class TestRefused:
 
     def test_policy(self, tmp_path, capsys, prior_folder, data):
         options = ("--prior", prior_folder, "--data", data, "--cache", tmp_path / "cache")
-        error = refused(capsys, *options, "--threshold", "99")
-        assert re.search(r"threshold .*got 99\.0; .*write 0\.99 for 99 %", error)
+        error = refused(capsys, *options, "--policy", "threshold=99")
+        assert re.search(r"threshold .*got 99; .*write 0\.99 for 99 %", error)
         error = refused(capsys, *options, "--policy", "mine")
         assert re.search(r"--policy: policy must be one of paper, .*got 'mine'", error)
-        for wrong in (["--region", "over"], ["--top-k", "many"]):
-            with pytest.raises(SystemExit):
-                main(["apply", *map(str, options), *wrong])
-            assert wrong[1] in capsys.readouterr().err
 
     @pytest.mark.parametrize(
         ("option", "value"),
@@ -582,43 +576,26 @@ class TestRefused:
         assert re.search(rf"{segment}.*damaged.*delete it", error)
 
 
-# --- options of the policy ---
+# --- the policy as Python ---
 
 
-class TestPolicies:
-    @pytest.mark.parametrize(
-        ("options", "policy"),
-        [
-            ("", EditPolicy.paper()),
-            ("--policy reference_code", EditPolicy.reference_code("up_revise")),
-            ("--policy low_drop_up_revise", EditPolicy.reference_code("low_drop_up_revise")),
-            ("--policy filtering", EditPolicy.reference_code("filtering")),
-            ("--policy reference_code --top-k 9", EditPolicy.reference_code(top_k=9)),
-            (
-                "--region below --threshold 0.1 --sampler top_p --top-p 0.5 --temperature 2 "
-                "--scope all --drop-below 0.01 --exclude-original --no-protect-special "
-                "--protected-token-ids 7 8 --seed 5 --redraw never --protect numbers,code",
-                EditPolicy(
-                    region="below", threshold=0.1, sampler="top_p", top_p=0.5, temperature=2.0,
-                    scope="all", drop_below=0.01, exclude_original=True, protect_special=False,
-                    protected_token_ids=(7, 8), seed=5, redraw="never", protect="code,numbers",
-                ),
-            ),
-        ],
-    )  # fmt: skip
-    def test_is_what_was_asked_for(self, options, policy):
-        parser = argparse.ArgumentParser()
-        add_policy(parser)
-        found = policy_of(parser.parse_args(shlex.split(options)))
-        assert found == policy
-        assert eval(as_python(found)) == policy
-
-    def test_every_field_has_an_option(self, capsys):
-        with pytest.raises(SystemExit):
-            main(["apply", "--help"])
-        printed = capsys.readouterr().out
-        for name in EditPolicy().record():
-            assert re.search(rf"--{name.replace('_', '-')}\s", printed), name
+@pytest.mark.parametrize(
+    "policy",
+    [
+        EditPolicy.paper(),
+        EditPolicy.reference_code("up_revise"),
+        EditPolicy.reference_code("low_drop_up_revise"),
+        EditPolicy.reference_code("filtering"),
+        EditPolicy.reference_code(top_k=9),
+        EditPolicy(
+            region="below", threshold=0.1, sampler="top_p", top_p=0.5, temperature=2.0,
+            scope="all", drop_below=0.01, exclude_original=True, protect_special=False,
+            protected_token_ids=(7, 8), seed=5, redraw="never", protect="code,numbers",
+        ),
+    ],
+)  # fmt: skip
+def test_the_policy_is_printed_as_python(policy):
+    assert eval(as_python(policy)) == policy
 
 
 # --- long documents, chats, parts ---
@@ -645,8 +622,7 @@ class TestWhatElseItTakes:
         completion = [{"role": "assistant", "content": "jumps over the lazy dog " * 4}]
         data = write(tmp_path / "data.jsonl", [{"prompt": prompt, "completion": completion}])
         output = tmp_path / "out.jsonl"
-        policy = ("--region", "below", "--threshold", "0.9", "--exclude-original")
-        applied(capsys, "--prior", prior_folder, "--data", data, "--output", output, *policy)
+        applied(capsys, "--prior", prior_folder, "--data", data, "--output", output, *STRONG)
         (row,) = read(output)
         tokenizer = make_tokenizer()
         source = tokenizer.apply_chat_template(prompt + completion, return_dict=True)["input_ids"]

@@ -22,7 +22,7 @@ WORDS = TEXT.split()
 TEXTS = [" ".join(WORDS[n : n + 4 + n % 7]) for n in range(20)]
 PARTS, ROWS, BLOCKS = 4, 40, 8
 # The model is random: to it, all of the text is unlikely.
-STRONG = ["--region", "below", "--threshold", "0.5", "--exclude-original"]
+STRONG = ["--policy", "region=below threshold=0.5 exclude_original=true"]
 SECONDS = 600
 # A machine with little to spare is not one that has died.
 PATIENT = {

@@ -89,11 +89,8 @@ def add_apply(commands: Any) -> None:
     )
     options.add_reading(parser, max_length="whole documents", batch_tokens=16_384)
     options.add_prior(parser, required=True)
-    options.add_policy(
-        parser,
-        more="; the training run must have the same",
-        notes=dict.fromkeys(("seed", "redraw"), "; only --output depends on it"),
-    )
+    more = "; the training run must have the same, but for seed and redraw"
+    options.add_policy(options.Group(parser, "policy"), more=more)
     parser.set_defaults(run=_run)
 
 
@@ -135,7 +132,9 @@ def _run(args: argparse.Namespace) -> int:
         if args.output is not None:
             args.output = args.output.with_stem(f"{args.output.stem}-{number:05}-of-{count:05}")
     # Of several processes on one terminal, one shows its progress.
-    return _apply(args, options.policy_of(args), shows_progress=ours is None or ours[2] == 0)
+    return _apply(
+        args, options.read_policy(args.policy), shows_progress=ours is None or ours[2] == 0
+    )
 
 
 def _apply(args: argparse.Namespace, policy: EditPolicy, *, shows_progress: bool) -> int:
@@ -146,7 +145,7 @@ def _apply(args: argparse.Namespace, policy: EditPolicy, *, shows_progress: bool
     if args.output is not None:
         if policy.target != "both":
             raise UnusableError(
-                f"--target {policy.target} cannot be used with --output, which writes one text "
+                f"target={policy.target} cannot be used with --output, which writes one text "
                 "for inputs and labels; set the target in the training run only, or use --cache"
             )
         check_output(args.output)

@@ -68,7 +68,7 @@ def add_bench(commands: Any) -> None:
     data.value("--max-length", "tokens of a row, at most", "N", options.positive, 512)
     options.add_prior(parser, leave_out=("--prior-aligned",))
     policy = options.Group(parser, "policy")
-    options.add_policy_name(policy, default="paper")
+    options.add_policy(policy)
     options.add_seed(policy, "batches and draws")
     measuring = options.Group(parser, "measuring")
     rounds = "how often to time each variant; at least 5, even if that takes long"

@@ -7,7 +7,7 @@ import importlib.metadata
 import sys
 from collections.abc import Sequence
 
-from ..config.console import run_guarded, shorten_traceback
+from ..config.console import run_guarded, shorten_ctrl_c
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -23,11 +23,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: `--help`, or unknown arguments (status 2).
     """
-    try:
-        args = _make_parser().parse_args(argv)
-    except KeyboardInterrupt as error:
-        shorten_traceback(error)
-        raise
+    shorten_ctrl_c()
+    args = _make_parser().parse_args(argv)
     if hasattr(sys.stdout, "reconfigure"):  # the terminal may have another encoding
         sys.stdout.reconfigure(errors="replace")
     return run_guarded(f"toedit {args.command}", lambda: args.run(args))

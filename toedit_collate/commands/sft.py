@@ -82,8 +82,7 @@ def _editing_trainer(edit: Any, made: list[Any]) -> Any:
     from trl import SFTTrainer
 
     from ..config.card import add_to_card
-    from ..config.priors import attach_settings, load_prior
-    from ..training.attach import attach
+    from ..config.priors import attach_edit
     from ..training.edit_column import check_column_kept
 
     class EditingSFTTrainer(SFTTrainer):
@@ -91,9 +90,8 @@ def _editing_trainer(edit: Any, made: list[Any]) -> Any:
             super().__init__(*args, **kwargs)
             made.append(self)
             check_column_kept(kwargs.get("train_dataset"), self.train_dataset)
-            policy, settings = edit.policy(), attach_settings(edit, self.args.output_dir)
-            attach(self, load_prior(edit, self), policy, **settings)
-            add_to_card(self, edit.policy_name, policy)
+            attach_edit(self, edit, edit.policy())
+            add_to_card(self, edit.policy_name, edit.policy())
 
     return EditingSFTTrainer
 

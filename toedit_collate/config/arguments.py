@@ -19,13 +19,14 @@ def optional(help_text: str) -> Any:
     return field(default=None, metadata={"help": help_text})
 
 
-def _field_of_policy(option: Option) -> Any:
-    return optional(f"{option.help}.".replace("%", "%%"))  # argparse formats help with %
-
-
 def _preset() -> Any:
     presets = "; ".join(f"{name}: {preset.help}" for name, preset in PRESETS.items())
     return field(default="paper", metadata={"help": f"{presets}; none: train without editing."})
+
+
+def _field_of_policy(option: Option) -> tuple[str, Any, Any]:
+    help_text = f"{option.help}.".replace("%", "%%")  # argparse formats help with %
+    return PREFIX + option.name, option.annotation, optional(help_text)
 
 
 # edit_policy, and an argument for each field of EditPolicy.
@@ -33,10 +34,7 @@ PolicyArguments: Any = dataclasses.make_dataclass(
     "PolicyArguments",
     [
         ("edit_policy", Literal[(*PRESETS, "none")], _preset()),
-        *(
-            (PREFIX + option.name, option.annotation, _field_of_policy(option))
-            for option in OPTIONS.values()
-        ),
+        *map(_field_of_policy, OPTIONS.values()),
     ],
 )
 
@@ -90,10 +88,7 @@ class EditArguments(PolicyArguments):
 
     def __post_init__(self) -> None:
         self.policy()  # report a wrong value before anything is loaded
-        when = self.refresh_when
-        if isinstance(when, str) and when not in ("epoch", "save"):
-            raise ValueError(f"refresh must be epoch, save or a number of steps, got {when!r}")
-        check_refresh(when)
+        check_refresh(self.refresh_when)
 
     def policy(self) -> EditPolicy | None:
         """The policy; None: no editing.
@@ -118,7 +113,7 @@ class EditArguments(PolicyArguments):
 
     @property
     def refresh_when(self) -> Any:
-        """`refresh` as `ToEditCallback` takes it. A number is an int in YAML, text otherwise."""
+        """`refresh` as `ToEditCallback` takes it: a number of steps is an int."""
         text = str(self.refresh)
         return int(text) if text.isdecimal() else self.refresh
 
@@ -132,11 +127,11 @@ class EditArguments(PolicyArguments):
 
 
 def spread_batch(args: Any, total: int | None, processes: int) -> None:
-    """Set batch size and accumulation so that an optimizer step has `total` rows.
+    """Set batch size and accumulation so that a step of all processes has `total` rows.
 
     Args:
         args: the `TrainingArguments`, which are changed.
-        total: rows of a step; None: change nothing.
+        total: None: change nothing.
         processes: that share the rows.
 
     Raises:

@@ -14,25 +14,20 @@ from .policies import short_name
 def add_to_card(trainer: Any, name: str, policy: EditPolicy | None) -> None:
     """Append a section to every model card that a Trainer writes, also when it pushes to the hub.
 
-    Args:
-        trainer: its `create_model_card` is wrapped.
-        name: of the policy.
-        policy: None: the data is not edited.
+    `name` is that of the policy. Without a policy, the data is not edited.
     """
     write = trainer.create_model_card
 
     def create_model_card(*args: Any, **kwargs: Any) -> None:
-        folder = Path(trainer.args.output_dir)
-        if not args and kwargs.get("model_name") is None:
-            kwargs["model_name"] = folder.resolve().name
         write(*args, **kwargs)
         if trainer.is_world_process_zero():
+            folder = Path(trainer.args.output_dir)
             path = folder / "README.md"
-            card = path.read_text(encoding="utf-8")
+            card = path.read_text(encoding="utf-8").rstrip()
             # TRL only knows base models on the hub, and writes None for others.
             base = getattr(trainer.model.config, "_name_or_path", "") or "a new model"
             card = card.replace("[None](https://huggingface.co/None)", f"`{base}`")
-            card = card.replace('model="None"', f'model="{folder}"').rstrip()
+            card = card.replace('model="None"', f'model="{folder}"')
             section = editing_section(name, policy, trainer.data_collator)
             path.write_text(f"{card}\n\n{section}", encoding="utf-8")
 
@@ -40,13 +35,7 @@ def add_to_card(trainer: Any, name: str, policy: EditPolicy | None) -> None:
 
 
 def editing_section(name: str, policy: EditPolicy | None, collator: Any) -> str:
-    """The section, in Markdown.
-
-    Args:
-        name: of the policy.
-        policy: None: the data was not edited.
-        collator: of the Trainer; a `ToEditCollator` if it edited the data.
-    """
+    """The section, in Markdown; `collator` is that of the Trainer."""
     title = "## How the training data was edited\n\n"
     if policy is None or not isinstance(collator, ToEditCollator):
         return f"{title}It was not edited: this run is a baseline.\n"

@@ -51,33 +51,27 @@ def run_guarded(name: str, function: Callable[[], int | None]) -> int:
     Raises:
         KeyboardInterrupt: Ctrl-C; Python prints one line for it, and ends with status 130.
     """
+    shorten_ctrl_c()
     try:
         status = function() or 0
         sys.stdout.flush()
-    except UnusableError as error:
-        print(f"{name}: error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt as error:
-        shorten_traceback(error)
-        raise
     except BrokenPipeError:  # `toedit ... | head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except OSError as error:  # no room, no permission
-        print(f"{name}: error: {first_line(error)}", file=sys.stderr)
+    except (UnusableError, OSError) as error:  # OSError: no room, no permission
+        message = first_line(error) if isinstance(error, OSError) else error
+        print(f"{name}: error: {message}", file=sys.stderr)
         return 2
     return status
 
 
-def shorten_traceback(error: BaseException) -> None:
-    """Make Python print one line instead of a traceback if nobody catches this error."""
-    expected = type(error)
+def shorten_ctrl_c() -> None:
+    """Make Python print one line instead of a traceback after Ctrl-C."""
 
     def hook(kind: type[BaseException], error: BaseException, traceback: Any) -> None:
-        if kind is not expected:
+        if issubclass(kind, KeyboardInterrupt):
+            print(f"{Path(sys.argv[0]).name}: interrupted", file=sys.stderr)
+        else:
             sys.__excepthook__(kind, error, traceback)
-            return
-        message = first_line(error) if str(error) else "interrupted"
-        print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
 
     sys.excepthook = hook

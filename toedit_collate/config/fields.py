@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UnusableError, first_line
-from ..policy import OPTIONS
 
 # YAML reads these as true or false. On a command line they are words: `--save_strategy no`.
 _WORDS = ("no", "yes", "on", "off")
@@ -40,20 +39,6 @@ def read_fields(words: Sequence[str]) -> dict[str, Any]:
         read = [word if word in _WORDS else yaml.safe_load(word) for word in given]
         values[name] = True if not read else read[0] if len(read) == 1 else read
     return values
-
-
-def read_policy_field(name: str, text: str) -> Any:
-    r"""The value of a field of `EditPolicy`, by YAML's rules.
-
-    Example:
-        >>> read_policy_field("threshold", "1e-4"), read_policy_field("drop_below", "null")
-        (0.0001, None)
-        >>> read_policy_field("protect", r"regex:#\d+: ")
-        'regex:#\\d+: '
-    """
-    if name == "protect" and text != "null":  # an expression may contain YAML's own characters
-        return text
-    return OPTIONS[name].read(read_fields([f"--{name}={text}"])[name])
 
 
 def read_yaml(path: Path, option: str) -> dict[str, Any]:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 import os
 import sys
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UnusableError
-from ..policy import OPTIONS, EditPolicy, Option
+from ..policy import EditPolicy
 from ..prior.loading import QUANTIZATIONS
 from .policies import POLICY_HELP, parse_policy
 
@@ -24,7 +25,6 @@ DATA_HELP = (
     "id:config:split); with the column input_ids, text, messages, or prompt and completion"
 )
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-_PREFIX = "policy_"
 _LOADING = ("dtype", "device", "quantization", "adapter", "revision", "compile")
 
 
@@ -85,29 +85,23 @@ class Group:
 
 def positive(text: str) -> int:
     """A whole number from 1."""
-    return _integer(text, 1, 10**15)
+    return _whole_number(text, 1)
 
 
 def non_negative(text: str) -> int:
     """A whole number from 0."""
-    return _integer(text, 0, 10**15)
+    return _whole_number(text, 0)
 
 
-def seed(text: str) -> int:
-    """A seed of at most 32 bits, as numpy takes it."""
-    return _integer(text, 0, 2**32)
-
-
-def _integer(text: str, least: int, end: int) -> int:
-    if not text.isdecimal() or not least <= int(text) < end:
-        bound = "in [0, 2**32)" if end == 2**32 else "above 0" if least else "from 0"
-        raise argparse.ArgumentTypeError(f"must be a whole number {bound}, got {text!r}")
+def _whole_number(text: str, least: int) -> int:
+    if not text.isdecimal() or int(text) < least:
+        raise argparse.ArgumentTypeError(f"must be a whole number from {least}, got {text!r}")
     return int(text)
 
 
 def number_above_0(text: str) -> float:
     """A number above 0."""
-    return _number(text, 1e9, "a number above 0")
+    return _number(text, math.inf, "a number above 0")
 
 
 def share(text: str) -> float:
@@ -198,7 +192,7 @@ def add_prior(
         prior: ends the help of `--prior`.
     """
     group = Group(parser, "prior", leave_out=leave_out)
-    name, hub = "PATH_OR_HUB_ID", "revision of the model on the hub"
+    name = "PATH_OR_HUB_ID"
     group.value("--prior", "a causal language model" + prior, name, required=required)
     group.choice("--dtype", "of its weights; auto: the checkpoint's", DTYPES, "auto")
     group.value("--device", "cuda, cuda:1, cpu, ...; default: the GPU, if there is one", "NAME")
@@ -206,7 +200,7 @@ def add_prior(
         "--quantization", "8bit and 4bit need bitsandbytes, int8 and fp8 torchao", QUANTIZATIONS
     )
     group.value("--adapter", "a PEFT adapter to put on it", name)
-    group.value("--revision", hub, "NAME")
+    group.value("--revision", "revision of the model on the hub", "NAME")
     group.flag("--compile", "use torch.compile, which takes a minute and pays on a long run")
     group.value(
         "--prior-aligned",
@@ -224,7 +218,7 @@ def prior_options(args: argparse.Namespace) -> dict[str, Any]:
 
 def add_seed(group: Group, of: str) -> None:
     """Add `--seed`; `of` says what of."""
-    group.value("--seed", f"of {of}", "N", seed, 0)
+    group.value("--seed", f"of {of}", "N", non_negative, 0)
 
 
 def add_color(group: Group) -> None:
@@ -240,7 +234,7 @@ def wants_color(args: argparse.Namespace) -> bool:
     return args.color == "always"
 
 
-def add_policy_name(group: Group, *, default: str, more: str = "") -> None:
+def add_policy(group: Group, *, default: str = "paper", more: str = "") -> None:
     """Add `--policy`, in any spelling; see `read_policy`."""
     group.value("--policy", POLICY_HELP + more, "POLICY", default=default)
 
@@ -255,44 +249,3 @@ def read_policy(text: str, **changes: Any) -> EditPolicy:
         return parse_policy(text, **changes)
     except (TypeError, ValueError) as error:
         raise UnusableError(f"--policy: {error}") from None
-
-
-def add_policy(parser: Any, *, more: str = "", notes: Mapping[str, str] | None = None) -> None:
-    """Add `--policy`, and an option for each field of `EditPolicy`; see `policy_of`.
-
-    Args:
-        parser: of argparse.
-        more: ends the description of the group.
-        notes: end the help of some fields, by name.
-    """
-    group = Group(parser, "policy", "which tokens are edited, and how" + more)
-    add_policy_name(group, default="paper", more="; the options below change single fields of it")
-    for field in OPTIONS.values():
-        name = f"--{field.name.replace('_', '-')}"
-        meaning = field.help + (notes or {}).get(field.name, "")
-        group.option(name, meaning, None, dest=_PREFIX + field.name, **_reading(field))
-
-
-def _reading(option: Option) -> dict[str, Any]:
-    """How argparse reads the value of a field."""
-    if option.choices:
-        return {"choices": option.choices}
-    if option.kind is bool:
-        return {"action": argparse.BooleanOptionalAction}
-    words = {int: "N", float: "X", str: "TEXT"}
-    reading = {"type": option.kind, "metavar": words[option.kind]}
-    return {**reading, "nargs": "+"} if option.is_list else reading
-
-
-def policy_of(args: argparse.Namespace) -> EditPolicy:
-    """The policy from the options of `add_policy`.
-
-    Raises:
-        UnusableError: a value is out of range.
-    """
-    given = {name: getattr(args, _PREFIX + name, None) for name in OPTIONS}
-    policy = read_policy(args.policy)
-    try:
-        return policy.replace(**{k: value for k, value in given.items() if value is not None})
-    except (TypeError, ValueError) as error:
-        raise UnusableError(str(error)) from None

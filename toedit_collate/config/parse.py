@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 import warnings
 from collections.abc import Sequence
@@ -13,27 +12,16 @@ from typing import Any
 from ..data.demo_model import demo_config, demo_model
 from ..data.demo_text import DEMO_MODELS
 from ..errors import UnusableError, first_line
-from .arguments import PREFIX, EditArguments
+from .arguments import EditArguments
 from .fields import did_you_mean, read_fields, read_yaml
 from .priors import check_shared
 
 _TRAINED = ("model_name_or_path", "prior")
 _UNTRAINED = ("tokenizer_name", "config_name")  # of these, the weights are not needed
-_NUMBER_AS_TEXT = re.compile(r"[-+]?\d+[eE][-+]?\d+")
 
 
-class _Help(argparse.RawDescriptionHelpFormatter):
-    """Shows each option once, with its default, and keeps the lines of an example."""
-
-    def _get_help_string(self, action: argparse.Action) -> str:
-        shown = action.default not in (None, argparse.SUPPRESS)
-        return (action.help or "") + (" (default: %(default)s)" if shown else "")
-
-    def _format_action_invocation(self, action: argparse.Action) -> str:
-        if action.nargs == 0:
-            return super()._format_action_invocation(action)
-        # TRL adds each name twice, with "_" and with "-".
-        return f"{action.option_strings[0]} {self._format_args(action, 'VALUE')}"
+class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Shows defaults, and keeps the lines of an example."""
 
 
 def parse(
@@ -61,12 +49,8 @@ def parse(
     words = list(sys.argv[1:] if args is None else args)
     # argparse's own usage would list some 200 options before each error.
     usage = "%(prog)s --config FILE.yaml [--field value ...]    (--help: all fields)"
-    for kind in classes:
-        if not hasattr(kind, "_argument_group_name"):  # a class of TRL
-            kind._argument_group_name = f"{kind.__name__} of TRL"  # type: ignore[attr-defined]
     kinds: Any = list(classes)
     parser: Any = TrlParser(kinds, prog=prog, usage=usage, epilog=epilog, formatter_class=_Help)
-    _group_edit_arguments(parser)
     try:
         given = {} if {"-h", "--help"} & set(words) else given_values(words)
         known = {word.lstrip("-") for one in parser._actions for word in one.option_strings}
@@ -98,24 +82,6 @@ def parse(
     return parsed
 
 
-def _group_edit_arguments(parser: Any) -> None:
-    """Divide the help of `EditArguments` into three groups."""
-    title = EditArguments._argument_group_name
-    for ours in [group for group in parser._action_groups if group.title == title]:
-        parts: dict[str, list[Any]] = {"policy": [], "prior": [], "journal, refresh, cache": []}
-        for action in ours._group_actions:
-            is_prior = action.dest.startswith("prior")
-            kind = "policy" if action.dest.startswith(PREFIX) else "journal, refresh, cache"
-            parts["prior" if is_prior else kind].append(action)
-        place = parser._action_groups.index(ours)
-        parser._action_groups.remove(ours)
-        for name, actions in reversed(parts.items()):
-            note = "Each field changes the policy that edit_policy names." * (name == "policy")
-            group = parser.add_argument_group(f"{title}: {name}", note)
-            group._group_actions.extend(actions)
-            parser._action_groups.insert(place, parser._action_groups.pop())
-
-
 def given_values(args: Sequence[str]) -> dict[str, Any]:
     """The fields that the command line, or else the config file, sets.
 
@@ -125,20 +91,7 @@ def given_values(args: Sequence[str]) -> dict[str, Any]:
     fields = read_fields(args)
     path = fields.pop("config", None)
     values = read_yaml(Path(path), "--config") if path else {}
-    for name, value in values.items():
-        if isinstance(value, dict):
-            _check_numbers(f"--config {path}: {name}", value)
     return {**values, **fields}
-
-
-def _check_numbers(where: str, values: dict[str, Any]) -> None:
-    """Refuse `1e-5` inside a mapping, which YAML reads as text and TRL does not convert."""
-    for name, value in values.items():
-        if isinstance(value, str) and _NUMBER_AS_TEXT.fullmatch(value):
-            digits, _, exponent = value.lower().partition("e")
-            raise UnusableError(
-                f"{where}: {name}: {value} is text to YAML; write {digits}.0e{exponent}"
-            )
 
 
 def check_names(given: dict[str, Any], known: set[str]) -> None:

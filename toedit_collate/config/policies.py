@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import shlex
+import re
 from typing import Any
 
 from ..policy import OPTIONS, PRESETS, EditPolicy
-from .fields import read_policy_field
 
 POLICY_HELP = (
     f"{', '.join(PRESETS)}; or fields, as in threshold=0.5; or both, "
     '"reference_code top_k=8 protect=numbers,code"'
 )
+# Blanks and commas before the name of a field. Others belong to a value: "protect=code,numbers".
+_NAMES = "|".join(name.replace("_", "[-_]") for name in OPTIONS)
+_BEFORE_FIELD = re.compile(rf"[\s,]+(?=(?:{_NAMES})=)")
 
 
 def parse_policy(text: str, **changes: Any) -> EditPolicy:
@@ -32,27 +34,21 @@ def parse_policy(text: str, **changes: Any) -> EditPolicy:
         >>> parse_policy("threshold=0.5").top_k
         8
     """
-    preset, fields = "paper", dict(changes)
-    for number, word in enumerate(_split(text)):
-        name, equals, value = word.partition("=")
-        name = _field_name(name)
-        if not equals and number == 0:
-            preset = word
-        elif not equals or name not in OPTIONS:
-            raise ValueError(
-                f"policy {text!r}: {word!r} is not a field with a value; write a preset "
-                f"({', '.join(PRESETS)}), then name=value with names of {', '.join(OPTIONS)}"
-            )
-        else:
-            fields[name] = read_policy_field(name, value)
-    common = changes.get("protect")
-    if isinstance(common, str) and fields["protect"] not in (None, common):
-        fields["protect"] = f"{common},{fields['protect']}"
+    preset, *given = _BEFORE_FIELD.split(f" {text}")
+    preset = preset.strip(" ,") or "paper"
     if preset not in PRESETS:
         raise ValueError(
             f"policy must be one of {', '.join(PRESETS)}, or fields as in threshold=0.5, got "
-            f"{preset!r}"
+            f"{preset!r}; fields are {', '.join(OPTIONS)}"
         )
+    fields = dict(changes)
+    for one in given:
+        name, _, value = one.partition("=")
+        name = name.replace("-", "_")
+        fields[name] = _read_value(name, value.rstrip(" ,"))
+    common = changes.get("protect")
+    if isinstance(common, str) and fields["protect"] not in (None, common):
+        fields["protect"] = f"{common},{fields['protect']}"
     return EditPolicy.preset(preset, **fields)
 
 
@@ -68,26 +64,10 @@ def short_name(policy: EditPolicy) -> str:
     return " ".join(f"{name}={value}" for name, value in changed.items()) or "paper"
 
 
-def _split(text: str) -> list[str]:
-    """Split at blanks and commas, but not inside the value of a field that may contain them."""
-    lexer = shlex.shlex(text, posix=True, punctuation_chars=False)
-    # Backslashes belong to regular expressions.
-    lexer.whitespace_split, lexer.escape, lexer.commenters = True, "", ""
-    try:
-        words = list(lexer)
-    except ValueError as error:
-        raise ValueError(f"policy {text!r}: can't be read ({error}); close the quotes") from None
-    fields: list[str] = []
-    for word in words:
-        for number, part in enumerate(word.split(",")):
-            is_field = "=" in part and _field_name(part.partition("=")[0]) in OPTIONS
-            last = _field_name(fields[-1].partition("=")[0]) if fields else ""
-            if last in ("protect", "protected_token_ids") and not is_field:
-                fields[-1] += ("," if number else " ") + part
-            elif part:
-                fields.append(part)
-    return fields
+def _read_value(name: str, text: str) -> Any:
+    """The value of a field, by YAML's rules."""
+    import yaml
 
-
-def _field_name(name: str) -> str:
-    return name.strip().replace("-", "_")
+    if name == "protect" and text != "null":  # an expression may contain YAML's own characters
+        return text
+    return OPTIONS[name].read(yaml.safe_load(text))

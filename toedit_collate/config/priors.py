@@ -10,12 +10,14 @@ from ..data.demo_model import demo_model
 from ..data.demo_text import DEMO_MODELS
 from ..data.reading import may_be_on_hub
 from ..errors import UnusableError, first_line
+from ..policy import EditPolicy
 from ..prior.prior import Prior
 from ..stores.cache import DecisionCache
 from ..stores.journal import Journal
 from ..training.attach import attach
 from ..training.trainee import text_tokenizer
 from .arguments import EditArguments
+from .policies import short_name
 
 logger = logging.getLogger("toedit_collate")
 
@@ -31,8 +33,8 @@ def open_prior(
         compile: with `torch.compile`.
         needs_tokenizer: raise if the model has no tokenizer.
         label: how messages call it; None: `--prior NAME:`.
-        aligned_to: tokenizer of a trainee, or its folder or hub id; see `Prior.aligned_to`.
-        options: of `Prior.from_pretrained`: dtype, device, quantization, adapter, revision.
+        aligned_to: tokenizer of a trainee, or its name; see `Prior.aligned_to`.
+        options: of `Prior.from_pretrained`.
 
     Returns:
         A `Prior`; with `aligned_to`, an `AlignedPrior`.
@@ -58,9 +60,9 @@ def open_prior(
         prior.compile()
     if aligned_to is None:
         return prior
+    if isinstance(aligned_to, str):
+        aligned_to = open_tokenizer(aligned_to, "the tokenizer")
     try:
-        if isinstance(aligned_to, str):
-            aligned_to = open_tokenizer(aligned_to, "the tokenizer")
         return prior.aligned_to(aligned_to)
     except ValueError as error:
         raise UnusableError(f"{label} {error}") from None
@@ -78,12 +80,12 @@ def open_tokenizer(name: str, option: str) -> Any:
     """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+    is_file = name.endswith(".json")
+    folder = name if is_file else folder_of(name, f"{option} {name}:")
     try:
-        if name.endswith(".json"):
+        if is_file:
             return PreTrainedTokenizerFast(tokenizer_file=name)
-        return AutoTokenizer.from_pretrained(folder_of(name, f"{option} {name}:"))
-    except UnusableError:
-        raise
+        return AutoTokenizer.from_pretrained(folder)
     except Exception as error:  # of many types
         raise UnusableError(
             f"{option} {name}: can't be loaded ({first_line(error)}); name a folder or a hub id "
@@ -111,12 +113,9 @@ def folder_of(name: str, label: str) -> str:
 def check_shared(
     edit: EditArguments, has_adapters: bool, *, setting: str = "use_peft: true"
 ) -> None:
-    """Check that the weights of a shared prior stay frozen.
+    """Check that the weights of a shared prior stay frozen, because adapters are trained.
 
-    Args:
-        edit: names the prior.
-        has_adapters: whether adapters are trained.
-        setting: how to ask for adapters.
+    `setting` says how to ask for adapters.
 
     Raises:
         UnusableError: all weights of the trainee are trained.
@@ -129,11 +128,7 @@ def check_shared(
 
 
 def load_prior(edit: EditArguments, trainer: Any) -> Any:
-    """The prior that edits the batches of a Trainer.
-
-    Args:
-        edit: names it.
-        trainer: if the prior is shared, its model is the prior.
+    """The prior that edits the batches of a Trainer. A shared one is the Trainer's own model.
 
     Raises:
         UnusableError: the prior is shared and all weights of the trainee are trained; or it cannot
@@ -156,27 +151,29 @@ def load_prior(edit: EditArguments, trainer: Any) -> Any:
     )
 
 
-def attach_settings(edit: EditArguments, output_dir: str | None) -> dict[str, Any]:
-    """The arguments of `attach` after trainer, prior and policy: refresh, journal and cache."""
-    settings: dict[str, Any] = {"refresh": edit.refresh_when}
-    if edit.journal:
-        settings["journal"] = Journal(Path(output_dir or ".") / "journal")
-    if where := edit.cache_path:
-        settings["cache"] = DecisionCache(None if where is True else where)
-    return settings
+def attach_edit(trainer: Any, edit: EditArguments, policy: EditPolicy | None) -> None:
+    """Edit the training batches of a Trainer.
 
-
-def attach_edit(trainer: Any, edit: EditArguments) -> None:
-    """Edit the training batches of a trainer that another framework made, and log it.
+    Args:
+        trainer: its data collator is wrapped.
+        edit: the prior, and what the run stores.
+        policy: None: nothing is edited.
 
     Raises:
         ValueError: the prior does not fit the trainee.
         UnusableError: the prior can't be loaded.
     """
-    policy = edit.policy()
-    if policy is not None:
-        settings = attach_settings(edit, trainer.args.output_dir)
-        attach(trainer, load_prior(edit, trainer), policy, **settings)
-        logger.warning(
-            "toedit: training batches are edited (%s, prior: %s)", edit.policy_name, edit.prior
-        )
+    if policy is None:
+        return
+    cache = edit.cache_path
+    attach(
+        trainer,
+        load_prior(edit, trainer),
+        policy,
+        refresh=edit.refresh_when,
+        journal=Journal(Path(trainer.args.output_dir or ".") / "journal") if edit.journal else None,
+        cache=DecisionCache(None if cache is True else cache) if cache else None,
+    )
+    logger.warning(
+        "toedit: training batches are edited (%s, prior: %s)", short_name(policy), edit.prior
+    )

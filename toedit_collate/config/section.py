@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from types import NoneType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, get_type_hints
+
+from huggingface_hub.dataclasses import type_validator
 
 from ..policy import OPTIONS
 from .arguments import PREFIX, EditArguments
@@ -43,27 +44,16 @@ def read_section(section: Any) -> EditArguments:
         raise ValueError(f"toedit must be a mapping, as in {{policy: paper}}, got {section!r}")
     types = get_type_hints(EditArguments)
     fields: dict[str, Any] = {}
-    for name, value in given.items():
-        if name not in _FIELDS:
-            raise ValueError(f"toedit: {name!r} is not a field; {did_you_mean(str(name), _FIELDS)}")
-        field = _FIELDS[name]
-        if field in ("refresh", "decision_cache") and value is not None:
-            value = str(value)  # YAML may have read a number or true
-        if name not in OPTIONS:  # `EditPolicy` checks its own fields
-            _check_type(name, value, types[field])
-        fields[field] = value
     try:
+        for name, value in given.items():
+            if name not in _FIELDS:
+                raise ValueError(f"{name!r} is not a field; {did_you_mean(str(name), _FIELDS)}")
+            field = _FIELDS[name]
+            if field in ("refresh", "decision_cache") and value is not None:
+                value = str(value)  # YAML may have read a number or true
+            if name not in OPTIONS:  # `EditPolicy` checks its own fields
+                type_validator(name, value, types[field])
+            fields[field] = value
         return EditArguments(**fields)
     except (TypeError, ValueError) as error:
         raise ValueError(f"toedit: {error}") from None
-
-
-def _check_type(name: str, value: Any, hint: Any) -> None:
-    """Raise unless a value has the type `hint`: bool, str or a Literal, perhaps or None."""
-    kinds = get_args(hint) if NoneType in get_args(hint) else (hint,)
-    choices = [word for kind in kinds if get_origin(kind) is Literal for word in get_args(kind)]
-    types = tuple(kind for kind in kinds if isinstance(kind, type))
-    if not isinstance(value, types) and value not in choices:
-        expected = f"one of {', '.join(choices)}" if choices else "text"
-        expected = "true or false" if bool in types else expected
-        raise ValueError(f"toedit: {name} must be {expected}, got {value!r}")

@@ -64,4 +64,4 @@ class ToEditPlugin(BasePlugin):  # type: ignore[misc, valid-type]
         """Attach the edit; Axolotl calls this once, when trainer and callbacks exist."""
         section = cfg.get("toedit")
         edit = read_section(None if section is None else dict(section))
-        attach_edit(trainer, edit)
+        attach_edit(trainer, edit, edit.policy())

@@ -41,7 +41,7 @@ class AttachCallback(TrainerCallback):
 
     def on_init_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Attach to the trainer whose constructor calls this."""
-        attach_edit(calling_instance(Trainer), self.edit)
+        attach_edit(calling_instance(Trainer), self.edit, self.edit.policy())
 
 
 def read_config(config: dict[str, Any]) -> tuple[dict[str, Any], EditArguments]:

@@ -32,7 +32,7 @@ def add_demo(commands: Any) -> None:
         prior="; default: train a small one",
     )
     policy = options.Group(parser, "policy")
-    options.add_policy_name(policy, default=POLICY, more="; for the training run with edits")
+    options.add_policy(policy, default=POLICY, more="; for the training run with edits")
     options.add_seed(policy, "everything")
     training = options.Group(parser, "training")
     steps = "training steps of each run, if there is time"
