@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import pathlib
+from typing import TYPE_CHECKING
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
-import torch
 from hypothesis import settings
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from toedit_collate import Prior
+# With pytest-xdist, the main process reads this file, too, but runs no test: what takes seconds to
+# import is imported where it is used.
+if TYPE_CHECKING:
+    import torch
+    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-torch.set_num_threads(1)
+    from toedit_collate import Prior
+
 # In CI the same examples each time: a failure there must be one that can be had again.
 settings.register_profile("ci", derandomize=True)
 if os.environ.get("CI"):
@@ -36,6 +41,9 @@ VOCAB_SIZE = 320
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
     raw = Tokenizer(models.BPE())
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     raw.decoder = decoders.ByteLevel()
@@ -60,6 +68,9 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 
 def make_llama(seed: int = 0, *, sharpness: float = 6.0, **config) -> LlamaForCausalLM:
     """A random Llama. `sharpness` scales its logits, so that some tokens are near certain."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
     torch.manual_seed(seed)
     settings = {
         "vocab_size": VOCAB_SIZE,  # padded: the tokenizer has fewer tokens
@@ -83,6 +94,8 @@ def make_llama(seed: int = 0, *, sharpness: float = 6.0, **config) -> LlamaForCa
 
 def likely_ids(model, B: int, T: int, seed: int = 0, *, low: int = 5) -> torch.Tensor:
     """Token ids of which many are near certain to `model`: half of them are its own choice."""
+    import torch
+
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(low, VOCAB_SIZE - 8, (B, T), generator=generator)
     with torch.no_grad():
@@ -95,6 +108,15 @@ def likely_ids(model, B: int, T: int, seed: int = 0, *, low: int = 5) -> torch.T
     return ids
 
 
+def pytest_collection_finish():
+    """Each run of a Trainer collects garbage; most of its time went into what was imported."""
+    import torch
+
+    torch.set_num_threads(1)
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(scope="session")
 def tokenizer() -> PreTrainedTokenizerFast:
     return make_tokenizer()
@@ -103,15 +125,38 @@ def tokenizer() -> PreTrainedTokenizerFast:
 @pytest.fixture(scope="session")
 def prior() -> Prior:
     """A separate prior without a tokenizer."""
+    from toedit_collate import Prior
+
     return Prior(make_llama())
 
 
 @pytest.fixture(scope="session")
 def real_prior() -> Prior:
+    from toedit_collate import Prior
+
     folder = os.environ.get("TOEDIT_REAL_PRIOR")
     if not folder or not pathlib.Path(folder).is_dir():
         pytest.skip("TOEDIT_REAL_PRIOR is not set")
     return Prior.from_pretrained(folder)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_fsync():
+    """Tests write thousands of small files, and none of them is about a loss of power."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
+
+
+@pytest.fixture
+def end_workers():
+    """End persistent workers: the garbage collector waits five seconds for each of them."""
+    from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
+
+    yield
+    for one in gc.get_objects():
+        if type(one) is _MultiProcessingDataLoaderIter:
+            one._shutdown_workers()
 
 
 @pytest.fixture

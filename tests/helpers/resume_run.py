@@ -5,6 +5,7 @@ The server has imported everything, so that a run takes a second or two; it neve
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import pathlib
@@ -239,6 +240,7 @@ TORN = {
 def serve() -> None:
     """For each line on stdin, fork a run; print its process id, and how it ended."""
     torch.set_num_threads(1)
+    gc.freeze()  # as in conftest.py
     for line in sys.stdin:
         order = json.loads(line)
         child = os.fork()

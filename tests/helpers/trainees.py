@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -48,19 +49,25 @@ QUIET = {
 
 def documents(num: int, seed: int = 0, *, shortest: int = 8, longest: int = 16) -> list[list[int]]:
     """Documents of different lengths; the first token, which is never edited, is their number."""
+    return [list(text) for text in _documents(num, seed, shortest, longest)]
+
+
+@functools.cache
+def _documents(num: int, seed: int, shortest: int, longest: int) -> list[list[int]]:
     generator = torch.Generator().manual_seed(seed)
+    with torch.random.fork_rng(devices=[]):
+        model = make_llama()
     texts = []
     for number in range(num):
         length = int(torch.randint(shortest, longest + 1, (1,), generator=generator))
         ids = torch.randint(5, VOCAB_SIZE - 8, (length,), generator=generator)
         ids[0] = 40 + number
         # Some tokens that the prior finds likely, wherever it is not surprised by now.
-        texts.append(_made_likely(ids.unsqueeze(0), generator)[0].tolist())
+        texts.append(_made_likely(model, ids.unsqueeze(0), generator)[0].tolist())
     return texts
 
 
-def _made_likely(ids: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    model = make_llama()
+def _made_likely(model, ids: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     with torch.no_grad():
         for t in range(1, ids.shape[1]):
             if torch.rand(1, generator=generator) < 0.5:

@@ -1,5 +1,7 @@
 """A prior that is the trainee's own frozen base: it leaves no trace, and does not move."""
 
+import functools
+
 import pytest
 import torch
 from conftest import likely_ids, make_llama
@@ -74,7 +76,7 @@ def train(folder, tokenizer, settings, *, way=None, kind="Trainer", prepare=None
         prepare(model)
     prior = Prior.shared(model) if way else None
     arguments = {
-        "learning_rate": 1e-2, "num_train_epochs": 2, "policy": IDLE, "way": way, "prior": prior,
+        "learning_rate": 1e-2, "policy": IDLE, "way": way, "prior": prior,
         "gradient_checkpointing": bool(checkpointing), "train": dataset(TEXTS), **arguments,
     }  # fmt: skip
     if checkpointing:
@@ -102,11 +104,21 @@ def assert_same_training(ours, theirs):
     assert all(p.abs().max() > 0 for p in moved.values())
 
 
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory, tokenizer):
+    """Runs without a prior, each made once."""
+
+    @functools.cache
+    def get(settings):
+        return train(tmp_path_factory.mktemp("plain"), tokenizer, settings)
+
+    return get
+
+
 @pytest.mark.parametrize("settings", SETTINGS)
 @pytest.mark.parametrize("way", ["collator", "callback"])
-def test_scoring_leaves_training_bit_for_bit(tmp_path, tokenizer, settings, way):
-    plain = train(tmp_path, tokenizer, settings)
-    assert_same_training(train(tmp_path, tokenizer, settings, way=way), plain)
+def test_scoring_leaves_training_bit_for_bit(tmp_path, tokenizer, plain, settings, way):
+    assert_same_training(train(tmp_path, tokenizer, settings, way=way), plain(settings))
 
 
 @pytest.mark.parametrize("settings", ["dropout", "reentrant checkpointing"])
@@ -121,17 +133,16 @@ def test_with_accumulation_embedding_noise_and_evaluation(tmp_path, tokenizer, s
     assert numbers_logged(ours, "eval_") == numbers_logged(plain, "eval_")
 
 
-def test_attention_dropout_consumes_no_random_numbers(tmp_path, tokenizer):
+def test_attention_dropout_consumes_no_random_numbers(tmp_path, tokenizer, plain):
     def prepare(model):
         for module in model.modules():
             if hasattr(module, "attention_dropout"):
                 module.attention_dropout = 0.2
 
-    plain = train(tmp_path, tokenizer, "plain", prepare=prepare)
-    without = train(tmp_path, tokenizer, "plain")
-    assert numbers_logged(plain, "loss") != numbers_logged(without, "loss")
+    expected = train(tmp_path, tokenizer, "plain", prepare=prepare)
+    assert numbers_logged(expected, "loss") != numbers_logged(plain("plain"), "loss")
     ours = train(tmp_path, tokenizer, "plain", way="collator", prepare=prepare)
-    assert_same_training(ours, plain)
+    assert_same_training(ours, expected)
 
 
 def test_parameters_that_the_user_froze_stay_frozen(tmp_path, tokenizer):

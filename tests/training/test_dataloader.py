@@ -1,6 +1,7 @@
 """Loaders: workers, start methods, pinning, iterable data, accelerate, epochs, resuming."""
 
 import copy
+import functools
 import multiprocessing
 import pickle
 
@@ -19,6 +20,7 @@ from trainees import (
     make_prior,
     make_trainer,
 )
+from transformers import TrainerCallback
 
 from toedit_collate import ToEditBatch, ToEditCollator
 
@@ -52,6 +54,7 @@ def expected(collator):
     return rows
 
 
+@pytest.mark.usefixtures("end_workers")
 @pytest.mark.parametrize("persistent", [False, True])
 @pytest.mark.parametrize("method", START_METHODS)
 def test_workers_collate_and_the_main_process_edits(collator, expected, method, persistent):
@@ -276,34 +279,50 @@ SOURCES = {
 }
 
 
+class SaveAt(TrainerCallback):
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_save |= state.global_step in (3, 8, 11)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, tokenizer):
+    """Runs that are not interrupted: two epochs of eight batches, made once for each kind."""
+
+    @functools.cache
+    def get(source, way):
+        folder = tmp_path_factory.mktemp("whole")
+        make, settings = SOURCES[source]
+        settings = {
+            **settings, "train": make(), "way": way, "per_device_train_batch_size": 1,
+            "max_steps": 16, "num_train_epochs": 2,
+        }  # fmt: skip
+        trainer, collator = make_trainer(folder, tokenizer, callbacks=[SaveAt()], **settings)
+        recorder = Recorder(trainer.model)
+        with counted_passes(collator.prior) as passes:
+            trainer.train()
+        assert len(passes) == 16
+        assert collator.stats["batches"] == 16
+        return folder, settings, recorder.given
+
+    return get
+
+
 # A Trainer that does not know how long a stream is can't resume it after its first epoch.
 @pytest.mark.parametrize(
     ("source", "interrupted_at"),
     [("map", 3), ("map", 8), ("map", 11), ("stream", 3), ("dispatched stream", 3)],
 )
 @pytest.mark.parametrize("way", ["collator", "callback"])
-def test_resuming(tmp_path, tokenizer, source, way, interrupted_at):
-    """Eight batches an epoch, two epochs; skipped batches cost no pass of the prior."""
-    make, settings = SOURCES[source]
-    settings = {
-        **settings, "train": make(),
-        "way": way, "per_device_train_batch_size": 1, "max_steps": 16, "num_train_epochs": 2,
-        "save_strategy": "steps", "save_steps": interrupted_at,
-    }  # fmt: skip
-    whole, collator = make_trainer(tmp_path, tokenizer, **settings)
-    recorder = Recorder(whole.model)
-    with counted_passes(collator.prior) as passes:
-        whole.train()
-    assert len(passes) == 16
-    assert collator.stats["batches"] == 16
-
-    resumed, collator = make_trainer(tmp_path, tokenizer, **settings)
+def test_resuming(tokenizer, whole, source, way, interrupted_at):
+    """Skipped batches cost no pass of the prior."""
+    folder, settings, given = whole(source, way)
+    resumed, collator = make_trainer(folder, tokenizer, **settings)
     rest = Recorder(resumed.model)
     with counted_passes(collator.prior) as passes:
-        resumed.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{interrupted_at}"))
+        resumed.train(resume_from_checkpoint=str(folder / f"checkpoint-{interrupted_at}"))
     assert len(passes) == 16 - interrupted_at
     assert collator.stats["batches"] == 16 - interrupted_at
-    assert rest.given == recorder.given[interrupted_at:]
+    assert rest.given == given[interrupted_at:]
     assert all(one.rows[0] not in TEXTS for one in rest.given)
     assert resumed.state.log_history[-1]["step"] == 16
 

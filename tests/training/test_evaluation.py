@@ -151,6 +151,7 @@ def test_a_collator_of_the_callback_alone_is_for_other_loops_too(tmp_path, token
     assert_all_edited(rows_of(DataLoader(TRAIN, 2, collate_fn=collator)))
 
 
+@pytest.mark.usefixtures("end_workers")
 @pytest.mark.parametrize("way", KNOWN)
 def test_rows_and_workers(tmp_path, tokenizer, way):
     """Batches say from their worker what they are for."""

@@ -101,7 +101,13 @@ def perplexity_by_hand(model, texts):
 
 
 @pytest.fixture(
-    scope="module", params=["full, base", "full, previous", "lora, base", "lora, previous"]
+    scope="module",
+    params=[
+        "full, previous",
+        "lora, base",
+        pytest.param("full, base", marks=pytest.mark.slow),
+        pytest.param("lora, previous", marks=pytest.mark.slow),
+    ],
 )
 def loop(request, tmp_path_factory):
     kind, start = request.param.split(", ")

@@ -107,11 +107,13 @@ def test_several_evaluation_sets(tmp_path, tokenizer, way):
         assert numbers_logged(trainer, prefix) == numbers_logged(plain, prefix)
 
 
+@pytest.mark.usefixtures("end_workers")
 def test_persistent_workers(tmp_path, tokenizer):
     workers = {"dataloader_num_workers": 1, "dataloader_persistent_workers": True}
     plain, _, _ = run(tmp_path, tokenizer, None, max_steps=6)
-    for way in ("collator", "callback"):
-        trainer, recorder, collator = run(tmp_path, tokenizer, way, max_steps=6, **workers)
+    ways = ("collator", "callback")
+    runs = [run(tmp_path, tokenizer, way, max_steps=6, **workers) for way in ways]
+    for trainer, recorder, collator in runs:
         assert_only_training_is_edited(recorder, collator)
         assert numbers_logged(trainer, "eval_") == numbers_logged(plain, "eval_")
 
