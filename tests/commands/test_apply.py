@@ -2,9 +2,6 @@
 
 import itertools
 import re
-import signal
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -301,35 +298,6 @@ class TestCache:
         assert len(passes) == done
         assert "0 new, 20 known already\n" in again
         assert "20 documents in" in again
-
-    def test_killed_and_started_again(self, tmp_path, capsys, prior_folder, monkeypatch):
-        """What was written before the kill is not scored again; the rest is."""
-        monkeypatch.setattr(apply_module, "SECONDS_BETWEEN_WRITES", 0.0)
-        data = write(tmp_path / "data.jsonl", [{"input_ids": t} for t in documents(80, seed=3)])
-        cache = tmp_path / "cache"
-        options = [
-            "--prior", prior_folder, "--data", data, "--cache", cache, "--batch-tokens", "16",
-            *AS_OPTIONS,
-        ]  # fmt: skip
-        code = (
-            "import sys, os, signal\n"
-            "from toedit_collate.commands import apply\n"
-            "apply.SECONDS_BETWEEN_WRITES = 0.0\n"
-            "write = apply.Scorer.write\n"
-            "def then_die(self):\n"
-            "    write(self)\n"
-            "    os.kill(os.getpid(), signal.SIGKILL)\n"
-            "apply.Scorer.write = then_die\n"
-            "from toedit_collate.commands.main import main\n"
-            "main(sys.argv[1:])"
-        )
-        done = subprocess.run([sys.executable, "-c", code, "apply", *map(str, options)])
-        assert done.returncode == -signal.SIGKILL
-        printed = applied(capsys, *options)
-        new, known = map(int, re.search(r"(\d+) new, (\d+) known already", printed).groups())
-        assert new > 0
-        assert known > 0
-        assert new + known == 80
 
     def test_interrupted(self, tmp_path, capsys, prior_folder, data, monkeypatch):
         options = ("--prior", prior_folder, "--data", data, "--cache", tmp_path / "cache")

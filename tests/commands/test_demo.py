@@ -6,7 +6,6 @@ import io
 import json
 import math
 import re
-import subprocess
 import sys
 from argparse import Namespace
 
@@ -99,19 +98,6 @@ def test_the_default_run(capsys):
     assert main(["demo"]) == 0
     printed = capsys.readouterr().out
     assert re.search(r"┃ [\d.]+ % lower with edits", printed)
-
-
-def test_the_command_imports_no_optional_package():
-    code = (
-        "import sys, contextlib\n"
-        "from toedit_collate.commands.main import main\n"
-        "with contextlib.suppress(SystemExit): main(['demo', '--help'])\n"
-        "loaded = {'trl', 'peft', 'datasets', 'pyarrow'} & set(sys.modules)\n"
-        "sys.exit(f'loaded: {loaded}' if loaded else 0)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "--prior" in done.stdout
 
 
 # --- its parts ---

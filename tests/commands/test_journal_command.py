@@ -7,7 +7,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import sys
 
 import datasets
@@ -848,23 +847,3 @@ def test_numbers_out_of_range_are_refused_by_argparse(capsys, argv):
     with pytest.raises(SystemExit, match="2"):
         main(["journal", "show", "x", *argv])
     assert re.search(rf"{argv[0]}: must be a whole number .*{argv[1]}", capsys.readouterr().err)
-
-
-def test_help_is_light_and_a_closed_pipe_is_no_error(journal):
-    code = (
-        "import sys, contextlib, io\n"
-        "from toedit_collate.commands.main import main\n"
-        "with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()) as out:\n"
-        "    main(['journal', 'export', '--help'])\n"
-        "assert 'train_dataset' in out.getvalue()\n"
-        "loaded = {'datasets', 'pyarrow', 'trl'} & set(sys.modules)\n"
-        "if loaded: sys.exit(f'loaded: {loaded}')\n"
-        f"sys.exit(main(['journal', 'show', {str(journal)!r}]))"
-    )
-    reader, writer = os.pipe()
-    os.close(reader)
-    done = subprocess.run(
-        [sys.executable, "-c", code], stdout=writer, stderr=subprocess.PIPE, text=True
-    )
-    os.close(writer)
-    assert (done.returncode, done.stderr) == (0, "")

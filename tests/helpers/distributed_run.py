@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import pathlib
 import sys
 
 import resume_run
+import sharded_run
 import torch
 from conftest import make_llama, make_tokenizer
 from peft import get_peft_model
@@ -164,10 +166,12 @@ SCENARIOS = {
     "swapped, resumed": lambda folder: cut_short(folder, "shared, epoch", "resumed"),
     "swapped, stopped": lambda folder: swapped(folder, "full, 3", "stopped", stop_at=6),
     "shared, idle, checkpointing": lambda folder: shared(folder, IDLE, **CHECKPOINTING),
+    "sharded": sharded_run.find,
 }
 
 
 def main(folder: pathlib.Path) -> None:
+    gc.freeze()  # as in conftest.py
     results = {name: scenario(folder) for name, scenario in SCENARIOS.items()}
     (folder / f"rank-{os.environ['RANK']}.json").write_text(json.dumps(results))
     # Ends with an error: without the callback, it is the first batch that finds out.

@@ -1,17 +1,13 @@
-"""What two ranks do with FSDP2-sharded models in test_sharded.py; run by torchrun.
+"""What two ranks do with FSDP2-sharded models; a part of distributed_run.py.
 
 Below the Trainer: on a CPU, accelerate runs DDP where FSDP is asked for.
 """
 
 from __future__ import annotations
 
-import json
-import os
 import pathlib
-import sys
 
 import torch
-from accelerate import PartialState
 from conftest import make_llama, make_tokenizer
 from peft import get_peft_model
 from torch.distributed.fsdp import fully_shard
@@ -149,17 +145,9 @@ def shared(rows, folder, rank) -> dict:
     return found
 
 
-def main(folder: pathlib.Path) -> None:
-    torch.distributed.init_process_group("gloo")
-    PartialState(cpu=True)
-    rank = int(os.environ["RANK"])
+def find(folder: pathlib.Path) -> dict[str, dict[str, bool]]:
+    """Each scenario's findings; the ranks are connected."""
+    rank = torch.distributed.get_rank()
     rows = [torch.tensor([ids]) for ids in documents(3, seed=rank)]
-    results = {
-        scenario.__name__: scenario(rows, folder, rank)
-        for scenario in (separate, journaled, shared)
-    }
-    (folder / f"rank-{rank}.json").write_text(json.dumps(results))
-
-
-if __name__ == "__main__":
-    main(pathlib.Path(sys.argv[1]))
+    scenarios = separate, journaled, shared
+    return {scenario.__name__: scenario(rows, folder, rank) for scenario in scenarios}

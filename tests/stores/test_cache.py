@@ -3,12 +3,11 @@
 import gc
 import json
 import logging
+import multiprocessing
 import os
 import pickle
 import re
 import signal
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -421,16 +420,6 @@ class TestFolder:
         gc.collect()
         assert opened(folder).num_documents == 1
 
-    def test_written_at_exit(self, folder):
-        code = (
-            "import sys; sys.path[:0] = [sys.argv[2] + p for p in ('', '/..', '/../helpers')]\n"
-            "import test_cache as t\n"
-            "cache = t.opened(sys.argv[1]); cache.add(t.some(1, 2))"
-        )
-        here = os.path.dirname(__file__)
-        subprocess.run([sys.executable, "-c", code, folder, here], check=True)
-        assert opened(folder).num_documents == 2
-
     def test_many_small_ones(self, folder):
         for key in range(30):
             with opened(folder) as cache:
@@ -479,16 +468,19 @@ class TestProcesses:
         assert all(name.startswith("rank-00003") for name in names)
 
     def test_at_the_same_time(self, folder):
-        code = (
-            "import sys; sys.path[:0] = [sys.argv[2] + p for p in ('', '/..', '/../helpers')]\n"
-            "import test_cache as t\n"
-            "start = int(sys.argv[3])\n"
-            "with t.opened(sys.argv[1]) as cache:\n"
-            "    for key in range(start, start + 40): cache.add(t.some(key)); cache.flush()"
-        )
-        arguments = [sys.executable, "-c", code, folder, os.path.dirname(__file__)]
-        running = [subprocess.Popen([*arguments, str(start)]) for start in (0, 20)]
-        assert [process.wait() for process in running] == [0, 0]
+        def write(start):
+            with opened(folder) as cache:
+                for key in range(start, start + 40):
+                    cache.add(some(key))
+                    cache.flush()
+
+        context = multiprocessing.get_context("fork")
+        running = [context.Process(target=write, args=(start,)) for start in (0, 20)]
+        for process in running:
+            process.start()
+        for process in running:
+            process.join()
+        assert [process.exitcode for process in running] == [0, 0]
         known, found = ask(opened(folder), np.arange(61, dtype=np.uint64))
         assert known.tolist() == [True] * 60 + [False]
         assert plain(found) == plain(some(*range(60)))

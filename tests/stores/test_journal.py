@@ -4,11 +4,8 @@ import copy
 import gc
 import json
 import os
-import pathlib
 import pickle
 import signal
-import subprocess
-import sys
 import warnings
 
 import numpy as np
@@ -772,23 +769,6 @@ class TestProcesses:
         record(journal, [5, 8], {1: 9})  # its lock is gone with it
         journal.flush()
         assert again(journal).stats()[1]["documents"] == 2
-
-    def test_a_process_that_ends_writes(self, tmp_path):
-        code = (
-            "import sys; from journals import record; from toedit_collate import Journal;"
-            "journal = Journal(sys.argv[1]); record(journal, [5, 6], {1: 7})"
-        )
-        tests = pathlib.Path(__file__).parents[1]
-        paths = os.pathsep.join(map(str, (tests / "helpers", tests.parent)))
-        done = subprocess.run(
-            [sys.executable, "-c", code, str(tmp_path)],
-            env={**os.environ, "PYTHONPATH": paths},
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 0, done.stderr
-        assert "Exception ignored" not in done.stderr
-        assert Journal(tmp_path).replay([5, 6], 1) == [5, 7]
 
     def test_a_pickled_journal_is_one_of_the_same_folder(self, journal):
         copies = [pickle.loads(pickle.dumps(journal)), copy.copy(journal), copy.deepcopy(journal)]

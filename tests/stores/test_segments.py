@@ -2,13 +2,8 @@
 
 import json
 import os
-import pathlib
-import re
 import signal
 import struct
-import subprocess
-import sys
-import textwrap
 import zlib
 
 import numpy as np
@@ -192,61 +187,3 @@ class TestLock:
         assert in_child(WriterLock, tmp_path / "lock", "it").startswith("BlockingIOError: it is")
         lock.release()
         lock.release()
-
-
-def ended(code, *arguments):
-    """A process that ends: its status, and what it printed."""
-    tests = pathlib.Path(__file__).parents[1]
-    paths = os.pathsep.join(map(str, (tests, tests / "helpers", tests / "stores", tests.parent)))
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)],
-        env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
-    return done.returncode, done.stderr
-
-
-class TestEndOfAProcess:
-    """What can't be written is reported in one line, and leaves no traceback at exit."""
-
-    FULL = """
-        import sys
-        from toedit_collate.stores import segments
-        def fail(_): raise OSError(28, "No space left on device")
-        segments.os.fsync = fail
-    """
-    JOURNAL = """
-        from journals import record
-        from toedit_collate import Journal
-        journal = Journal(sys.argv[1])
-        record(journal, [5, 6], {1: 7})
-    """
-    CACHE = """
-        import test_cache
-        cache = test_cache.opened(sys.argv[1])
-        cache.add(test_cache.some(1, 2))
-    """
-
-    @pytest.mark.parametrize(
-        ("store", "message"),
-        [(JOURNAL, "the last edits of 1 documents are not in the journal, .*written: "
-                   ".*No space left on device"),
-         (CACHE, "can't be written .*No space left on device.*stays in memory")],
-        ids=["journal", "cache"],
-    )  # fmt: skip
-    def test_on_a_full_disk(self, tmp_path, store, message):
-        code = textwrap.dedent(self.FULL) + textwrap.dedent(store)
-        status, error = ended(code, tmp_path / "store")
-        assert status == 0
-        assert re.search(message, error)
-        assert "Traceback" not in error
-        assert "Exception ignored" not in error
-        assert not [p for p in (tmp_path / "store").rglob("*") if "safetensors" in p.name]
-
-    def test_a_second_writer(self, tmp_path):
-        lock = WriterLock(tmp_path / "rank-00000.lock", "it")
-        status, error = ended("import sys" + textwrap.dedent(self.JOURNAL), tmp_path)
-        lock.release()
-        assert status == 0
-        assert "being written by another process; give every run its own journal" in error
-        assert "Traceback" not in error
-        assert "Exception ignored" not in error

@@ -201,3 +201,27 @@ def test_two_processes_resumed_on_one(run, ranks, tmp_path):
     assert stopped | steps_of([resumed["rows"]], first=6) == steps_of([alone["rows"]])
     assert resumed["generation"] == alone["generation"] == 4
     assert journal_of(tmp_path / "stopped") == journal_of(tmp_path / "whole")
+
+
+# Below the Trainer, with FSDP2.
+
+SHARDED = [
+    *(("separate", name) for name in (
+        "edits", "logprobs", "fingerprint", "layers alone", "nothing to edit on one rank",
+        "another number of passes", "swap state", "swap folder", "swap live",
+        "in place state", "in place folder", "in place live", "live weights", "saved",
+    )),
+    *(("journaled", name) for name in ("rows", "replayed")),
+    *(("shared", name) for name in (
+        "training undisturbed", "edits", "generation", "frozen", "moved", "saved",
+    )),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("scenario", "name"), SHARDED)
+def test_sharded_models_do_what_whole_ones_do(ranks, scenario, name):
+    assert [rank["sharded"][scenario][name] for rank in ranks] == [True, True]
+
+
+def test_every_finding_is_looked_at(ranks):
+    assert {(s, n) for s, names in ranks[0]["sharded"].items() for n in names} == set(SHARDED)
