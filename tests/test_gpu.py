@@ -201,6 +201,7 @@ def test_packed_rows_that_shrink_reach_the_gpu(ids):
     collator = ToEditCollator(Prior(make_llama().cuda()), policy, base_collator=dict)
     batch = {
         "input_ids": ids.view(1, -1),
+        "labels": ids.view(1, -1),
         "position_ids": (torch.arange(ids.numel()) % ids.shape[1]).unsqueeze(0),
         "completion_mask": torch.ones(1, ids.numel(), dtype=torch.long),
     }

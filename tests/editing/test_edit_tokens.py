@@ -155,7 +155,7 @@ def test_numbers_of_documents_follow_when_tokens_are_removed(prior, ids):
     kept = [(~result.dropped & (arguments["attention_mask"] == n)).sum().item() for n in (1, 2)]
     assert [(result.attention_mask == n).sum().item() for n in (1, 2)] == kept
     assert sum(kept) < 50
-    with pytest.raises(ValueError, match=r"drop_below.*four dimensions.*mark documents by"):
+    with pytest.raises(ValueError, match=r"drop_below.*four dimensions; mark documents by"):
         edit_tokens(prior, policy=policy, **in_pairs([ids[0, :30]]))
 
 

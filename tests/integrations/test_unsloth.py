@@ -33,8 +33,7 @@ def patches():
 
 
 @pytest.mark.parametrize("kind", ["padding-free", "packed"])
-@pytest.mark.parametrize("drop_below", [None, 1e-4])
-def test_a_patched_collator(patches, tmp_path, kind, drop_below):
+def test_a_patched_collator(patches, tmp_path, kind):
     from datasets import Dataset
     from peft import LoraConfig
     from trl import SFTConfig, SFTTrainer
@@ -60,7 +59,7 @@ def test_a_patched_collator(patches, tmp_path, kind, drop_below):
         patches.enable_padding_free_metadata(trainer.model, trainer)
     lengths = []
     collator = attach(
-        trainer, Prior.shared(trainer.model), STRONG.replace(drop_below=drop_below),
+        trainer, Prior.shared(trainer.model), STRONG,
         on_edit=lambda batch, edit: lengths.append(batch["packed_seq_lengths"].tolist()),
     )  # fmt: skip
     with watch_rows() as seen:
@@ -68,7 +67,6 @@ def test_a_patched_collator(patches, tmp_path, kind, drop_below):
     assert len(lengths) == 2
     assert all(sum(of) <= 128 and len(of) > 1 for of in lengths)
     assert collator.stats["changed"] > 0
-    assert (collator.stats["dropped"] > 0) == (drop_below is not None)
     # The first token of each document is never edited, and no text is left whole.
     trained = tokenizer.batch_decode(seen.trained)
     assert not any(text in row for text in TEXTS for row in trained)

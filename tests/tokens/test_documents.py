@@ -23,34 +23,17 @@ def test_documents_are_those_of_the_reference(batch):
 
 
 @pytest.mark.parametrize(
-    ("mask", "positions", "column"),
-    [
-        ([1, 1, 0, 1, 1], None, 2),
-        ([2, 2, 0, 2, 2], None, 2),
-        ([1, 1, 0, 1, 1], [0, 1, 2, 3, 4], 2),
-        ([1, 0, 0, 1, 0], None, 2),
-    ],
-)
-def test_a_hole_in_a_document_is_refused(mask, positions, column):
-    """Its tokens would be scored as if those on both sides stood side by side."""
-    ids = torch.ones(2, 5, dtype=torch.long)
-    rows = torch.tensor([[1] * 5, mask])
-    places = None if positions is None else torch.tensor([[0, 1, 2, 3, 4], positions])
-    with pytest.raises(ValueError, match=rf"has a hole: row 1, column {column}.*restart at 0"):
-        find_documents(ids, rows, places)
-
-
-@pytest.mark.parametrize(
     ("mask", "positions", "lengths"),
     [
         ([1, 1, 0, 2, 2], None, [2, 2]),
         ([1, 1, 0, 1, 1], [0, 1, 0, 0, 1], [2, 2]),
         ([1, 1, 0, 1, 1], [0, 1, 1, 2, 3], [4]),  # the model counts on, too
+        ([1, 1, 0, 1, 1], None, [4]),
         ([0, 0, 1, 1, 1], [0, 1, 2, 3, 4], [3]),
         ([0, 3, 3, 1, 0], None, [2, 1]),
     ],
 )
-def test_padding_between_documents_is_none_inside(mask, positions, lengths):
+def test_padding_between_tokens(mask, positions, lengths):
     ids = torch.ones(1, 5, dtype=torch.long)
     places = None if positions is None else torch.tensor([positions])
     assert find_documents(ids, torch.tensor([mask]), places).lengths == lengths
@@ -70,7 +53,7 @@ def test_a_mask_of_pairs_tells_the_same_documents(batch, kind):
         "int": pairs.long(),
         "float": torch.where(pairs, 0.0, torch.finfo(torch.float32).min),
     }[kind]
-    again = find_documents(ids, mask_of_pairs(given.unsqueeze(1), B), None)
+    again = find_documents(ids, mask_of_pairs(given.unsqueeze(1), ids.shape), None)
     assert again.lengths == documents.lengths
     assert torch.equal(again.index, documents.index)
 
@@ -78,7 +61,7 @@ def test_a_mask_of_pairs_tells_the_same_documents(batch, kind):
 def test_one_mask_of_pairs_for_all_rows():
     number = torch.tensor([0, 1, 1, 2])
     pairs = (number == number.unsqueeze(1)).tril() & (number != 0).unsqueeze(-1)
-    assert mask_of_pairs(pairs[None, None], 3).tolist() == [number.tolist()] * 3
+    assert mask_of_pairs(pairs[None, None], torch.Size((3, 4))).tolist() == [number.tolist()] * 3
 
 
 def sliding_window():
@@ -96,5 +79,5 @@ def sliding_window():
     ],
 )
 def test_a_mask_that_shows_less_or_more_than_the_document_is_refused(pairs):
-    with pytest.raises(ValueError, match=r"up to itself and at nothing else.*restart at 0"):
-        mask_of_pairs(pairs[None, None], 1)
+    with pytest.raises(ValueError, match=r"up to itself and nothing else.*restart at 0"):
+        mask_of_pairs(pairs[None, None], torch.Size((1, 5)))

@@ -240,16 +240,11 @@ def test_what_does_not_speak_of_tokens_is_as_it_came(prior, tokenizer, name):
         assert equal(batch[key], plain[key])
 
 
-@pytest.mark.parametrize(
-    "name", ["flattening", "flattening, from 2", "TRL, positions", "one row of positions"]
-)
+@pytest.mark.parametrize("name", ["flattening", "TRL, positions", "one row of positions"])
 def test_positions_count_up_after_tokens_were_dropped(prior, tokenizer, name):
     collator, features = make_collator(name, prior, DROPPING, tokenizer)
-    plain = collator.base_collator(features(TEXTS))["position_ids"]
     batch = collator(features(TEXTS))
-    first = int(plain[0, 0])
-    assert first == (2 if "from 2" in name else 0)
-    expected = [list(range(first, first + len(ids))) for ids, _ in parse(batch)]
+    expected = [list(range(len(ids))) for ids, _ in parse(batch)]
     if "attention_mask" in batch:
         mask = batch["attention_mask"].bool()
         found = [row[here].tolist() for row, here in zip(batch["position_ids"], mask, strict=True)]
@@ -298,7 +293,7 @@ def test_known_values_of_tokens_follow_them(prior, tokenizer, name):
 def test_unknown_values_of_tokens_are_refused_when_tokens_go(prior, tokenizer):
     base = PerToken("weights")
     collator = ToEditCollator(prior, DROPPING, base_collator=base, tokenizer=tokenizer)
-    with pytest.raises(ValueError, match=r"'weights' of shape \(5, \d+\).*drop_below=None"):
+    with pytest.raises(ValueError, match=r"'weights', which looks like.*drop_below=None"):
         collator(with_prompts(TEXTS))["input_ids"]
     collator = ToEditCollator(prior, AGGRESSIVE, base_collator=base, tokenizer=tokenizer)
     assert collator(with_prompts(TEXTS))["weights"][0].tolist()[:3] == [0, 1, 2]
@@ -375,27 +370,6 @@ LENGTHS = [len(text) for text in TEXTS]
 
 
 class TestKeysThatSpeakOfLengths:
-    @pytest.mark.parametrize("form", [list, torch.tensor, lambda x: torch.tensor(x).int()])
-    def test_packed_seq_lengths(self, prior, tokenizer, form):
-        base = AddsLengths(packed_seq_lengths=form(LENGTHS))
-        collator = ToEditCollator(prior, DROPPING, base_collator=base, tokenizer=tokenizer)
-        batch = collator(with_prompts(TEXTS))
-        expected = [len(ids) for ids, _ in edited_alone(prior, DROPPING, with_prompts(TEXTS))]
-        assert expected != LENGTHS
-        found = batch["packed_seq_lengths"]
-        assert type(found) is type(base.keys["packed_seq_lengths"])
-        assert list(map(int, found)) == expected
-
-    def test_length_of_rows(self, prior, tokenizer):
-        def base(features):
-            lengths = torch.tensor([len(row["input_ids"]) for row in features])
-            return {**left_padded(features), "length": lengths}
-
-        collator = ToEditCollator(prior, DROPPING, base_collator=base, tokenizer=tokenizer)
-        batch = collator(with_prompts(TEXTS))
-        assert batch["length"].tolist() == batch["attention_mask"].sum(-1).tolist()
-        assert batch["length"].tolist() != LENGTHS
-
     @pytest.mark.parametrize(
         "keys",
         [
@@ -405,6 +379,7 @@ class TestKeysThatSpeakOfLengths:
             {"sequence_lengths": [[8, 9]]},
             {"attention_mask_in_length": torch.tensor([[3, 4, 0]])},
             {"length": torch.tensor([3])},
+            {"packed_seq_lengths": LENGTHS},
         ],
     )
     def test_others_are_refused_when_tokens_go(self, prior, tokenizer, keys):

@@ -10,11 +10,6 @@ from torch import Tensor
 
 from .documents import Documents
 
-# Types that can hold any token id, and integer types that numpy supports.
-_WIDE = (torch.int64, torch.int32)
-_WHOLE = (*_WIDE, torch.int16, torch.int8, torch.uint8)
-_FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-_MASKS = (*_WHOLE, *_FLOATING, torch.bool)
 # "<|reserved_special_token_5|>", "<unused12>", "[unused3]"
 _RESERVED = re.compile(r"[<\[]\|?(reserved_special_token_|unused)\d+\|?[>\]]")
 
@@ -26,102 +21,48 @@ def check_tensors(
     labels: Tensor | None,
 ) -> None:
     """Raise unless the tensors describe one batch of B rows of T token ids."""
-    if not isinstance(input_ids, Tensor):
-        raise TypeError(
-            f"input_ids must be a torch tensor, got {type(input_ids).__name__}; let the collator "
-            "return PyTorch tensors (return_tensors='pt')"
-        )
-    if input_ids.layout != torch.strided or input_ids.is_nested:
-        raise TypeError(
-            "input_ids must be a dense tensor, got a sparse or nested one; pad its rows instead"
-        )
-    if input_ids.dtype not in _WIDE:
-        raise TypeError(
-            f"input_ids must hold token ids as int64, got {input_ids.dtype}; convert with .long()"
-        )
-    if input_ids.dim() != 2:
-        raise ValueError(
-            f"input_ids must have the shape (B, T), got {tuple(input_ids.shape)}; for one row use "
-            "input_ids.unsqueeze(0)"
-        )
-    if input_ids.numel() == 0:
-        raise ValueError(
-            f"input_ids is empty, of shape {tuple(input_ids.shape)}; skip such batches"
-        )
-    for name, tensor in (
-        ("attention_mask", attention_mask),
-        ("position_ids", position_ids),
-        ("labels", labels),
-    ):
-        if tensor is None:
+    tensors = {"input_ids": input_ids, "position_ids": position_ids, "labels": labels}
+    for name, tensor in {**tensors, "attention_mask": attention_mask}.items():
+        if tensor is None and name != "input_ids":
             continue
         if not isinstance(tensor, Tensor):
-            raise TypeError(f"{name} must be a torch tensor, got {type(tensor).__name__}")
-        if name == "attention_mask" and tensor.dtype not in _MASKS:
             raise TypeError(
-                f"attention_mask must be bool, int64 or floating, got {tensor.dtype}; use .bool()"
+                f"{name} must be a torch tensor, got {type(tensor).__name__}; let the collator "
+                "return PyTorch tensors (return_tensors='pt')"
             )
-        if name == "attention_mask" and tensor.dim() == 4:
-            B, T = input_ids.shape
-            if tensor.shape not in ((B, 1, T, T), (1, 1, T, T)):
-                raise ValueError(
-                    f"attention_mask of four dimensions must have the shape {(B, 1, T, T)}, got "
-                    f"{tuple(tensor.shape)}; or mark documents by position_ids that restart at 0"
-                )
-        elif tensor.shape != input_ids.shape:
+        if name != "attention_mask" and tensor.dtype not in (torch.int64, torch.int32):
+            raise TypeError(
+                f"{name} must be int64 or int32, got {tensor.dtype}; convert it with .long()"
+            )
+    if input_ids.dim() != 2 or input_ids.numel() == 0:
+        raise ValueError(
+            f"input_ids must have the shape (B, T), and at least one token, got "
+            f"{tuple(input_ids.shape)}; for one row use input_ids.unsqueeze(0)"
+        )
+    for name, hint in (
+        ("position_ids", "position_ids of several dimensions (vision models) are not supported"),
+        ("labels", "each label must be at the column of its token, not shifted"),
+    ):
+        tensor = tensors[name]
+        if tensor is not None and tensor.shape != input_ids.shape:
             raise ValueError(
                 f"{name} must have the shape of input_ids, {tuple(input_ids.shape)}, got "
-                f"{tuple(tensor.shape)}" + _FIXES[name]
-            )
-    if labels is not None and labels.dtype not in _WIDE:
-        raise TypeError(
-            f"labels must hold token ids or -100 as int64, got {labels.dtype}; convert with .long()"
-        )
-    if position_ids is not None:
-        dtype = position_ids.dtype
-        if dtype not in _WHOLE or input_ids.shape[1] - 1 > torch.iinfo(dtype).max:
-            raise TypeError(
-                f"position_ids must hold whole numbers up to the rows' length as int64, got {dtype}"
-                "; convert with .long() before they overflow"
+                f"{tuple(tensor.shape)}; {hint}"
             )
 
 
 def check_mask(attention_mask: Tensor | None) -> None:
     """Raise unless a (B, T) mask holds 0 at padding and whole numbers elsewhere."""
-    if attention_mask is None or attention_mask.dtype == torch.bool:
+    if attention_mask is None:
         return
-    wrong = attention_mask < 0
+    fits = attention_mask >= 0
     if attention_mask.is_floating_point():
-        wrong |= (attention_mask != 0) & (attention_mask != 1)
-    if wrong.any():
+        fits = (attention_mask == 0) | (attention_mask == 1)
+    if not fits.all():
         raise ValueError(
-            f"attention_mask must be 0 at padding, and at tokens 1 or the number of the document, "
-            f"got {attention_mask[wrong][0].item()}; numbers that are added to attention scores "
-            "are understood in a mask of the shape (B, 1, T, T)"
+            "attention_mask must be 0 at padding, and at tokens 1 or the number of the document, "
+            f"got {attention_mask[~fits][0].item()}"
         )
-
-
-def check_rising(mask: Tensor) -> None:
-    """Raise where a collator's (B, T) mask numbers documents by numbers that fall along a row.
-
-    Those of a caller of `edit_tokens` may: a document begins wherever the number changes. Numbers
-    of a collator that fall again (1, 2, 1) may mean something that we don't know.
-    """
-    if mask.dtype == torch.bool or not bool((mask > 1).any()):
-        return
-    before = torch.where(mask != 0, mask, 0).cummax(-1).values
-    if bool((mask < 0).any()) or bool(((mask != 0) & (mask < before)).any()):
-        raise ValueError(
-            "attention_mask numbers documents, but not by numbers that rise along a row (1, 1, 2, "
-            "2, 2, 0); number them so, or mark them by position_ids that restart at 0"
-        )
-
-
-_FIXES = {
-    "attention_mask": "; give (B, T), or a mask of pairs of tokens, (B, 1, T, T)",
-    "position_ids": "; position_ids of several dimensions (vision models) are not supported",
-    "labels": "; each label must be at the column of its token, not shifted",
-}
 
 
 def check_labels(input_ids: Tensor, labels: Tensor | None, attention_mask: Tensor | None) -> None:

@@ -16,7 +16,6 @@ from torch import Tensor
 BORDERS = ("cu_seq_lens_q", "cu_seq_lens", "cu_seqlens_q", "cu_seqlens")
 LENGTHS = "packed_seq_lengths"
 NUMBERS = ("seq_idx", "document_ids", "doc_ids", "sequence_ids", "segment_ids")
-_HIDDEN = -1e3  # an additive mask is below this where a token is hidden
 
 
 @dataclass(frozen=True)
@@ -91,9 +90,6 @@ def find_documents(
     where the numbers in `attention_mask` or `document_ids` change. Padding is in no document. The
     arguments are those of `TokenBatch.of`, on the host, with a (B, T) mask.
 
-    Raises:
-        ValueError: a document contains padding.
-
     Example:
         >>> ids = torch.tensor([[7, 8, 9, 5, 6]])
         >>> find_documents(ids, None, torch.tensor([[0, 1, 2, 0, 1]])).lengths
@@ -108,27 +104,14 @@ def find_documents(
         index = attention_mask.numpy().reshape(-1).nonzero()[0]
     row = index // T
     first = np.ones(len(index), dtype=bool)
-    np.not_equal(row[1:], row[:-1], out=first[1:])
-    apart = np.diff(index) > 1
+    first[1:] = row[1:] != row[:-1]
     for numbers in (attention_mask, document_ids):
         if numbers is not None:
             number = numbers.numpy().reshape(-1)[index]
             first[1:] |= number[1:] != number[:-1]
-    inside = ~first[1:]
     if position_ids is not None:
-        given = position_ids.numpy().reshape(-1)[index]
-        continues = given[1:] == given[:-1] + 1
-        first[1:] |= ~continues
-        # After padding, positions may restart, or continue as if there were no padding.
-        inside &= given[1:] > given[:-1] + 1
-    if (apart & inside).any():
-        b, t = divmod(int(index[1:][apart & inside][0]), T)
-        raise ValueError(
-            f"attention_mask has a hole: row {b}, column {t - 1} is 0 between tokens of one "
-            "document, which then can't be scored as it is trained on; remove such tokens from the "
-            "rows, or mark where the next document begins, by position_ids that restart at 0 or by "
-            "numbers in attention_mask (1, 1, 0, 2, 2)"
-        )
+        position = position_ids.numpy().reshape(-1)[index]
+        first[1:] |= position[1:] != position[:-1] + 1
     lengths = np.diff(first.nonzero()[0], append=len(index)).tolist()
     return dataclasses.replace(Documents.of_lengths(lengths), index=torch.from_numpy(index))
 
@@ -146,7 +129,7 @@ def document_ids_of(batch: Mapping[str, Any]) -> Tensor | None:
     Raises:
         ValueError: borders or lengths do not fit the batch.
     """
-    ids = batch["input_ids"]
+    ids, mask = batch["input_ids"], batch.get("attention_mask")
     begins = torch.zeros(ids.numel(), dtype=torch.bool)
     found = False
     for name in (*BORDERS, *NUMBERS, LENGTHS):
@@ -155,25 +138,20 @@ def document_ids_of(batch: Mapping[str, Any]) -> Tensor | None:
             continue
         if name in NUMBERS and values.shape != ids.shape:
             continue
-        numbers, found = torch.as_tensor(values), True
-        if numbers.is_floating_point():  # bfloat16 has no odd number above 256
-            raise ValueError(f"{name} must hold whole numbers, got {numbers.dtype}; use int64")
-        numbers = numbers.reshape(-1).to("cpu", torch.int64)
+        found = True
+        numbers = torch.as_tensor(values).reshape(-1).to("cpu", torch.int64)
         if name in NUMBERS:
             begins |= numbers.diff(prepend=numbers[:1]) != 0
             continue
         places = torch.arange(ids.numel())
         if name == LENGTHS:
-            mask = batch.get("attention_mask")
             if isinstance(mask, Tensor) and mask.shape == ids.shape:
                 places = places[mask.reshape(-1).cpu() != 0]
             numbers = torch.cat([numbers.new_zeros(1), numbers.cumsum(0)])
-        last = numbers[-1] if len(numbers) else -1
-        is_full = last == len(places) if name in BORDERS else last <= len(places)
-        if not is_full or numbers[0] != 0 or (numbers.diff() < 0).any():
-            must = "sum to no more than" if name == LENGTHS else "rise from 0 to"
+        rises = len(numbers) > 0 and numbers[0] == 0 and not (numbers.diff() < 0).any()
+        if not rises or numbers[-1] > len(places):
             raise ValueError(
-                f"{name} must {must} the {len(places)} tokens of the batch, got "
+                f"{name} does not fit the {len(places)} tokens of the batch: "
                 f"{torch.as_tensor(values).tolist()}; give position_ids that restart at 0"
             )
         # Padding that no mask marks begins after the last length.
@@ -201,10 +179,7 @@ def mask_of_padding(
     is_text = pad in (eos, bos)
     if pad is None or (is_text and (is_packed or labels is None)):
         return None
-    ids = input_ids.numpy()
-    if not ((ids[:, 0] == pad).any() or (ids[:, -1] == pad).any()):
-        return None
-    may_be = ids == pad
+    may_be = input_ids.numpy() == pad
     if labels is not None:
         may_be &= labels.numpy() == -100
     left = np.logical_and.accumulate(may_be, axis=1)
@@ -222,38 +197,34 @@ def mask_of_padding(
     return None if real.all() else torch.from_numpy(real)
 
 
-def mask_of_pairs(attention_mask: Tensor, B: int) -> Tensor:
+def mask_of_pairs(mask: Tensor, shape: torch.Size) -> Tensor:
     """Number the documents that a mask of pairs of tokens separates: (B, T) int64 on its device.
 
-    Numbers start at 1 in each row; 0 is padding, a token that does not see itself. The mask is
-    (B, 1, T, T) or (1, 1, T, T), which tokens (columns) each token (row) sees: bool, 0 and 1, or an
-    additive mask (0 where it sees, the lowest number elsewhere).
+    Numbers start at 1 in each row; 0 is padding, which sees nothing. `mask` is (B, 1, T, T) or
+    (1, 1, T, T), which tokens (columns) each token (row) sees: whole numbers or bool, 0 where it
+    does not; or floating numbers to add to scores, 0 where it does and below -1,000 elsewhere.
 
     Raises:
         ValueError: a token sees less or more than its document up to itself.
     """
-    T = attention_mask.shape[-1]
-    column = torch.arange(T, device=attention_mask.device)
-    numbers, fits = [], []
-    for row in attention_mask[:, 0]:  # one at a time: each is T * T
-        hidden = row < 0
-        is_added = hidden.any() | ((row == 0).all() & row.is_floating_point())
-        seen = torch.where(is_added, row == 0, row != 0)
-        real = seen.diagonal()
-        # Small added numbers are a bias (ALiBi). If no token sees itself but some see others, the
-        # mask marks hidden tokens.
-        fits.append(~(hidden & (row > _HIDDEN)).any() & (real.any() | ~seen.any()))
-        start = seen.to(torch.uint8).argmax(-1)
-        block = (column >= start.unsqueeze(-1)) & (column <= column.unsqueeze(-1))
-        before = torch.cat([start.new_tensor([-1]), start[:-1]])
-        goes_on = (start == column) | (start == before)
-        fits.append((((seen == block).all(-1) & goes_on) | ~real).all())
-        numbers.append(((start == column) & real).cumsum(0) * real)
-    if not bool(torch.stack(fits).all()):
-        raise ValueError(
-            "attention_mask of four dimensions must let each token look at all of its document up "
-            "to itself and at nothing else, which is not so here (a sliding window, a prefix that "
-            "looks ahead, a bias, or True where a token is hidden?); mark documents by "
-            "position_ids that restart at 0"
-        )
-    return torch.stack(numbers).expand(B, T)
+    B, T = shape
+    refusal = ValueError(
+        f"attention_mask must have the shape of input_ids, {(B, T)}, or {(B, 1, T, T)} where each "
+        f"token sees its document up to itself and nothing else, got {tuple(mask.shape)}; mark "
+        "documents by position_ids that restart at 0"
+    )
+    if mask.shape not in ((B, 1, T, T), (1, 1, T, T)):
+        raise refusal
+    pairs = mask[:, 0]
+    sees = pairs == 0 if mask.is_floating_point() else pairs != 0
+    real = sees.diagonal(dim1=1, dim2=2)
+    first_seen = sees.to(torch.uint8).argmax(-1)
+    is_first = real & (first_seen == torch.arange(T, device=mask.device))
+    numbers = is_first.cumsum(-1) * real
+    same = (numbers.unsqueeze(-1) == numbers.unsqueeze(-2)) & real.unsqueeze(-1)
+    wrong = sees != same.tril()
+    if mask.is_floating_point():
+        wrong |= ~sees & (pairs > -1e3)  # a bias, as in ALiBi
+    if wrong.any():
+        raise refusal
+    return numbers.expand(B, T)

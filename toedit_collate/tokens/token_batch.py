@@ -14,14 +14,11 @@ from torch import Tensor
 
 from ..policy import Context, Target
 from ..transfer import fetch, send
-from .checks import check_edit, check_labels, check_mask, check_rising, check_tensors
+from .checks import check_edit, check_labels, check_mask, check_tensors
 from .documents import Documents, document_ids_of, find_documents, mask_of_padding, mask_of_pairs
 from .draws import Draws, Words, document_keys, token_uniforms
 from .removal import remaining_columns, remaining_positions, take_columns
 from .result import EditResult, count_draws, most_drawn
-
-# Masks of tokens that are learned from, in batches without labels.
-_LABEL_MASKS = ("completion_mask", "assistant_masks")
 
 
 @dataclass(frozen=True)
@@ -78,15 +75,14 @@ class TokenBatch:
 
         Raises:
             TypeError: a tensor has the wrong type.
-            ValueError: shapes differ; a label is neither -100 nor the token; a document contains
-                padding.
+            ValueError: shapes differ; a label is neither -100 nor the token.
         """
         check_tensors(input_ids, attention_mask, position_ids, labels)
         if edit is not None:
             check_edit(input_ids, edit)
         mask_2d = attention_mask
-        if attention_mask is not None and attention_mask.dim() == 4:
-            mask_2d = mask_of_pairs(attention_mask, len(input_ids))
+        if attention_mask is not None and attention_mask.shape != input_ids.shape:
+            mask_2d = mask_of_pairs(attention_mask, input_ids.shape)
         ids, mask, positions, row_labels, may_edit = fetch(
             input_ids, mask_2d, position_ids, labels, edit
         )
@@ -132,10 +128,6 @@ class TokenBatch:
             if isinstance(positions, Tensor) and positions.shape[0] == 1:
                 positions = positions.expand(ids.shape)
             document_ids = document_ids_of(batch)
-            if labels is None:
-                labels = _labels_of_masks(batch)
-            if isinstance(mask, Tensor) and mask.shape == ids.shape:
-                check_rising(mask)
         assert ids is not None
         return cls.of(
             ids, mask, positions, labels, document_ids=document_ids, edit=batch.get("edit"),
@@ -161,16 +153,15 @@ class TokenBatch:
         if context == "text":
             if eos_id is None:
                 raise ValueError(
-                    "context='text' needs the end-of-text token of a tokenizer, and there is no "
-                    "tokenizer or it has no eos_token; give the prior its tokenizer, set "
-                    "eos_token, or use context='document'"
+                    "context='text' needs the eos_token of a tokenizer; give the prior a tokenizer "
+                    "with one, or use context='document'"
                 )
             begins[1:] = self.tokens[:-1] == eos_id
         else:
             if self.labels is None:
                 raise ValueError(
                     "context='answer' needs labels, which mark the answers, and the batch has "
-                    "none; give labels, equal to input_ids or -100, or use context='document'"
+                    "none; give labels, or use context='document'"
                 )
             learned = self.labels.reshape(-1)[self.documents.index] != -100
             begins[1:] = learned[1:] != learned[:-1]
@@ -231,9 +222,8 @@ class TokenBatch:
         """
         if dropped is not None and self.given_mask is not None and self.given_mask.dim() == 4:
             raise ValueError(
-                "drop_below or drop_above removes tokens, which an attention_mask of four "
-                "dimensions can't follow; mark documents by position_ids that restart at 0 or by "
-                "numbers in a (B, T) mask, or set drop_below=None and drop_above=None"
+                "drop_below and drop_above can't be combined with an attention_mask of four "
+                "dimensions; mark documents by position_ids that restart at 0"
             )
         device, shape = self.output_device, self.input_ids.shape
         if device.type == "cpu":  # one wait for all that the prior's device has
@@ -341,21 +331,6 @@ class TokenBatch:
             "position_ids": taken(positions, 0),
             "source": source,
         }
-
-
-def _labels_of_masks(batch: Mapping[str, Any]) -> Tensor | None:
-    """Labels from the masks of a batch without labels; None: it has no such mask."""
-    ids = batch["input_ids"]
-    masks = [batch[name] for name in _LABEL_MASKS if isinstance(batch.get(name), Tensor)]
-    if not masks:
-        return None
-    learned = torch.stack([mask.to(ids.device) != 0 for mask in masks]).all(0)
-    if learned.shape != ids.shape:
-        raise ValueError(
-            f"completion_mask must have the shape of input_ids, {tuple(ids.shape)}, got "
-            f"{tuple(learned.shape)}; let the base collator return labels"
-        )
-    return torch.where(learned, ids, -100)
 
 
 def evenly_spread(mask: Tensor, number: int) -> Tensor:

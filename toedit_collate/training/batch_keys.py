@@ -24,8 +24,7 @@ _DEPENDS_ON_TOKENS = re.compile(
     r"(start|end)_positions",
     re.IGNORECASE,
 )
-_MASKS_OF_LABELS = ("completion_mask", "assistant_masks")
-_KNOWN_MASKS = ("attention_mask", "special_tokens_mask", *_MASKS_OF_LABELS)
+_KNOWN_MASKS = ("attention_mask", "special_tokens_mask")
 _NOT_TEXT = re.compile(r"pixel_values|image|video|audio|input_features|input_values", re.IGNORECASE)
 
 
@@ -43,7 +42,7 @@ def check_keys(batch: Mapping[str, Any]) -> None:
     for key, why in _REFUSED.items():
         if batch.get(key) is not None:
             raise ValueError(f"the batch has {key}, {why}")
-    knows_loss = any(batch.get(name) is not None for name in ("labels", *_MASKS_OF_LABELS))
+    knows_loss = batch.get("labels") is not None
     for key, value in batch.items():
         if value is None or key in ("input_ids", "labels"):
             continue
