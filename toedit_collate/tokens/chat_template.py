@@ -9,6 +9,7 @@ ids: a line feed of the template may share a token with the message next to it.
 from __future__ import annotations
 
 import functools
+import logging
 import re
 import weakref
 from collections.abc import Iterator
@@ -17,6 +18,8 @@ from typing import Any
 
 from .spelling import Spelling
 from .template_probes import CONTENT, DATE, ROLE, TemplateProbes
+
+logger = logging.getLogger("toedit_collate")
 
 BETWEEN = "\0"  # separates documents
 # Signs in a pattern: a role, a date, and the border to what must follow the match.
@@ -60,6 +63,9 @@ class ChatPatterns:
     patterns: tuple[str, ...] = ()  # texts with slots, the longest first
     # texts that count only at the end of a document, such as a line feed
     tails: tuple[str, ...] = ()
+    # what a document can begin and end with if it was cut inside a pattern
+    begins: frozenset[str] = frozenset()
+    ends: frozenset[str] = frozenset()
 
     @classmethod
     def of(cls, tokenizer: Any) -> ChatPatterns:
@@ -85,14 +91,9 @@ class ChatPatterns:
 
         `text_end` is where its text ends, before the special tokens at its end.
         """
-        begins, ends, slot_at_begin, slot_at_end = self._cuts
         lengths = range(min(_MAX_EDGE, end - begin), 1, -1)
-        yield begin, begin + next((n for n in lengths if text[begin : begin + n] in begins), 0)
-        yield end - next((n for n in lengths if text[end - n : end] in ends), 0), end
-        if found := slot_at_begin.match(text, begin, end):
-            yield found.span()
-        if found := slot_at_end.search(text, max(begin, end - 2 * _MAX_EDGE), end):
-            yield found.span()
+        yield begin, begin + next((n for n in lengths if text[begin : begin + n] in self.begins), 0)
+        yield end - next((n for n in lengths if text[end - n : end] in self.ends), 0), end
         for tail in self.tails:
             if text.endswith(tail, begin, text_end):
                 yield text_end - len(tail), text_end
@@ -105,30 +106,6 @@ class ChatPatterns:
             kinds[bool(_SLOT.search(pattern))].append(_as_expression(pattern))
         return [re.compile("|".join(kind)) for kind in kinds if kind]
 
-    @functools.cached_property
-    def _cuts(self) -> tuple[set[str], set[str], re.Pattern[str], re.Pattern[str]]:
-        """What a document can begin and end with if it was cut inside a pattern.
-
-        The sets hold fixed texts; the expressions match patterns with a slot.
-        """
-        begins: set[str] = set()
-        ends: set[str] = set()
-        in_first, in_last = ["(?!)"], ["(?!)"]  # cut before a slot, and after it
-        for pattern in (known.partition(_AHEAD)[0] for known in self.patterns):
-            first, *others = _SLOT.split(pattern)
-            last = others[-1] if others else first
-            begins.update(last[-n:] for n in range(2, min(len(last), _MAX_EDGE) + 1))
-            cuts = [first[:n] for n in range(2, min(len(first), _MAX_EDGE) + 1)]
-            ends.update(cut for cut in cuts if _is_distinct(cut))
-            if others and re.search(r"[^\w\s]", last):
-                left = "|".join(re.escape(first[n:]) for n in range(len(first) + 1))
-                in_first.append(f"(?:{left})" + _as_expression("".join(others)))
-            if others and _is_distinct(first):
-                left = "|".join(re.escape(last[:n]) for n in range(len(last), -1, -1))
-                in_last.append(_as_expression(pattern.removesuffix(last)) + f"(?:{left})")
-        slot_at_end = re.compile(f"(?:{'|'.join(in_last)})\\Z")
-        return begins, ends, re.compile("|".join(in_first)), slot_at_end
-
 
 def _as_expression(pattern: str) -> str:
     written, _, ahead = pattern.partition(_AHEAD)
@@ -137,10 +114,14 @@ def _as_expression(pattern: str) -> str:
 
 
 def _find_patterns(tokenizer: Any, sources: list[str]) -> ChatPatterns:
+    from jinja2 import TemplateError
+
     segments: set[tuple[str, bool, bool]] = set()
     for source in sources:
-        probes = TemplateProbes.of(source, tokenizer.special_tokens_map)
-        if probes is None:
+        try:
+            probes = TemplateProbes(source, tokenizer)
+        except TemplateError as error:
+            logger.debug("chat template not understood: %s", error)
             continue
         segments.update((text, True, True) for text in probes.constants)
         for rendered in probes.renderings():
@@ -163,9 +144,13 @@ def _find_patterns(tokenizer: Any, sources: list[str]) -> ChatPatterns:
             tails.update([] if before_content else parts)
             parts = [text if after_content else BETWEEN + text]
         patterns.update(_patterns_of(parts))
+    begins, ends = _cut_patterns(patterns)
     patterns, tails = _without_special_cases(patterns - {""}), tails - {""}
-    in_order = (tuple(sorted(some, key=lambda t: (-len(t), t))) for some in (patterns, tails))
-    return ChatPatterns(*in_order)
+    return ChatPatterns(_longest_first(patterns), _longest_first(tails), begins, ends)
+
+
+def _longest_first(texts: set[str]) -> tuple[str, ...]:
+    return tuple(sorted(texts, key=lambda text: (-len(text), text)))
 
 
 def _as_spelled(
@@ -209,6 +194,19 @@ def _without_special_cases(patterns: set[str]) -> set[str]:
     slotted = [p for p in patterns if _SLOT.search(p) and _AHEAD not in p]
     general = [re.compile(_as_expression(p)) for p in slotted]
     return {p for p in patterns if _SLOT.search(p) or not any(g.fullmatch(p) for g in general)}
+
+
+def _cut_patterns(patterns: set[str]) -> tuple[frozenset[str], frozenset[str]]:
+    """The ends and beginnings of patterns, of two characters or more, up to their slots."""
+    begins: set[str] = set()
+    ends: set[str] = set()
+    for pattern in patterns:
+        first, *others = _SLOT.split(pattern.partition(_AHEAD)[0])
+        last = others[-1] if others else first
+        begins.update(last[-n:] for n in range(2, min(len(last), _MAX_EDGE) + 1))
+        cuts = {first[:n] for n in range(2, min(len(first), _MAX_EDGE) + 1)}
+        ends.update(cut for cut in cuts - ends if _is_distinct(cut))
+    return frozenset(begins), frozenset(ends)
 
 
 def _is_distinct(text: str) -> bool:

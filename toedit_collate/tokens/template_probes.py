@@ -5,12 +5,9 @@ from __future__ import annotations
 import datetime
 import itertools
 import json
-import logging
 import re
 from collections.abc import Iterator
 from typing import Any
-
-logger = logging.getLogger("toedit_collate")
 
 # Words that replace the contents of messages, a role and a date.
 CONTENT = re.compile(r"qzc\d{4}zq", re.IGNORECASE)
@@ -23,58 +20,37 @@ _MORE_ROLES = (
     "gpt", "human", "model", "narrator", "observation", "planner", "tool_call", "tool_response",
 )  # fmt: skip
 _LONG = 20  # longer constants count even if no rendering writes them
+# The day that the clock of a template shows, so that the patterns do not depend on today.
 _DAY = datetime.datetime(2001, 2, 13, 14, 25, 36)
+_CLOCK = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
 
 Messages = list[dict[str, Any]]
 
 
 class TemplateProbes:
-    """A chat template in an environment like that of transformers.
+    """The source of a chat template, rendered by its tokenizer.
 
-    Its clock writes `DATE`, so that the patterns do not depend on the day.
+    Attributes:
+        constants: long texts of the template, in any of its branches.
+
+    Raises:
+        jinja2.TemplateError: the source is not a valid template.
     """
 
-    def __init__(self, source: str, special_tokens: dict[str, Any]) -> None:
-        from jinja2 import meta, nodes
-        from jinja2.ext import Extension, loopcontrols
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
+    def __init__(self, source: str, tokenizer: Any) -> None:
+        import jinja2.meta
 
-        class Generation(Extension):
-            """The tag `{% generation %}` of transformers, which writes nothing."""
-
-            tags = {"generation"}  # noqa: RUF012 - as Jinja wants it
-
-            def parse(self, parser: Any) -> Any:
-                line = next(parser.stream).lineno
-                body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-                return nodes.Scope(body, lineno=line)
-
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
-        )
-        environment.filters["tojson"] = _as_json
-        environment.globals.update(raise_exception=_refuse, strftime_now=self._clock)
-        tree = environment.parse(source)
-        self._template = environment.from_string(source)
-        self._options = sorted(
-            meta.find_undeclared_variables(tree)
-            - {"messages", "tools", "documents", "add_generation_prompt"}
-            - {*environment.globals, *special_tokens}
-        )
-        self.constants = set(_constants(tree, nodes))
-        self._special_tokens = special_tokens
+        environment = jinja2.Environment(extensions=["jinja2.ext.loopcontrols"])
+        # The tag is one of transformers, and writes nothing.
+        tree = environment.parse(re.sub(r"\{%-?\s*(end)?generation\s*-?%\}", "", source))
+        known = {"messages", "tools", "documents", "add_generation_prompt", "raise_exception"}
+        known |= {"strftime_now", *environment.globals, *tokenizer.special_tokens_map}
+        self.constants = _constants(tree)
+        self._options = sorted(jinja2.meta.find_undeclared_variables(tree) - known)
+        self._dates = [_DAY.strftime(form) for _, form in _CLOCK.findall(source)]
+        self._source = _CLOCK.sub(lambda call: repr(_DAY.strftime(call[2])), source)
+        self._tokenizer = tokenizer
         self._numbers = itertools.count()
-
-    @classmethod
-    def of(cls, source: str, special_tokens: dict[str, Any]) -> TemplateProbes | None:
-        """Parse a template with its special tokens by name (`bos_token`, ...); None: not valid."""
-        from jinja2 import TemplateError
-
-        try:
-            return cls(source, special_tokens)
-        except TemplateError as error:
-            logger.debug("chat template not understood: %s", error)
-            return None
 
     def renderings(self) -> Iterator[str]:
         """What the template writes for each conversation that it accepts."""
@@ -97,33 +73,20 @@ class TemplateProbes:
         """Render the conversation, and the prompt of its last answer."""
         asked = messages[:-1] if messages[-1]["role"] == "assistant" else messages
         for some, prompt in ((messages, False), (asked, True)):
-            values = {
-                "messages": some, "add_generation_prompt": prompt, "tools": None, "documents": None,
-                **self._special_tokens, **options,
-            }  # fmt: skip
-            text = self._write(values)
-            if text is not None:
-                yield text
-
-    def _write(self, values: dict[str, Any]) -> str | None:
-        text = None
-        for self._has_real_clock in (False, True):
-            self._dates: list[str] = []
             try:
-                text = str(self._template.render(values))
+                text = self._tokenizer.apply_chat_template(
+                    some, chat_template=self._source, tokenize=False, add_generation_prompt=prompt,
+                    **options,
+                )  # fmt: skip
             except Exception:  # templates are programs: they may raise anything
-                text = None
-            if self._dates and self._has_real_clock and text is not None:
-                return re.sub(rf"\b({'|'.join(self._dates)})\b", DATE, text)
-            if text is not None and text.count(DATE) == len(self._dates):
-                return text
-            # The template may take dates apart, which needs a real date.
-        return text
-
-    def _clock(self, form: str) -> str:
-        date = _DAY.strftime(form) if self._has_real_clock else DATE
-        self._dates.extend(re.findall(r"\w+", date))
-        return date
+                continue
+            for date in self._dates:
+                if date in text:
+                    text = text.replace(date, DATE)
+                else:  # the template may take the date apart
+                    for part in re.findall(r"\w+", date):
+                        text = re.sub(rf"\b{part}\b", DATE, text)
+            yield text
 
     def _conversations(self) -> Iterator[Messages]:
         yield self._talk("user", "assistant", "user", "assistant")
@@ -189,27 +152,18 @@ class TemplateProbes:
         return {name: self._content() for name in ("doc_id", "title", "text", "content")}
 
 
-def _refuse(message: str) -> None:
-    raise ValueError(message)
-
-
-def _as_json(value: Any, **options: Any) -> str:
-    return json.dumps(value, **{"ensure_ascii": False, **options})
-
-
-def _constants(node: Any, nodes: Any) -> Iterator[str]:
+def _constants(tree: Any) -> set[str]:
     """The long texts that a template can write, in any of its branches."""
-    if isinstance(node, (nodes.Compare, nodes.Getitem, nodes.Test, nodes.Filter)):
-        inside = [node.node] if isinstance(node, nodes.Filter) and node.node else []
-    elif isinstance(node, nodes.Call) and getattr(node.node, "name", "") == "raise_exception":
-        inside = []
-    else:
-        inside = list(node.iter_child_nodes())
-    if isinstance(node, nodes.TemplateData):
-        text = node.data
-    else:
-        text = node.value if isinstance(node, nodes.Const) and isinstance(node.value, str) else ""
-    if len(text.strip()) >= _LONG:
-        yield text.strip()
-    for child in inside:
-        yield from _constants(child, nodes)
+    from jinja2 import nodes
+
+    texts = [node.data for node in tree.find_all(nodes.TemplateData)]
+    is_error = {
+        id(constant)
+        for call in tree.find_all(nodes.Call)
+        if getattr(call.node, "name", "") == "raise_exception"
+        for constant in call.find_all(nodes.Const)
+    }
+    for node in tree.find_all(nodes.Const):
+        if isinstance(node.value, str) and id(node) not in is_error:
+            texts.append(node.value)
+    return {text.strip() for text in texts if len(text.strip()) >= _LONG}
