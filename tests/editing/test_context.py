@@ -112,7 +112,7 @@ def test_what_cannot_work_is_refused(case):
         edit_tokens(prior, ids, policy=ANSWER)
     with pytest.raises(ValueError, match=r"context='text' needs the end-of-text token"):
         edit_tokens(Prior(prior.model), ids, policy=TEXT)
-    with pytest.raises(ValueError, match=r"context='answer' can't be combined with scope='all'"):
+    with pytest.raises(ValueError, match=r"context='answer', scope='all' can't be combined"):
         EditPolicy(context="answer", scope="all")
     with pytest.raises(ValueError, match=r"contexts 'document' and 'text'"):
         inspect_edits(prior, ["some text"], [POLICY, TEXT])

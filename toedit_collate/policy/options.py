@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -68,13 +67,3 @@ def options_of(policy: type) -> dict[str, Option]:
             field.name, field.default, **field.metadata, kind=kind, choices=choices, is_list=is_list
         )
     return options
-
-
-def as_docstring(options: Iterable[Option]) -> str:
-    """The section `Attributes` of a docstring."""
-    lines = [
-        f"        {one.name} (default {one.default!r}): {one.help}."
-        + (f" Source: {one.source}." if one.source else "")
-        for one in options
-    ]
-    return "\n    Attributes:\n" + "\n".join(lines) + "\n"

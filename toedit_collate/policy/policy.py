@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from .options import as_docstring, described, options_of
+from .options import described, options_of
 from .protect import parse_rules
 
 Region = Literal["above", "below", "all", "none"]
@@ -72,6 +72,8 @@ class EditPolicy:
 
     Below, P is the probability that the prior gives a token after the tokens before it, from the
     softmax over its whole vocabulary at temperature 1.
+
+    `OPTIONS` describes the fields, as does docs/policies.md.
 
     Raises:
         ValueError: a value is out of its range.
@@ -197,81 +199,69 @@ class EditPolicy:
             warnings.warn(f"this policy can change no token: {reason}", UserWarning, stacklevel=3)
 
     def _check_ranges(self) -> None:
-        share = "it is a probability: write 0.99 for 99 %"
-        below, above = self.drop_below, self.drop_above
-        is_finite = math.isfinite(self.temperature)
-        rules = [
-            ("threshold", 0 < self.threshold < 1, "lie strictly between 0 and 1", share),
-            ("drop_below", below is None or 0 < below < 1, "lie strictly between 0 and 1", share),
-            ("drop_above", above is None or 0 < above < 1, "lie strictly between 0 and 1", share),
-            ("top_p", 0 < self.top_p <= 1, "lie in (0, 1]", share),
-            ("top_k", self.top_k >= 1, "be at least 1", "it is a number of candidates"),
-            (
-                "num_draws", 1 <= self.num_draws <= MAX_DRAWS, f"lie in [1, {MAX_DRAWS}]",
-                "64 draws are nearly as good as the whole distribution",
-            ),
-            (
-                "temperature", self.temperature > 0 and is_finite, "be a finite number above 0",
-                "for greedy draws use top_k=1",
-            ),
-            ("seed", 0 <= self.seed < 2**64, "lie in [0, 2**64)", "it is a 64-bit number"),
-        ]  # fmt: skip
-        for name, is_valid, rule, hint in rules:
+        for name in ("threshold", "drop_below", "drop_above"):
+            share = getattr(self, name)
+            if share is not None and not 0 < share < 1:
+                raise ValueError(
+                    f"{name} must lie strictly between 0 and 1, got {share!r}; it is a "
+                    "probability: write 0.99 for 99 %"
+                )
+        rules = {
+            "top_p": (0 < self.top_p <= 1, "lie in (0, 1]"),
+            "top_k": (self.top_k >= 1, "be at least 1"),
+            "num_draws": (1 <= self.num_draws <= MAX_DRAWS, f"lie in [1, {MAX_DRAWS}]"),
+            "temperature": (0 < self.temperature < math.inf, "be a finite number above 0"),
+            "seed": (0 <= self.seed < 2**64, "lie in [0, 2**64)"),
+        }
+        for name, (is_valid, rule) in rules.items():
             if not is_valid:
-                raise ValueError(f"{name} must {rule}, got {getattr(self, name)!r}; {hint}")
+                raise ValueError(f"{name} must {rule}, got {getattr(self, name)!r}")
 
     def _check_combinations(self) -> None:
-        if self.drop_below is not None:
-            if self._has_threshold and self.drop_below >= self.threshold:
-                raise ValueError(
-                    f"drop_below must be less than threshold, got drop_below={self.drop_below!r} "
-                    f"and threshold={self.threshold!r}; the authors' script uses 0.001 and 0.99"
-                )
-            if self.drop_above is not None and self.drop_below >= self.drop_above:
-                raise ValueError(
-                    f"drop_below must be less than drop_above, got {self.drop_below!r} and "
-                    f"{self.drop_above!r}: every token would be removed"
-                )
-        if self.drops_tokens and self.target != "both":
-            name = "drop_above" if self.drop_below is None else "drop_below"
-            raise ValueError(
-                f"target={self.target!r} can't be combined with {name}={getattr(self, name)!r}, "
-                "which removes tokens from inputs and labels; use target='both'"
-            )
-        if self.num_draws > 1 and self.target != "labels":
-            raise ValueError(
-                f"num_draws={self.num_draws} makes soft labels, so it needs target='labels', got "
-                f"target={self.target!r}; an input is one token"
-            )
-        if self.num_draws > 1 and self.sampler != "full":
-            raise ValueError(
-                f"num_draws={self.num_draws} draws from the whole vocabulary, so it needs "
-                f"sampler='full', got sampler={self.sampler!r}; soft labels of a few candidates "
-                "are biased, however many draws they have"
-            )
-        if self.target == "labels" and self.scope == "all":
-            raise ValueError(
-                "target='labels' can't be combined with scope='all': a token without a label has "
-                "nothing to edit; use scope='loss'"
-            )
-        if self.context == "answer" and self.scope == "all":
-            raise ValueError(
-                "context='answer' can't be combined with scope='all': a prompt is no answer; use "
-                "scope='loss', or context='document'"
-            )
+        below, above = self.drop_below, self.drop_above
+        is_soft = self.num_draws > 1
+        rules = [
+            (
+                below is not None and self._has_threshold and below >= self.threshold,
+                ("drop_below", "threshold"), "drop_below must be less than threshold",
+            ),
+            (
+                below is not None and above is not None and below >= above,
+                ("drop_below", "drop_above"), "every token would be removed",
+            ),
+            (
+                self.drops_tokens and self.target != "both",
+                ("drop_below", "drop_above", "target"),
+                "a removed token leaves inputs and labels; use target='both'",
+            ),
+            (
+                is_soft and self.target != "labels",
+                ("num_draws", "target"), "several draws make a soft label; use target='labels'",
+            ),
+            (
+                is_soft and self.sampler != "full",
+                ("num_draws", "sampler"),
+                "soft labels of a few candidates are biased; use sampler='full'",
+            ),
+            (
+                self.target == "labels" and self.scope == "all",
+                ("target", "scope"),
+                "a token without a label has nothing to edit; use scope='loss'",
+            ),
+            (
+                self.context == "answer" and self.scope == "all",
+                ("context", "scope"),
+                "a prompt is no answer; use scope='loss', or context='document'",
+            ),
+        ]  # fmt: skip
+        for is_wrong, names, why in rules:
+            if is_wrong:
+                values = ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
+                raise ValueError(f"{values} can't be combined: {why}")
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> EditPolicy:
-        """A policy by its name (one of `PRESETS`), with some fields changed.
-
-        Raises:
-            ValueError: unknown name, or a value out of its range.
-            TypeError: a value of the wrong type.
-
-        Example:
-            >>> EditPolicy.preset("reference_code", top_k=8).temperature
-            1.5
-        """
+        """A policy by its name (one of `PRESETS`), with some fields changed."""
         if name not in PRESETS:
             raise ValueError(f"policy must be one of {', '.join(PRESETS)}, got {name!r}")
         return cls(**{**PRESETS[name].fields, **changes})
@@ -290,21 +280,16 @@ class EditPolicy:
         strategy: Literal["up_revise", "low_drop_up_revise", "filtering"] = "up_revise",
         **changes: Any,
     ) -> EditPolicy:
-        """The settings of the script that the authors published, `toedit_resampling.py`.
+        """The defaults of the script that the authors published, `toedit_resampling.py`.
 
-        They are the script's defaults: 8 candidates, and temperature 1.5 in "up_revise". The
-        authors' job files of 2024-09-09 to 2024-11-19 use them with Llama-3-8B-Instruct for all
-        data but biomedicine, which has k = 64 and temperature 1. The policy changes ten to thirty
-        times more tokens than `paper`. The script selects P > 0.99, we select P >= 0.99.
+        It changes ten to thirty times more tokens than `paper`. The script selects P > 0.99, we
+        select P >= 0.99.
 
         Args:
             strategy: "up_revise" resamples P >= 0.99 at temperature 1.5; "low_drop_up_revise"
                 resamples them at temperature 1 and removes tokens with P < 0.001; "filtering" only
                 removes those.
             changes: other fields of `EditPolicy`.
-
-        Raises:
-            ValueError: unknown `strategy`.
 
         Example:
             >>> EditPolicy.reference_code("filtering").drop_below
@@ -321,15 +306,7 @@ class EditPolicy:
 
         In expectation, the gradient is that of KL(prior || trainee). Source: random sampling
         distillation (Anshumann et al., "Sparse Logit Sampling", ACL 2025, arXiv:2503.16870).
-
-        Args:
-            num_draws: draws per label, at most 255; 1 is an edit of every label.
-            changes: other fields, such as `redraw="never"` for labels that are drawn once and
-                stored in a `DecisionCache`.
-
-        Example:
-            >>> EditPolicy.distill().num_draws
-            64
+        `redraw="never"` draws the labels once, to be stored in a `DecisionCache`.
         """
         return cls.preset("distill", num_draws=num_draws, **changes)
 
@@ -338,20 +315,24 @@ class EditPolicy:
         return dataclasses.replace(self, **changes)
 
     def record(self) -> dict[str, Any]:
-        """All fields, as JSON.
-
-        A function in `protect` is recorded by its name and a hash of its source code, without the
-        values of its closure, defaults and globals.
-        """
+        """All fields, as JSON; a function in `protect` by its name and a hash of its source."""
         record = {name: getattr(self, name) for name in OPTIONS}
         record["protected_token_ids"] = list(self.protected_token_ids)
         if callable(self.protect):
-            record["protect"] = self._protect_description
+            record["protect"] = self._name_of_protect
         return record
 
     @functools.cached_property
-    def _protect_description(self) -> str:
-        return _describe_function(self.protect)
+    def _name_of_protect(self) -> str:
+        function: Any = self.protect
+        while isinstance(function, functools.partial):
+            function = function.func
+        code = function if hasattr(function, "__qualname__") else type(function)
+        try:
+            source = inspect.getsource(code)
+        except (OSError, TypeError):  # built in, or typed into an interpreter
+            return code.__qualname__
+        return f"{code.__qualname__} (source {hashlib.sha256(source.encode()).hexdigest()[:16]})"
 
     def selects(self, logprob: Tensor) -> Tensor:
         """Which tokens are in the region (Eq. 2): log P in nats -> bool; never True at NaN."""
@@ -398,11 +379,6 @@ class EditPolicy:
         """Whether this policy can select or drop a token."""
         return self.region != "none" or self.drops_tokens
 
-    @property
-    def changes_nothing(self) -> bool:
-        """Whether every draw returns the observed token."""
-        return self._why_nothing_changes() != ""
-
     def _why_nothing_changes(self) -> str:
         if self.region != "above" or self.drops_tokens or self.exclude_original:
             return ""
@@ -421,30 +397,10 @@ class EditPolicy:
 
 
 def _as_ids(value: Any) -> tuple[int, ...]:
-    if not isinstance(value, Iterable):
-        raise TypeError(
-            f"protected_token_ids must be a list of token ids, got {value!r}; write (5,) for one id"
-        )
-    ids = tuple(value)
-    for token_id in ids:
-        if isinstance(token_id, bool) or not isinstance(token_id, int):
-            raise TypeError(f"protected_token_ids must be whole numbers, got {token_id!r}")
-        if token_id < 0:
-            raise ValueError(f"protected_token_ids must be at least 0, got {token_id!r}")
+    ids = tuple(value) if isinstance(value, Iterable) else (value,)
+    if not all(type(token_id) is int and token_id >= 0 for token_id in ids):
+        raise ValueError(f"protected_token_ids must be whole numbers from 0 on, got {value!r}")
     return ids
 
 
-def _describe_function(function: Any) -> str:
-    """The name of a function, and a hash of its source code if Python can find it."""
-    while isinstance(function, functools.partial):
-        function = function.func
-    code = function if hasattr(function, "__qualname__") else type(function)
-    try:
-        source = inspect.getsource(code)
-    except (OSError, TypeError):  # built in, or typed into an interpreter
-        return code.__qualname__
-    return f"{code.__qualname__} (source {hashlib.sha256(source.encode()).hexdigest()[:16]})"
-
-
 OPTIONS = options_of(EditPolicy)
-EditPolicy.__doc__ = (EditPolicy.__doc__ or "") + as_docstring(OPTIONS.values())

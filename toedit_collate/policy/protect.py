@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 
 RULES = ("code", "latex", "names", "numbers", "urls")  # their expressions are in tokens/rules.py
@@ -28,13 +27,17 @@ def parse_rules(text: str) -> tuple[str, ...]:
         if part.lstrip().startswith(REGEX):
             rules.add(_checked_expression(part.lstrip()))
         else:
-            rules.update(_checked_name(word.strip(), text) for word in part.split(","))
+            rules.update(word.strip() for word in part.split(","))
+    for rule in rules:
+        if rule not in RULES and not rule.startswith(REGEX):
+            raise ValueError(
+                f"protect has no rule {rule!r}, in {text!r}; the rules are {', '.join(RULES)} and "
+                f"{REGEX}EXPRESSION, separated by commas"
+            )
     return tuple(sorted(rules))
 
 
 def _checked_expression(rule: str) -> str:
-    if rule == REGEX:
-        raise ValueError(f"protect has {rule!r} without an expression; write it after the colon")
     try:
         re.compile(rule.removeprefix(REGEX))
     except re.error as error:
@@ -42,14 +45,3 @@ def _checked_expression(rule: str) -> str:
             f"protect has {rule!r}, which is not a regular expression of Python's re ({error})"
         ) from None
     return rule
-
-
-def _checked_name(word: str, text: str) -> str:
-    if word in RULES:
-        return word
-    near = difflib.get_close_matches(word.lower(), RULES, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    raise ValueError(
-        f"protect has no rule {word!r}, in {text!r}; {hint}the rules are {', '.join(RULES)} and "
-        f"{REGEX}EXPRESSION, separated by commas"
-    )
