@@ -123,7 +123,7 @@ class TestRefused:
                 _with(normalizer=normalizers.Sequence([normalizers.NFKC()])),
                 "NFKC changes the text",
             ),
-            (_with(pre_tokenizer=pre_tokenizers.Whitespace()), "without tokens for single bytes"),
+            (_with(pre_tokenizer=pre_tokenizers.Whitespace()), "Whitespace removes text"),
             (
                 _with(
                     pre_tokenizer=pre_tokenizers.Sequence(

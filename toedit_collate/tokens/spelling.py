@@ -94,12 +94,15 @@ class Spelling:
             return b""
         if "ByteLevel" in self._decoders and all(c in BYTE_OF_CHARACTER for c in name):
             return bytes(BYTE_OF_CHARACTER[c] for c in name)
-        byte = _BYTE_TOKEN.fullmatch(name)
-        if byte is not None:
-            return bytes([int(byte[1], 16)])
-        if "WordPiece" in self._decoders:
+        if "WordPiece" in self._decoders and not _BYTE_TOKEN.fullmatch(name):
             return (name[2:] if name.startswith("##") else " " + name).encode()
-        return name.replace(BLANK, " ").encode()
+        return piece_bytes(name)
+
+
+def piece_bytes(name: str) -> bytes:
+    """The bytes of a token of SentencePiece."""
+    byte = _BYTE_TOKEN.fullmatch(name)
+    return bytes([int(byte[1], 16)]) if byte else name.replace(BLANK, " ").encode()
 
 
 def _decoder_types(tokenizer: Any) -> set[str]:

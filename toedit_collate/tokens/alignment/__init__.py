@@ -1,8 +1,7 @@
 """Two tokenizations of the same bytes: which tokens of a prior stand for a token of a trainee.
 
-`bytes_of_tokens` and `byte_tokenizer` know the bytes of each token, `document` aligns
-documents and plans what to predict, and `groups` finds the prior's tokens for a token of the
-trainee.
+`byte_tokenizer` knows the bytes of each token, `document` aligns documents and plans what to
+predict, and `groups` finds the prior's tokens for a token of the trainee.
 
 Words:
     first: the first token of the trainee's own encoding of some bytes.

@@ -7,17 +7,43 @@ import json
 import operator
 import re
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ..spelling import CHARACTER_OF_BYTE
-from .bytes_of_tokens import Kind, bytes_of_tokens, kind_of
+from ..spelling import BLANK, BYTE_OF_CHARACTER, CHARACTER_OF_BYTE, piece_bytes
 
 IntArray = npt.NDArray[np.int64]
 _BAD_BYTES = re.compile("([\udc80-\udcff]+)")  # as `surrogateescape` decodes them
+# Bytes before and after those of a cut character that complete it, the most likely first.
+_COMPLETIONS = [
+    *((bytes([first]), b"") for first in (0xC3, 0xE5, 0xF0, 0xF1)),
+    # Not every second byte is valid after 0xED and 0xF4.
+    *((b"", bytes([second]) + b"\xbf" * n) for n in range(3) for second in (0xBF, 0x9F, 0x8F)),
+]
 _REPLACEMENT = "\ufffd".encode()
+# Pre-tokenizers that split the text and keep all of it.
+_KEEPING = ("Split", "Digits", "Punctuation", "UnicodeScripts")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How a tokenizer turns text into tokens."""
+
+    name: str  # "byte-level" (GPT-2's alphabet of bytes) or "sentencepiece" (with byte fallback)
+    # before which texts it adds a blank: "never", "first" (of a document) or "always" (also
+    # after special tokens)
+    prefix: str
+    prefix_before_blank: bool  # whether it does so even if the text begins with a blank
+    # its normalizer without that prefix, as JSON of tokenizers; or None
+    normalizer: dict[str, Any] | None
+    pre_tokenizer: dict[str, Any] | None  # its pre-tokenizer without that prefix, as JSON; or None
+
+    def prefixes(self, is_first: bool) -> bool:
+        """Whether a text may get a blank in front; `is_first`: the first of its document."""
+        return self.prefix == "always" or (self.prefix == "first" and is_first)
 
 
 class ByteTokenizer:
@@ -143,9 +169,6 @@ def _bare_tokenizer(tokenizer: Any, kind: Kind) -> tuple[Any, dict[int, int]]:
 def complete(data: bytes) -> tuple[str, list[int]]:
     """Complete characters that a document or token cuts, so that a text has words.
 
-    The added bytes make a character of the most likely kind: a letter for letters, a symbol for
-    emojis.
-
     Returns:
         The text; and for each of its bytes the byte of `data`, or -1 where it was added. Without
         the -1, these are `data`.
@@ -159,27 +182,30 @@ def complete(data: bytes) -> tuple[str, list[int]]:
     for good, bad in split_broken(data):
         text += good
         origin += good
-        place = 0
-        while place < len(bad):
-            begin, lead = place, bad[place]
-            if 0x80 <= lead < 0xC0:  # the rest of a character whose beginning was cut off
-                while place < len(bad) and place - begin < 3 and 0x80 <= bad[place] < 0xC0:
-                    place += 1
-                rest = bad[begin:place]
-                first = (0xC3, 0xE5, 0xF0 if rest[0] >= 0x90 else 0xF1)[len(rest) - 1]
-                text += bytes([first]) + rest
-                origin += [-1, *rest]
-            elif 0xC2 <= lead < 0xF5:  # the beginning of one whose rest was cut off
-                place += _length_of_start(bad[begin : begin + 4])
-                start = bad[begin:place]
-                rest = _rest_of(start)
-                text += start + rest
-                origin += [*start, *(-1 for _ in rest)]
-            else:  # not a byte of UTF-8
-                place += 1
-                text += _REPLACEMENT
-                origin += [lead, -1, -1]
+        while bad:
+            length, character, its_origin = _completed(bad)
+            text += character
+            origin += its_origin
+            bad = bad[length:]
     return text.decode(), origin
+
+
+def _completed(data: bytes) -> tuple[int, bytes, list[int]]:
+    """Complete the first character of some broken bytes.
+
+    Returns:
+        How many of the bytes it has; the character; and the origin of its bytes, as in `complete`.
+    """
+    for length in range(min(3, len(data)), 0, -1):
+        own = data[:length]
+        for before, after in _COMPLETIONS:
+            try:
+                (before + own + after).decode()
+            except UnicodeDecodeError:
+                continue
+            origin = [*(-1 for _ in before), *own, *(-1 for _ in after)]
+            return length, before + own + after, origin
+    return 1, _REPLACEMENT, [data[0], -1, -1]  # not a byte of UTF-8
 
 
 def split_broken(data: bytes) -> Iterator[tuple[bytes, bytes]]:
@@ -189,20 +215,110 @@ def split_broken(data: bytes) -> Iterator[tuple[bytes, bytes]]:
     yield from zip(encoded[::2], [*encoded[1::2], b""], strict=True)
 
 
-def _length_of_start(data: bytes) -> int:
-    """How many bytes belong to an incomplete character that begins here."""
-    try:
-        data.decode()
-    except UnicodeDecodeError as error:
-        return error.end
-    raise AssertionError(data)
+def kind_of(tokenizer: Any, whose: str) -> Kind:
+    """Find out how a tokenizer works; `whose` is "trainee's" or "prior's", for messages.
+
+    Raises:
+        ValueError: its tokens do not stand for bytes, or it changes the text.
+    """
+
+    def require(is_supported: bool, what: str) -> None:
+        if not is_supported:
+            raise ValueError(
+                f"the {whose} tokenizer is {what}: alignment supports only byte-level BPE and "
+                "SentencePiece with byte fallback, whose tokens stand for bytes; use a prior with "
+                "the trainee's own tokenizer"
+            )
+
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    require(backend is not None, f"{type(tokenizer).__name__}, which is not a fast tokenizer")
+    model = backend.model
+    name = type(model).__name__
+    require(name in ("BPE", "Unigram"), f"a {name} tokenizer")
+    for flag in ("continuing_subword_prefix", "end_of_word_suffix", "dropout"):
+        require(not getattr(model, flag, None), f"a BPE tokenizer with {flag}")
+    steps = _steps(backend.normalizer, "normalizers")
+    splits = _steps(backend.pre_tokenizer, "pretokenizers")
+    is_byte_level = name == "BPE" and any(split["type"] == "ByteLevel" for split in splits)
+    for step in steps:
+        keeps = step["type"] == "NFC"
+        if not is_byte_level:
+            keeps |= _is_prepend(step) or _is_blank_sign(step)
+        require(keeps, f"a tokenizer whose normalizer {step['type']} changes the text")
+    prepends = any(map(_is_prepend, steps))
+    signs = any(map(_is_blank_sign, steps))
+    prefix, kept = "always" if prepends else "never", []
+    for split in splits:
+        if is_byte_level and split["type"] == "ByteLevel":
+            prefix = "always" if split["add_prefix_space"] else prefix
+            split = {**split, "add_prefix_space": False}
+        elif not is_byte_level and split["type"] == "Metaspace":
+            signs |= split["replacement"] == BLANK
+            prefix = prefix if prepends else split.get("prepend_scheme", "always")
+            split = {**split, "prepend_scheme": "never"}
+        else:
+            keeps = split["type"] in _KEEPING and split.get("behavior") != "Removed"
+            require(keeps, f"a tokenizer whose pre-tokenizer {split['type']} removes text")
+        kept.append(split)
+    if not is_byte_level:
+        has_bytes = all(model.token_to_id(f"<0x{byte:02X}>") is not None for byte in range(256))
+        has_bytes &= getattr(model, "byte_fallback", True)
+        require(has_bytes, f"a {name} tokenizer without tokens for single bytes")
+        require(signs, "a tokenizer with byte fallback that does not write blanks as ▁")
+    return Kind(
+        name="byte-level" if is_byte_level else "sentencepiece",
+        prefix=prefix,
+        prefix_before_blank=prepends,
+        normalizer=_sequence([step for step in steps if not _is_prepend(step)], "normalizers"),
+        pre_tokenizer=_sequence(kept, "pretokenizers"),
+    )
 
 
-def _rest_of(start: bytes) -> bytes:
-    """Further bytes for a character that begins with one to three bytes."""
-    lead = start[0]
-    length = 2 if lead < 0xE0 else 3 if lead < 0xF0 else 4
-    rest = bytearray([0xBF] * (length - len(start)))
-    if len(start) == 1 and lead in (0xED, 0xF4):  # not every second byte is valid
-        rest[0] = 0x9F if lead == 0xED else 0x8F
-    return bytes(rest)
+def bytes_of_tokens(tokenizer: Any, kind: Kind) -> list[bytes | None]:
+    """The bytes of each id, from 0; None where an id stands for no text (special tokens)."""
+    vocabulary = tokenizer.get_vocab()
+    table: list[bytes | None] = [None] * (max(vocabulary.values(), default=-1) + 1)
+    for token, token_id in vocabulary.items():
+        table[token_id] = _token_bytes(token, kind) or None
+    for token_id, added in tokenizer.added_tokens_decoder.items():
+        text = added.content.replace(BLANK, " ") if kind.name == "sentencepiece" else added.content
+        table[token_id] = None if added.special else text.encode()
+    unknown = getattr(tokenizer.backend_tokenizer.model, "unk_token", None)
+    for token_id in (vocabulary.get(unknown), *tokenizer.all_special_ids):
+        if token_id is not None:
+            table[token_id] = None
+    return table
+
+
+def _token_bytes(token: str, kind: Kind) -> bytes | None:
+    if kind.name == "byte-level":
+        try:
+            return bytes(BYTE_OF_CHARACTER[character] for character in token)
+        except KeyError:
+            return None
+    return piece_bytes(token)
+
+
+def _steps(component: Any, name: str) -> list[dict[str, Any]]:
+    """A normalizer or pre-tokenizer as a flat list of steps, as JSON."""
+    if component is None:
+        return []
+
+    def flat(step: dict[str, Any]) -> list[dict[str, Any]]:
+        if step["type"] != "Sequence":
+            return [step]
+        return [inner for one in step[name] for inner in flat(one)]
+
+    return flat(json.loads(component.__getstate__()))
+
+
+def _sequence(steps: list[dict[str, Any]], name: str) -> dict[str, Any] | None:
+    return {"type": "Sequence", name: steps} if steps else None
+
+
+def _is_prepend(step: dict[str, Any]) -> bool:
+    return step == {"type": "Prepend", "prepend": BLANK}
+
+
+def _is_blank_sign(step: dict[str, Any]) -> bool:
+    return step == {"type": "Replace", "pattern": {"String": " "}, "content": BLANK}

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from ..documents import Documents
 from ..token_batch import TokenBatch
-from .byte_tokenizer import ByteTokenizer, IntArray
-from .bytes_of_tokens import Kind
+from .byte_tokenizer import ByteTokenizer, IntArray, Kind
 from .groups import ChainGroups, Groups
 
 # How many places a special token takes among the bytes of a document: one for itself, and one for
@@ -34,17 +33,6 @@ class AlignedDocument:
     groups: list[IntArray] = field(default_factory=list)
     agrees: bool = True  # whether both sides have the same bytes; if not, nothing is aligned
 
-    def num_read(self, max_length: int | None, bos_id: int | None) -> int:
-        """How many of the K tokens the prior reads, with `max_length` positions (None: no limit).
-
-        The prior reads `bos_id` first, unless it is None or the document begins with it.
-        """
-        size = len(self.prior_tokens)
-        if max_length is None:
-            return size
-        adds = bos_id is not None and size > 0 and int(self.prior_tokens[0]) != bos_id
-        return min(size, max_length - adds)
-
 
 class Aligner:
     """Tokenizes documents of the trainee for the prior. It can be pickled."""
@@ -62,12 +50,8 @@ class Aligner:
         known: Mapping[bytes, AlignedDocument] | None = None,
     ) -> list[AlignedDocument]:
         """Align the documents of a batch, except those that `known` has under their content."""
-        found = []
-        for part in documents.slices:
-            own = tokens[part]
-            ready = None if known is None else known.get(own.tobytes())
-            found.append(self.align(own) if ready is None else ready)
-        return found
+        parts, known = [tokens[part] for part in documents.slices], known or {}
+        return [known.get(own.tobytes()) or self.align(own) for own in parts]
 
     def prepare(self, batch: TokenBatch) -> dict[bytes, AlignedDocument]:
         """The aligned documents of a batch by content, for `AlignedPrior.take_prepared`."""
@@ -80,40 +64,34 @@ class Aligner:
         starts = np.zeros(len(tokens), dtype=np.int64)  # of the trainee's tokens, in bytes
         ids: list[int] = []  # of the prior
         prior_starts: list[int] = []
-        place = _PLACES_OF_SPECIAL
-
-        def put_specials(begin: int, end: int) -> None:
-            nonlocal place
-            for number in range(begin, end):
-                starts[number] = place
-                counterpart = self.special.get(int(tokens[number]))
-                if counterpart is not None:
-                    ids.append(counterpart)
-                    prior_starts.append(place)
-                place += _PLACES_OF_SPECIAL
-
+        place, is_first = _PLACES_OF_SPECIAL, True
         is_text = trainee.lengths[tokens] > 0
-        borders = np.flatnonzero(np.diff(is_text, prepend=False, append=False))
-        done = 0
-        for begin, end in zip(borders[::2].tolist(), borders[1::2].tolist(), strict=True):
-            is_first = done == 0
-            put_specials(done, begin)
-            data = trainee.decode(tokens[begin:end].tolist())
+        for run in np.split(np.arange(len(tokens)), np.flatnonzero(np.diff(is_text)) + 1):
+            own = tokens[run].tolist()
+            if not is_text[run[0]]:
+                starts[run] = place + _PLACES_OF_SPECIAL * np.arange(len(run))
+                for start, token in zip(starts[run].tolist(), own, strict=True):
+                    if token in self.special:
+                        ids.append(self.special[token])
+                        prior_starts.append(start)
+                place += _PLACES_OF_SPECIAL * len(run)
+                continue
+            data = trainee.decode(own)
             assert data is not None
             own_prefix = _had_prefix(trainee.kind, data, is_first)
             text = data[own_prefix:]
             prefix = b" " * _adds_prefix(prior.kind, text, is_first)
             of_text = prior.encode(prefix + text)
             if prior.decode(of_text) != prefix + text:
-                return _nothing_aligned(len(tokens))
-            widths = trainee.lengths[tokens[begin:end]]
-            starts[begin:end] = place - own_prefix + np.cumsum(widths) - widths
+                none = np.zeros(len(tokens), dtype=np.int64)
+                return AlignedDocument(none[:0], none - 1, none, agrees=False)
+            widths = trainee.lengths[own]
+            starts[run] = place - own_prefix + np.cumsum(widths) - widths
             widths = prior.lengths[of_text]
             prior_starts += (place - len(prefix) + np.cumsum(widths) - widths).tolist()
             ids += of_text
             place += len(text)
-            done = end
-        put_specials(done, len(tokens))
+            is_first = False
         prior_start = np.array(prior_starts, dtype=np.int64)
         chain_begin = np.searchsorted(prior_start, starts)
         chain_end = np.searchsorted(prior_start, starts + trainee.lengths[tokens])
@@ -141,15 +119,6 @@ def _had_prefix(kind: Kind, data: bytes, is_first: bool) -> bool:
 def _adds_prefix(kind: Kind, text: bytes, is_first: bool) -> bool:
     """Whether a tokenizer adds a blank before a text."""
     return kind.prefixes(is_first) and (kind.prefix_before_blank or not text.startswith(b" "))
-
-
-def _nothing_aligned(L: int) -> AlignedDocument:
-    return AlignedDocument(
-        prior_tokens=np.zeros(0, dtype=np.int64),
-        begin=np.full(L, -1, dtype=np.int64),
-        length=np.zeros(L, dtype=np.int64),
-        agrees=False,
-    )
 
 
 def _specials_in_place(trainee: ByteTokenizer, prior: ByteTokenizer) -> dict[int, int]:
@@ -187,8 +156,15 @@ class AlignedBatch:
     def of(
         cls, aligned: Sequence[AlignedDocument], max_length: int | None, bos_id: int | None = None
     ) -> AlignedBatch:
-        """Join documents, each as far as the prior reads it (`AlignedDocument.num_read`)."""
-        lengths = [one.num_read(max_length, bos_id) for one in aligned]
+        """Join documents, each as far as a prior with `max_length` positions reads it (None: all).
+
+        The prior reads `bos_id` first, unless it is None or the document begins with it.
+        """
+        lengths = [len(one.prior_tokens) for one in aligned]
+        if max_length is not None:
+            begins = [one.prior_tokens[:1].tolist() for one in aligned]
+            adds_bos = [bos_id is not None and first not in ([], [bos_id]) for first in begins]
+            lengths = [min(n, max_length - a) for n, a in zip(lengths, adds_bos, strict=True)]
         documents = Documents.of_lengths(lengths)
         own = [len(one.begin) for one in aligned]
         start, size = np.repeat(documents.start.numpy(), own), np.repeat(lengths, own)

@@ -10,8 +10,6 @@ import numpy as np
 
 from .byte_tokenizer import ByteTokenizer, IntArray
 
-_MAX_KNOWN = 2**16  # groups of chains
-
 
 @dataclass(frozen=True)
 class Groups:
@@ -82,8 +80,6 @@ class ChainGroups:
             for place in range(begin, end)
             if self._trainee.first(covered + self._texts[place]) == token
         ]
-        if len(self._known) >= _MAX_KNOWN:
-            self._known.clear()
         group = np.sort(self._ids[found])
         return self._known.setdefault((covered, token), group)
 
