@@ -93,15 +93,15 @@ def test_deletion_above_a_threshold():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "reason"),
+    "arguments",
     [
-        ({"sampler": "top_p", "top_p": 0.99}, "nucleus"),
-        ({"sampler": "top_p", "top_p": 0.9, "temperature": 0.5}, "nucleus"),
-        ({"top_k": 1}, "top_k=1"),
+        {"sampler": "top_p", "top_p": 0.99},
+        {"sampler": "top_p", "top_p": 0.9, "temperature": 0.5},
+        {"top_k": 1},
     ],
 )
-def test_says_when_it_can_change_nothing(arguments, reason):
-    with pytest.warns(UserWarning, match=rf"can change no token.*{reason}"):
+def test_says_when_it_can_change_nothing(arguments):
+    with pytest.warns(UserWarning, match="can change no token.*the only candidate"):
         EditPolicy(**arguments)
 
 

@@ -238,6 +238,23 @@ def test_a_line_feed_that_a_message_has_taken_in_is_the_templates():
         assert all(kept[k] for k, (a, b) in enumerate(encoded["offset_mapping"]) if a <= feed < b)
 
 
+def test_tags_of_transformers_and_a_date_in_pieces():
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% if loop.index > 9 %}{% break %}{% endif %}"
+        "{%- if m.role == 'assistant' %}<answer>{% generation %}{{ m.content }}</answer>"
+        "{%- endgeneration %}{% else %}<ask day='{{ strftime_now('%d') }}' of "
+        "{{ strftime_now('%B %Y').split(' ')[0] }}>{{ m.content }}</ask>{% endif %}{% endfor %}"
+    )
+    found = {
+        text.replace("\ue001", "DATE")
+        for text in ChatPatterns.of(tokenizer).patterns
+        if "13" in text or "DATE" in text.replace("\ue001", "DATE")
+    }
+    assert any("<ask day='DATE' of DATE>" in text for text in found)
+    assert not any("13" in text or "February" in text for text in found)
+
+
 def test_templates_that_are_none():
     tokenizer = make_tokenizer()
     for template in (

@@ -10,7 +10,10 @@ Words:
     preset: a policy with a name.
 """
 
+from .options import REGEX as REGEX
+from .options import RULES as RULES
 from .options import Option as Option
+from .options import parse_rules as parse_rules
 from .policy import OPTIONS as OPTIONS
 from .policy import PRESETS as PRESETS
 from .policy import Context as Context
@@ -19,6 +22,3 @@ from .policy import Protect as Protect
 from .policy import Redraw as Redraw
 from .policy import Sampler as Sampler
 from .policy import Target as Target
-from .protect import REGEX as REGEX
-from .protect import RULES as RULES
-from .protect import parse_rules as parse_rules

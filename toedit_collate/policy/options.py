@@ -1,10 +1,17 @@
-"""The fields of `EditPolicy`, for command lines, configs and tables."""
+"""The fields of `EditPolicy`, for command lines, configs and tables; and the rules of `protect`."""
 
 from __future__ import annotations
 
 import dataclasses
+import re
 from dataclasses import dataclass
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+# Kinds of text that are never edited; their expressions are in tokens/rules.py.
+RULES = ("code", "latex", "names", "numbers", "urls")
+REGEX = "regex:"
+# A comma separates two rules only if a rule follows: an expression may contain commas.
+_SEPARATOR = re.compile(rf",(?=\s*(?:{'|'.join(RULES)})\s*(?:,|$)|\s*{REGEX})")
 
 _NOUNS = {bool: "True or False", int: "a whole number", float: "a number"}
 
@@ -67,3 +74,40 @@ def options_of(policy: type) -> dict[str, Option]:
             field.name, field.default, **field.metadata, kind=kind, choices=choices, is_list=is_list
         )
     return options
+
+
+def parse_rules(text: str) -> tuple[str, ...]:
+    r"""The rules in a string, sorted, without repetitions.
+
+    They are names of `RULES` and `regex:EXPRESSION`, separated by commas.
+
+    Raises:
+        ValueError: a rule does not exist, or an expression is not valid.
+
+    Example:
+        >>> parse_rules(r"numbers, code,regex:[A-Z]{2,5}-\d+")
+        ('code', 'numbers', 'regex:[A-Z]{2,5}-\\d+')
+    """
+    rules = set()
+    for part in _SEPARATOR.split(text):
+        if part.lstrip().startswith(REGEX):
+            rules.add(_checked_expression(part.lstrip()))
+        else:
+            rules.update(word.strip() for word in part.split(","))
+    for rule in rules:
+        if rule not in RULES and not rule.startswith(REGEX):
+            raise ValueError(
+                f"protect has no rule {rule!r}, in {text!r}; the rules are {', '.join(RULES)} and "
+                f"{REGEX}EXPRESSION, separated by commas"
+            )
+    return tuple(sorted(rules))
+
+
+def _checked_expression(rule: str) -> str:
+    try:
+        re.compile(rule.removeprefix(REGEX))
+    except re.error as error:
+        raise ValueError(
+            f"protect has {rule!r}, which is not a regular expression of Python's re ({error})"
+        ) from None
+    return rule

@@ -15,8 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from .options import described, options_of
-from .protect import parse_rules
+from .options import described, options_of, parse_rules
 
 Region = Literal["above", "below", "all", "none"]
 Sampler = Literal["top_k", "top_p", "full", "rejection"]
@@ -195,8 +194,12 @@ class EditPolicy:
                 "protected_token_ids"
             )
         object.__setattr__(self, "protected_token_ids", _as_ids(self.protected_token_ids))
-        if reason := self._why_nothing_changes():
-            warnings.warn(f"this policy can change no token: {reason}", UserWarning, stacklevel=3)
+        if self._changes_nothing():
+            warnings.warn(
+                "this policy can change no token: where it selects one, that token is the only "
+                "candidate; raise top_p, top_k or temperature, or set exclude_original=True",
+                UserWarning, stacklevel=3,
+            )  # fmt: skip
 
     def _check_ranges(self) -> None:
         for name in ("threshold", "drop_below", "drop_above"):
@@ -379,21 +382,12 @@ class EditPolicy:
         """Whether this policy can select or drop a token."""
         return self.region != "none" or self.drops_tokens
 
-    def _why_nothing_changes(self) -> str:
+    def _changes_nothing(self) -> bool:
         if self.region != "above" or self.drops_tokens or self.exclude_original:
-            return ""
+            return False
         # A temperature <= 1 only raises the share of the most probable token.
-        if self.sampler == "top_p" and self.temperature <= 1 and self.top_p <= self.threshold:
-            return (
-                f"where P >= threshold={self.threshold}, the nucleus of top_p={self.top_p} is "
-                "the observed token alone; raise top_p or the temperature"
-            )
-        if self.sampler == "top_k" and self.top_k == 1 and self.threshold > 0.5:
-            return (
-                f"where P >= threshold={self.threshold}, the top_k=1 candidate is the observed "
-                "token; raise top_k, or set exclude_original=True"
-            )
-        return ""
+        top_p = self.sampler == "top_p" and self.temperature <= 1 and self.top_p <= self.threshold
+        return top_p or (self.sampler == "top_k" and self.top_k == 1 and self.threshold > 0.5)
 
 
 def _as_ids(value: Any) -> tuple[int, ...]:

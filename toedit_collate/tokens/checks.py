@@ -19,6 +19,7 @@ def check_tensors(
     attention_mask: Tensor | None,
     position_ids: Tensor | None,
     labels: Tensor | None,
+    edit: object = None,
 ) -> None:
     """Raise unless the tensors describe one batch of B rows of T token ids."""
     tensors = {"input_ids": input_ids, "position_ids": position_ids, "labels": labels}
@@ -49,6 +50,18 @@ def check_tensors(
                 f"{name} must have the shape of input_ids, {tuple(input_ids.shape)}, got "
                 f"{tuple(tensor.shape)}; {hint}"
             )
+    if edit is None:
+        return
+    if not isinstance(edit, Tensor) or edit.dtype != torch.bool:
+        got = edit.dtype if isinstance(edit, Tensor) else type(edit).__name__
+        raise TypeError(
+            f"edit must be a bool tensor, False for rows or tokens to leave alone, got {got}"
+        )
+    if edit.shape not in (input_ids.shape[:1], input_ids.shape):
+        raise ValueError(
+            f"edit must have the shape (B,) or (B, T) of input_ids {tuple(input_ids.shape)}, got "
+            f"{tuple(edit.shape)}"
+        )
 
 
 def check_mask(attention_mask: Tensor | None) -> None:
@@ -147,17 +160,3 @@ def tokenizer_difference(trainee: Any, prior: Any, vocab_size: int) -> str:
             f"prior's vocabulary {vocab_size})"
         )
     return ""
-
-
-def check_edit(input_ids: Tensor, edit: object) -> None:
-    """Raise unless the key `edit` of a batch is a (B,) or (B, T) bool tensor."""
-    if not isinstance(edit, Tensor) or edit.dtype != torch.bool:
-        got = edit.dtype if isinstance(edit, Tensor) else type(edit).__name__
-        raise TypeError(
-            f"edit must be a bool tensor, False for rows or tokens to leave alone, got {got}"
-        )
-    if edit.shape not in (input_ids.shape[:1], input_ids.shape):
-        raise ValueError(
-            f"edit must have the shape (B,) or (B, T) of input_ids {tuple(input_ids.shape)}, got "
-            f"{tuple(edit.shape)}"
-        )

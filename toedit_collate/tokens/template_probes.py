@@ -81,11 +81,9 @@ class TemplateProbes:
             except Exception:  # templates are programs: they may raise anything
                 continue
             for date in self._dates:
-                if date in text:
-                    text = text.replace(date, DATE)
-                else:  # the template may take the date apart
-                    for part in re.findall(r"\w+", date):
-                        text = re.sub(rf"\b{part}\b", DATE, text)
+                # The template may take the date apart.
+                for part in [date] if date in text else re.findall(r"\w+", date):
+                    text = re.sub(rf"(?<!\w){re.escape(part)}(?!\w)", DATE, text)
             yield text
 
     def _conversations(self) -> Iterator[Messages]:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..policy import Context, Target
 from ..transfer import fetch, send
-from .checks import check_edit, check_labels, check_mask, check_tensors
+from .checks import check_labels, check_mask, check_tensors
 from .documents import Documents, document_ids_of, find_documents, mask_of_padding, mask_of_pairs
 from .draws import Draws, Words, document_keys, token_uniforms
 from .removal import remaining_columns, remaining_positions, take_columns
@@ -62,11 +62,10 @@ class TokenBatch:
         """Check a batch, copy it to the host, and find its documents.
 
         Args:
-            input_ids: (B, T) int64, on any device.
-            attention_mask: (B, T), 0 at padding, 1 or the number of the document elsewhere; or
-                (B, 1, T, T), which pairs of tokens see each other; None: no padding.
-            position_ids: (B, T) int64, restarting at 0 at each document; None: a row is a document.
-            labels: (B, T) int64, each -100 or the token at its place; or None.
+            input_ids: (B, T), as in `edit_tokens`, like the next three.
+            attention_mask: (B, T) or (B, 1, T, T), or None.
+            position_ids: (B, T) or None.
+            labels: (B, T) or None.
             document_ids: (B, T) int64 on the host, the number of each token's document; or None.
             edit: (B,) or (B, T) bool, False for rows or tokens to leave alone; or None.
             tokenizer: finds padding where `attention_mask` is None; see `mask_of_padding`.
@@ -77,9 +76,7 @@ class TokenBatch:
             TypeError: a tensor has the wrong type.
             ValueError: shapes differ; a label is neither -100 nor the token.
         """
-        check_tensors(input_ids, attention_mask, position_ids, labels)
-        if edit is not None:
-            check_edit(input_ids, edit)
+        check_tensors(input_ids, attention_mask, position_ids, labels, edit)
         mask_2d = attention_mask
         if attention_mask is not None and attention_mask.shape != input_ids.shape:
             mask_2d = mask_of_pairs(attention_mask, input_ids.shape)
