@@ -110,7 +110,7 @@ def test_what_cannot_work_is_refused(case):
     prior, ids, _, bos = case
     with pytest.raises(ValueError, match=r"context='answer' needs labels"):
         edit_tokens(prior, ids, policy=ANSWER)
-    with pytest.raises(ValueError, match=r"context='text' needs the end-of-text token"):
+    with pytest.raises(ValueError, match=r"context='text' needs the eos_token"):
         edit_tokens(Prior(prior.model), ids, policy=TEXT)
     with pytest.raises(ValueError, match=r"context='answer', scope='all' can't be combined"):
         EditPolicy(context="answer", scope="all")
