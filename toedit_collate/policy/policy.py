@@ -72,11 +72,8 @@ class EditPolicy:
     Below, P is the probability that the prior gives a token after the tokens before it, from the
     softmax over its whole vocabulary at temperature 1.
 
-    `OPTIONS` describes the fields, as does docs/policies.md.
-
-    Raises:
-        ValueError: a value is out of its range.
-        TypeError: a value is of the wrong type.
+    `OPTIONS` describes the fields, as does docs/policies.md. A field with a value of the wrong type
+    or out of its range raises a TypeError or ValueError.
 
     Example:
         >>> EditPolicy(threshold=0.999, top_k=64).threshold

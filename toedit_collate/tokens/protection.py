@@ -94,10 +94,7 @@ def _written(
 def _tokens_of(
     spans: Iterable[Span], begin: npt.NDArray[np.int64], end: npt.NDArray[np.int64]
 ) -> Iterator[tuple[int, int, Span]]:
-    """The first and last of M tokens in each span of a text that is not empty.
-
-    `begin` and `end` are (M,) the characters of each token.
-    """
+    """The first and last token in each span that is not empty; tokens have [begin, end), (M,)."""
     spans = [span for span in spans if span[0] < span[1]]
     if spans:
         first_of_span, end_of_span = np.array(spans).T
@@ -112,12 +109,7 @@ def num_ids(tokenizer: Any) -> int:
 
 
 class Vocabulary:
-    """The `size` ids that a head scores, and what their tokenizer says about them.
-
-    Raises:
-        TypeError: `tokenizer` is no tokenizer of transformers.
-        ValueError: it has more tokens than there are ids.
-    """
+    """The `size` ids that a head scores, and what their tokenizer says about them."""
 
     def __init__(self, size: int, tokenizer: Any = None) -> None:
         if tokenizer is not None and not hasattr(tokenizer, "all_special_ids"):

@@ -138,11 +138,6 @@ class TokenBatch:
 
         Raises:
             ValueError: "text" without an end-of-text token, or "answer" without labels.
-
-        Example:
-            >>> batch = TokenBatch.of(torch.tensor([[5, 6, 1, 8, 9]]), None, None, None)
-            >>> batch.in_context("text", eos_id=1).contexts.lengths
-            [3, 2]
         """
         if context == "document":
             return self

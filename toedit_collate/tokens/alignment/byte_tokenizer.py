@@ -33,8 +33,7 @@ class Kind:
     """How a tokenizer turns text into tokens."""
 
     name: str  # "byte-level" (GPT-2's alphabet of bytes) or "sentencepiece" (with byte fallback)
-    # before which texts it adds a blank: "never", "first" (of a document) or "always" (also
-    # after special tokens)
+    # where it adds a blank: "never", "first" (in a document) or "always" (after specials, too)
     prefix: str
     prefix_before_blank: bool  # whether it does so even if the text begins with a blank
     # its normalizer without that prefix, as JSON of tokenizers; or None
@@ -139,11 +138,7 @@ class ByteTokenizer:
 
 
 def _bare_tokenizer(tokenizer: Any, kind: Kind) -> tuple[Any, dict[int, int]]:
-    """The tokenizer without special tokens, prefixes and limits, on the same model.
-
-    Returns:
-        It; and its ids of added tokens (runs of blanks, say) -> those of the tokenizer.
-    """
+    """The same model without special tokens and prefixes; and its ids of added tokens -> ours."""
     from tokenizers import AddedToken, Tokenizer, normalizers, pre_tokenizers
 
     def made(module: Any, step: dict[str, Any] | None) -> Any:
@@ -191,11 +186,7 @@ def complete(data: bytes) -> tuple[str, list[int]]:
 
 
 def _completed(data: bytes) -> tuple[int, bytes, list[int]]:
-    """Complete the first character of some broken bytes.
-
-    Returns:
-        How many of the bytes it has; the character; and the origin of its bytes, as in `complete`.
-    """
+    """Complete a character at the beginning of broken bytes: how many it has, and as `complete`."""
     for length in range(min(3, len(data)), 0, -1):
         own = data[:length]
         for before, after in _COMPLETIONS:

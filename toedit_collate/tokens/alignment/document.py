@@ -24,8 +24,7 @@ class AlignedDocument:
     """A document of L tokens of the trainee and K tokens of the prior."""
 
     prior_tokens: IntArray  # (K,) int64, the same text for the prior
-    # (L,) int64, which of the K tokens begins where a token begins; -1: none, or a special
-    # token
+    # (L,) int64, which of the K tokens begins where a token begins; -1: none, or it is special
     begin: IntArray
     # (L,) int64, of the chain: how many of the K begin inside the token; 0 where `begin` is -1
     length: IntArray

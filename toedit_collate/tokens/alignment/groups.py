@@ -33,12 +33,9 @@ def first_tokens(
     trainee: ByteTokenizer,
     prior: ByteTokenizer,
     covered: bytes = b"",
-    special: Mapping[int, int] | None = None,
+    special: Mapping[int, int] | None = None,  # the trainee's -> the prior's
 ) -> IntArray:
-    """(V,) int64: the first trainee token of `covered` plus each id of the prior; -1: none.
-
-    `special` maps special tokens of the trainee to those of the prior.
-    """
+    """(V,) int64: the first trainee token of `covered` plus each id of the prior; -1: none."""
     first = np.array(
         [-1 if one is None else trainee.first(covered + one) for one in prior.bytes], dtype=np.int64
     )
