@@ -10,7 +10,6 @@ Words:
 
 from __future__ import annotations
 
-import heapq
 import random
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -47,10 +46,6 @@ MAX_IDS = 512  # of each of them
 # With fewer tokens, a mean says more of these than of the document: headings, the rests of windows.
 MIN_TOKENS = 30
 EMBEDDED = 500  # of them with a mean hidden state in the map
-# Sampling does not blur shares of so many tokens: beyond, the prior reads every second document,
-# which counts twice. N-grams are counted in all of them.
-READ_WHOLE = 50_000
-THEN_EVERY = 2
 
 
 @dataclass(frozen=True)
@@ -103,7 +98,6 @@ class Measured:
         sample: documents, each with the same chance of being kept.
         num_documents: that were read.
         num_tokens: of them.
-        num_scored: documents that the prior has read.
     """
 
     name: str
@@ -114,7 +108,6 @@ class Measured:
     sample: list[Sampled] = field(default_factory=list)
     num_documents: int = 0
     num_tokens: int = 0
-    num_scored: int = 0
 
     @property
     def log_perplexity(self) -> npt.NDArray[np.float64]:
@@ -136,7 +129,6 @@ class Measured:
         return {
             "name": self.name,
             "documents": self.num_documents,
-            "documents_scored": self.num_scored,
             "tokens": self.num_tokens,
             "tokens_with_label": self.probabilities.total,
             "perplexity": self.probabilities.perplexity,
@@ -175,7 +167,7 @@ def measure_set(
         prep = replace(prep, max_length=prior.max_length)
     documents = examples(data, prior.tokenizer, prep, vocab_size=prior.vocab_size)
     special = np.array(sorted(prior.special_ids), np.int64)
-    sample = _Reservoir(random.Random(settings.seed))
+    rng = random.Random(settings.seed)
     batches = in_batches(islice(documents, settings.limit), settings.batch_tokens)
     with progress_bar(
         lambda: None, "tokens", desc=measured.name[-30:], shown=settings.progress
@@ -188,69 +180,37 @@ def measure_set(
                 measured.ngrams.add(ids)
             measured.num_documents += len(batch)
             measured.num_tokens += num_tokens
-            weight = 1 if measured.probabilities.total < READ_WHOLE else THEN_EVERY
-            read = [i for i, document in enumerate(batch) if document.number % weight == 0]
-            if read:
-                scored = score_batch(prior, as_token_batch([batch[i] for i in read]))
-                _add(measured, scored, [texts[i] for i in read], weight, sample)
+            _add(measured, score_batch(prior, as_token_batch(batch)), texts, rng)
             bar.update(num_tokens)
     if not measured.num_documents:
         raise ValueError(f"{measured.name} has no document of two tokens or more")
-    measured.sample = sample.documents
     return measured
 
 
-def _add(
-    measured: Measured, scored: Scored, texts: list[Ids], weight: int, sample: _Reservoir
-) -> None:
-    """Add what the prior says of a batch; each document counts as `weight` of them."""
+def _add(measured: Measured, scored: Scored, texts: list[Ids], rng: random.Random) -> None:
+    """Add what the prior says of a batch. A random choice of all documents is kept."""
     policy = EditPolicy()
     labelled = scored.in_scope(policy)[scored.where]
     logprob = scored.logprob[labelled].numpy()
-    measured.num_scored += len(texts)
-    measured.probabilities.add(logprob, weight)
+    measured.probabilities.add(logprob)
     chances = np.exp(logprob.astype(np.float64)).clip(0, 1)
-    measured.deciles += weight * np.histogram(chances, np.linspace(0, 1, 11))[0]
+    measured.deciles += np.histogram(chances, np.linspace(0, 1, 11))[0]
     editable = find_editable(scored.prior, policy, scored.batch)[scored.where]
-    measured.whatif.add(scored, editable & labelled, weight)
+    measured.whatif.add(scored, editable & labelled)
     document = torch.as_tensor(scored.batch.documents.document)[scored.where]
     counts = torch.bincount(document[labelled], minlength=len(texts))
     sums = torch.zeros(len(texts), dtype=torch.float64)
     sums.index_add_(0, document[labelled], scored.logprob[labelled].double())
     means = sums / counts  # NaN where there is no label
     states = _mean_states(scored, document, len(texts))
+    seen = measured.num_documents - len(texts)  # before this batch
     for number, ids in enumerate(texts):
-        state = None if states is None else states[number]
-        one = Sampled(ids[:MAX_IDS], float(means[number]), int(counts[number]), state)
-        sample.offer(weight, one)
-
-
-class _Reservoir:
-    """A sample in which each document of the set has the same chance to be.
-
-    A document that represents two has twice the chance (Efraimidis and Spirakis, 2006).
-    """
-
-    def __init__(self, rng: random.Random) -> None:
-        self._rng = rng
-        self._heap: list[tuple[float, int, Sampled]] = []
-        self._count = 0
-
-    @property
-    def documents(self) -> list[Sampled]:
-        """The sample, in the order of reading."""
-        return [one for _, _, one in sorted(self._heap, key=lambda entry: entry[1])]
-
-    def offer(self, weight: int, one: Sampled) -> None:
-        """Perhaps keep a document that represents `weight` documents."""
-        key = self._rng.random() ** (1 / weight)
-        self._count += 1
-        if len(self._heap) >= MAX_SAMPLED and key < self._heap[0][0]:
-            return
-        # The means of its batch need not stay in memory with it.
-        one = replace(one, state=None if one.state is None else one.state.copy())
-        push = heapq.heappush if len(self._heap) < MAX_SAMPLED else heapq.heapreplace
-        push(self._heap, (key, self._count, one))
+        # Each document of the set has the same chance to stay (reservoir sampling).
+        place = seen + number if seen + number < MAX_SAMPLED else rng.randrange(seen + number + 1)
+        if place < MAX_SAMPLED:
+            state = None if states is None else states[number].copy()  # without the batch's others
+            kept = Sampled(ids[:MAX_IDS], float(means[number]), int(counts[number]), state)
+            measured.sample[place : place + 1] = [kept]
 
 
 def _mean_states(scored: Scored, document: Tensor, count: int) -> Floats | None:

@@ -247,7 +247,7 @@ def write_report(
 
 def _overview(sets: Sequence[Measured], covered: list[float]) -> Rows:
     head = [
-        "set", "documents", "read by the prior", "tokens", "with a label", "perplexity",
+        "set", "documents", "tokens", "with a label", "perplexity",
         "P >= 0.99", "P >= 0.999",
         "coverage of the first", "entropy of tokens (bits)", "entropy of pairs (bits)",
         "concentration of tokens", "concentration of pairs (95 %)", "top 40 pairs",
@@ -260,7 +260,7 @@ def _overview(sets: Sequence[Measured], covered: list[float]) -> Rows:
         low, high = two["concentration_low"], two["concentration_high"]
         rows.append(
             [
-                of.name, f"{of.num_documents:,}", f"{of.num_scored:,}", f"{of.num_tokens:,}",
+                of.name, f"{of.num_documents:,}", f"{of.num_tokens:,}",
                 f"{of.probabilities.total:,}", f"{of.probabilities.perplexity:.1f}",
                 f"{of.share_from(0.99):.2%}", f"{of.share_from(0.999):.2%}", f"{reached:.0%}",
                 f"{one['entropy_bits']:.2f}", f"{two['entropy_bits']:.2f}",

@@ -19,6 +19,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # recipes: `common`, `paper`
 
 from common import figures
+from common.comparison import markdown
 
 from paper.simulation import (
     TOTAL_SHARES,
@@ -136,13 +137,7 @@ def _print_table(problem: Problem, curves: list[Curve]) -> None:
                 curve.twice,
             ]
         )
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        cells = [
-            cell.ljust(width) if column < 2 else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        print("  ".join(cells))
+    print(markdown(rows))
 
 
 def _print_findings(curves: list[Curve], within: dict[str, float]) -> None:

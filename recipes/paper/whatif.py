@@ -79,15 +79,9 @@ class WhatIf:
         self._kl = np.zeros((2, len(settings), strata))
         self._rng = np.random.default_rng(seed)
 
-    def add(self, scored: Scored, labelled: Tensor, weight: int = 1) -> None:
-        """Look at some positions of a batch.
-
-        Args:
-            scored: the batch.
-            labelled: (n,) bool: which of the places with a probability count.
-            weight: as how many each of them counts.
-        """
-        chosen, strata = self._choose(scored.logprob, labelled, weight)
+    def add(self, scored: Scored, labelled: Tensor) -> None:
+        """Look at some positions of a batch: those of its n tokens that are `labelled`."""
+        chosen, strata = self._choose(scored.logprob, labelled)
         if not len(chosen):
             return
         done = 0
@@ -98,7 +92,7 @@ class WhatIf:
             observed = send(scored.batch.tokens[places], logprob.device)
             self._look(logprob, observed, strata[rows], _special(scored, logprob))
 
-    def _choose(self, logprob: Tensor, labelled: Tensor, weight: int) -> tuple[Any, Any]:
+    def _choose(self, logprob: Tensor, labelled: Tensor) -> tuple[Any, Any]:
         """Some places of each stratum, ascending, and their strata."""
         cuts = np.log(np.array(BOUNDS[1:-1])).astype(np.float32)
         # "right": P at a bound belongs to the stratum above it, as "P >= threshold" has it.
@@ -107,7 +101,7 @@ class WhatIf:
         chosen = []
         for s in range(len(self.tokens)):
             places = np.flatnonzero(stratum == s)
-            self.tokens[s] += weight * len(places)
+            self.tokens[s] += len(places)
             take = min(ROWS_PER_STRATUM, len(places))
             chosen.append(self._rng.choice(places, take, replace=False))
             self._rows[s] += take

@@ -204,13 +204,3 @@ def test_short_documents_blur_no_distribution(prior):
     ids = likely_ids(make_llama(), 6, 50, seed=2)
     rows = [{"input_ids": one[: 40 if i % 2 else 8].tolist()} for i, one in enumerate(ids)]
     assert len(measure_set(prior, rows).log_perplexity) == 3
-
-
-def test_large_sets_are_sampled_and_all_their_ngrams_counted(prior, rows, monkeypatch):
-    monkeypatch.setattr(measure, "READ_WHOLE", 100)
-    whole = measure_set(prior, rows * 4, SetSettings(batch_tokens=60))
-    assert 20 < whole.num_scored < 30
-    assert whole.num_documents == 40
-    assert whole.ngrams.counts[1].sum() == 4 * sum(len(row["input_ids"]) for row in rows)
-    labelled = 4 * sum(len(row["input_ids"]) - 1 for row in rows)
-    assert whole.probabilities.total == pytest.approx(labelled, rel=0.15)

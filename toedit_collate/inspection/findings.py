@@ -52,8 +52,8 @@ class Edit:
         return np.flatnonzero((self.after < 0) & (self.before >= 0)).tolist()
 
     def part(self, part: slice) -> Edit:
-        """The edit of some of the tokens."""
-        return Edit(*(getattr(self, one.name)[part] for one in fields(self)))
+        """The edit of some of the tokens, as copies: the batch need not stay in memory."""
+        return Edit(*(getattr(self, one.name)[part].copy() for one in fields(self)))
 
 
 @dataclass(frozen=True)
@@ -137,16 +137,16 @@ class Probabilities:
     total: int = 0
     sum_logprob: float = 0.0
 
-    def add(self, logprob: npt.NDArray[np.float32], weight: int = 1) -> None:
-        """Count m tokens, each `weight` times; `logprob` is (m,), nats, without NaN."""
+    def add(self, logprob: npt.NDArray[np.float32]) -> None:
+        """Count m tokens: `logprob` is (m,), nats, without NaN."""
         # In float32, like a policy, so that both agree at the threshold.
         cuts = np.log(np.array(THRESHOLDS)).astype(np.float32)
-        self.at_least += weight * (logprob[None, :] >= cuts[:, None]).sum(-1)
+        self.at_least += (logprob[None, :] >= cuts[:, None]).sum(-1)
         edges = np.linspace(0, 1, HISTOGRAM_BINS + 1)
-        chances = np.exp(logprob.astype(np.float64)).clip(0, 1)
-        self.bins += weight * np.histogram(chances, edges)[0]
-        self.total += weight * len(logprob)
-        self.sum_logprob += weight * float(logprob.astype(np.float64).sum())
+        exact = logprob.astype(np.float64)
+        self.bins += np.histogram(np.exp(exact).clip(0, 1), edges)[0]
+        self.total += len(logprob)
+        self.sum_logprob += float(exact.sum())
 
     @property
     def perplexity(self) -> float:

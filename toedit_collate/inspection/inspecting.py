@@ -139,7 +139,7 @@ def inspect_edits(
         is_aligned=prior.unaligned is not prior,
     )
 
-    def edited() -> Iterator[tuple[int, Document]]:
+    def edited() -> Iterator[Document]:
         with progress_bar(lambda: None, "documents", shown=progress) as bar:
             for batch in in_batches(documents, batch_tokens):
                 scored = score_batch(prior, as_token_batch(batch), context)
@@ -147,15 +147,13 @@ def inspect_edits(
                 found = _split(scored, edits, reader, batch)
                 for source, document in zip(batch, found, strict=True):
                     _count(seen, document, source, chosen)
-                    yield source.number, document
+                    yield document
                 bar.update(len(batch))
 
-    def rank(one: tuple[int, Document]) -> tuple[int, int, int]:
-        number, document = one
-        return document.num_edits, document.num_selected, -number
-
     # From a stream: only the documents to show are in memory.
-    seen.documents = [document for _, document in heapq.nlargest(keep, edited(), key=rank)]
+    seen.documents = heapq.nlargest(
+        keep, edited(), key=lambda document: (document.num_edits, document.num_selected)
+    )
     if not seen.num_documents:
         raise ValueError(f"{seen.data} has no document of two tokens or more")
     return seen
