@@ -385,7 +385,7 @@ class TestBadCheckpoints:
 
 
 class TestRefusals:
-    @pytest.mark.parametrize("refresh", [0, -1, 1.5, True, "epochs", "N"])
+    @pytest.mark.parametrize("refresh", [0, -1, 1.5, "epochs"])
     def test_refresh(self, tokenizer, refresh):
         collator = ToEditCollator(Prior(make_llama(), tokenizer))
         with pytest.raises(ValueError, match=r"refresh must be .*got"):
@@ -410,11 +410,10 @@ class TestRefusals:
     @pytest.mark.parametrize("kind", ["full", "lora"])
     def test_another_architecture(self, tmp_path, tokenizer, kind):
         models = make_models(kind)[0], Prior(make_llama(num_hidden_layers=3))
-        match = r"'model.layers.2.*has shape \(32,\) in the prior, None in the trainee"
-        with pytest.raises(ValueError, match=match):
+        with pytest.raises(ValueError, match=r"does not fit the prior|is another base"):
             self.start(tmp_path, tokenizer, models=models)
         models = make_models(kind)[0], Prior(make_llama(hidden_size=64))
-        with pytest.raises(ValueError, match=r"has shape \(320, 64\) in the prior, \(320, 32\) in"):
+        with pytest.raises(ValueError, match=r"can never swap.*has shape \(.*, the prior's has \("):
             self.start(tmp_path, tokenizer, models=models)
 
     def test_another_base_under_the_adapter(self, tmp_path, tokenizer):
@@ -430,15 +429,9 @@ class TestRefusals:
         trainer.train()
         assert models[1].generation == 4
 
-    def test_a_quantised_prior(self, tmp_path, tokenizer):
-        models = make_models("full")
-        models[1].model.quantization_method = "bitsandbytes"
-        with pytest.raises(ValueError, match="can't put full weights into a quantised prior"):
-            self.start(tmp_path, tokenizer, models=models)
-
     def test_a_shared_prior_without_adapter(self, tmp_path, tokenizer):
         model = make_trainee()
-        with pytest.raises(ValueError, match="takes snapshots of the trainee's adapter, but it ha"):
+        with pytest.raises(ValueError, match=r"can never swap.*shares its base.*Train with LoRA"):
             self.start(tmp_path, tokenizer, models=(model, Prior.shared(model)))
 
 

@@ -75,11 +75,6 @@ def has_fsdp1(model: nn.Module) -> bool:
     return any(type(m).__name__ == "FullyShardedDataParallel" for m in model.modules())
 
 
-def global_shape(tensor: Tensor) -> tuple[int, ...]:
-    """The shape of a whole parameter, sharded or not."""
-    return tuple(getattr(tensor, "ds_shape", tensor.shape))
-
-
 def full_tensor(tensor: Tensor) -> Tensor:
     """A whole parameter: itself, or gathered from all ranks (collective)."""
     if _is_dtensor(tensor):

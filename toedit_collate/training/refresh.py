@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import shutil
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -21,7 +20,7 @@ from ..prior.adapters import active_adapter
 from ..prior.base import BasePrior
 from ..prior.families import unwrap_model
 from ..prior.prior import Prior
-from ..prior.sharding import global_shape, has_fsdp1, is_sharded, is_zero3
+from ..prior.sharding import has_fsdp1, is_sharded, is_zero3
 from ..prior.swap import PreparedSwap
 from .snapshot import LiveWeights, link_folder, own_weights, save_prior, unwrap_wrappers
 
@@ -32,15 +31,14 @@ Refresh = Literal["epoch", "save"] | int | None
 # Folder of saved priors, in a checkpoint and in the output folder; each prior has a sub-folder. (A
 # Trainer that resumes loads every adapter right below a checkpoint into the trainee.)
 FOLDER = "toedit_prior"
-_SAME_MODEL = "load the trainee's own base model as the prior, or set refresh=None"
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors")
 
 
 def check_refresh(refresh: Any) -> None:
     """Raise a ValueError for an unknown value of `refresh`."""
-    if refresh is None or refresh in ("epoch", "save"):
+    if refresh in (None, "epoch", "save"):
         return
-    if isinstance(refresh, bool) or not isinstance(refresh, int) or refresh < 1:
+    if not isinstance(refresh, int) or refresh < 1:
         raise ValueError(
             "refresh must be None (never), 'epoch', 'save' or a positive number of steps, got "
             f"{refresh!r}"
@@ -95,47 +93,19 @@ class Refresher:
                 "refresh can't gather the weights of FSDP version 1; set fsdp_version: 2 (in "
                 "fsdp_config, or accelerate's config)"
             )
-        model = unwrap_wrappers(trainee)
-        lm: Any = unwrap_model(self.prior.model)
-        name = active_adapter(model)
-        has_adapter = name is not None
-        if has_adapter and getattr(model.peft_config[name], "is_prompt_learning", False):
-            raise ValueError(
-                f"refresh takes over trained weights, but {model.peft_config[name].peft_type.value}"
-                " trains virtual tokens, which a prior doesn't have; train with LoRA, or set "
-                "refresh=None"
-            )
-        if self.prior.is_shared and not has_adapter:
-            raise ValueError(
-                "refresh with a shared prior takes snapshots of the trainee's adapter, but it has "
-                "none; train with LoRA (peft_config=...), or load a separate prior"
-            )
-        if _is_quantised(lm) and not has_adapter:
-            raise ValueError(
-                "refresh can't put full weights into a quantised prior; load the prior without "
-                "quantization, or train with LoRA"
-            )
-        # Quantised weights have other shapes than the originals.
-        if not (self.prior.is_shared or _is_quantised(lm) or _is_quantised(unwrap_model(model))):
-            _check_same_model(self.prior.model, model, same_values=has_adapter)
-        if has_adapter and not is_zero3(trainee):
-            self._try(trainee)
-
-    def _try(self, trainee: nn.Module) -> None:
-        """Prepare a swap and discard it: PEFT may refuse a second adapter, for example."""
-        with tempfile.TemporaryDirectory() as folder:
-            source: Path | LiveWeights = LiveWeights(trainee)
-            if self.when == "save" and not is_sharded(trainee):
-                unwrap_wrappers(trainee).save_pretrained(folder)
-                source = Path(folder)
-            prepared, problem = self._prepare(source)
-            if prepared is not None:
-                prepared.discard()
-        if problem is not None:
+        if is_zero3(trainee):
+            return
+        if not (self.prior.is_shared or is_sharded(trainee)):
+            _check_same_base(self.prior.model, unwrap_wrappers(trainee))
+        # PEFT may refuse a second adapter, for example.
+        prepared, problem = self._prepare(LiveWeights(trainee))
+        if prepared is None:
             raise ValueError(
                 f"refresh={self.when!r} can never swap the prior for this trainee: {problem}. "
-                "Change the adapter, or set refresh=None"
+                "Train with LoRA for a shared prior, load the trainee's own base model as a "
+                "separate one, or set refresh=None"
             )
+        prepared.discard()
 
     def _prepare(
         self, source: Path | Mapping[str, Tensor]
@@ -241,15 +211,9 @@ class Refresher:
     ) -> None:
         """Bring the prior to its state after the checkpoint in the uninterrupted run.
 
-        Args:
-            saved: the `state` from the checkpoint.
-            checkpoint: its folder.
-            trainee: with the checkpoint's weights.
-            state: the `TrainerState` of the checkpoint.
-
-        Raises:
-            FileNotFoundError: the prior's weights are not in the checkpoint.
-            ValueError: this prior is not the one of the run.
+        `saved` is the `state` from the checkpoint, `trainee` has the checkpoint's weights, and
+        `state` is its `TrainerState`. Raises a FileNotFoundError if the prior's weights are not in
+        the checkpoint, and a ValueError if this prior is not the one of the run.
         """
         step = state.global_step
         self.prior.generation = saved["generation"]
@@ -258,7 +222,17 @@ class Refresher:
         if saved["refresh"] == "save" and self.swap_saved(checkpoint, trainee, step):
             return
         if saved["swapped_at"] is not None:
-            self._restore_stored(saved, checkpoint)
+            # A run that is killed right after it has written a checkpoint has not linked the prior.
+            places = [_stored(checkpoint, saved), _stored(checkpoint.parent, saved)]
+            stored = next((folder for folder in places if folder.is_dir()), None)
+            if stored is None:
+                raise FileNotFoundError(
+                    f"checkpoint {checkpoint} was made with a prior of generation "
+                    f"{saved['generation']}, whose weights are not in {places[0]}; resume from "
+                    "another checkpoint"
+                )
+            self.prior.swap(stored)
+            self.prior.generation = saved["generation"]
         elif self.prior.fingerprint != saved["prior"]:
             raise ValueError(
                 f"prior is not the one that edited the run in {checkpoint} (or it is in another "
@@ -269,19 +243,6 @@ class Refresher:
         is_over = state.epoch is not None and state.epoch == int(state.epoch)
         if saved["refresh"] == self.when == "epoch" and is_over and self.swapped_at != step:
             self.swap_live(trainee, step)
-
-    def _restore_stored(self, saved: dict[str, Any], checkpoint: Path) -> None:
-        # A run that is killed right after it has written a checkpoint has not linked the prior.
-        places = [_stored(checkpoint, saved), _stored(checkpoint.parent, saved)]
-        for folder in places:
-            if folder.is_dir():
-                self.prior.swap(folder)
-                self.prior.generation = saved["generation"]
-                return
-        raise FileNotFoundError(
-            f"checkpoint {checkpoint} was made with a prior of generation {saved['generation']}, "
-            f"whose weights are not in {places[0]}; resume from another checkpoint"
-        )
 
 
 def _stored(folder: Path, state: dict[str, Any]) -> Path:
@@ -297,34 +258,19 @@ def _remove_older(folder: Path) -> None:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def _is_quantised(lm: Any) -> bool:
-    return bool(getattr(lm, "quantization_method", None))
-
-
-def _check_same_model(prior: nn.Module, trainee: nn.Module, *, same_values: bool) -> None:
-    """Raise unless both models have weights of the same shapes, or also the same values."""
-    ours, theirs = own_weights(prior), own_weights(trainee)
-    for name in sorted(set(ours) | set(theirs)):
-        shapes = [tuple(global_shape(w[name])) if name in w else None for w in (ours, theirs)]
-        if shapes[0] != shapes[1]:
-            raise ValueError(
-                "refresh puts the trainee's weights into the prior, but the prior "
-                f"({type(unwrap_model(prior)).__name__}) is another model than the trainee "
-                f"({type(unwrap_model(trainee)).__name__}): {name!r} has shape {shapes[0]} in the "
-                f"prior, {shapes[1]} in the trainee; {_SAME_MODEL}"
-            )
-    for name in ours if same_values else ():
-        if not _about_equal(ours[name], theirs[name]):
+def _check_same_base(prior: nn.Module, trainee: nn.Module) -> None:
+    """Raise a ValueError if the trainee's adapter was trained on another base than the prior's."""
+    quantized = any(getattr(unwrap_model(m), "quantization_method", None) for m in (prior, trainee))
+    if active_adapter(trainee) is None or quantized:
+        return
+    theirs = own_weights(trainee)
+    for name, weight in own_weights(prior).items():
+        if name not in theirs or weight.shape != theirs[name].shape:
+            continue  # the swap that is tried next fails
+        a, b = (t.detach().flatten()[:64].float().cpu() for t in (weight, theirs[name]))
+        if (a - b).abs().max() > 0.02 * a.abs().max():  # more than rounding
             raise ValueError(
                 "refresh puts the trainee's adapter over the prior's base, but that is another "
-                f"base than the trainee's: they differ in {name!r}; {_SAME_MODEL}"
+                f"base than the trainee's: they differ in {name!r}; load the trainee's own base "
+                "model as the prior, or set refresh=None"
             )
-
-
-def _about_equal(ours: Tensor, theirs: Tensor) -> bool:
-    """Whether the first weights are the same up to rounding."""
-    here = [getattr(t, "to_local", lambda t=t: t)() for t in (ours, theirs)]
-    a, b = (tensor.detach().flatten()[:64].float().cpu() for tensor in here)
-    if here[0].shape != here[1].shape:  # one of the two is sharded
-        return True
-    return bool((a - b).abs().max() <= 0.02 * a.abs().max()) if len(a) else True

@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import sys
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ..prior.adapters import active_adapter, parameters_used
@@ -18,6 +17,10 @@ from ..prior.families import unwrap_model
 from ..prior.prior import Prior
 from ..prior.sharding import full_tensor, is_sharded
 from ..prior.swap import adapter_weights
+
+_WRAPPERS = (
+    "DistributedDataParallel", "DataParallel", "FullyShardedDataParallel", "DeepSpeedEngine",
+)  # fmt: skip
 
 
 class LiveWeights(Mapping[str, Tensor]):
@@ -56,37 +59,40 @@ def save_prior(prior: Prior, folder: Path, *, writes: bool) -> None:
     sharded = is_sharded(model)
     if not (writes or sharded):
         return
-    # All ranks gather the weights.
     state: Any = None
-    if name is not None:
-        state = _on_cpu(_weights_of(model, name))
-    elif sharded:
-        state = _on_cpu(unwrap_model(model).state_dict())
-    if not writes:
+    if name is not None or sharded:  # all ranks gather the weights
+        state = {
+            weight: full_tensor(tensor).detach().cpu().contiguous()
+            for weight, tensor in _weights_of(model, name).items()
+        }
+    if not writes or folder.exists():
         return
+    with new_folder(folder) as unfinished:
+        if name is None:
+            unwrap_model(model).save_pretrained(unfinished, state_dict=state)
+        else:
+            from safetensors.torch import save_file
+
+            save_file(state, unfinished / "adapter_model.safetensors", {"format": "pt"})
+            model.peft_config[name].save_pretrained(str(unfinished))
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """Write a folder all or nothing: yields the place of its files, and renames that at the end."""
     unfinished = folder.with_name(f"{folder.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
-    if name is None:
-        unwrap_model(model).save_pretrained(unfinished, state_dict=state)
-    else:
-        from safetensors.torch import save_file
-
-        save_file(state, unfinished / "adapter_model.safetensors", {"format": "pt"})
-        model.peft_config[name].save_pretrained(str(unfinished))
-    if not folder.exists():
-        unfinished.rename(folder)
-    shutil.rmtree(unfinished, ignore_errors=True)
+    yield unfinished
+    unfinished.rename(folder)
 
 
 def link_folder(source: Path, target: Path) -> None:
     """Hard-link a folder's files into a new folder, or copy them where links fail."""
     if target.exists() or not source.exists():
         return
-    unfinished = target.with_name(f"{target.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    shutil.copytree(source, unfinished, copy_function=_link_or_copy)
-    unfinished.rename(target)
+    with new_folder(target) as unfinished:
+        shutil.copytree(source, unfinished, copy_function=_link_or_copy, dirs_exist_ok=True)
 
 
 def _link_or_copy(source: str, target: str) -> None:
@@ -101,17 +107,10 @@ def unwrap_wrappers(model: Any) -> Any:
 
     accelerate's `extract_model_from_parallel` fails (1.11) if only an inner module is compiled.
     """
-    from accelerate.utils import is_compiled_module
-    from torch.distributed.fsdp import FullyShardedDataParallel
-    from torch.nn.parallel import DataParallel, DistributedDataParallel
-
-    wrappers: Any = (DistributedDataParallel, DataParallel, FullyShardedDataParallel)
-    if "deepspeed" in sys.modules:
-        wrappers += (sys.modules["deepspeed"].DeepSpeedEngine,)
     while True:
-        if is_compiled_module(model):
+        if hasattr(model, "_orig_mod"):
             model = model._orig_mod
-        elif isinstance(model, wrappers):
+        elif type(model).__name__ in _WRAPPERS:
             model = model.module
         else:
             return model
@@ -122,14 +121,6 @@ def _weights_of(model: Any, adapter: str | None) -> dict[str, Tensor]:
         return adapter_weights(model, adapter)
     # keep_vars: the parameters themselves, which know how they are sharded.
     return unwrap_model(model).state_dict(keep_vars=True)
-
-
-def _on_cpu(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    with torch.no_grad():
-        return {
-            name: full_tensor(tensor).detach().cpu().contiguous()
-            for name, tensor in tensors.items()
-        }
 
 
 def own_weights(model: nn.Module) -> dict[str, nn.Parameter]:
