@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from .stores.cache import DecisionCache as DecisionCache
     from .stores.journal import Journal as Journal
     from .tokens.result import EditResult as EditResult
-    from .training.attach import attach as attach
     from .training.batch import ToEditBatch as ToEditBatch
     from .training.callback import ToEditCallback as ToEditCallback
+    from .training.callback import attach as attach
     from .training.checkpoints import last_checkpoint as last_checkpoint
     from .training.collator import ToEditCollator as ToEditCollator
     from .training.generations import format_reports as format_reports
@@ -33,7 +33,7 @@ _MODULES = {
     "ToEditBatch": ".training.batch",
     "ToEditCallback": ".training.callback",
     "ToEditCollator": ".training.collator",
-    "attach": ".training.attach",
+    "attach": ".training.callback",
     "edit_tokens": ".editing.edit",
     "format_reports": ".training.generations",
     "inspect_edits": ".inspection.inspecting",

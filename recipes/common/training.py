@@ -16,7 +16,7 @@ from toedit_collate.prior.prior import Prior
 from toedit_collate.prior.sharding import has_fsdp1, is_zero3
 from toedit_collate.training.checkpoints import last_checkpoint
 from toedit_collate.training.collator import ToEditCollator
-from toedit_collate.training.perplexity import perplexity_of
+from toedit_collate.training.generations import perplexity_of
 
 from .arguments import RunArguments
 from .models import check_prior

@@ -119,7 +119,7 @@ def test_rows_that_the_column_edit_leaves_alone(inputs, tmp_path, seen, capsys):
     assert set(seen.without_padding("trained")) <= source_rows(inputs, "train")
     config = write_config(inputs, tmp_path / "packed", packing=True, **changes)
     assert main(["sft", "--config", config]) == 2
-    assert "a column 'edit', and TRL's packing drops it" in capsys.readouterr().err
+    assert "TRL's packing drops the data's column 'edit'" in capsys.readouterr().err
 
 
 def test_trl_keeps_its_trainer(inputs, tmp_path):

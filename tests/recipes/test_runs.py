@@ -38,7 +38,7 @@ from toedit_collate.data import parse_source
 from toedit_collate.data.demo_text import demo_rows
 from toedit_collate.errors import UnusableError
 from toedit_collate.policy import OPTIONS
-from toedit_collate.training.perplexity import perplexity_of
+from toedit_collate.training.generations import perplexity_of
 
 
 @pytest.fixture(scope="module")

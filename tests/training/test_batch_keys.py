@@ -53,12 +53,3 @@ def test_what_stays_true(caplog):
         )  # fmt: skip
     assert not torch.equal(batch["input_ids"], IDS)
     assert not caplog.records
-
-
-def test_images_beside_the_text_are_said_once(caplog):
-    batch = {"input_ids": IDS, "pixel_values": torch.zeros(1, 3, 4, 4)}
-    collator = ToEditCollator(PRIOR, AGGRESSIVE, base_collator=lambda _: dict(batch))
-    for _ in range(2):
-        collator([1]).to("cpu")
-    (logged,) = [record.message for record in caplog.records]
-    assert "has 'pixel_values', which the prior is not given" in logged

@@ -278,7 +278,7 @@ def test_layouts_of_an_sft_trainer(tmp_path, tokenizer, name):
         tmp_path, tokenizer, kind="SFTTrainer", way="attach", policy=DISTILL, max_steps=1,
         model=copy.deepcopy(model), train=Dataset.from_list(DATA[data]), **settings,
     )  # fmt: skip
-    collator.on_edit = lambda batch, result: seen.append((batch, result))
+    collator.editor.on_edit = lambda batch, result: seen.append((batch, result))
     trainer.train()
     (batch, result), *_ = seen
     assert bool((result.labels[:, 1:] == -100).any()) >= has_prompts
@@ -330,7 +330,7 @@ def test_completions_with_lora(tmp_path, tokenizer, packing):
         train=train, packing=packing, max_length=64, gradient_accumulation_steps=2, max_steps=2,
         learning_rate=0.05,
     )  # fmt: skip
-    collator.on_edit = lambda batch, result: seen.append(result)
+    collator.editor.on_edit = lambda batch, result: seen.append(result)
     before = {n: p.clone() for n, p in model.named_parameters()}
     trainer.train()
     moved = {n for n, p in model.named_parameters() if not torch.equal(p, before[n])}

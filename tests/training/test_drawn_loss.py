@@ -248,7 +248,7 @@ def test_context_and_sequence_parallelism_are_refused(tmp_path, tokenizer, paral
 def test_data_parallel_is_refused(tmp_path, tokenizer):
     trainer, _ = make_trainer(tmp_path, tokenizer)
     trainer.args._n_gpu = 2
-    with pytest.raises(ValueError, match=r"DataParallel.* over 2 GPUs"):
+    with pytest.raises(ValueError, match=r"DataParallel over 2 GPUs"):
         check_can_use_draws(trainer)
 
 

@@ -7,8 +7,8 @@ from datasets import Dataset
 from trainees import AGGRESSIVE, Recorder, dataset, documents, make_prior, make_trainer
 
 from toedit_collate import DecisionCache, EditPolicy, Journal, ToEditCollator
+from toedit_collate.training.batch_keys import edit_key
 from toedit_collate.training.collator import DefaultCollator
-from toedit_collate.training.edit_column import edit_key
 
 TEXTS = documents(8)
 FLAGS = [number % 2 == 0 for number in range(8)]
@@ -133,7 +133,7 @@ def test_keys_of_other_layouts():
     }
     flags = [[False, True, True], [True, False]]
     assert edit_key(left, rows, flags).int().tolist() == [[0, 1, 1], [0, 1, 0]]
-    with pytest.raises(ValueError, match="not known which tokens are which row's"):
+    with pytest.raises(ValueError, match="not known to which tokens"):
         edit_key({"input_ids": torch.zeros(3, 2, dtype=torch.long)}, rows, [True, False])
     with pytest.raises(ValueError, match="2 flags for a row of 3 tokens"):
         edit_key(left, rows, [[True, False], True])

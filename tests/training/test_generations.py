@@ -11,8 +11,12 @@ from trainees import Recorder, by_first_token, dataset, documents, lora, make_tr
 from transformers import AutoModelForCausalLM, TrainerCallback
 
 from toedit_collate import EditPolicy, Journal, Prior, edit_tokens
-from toedit_collate.training.generations import GenerationReport, format_reports, self_edit
-from toedit_collate.training.perplexity import held_out_perplexity
+from toedit_collate.training.generations import (
+    GenerationReport,
+    format_reports,
+    held_out_perplexity,
+    self_edit,
+)
 
 TEXTS, HELD_OUT = documents(12), documents(6, seed=3)
 SOURCE = by_first_token(TEXTS)
@@ -241,7 +245,7 @@ class TestRefusals:
             Loop(tmp_path, start="first")()
 
     def test_refresh(self, tmp_path):
-        with pytest.raises(ValueError, match="swaps the prior after each generation; leave refre"):
+        with pytest.raises(TypeError, match="multiple values for keyword argument 'refresh'"):
             Loop(tmp_path)(refresh=2)
 
     def test_a_prior_that_was_swapped(self, tmp_path):

@@ -83,7 +83,7 @@ def _editing_trainer(edit: Any, made: list[Any]) -> Any:
 
     from ..config.card import add_to_card
     from ..config.priors import attach_edit
-    from ..training.edit_column import check_column_kept
+    from ..training.batch_keys import check_column_kept
 
     class EditingSFTTrainer(SFTTrainer):
         def __init__(self, *args: Any, **kwargs: Any) -> None:

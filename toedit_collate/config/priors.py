@@ -14,7 +14,7 @@ from ..policy import EditPolicy
 from ..prior.prior import Prior
 from ..stores.cache import DecisionCache
 from ..stores.journal import Journal
-from ..training.attach import attach
+from ..training.callback import attach
 from ..training.trainee import text_tokenizer
 from .arguments import EditArguments
 from .policies import short_name

@@ -66,7 +66,8 @@ def edit_with_cache(
     new_tokens = batch.tokens.clone()
     if policy.num_draws > 1:
         new_tokens = new_tokens.unsqueeze(-1).repeat(1, policy.num_draws)
-        new_tokens[at] = _drawn_before(decisions, policy.num_draws)
+        drawn = torch.from_numpy(decisions.ids).repeat_interleave(decisions.weights.long())
+        new_tokens[at] = drawn.view(-1, policy.num_draws)
     else:
         new_tokens[at[~is_dropped]] = _draw(policy, batch, decisions, at[~is_dropped], draws)
     where = editable.nonzero().squeeze(-1)
@@ -98,12 +99,6 @@ def check_can_be_cached(policy: EditPolicy) -> None:
         )
 
 
-def _drawn_before(decisions: Decisions, num_draws: int) -> Tensor:
-    """The draws from a cache: (n, num_draws) int64 of the n decided tokens, ids ascending."""
-    counts = decisions.weights.long()
-    return torch.from_numpy(decisions.ids).repeat_interleave(counts).view(-1, num_draws)
-
-
 def _decide(
     prior: BasePrior,
     policy: EditPolicy,
@@ -115,8 +110,7 @@ def _decide(
 ) -> tuple[np.ndarray, Decisions, Tensor]:
     """Score the documents with `wanted` tokens, (M,) bool.
 
-    Returns:
-        The numbers of these documents, their decisions, and log P of the sample.
+    Returns the numbers of these documents, their decisions, and log P of the sample.
     """
     scorable = prior.scorable(batch)
     where = (wanted & scorable).nonzero().squeeze(-1)
@@ -128,12 +122,11 @@ def _decide(
     dropped = policy.drops(scores.logprob)
     is_selected, is_dropped = fetch(policy.selects(scores.logprob) & ~dropped, dropped)
     selected = is_selected.nonzero().squeeze(-1)
-    found: list[Candidates] = []
-    if policy.num_draws > 1:
+    if policy.num_draws > 1:  # the ids that were drawn, and their counts
         uniforms = batch.uniforms(where, draws, policy.num_draws)
         drawn = predictions.draw(policy, scores, policy.selects(scores.logprob), uniforms)
         counted = count_draws(fetch(drawn)[0][selected])
-        found.append(Candidates(counted[..., 0], counted[..., 1]))
+        found = [Candidates(counted[..., 0], counted[..., 1])]
         impossible = 0.0
     else:
         found = list(predictions.candidates(policy, selected))

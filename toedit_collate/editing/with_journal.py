@@ -20,18 +20,11 @@ from .edit import edit_batch
 
 @dataclass(frozen=True)
 class BatchEdit:
-    """The edit of a batch.
+    """The edit of a batch."""
 
-    Attributes:
-        final: the batch to train on; with a journal, `changed` and `dropped` are those of all
-            generations.
-        edited: what was edited just now; None: the journal had the edits of all documents.
-        num_replayed: tokens of documents whose edit was in the journal.
-    """
-
-    final: EditResult
-    edited: EditResult | None
-    num_replayed: int = 0
+    final: EditResult  # to train on; with a journal, its changes are those of all generations
+    edited: EditResult | None  # just now; None: the journal had the edits of all documents
+    num_replayed: int = 0  # tokens of documents whose edit was in the journal
 
 
 @torch.no_grad()
@@ -48,16 +41,8 @@ def edit_with_journal(
     """Bring each document to its state after the last generation, and edit it or replay its edit.
 
     The result is read from the journal, so that it is the same as a replay. Each document is drawn
-    for once, as in epoch 0.
-
-    Args:
-        prior: of this generation.
-        journal: gets the edits.
-        source: the batch before any edit, on the host.
-        policy: which tokens are edited, and how.
-        step: updates of the trainee before this batch.
-        num_sampled: as for `edit_tokens`.
-        cache: as for `edit_tokens`.
+    for once, as in epoch 0. `source` is the batch before any edit, on the host, and `step` the
+    number of updates of the trainee before it; `num_sampled` and `cache` are as for `edit_tokens`.
 
     Raises:
         ValueError: as `edit_tokens`; or the journal's generation was made with another prior or
@@ -174,16 +159,13 @@ def _record(
     touched &= worth[documents.document]
     changes = torch.stack([documents.position, before, new], dim=1)[touched].numpy()
     counts = torch.bincount(documents.document[touched], minlength=len(keys)).numpy()
+    recorded = worth.numpy()
     journal.record(
-        keys[worth.numpy()],
-        lengths[worth.numpy()],
-        counts[worth.numpy()],
-        changes,
-        step,
+        keys[recorded], lengths[recorded], counts[recorded], changes, step,
         scored=int(edited.scored.sum()),
         selected=int(edited.selected.sum()),
         changed=int(edited.changed.sum()),
-    )
+    )  # fmt: skip
 
 
 def _before_shrinking(edited: EditResult, batch: TokenBatch) -> Tensor:

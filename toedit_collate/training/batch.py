@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from .call_site import CallSite, Origin, Purpose, inspect_call_stack
-from .editor import EDITORS, BatchEditor
+from .editor import BatchEditor, find_editor
 
 
 class ToEditBatch(UserDict[str, Any]):
@@ -92,8 +92,15 @@ class ToEditBatch(UserDict[str, Any]):
 
     def _resolve(self, site: CallSite, device: torch.device | None = None) -> None:
         """Decide whether the batch is for training or evaluation, and edit it for training."""
-        assert self._pending_on is not None
-        editor = _find_editor(self._pending_on)
+        editor = self._pending_on
+        assert editor is not None
+        if get_worker_info() is not None:
+            raise RuntimeError(
+                "a ToEditBatch was read in a DataLoader worker, where there is no prior; read it "
+                "in the main process (do further collating in base_collator)"
+            )
+        if isinstance(editor, str):
+            editor = find_editor(editor)
         purpose = self._origin.purpose
         if purpose is not Purpose.TRAINING and site.purpose is not Purpose.UNKNOWN:
             purpose = site.purpose
@@ -125,22 +132,3 @@ class ToEditBatch(UserDict[str, Any]):
 
     def __copy__(self) -> ToEditBatch:
         return type(self)(self._data, self._pending_on, self._origin)
-
-    def copy(self) -> ToEditBatch:
-        """The batch, edited, with the same tensors."""
-        return type(self)(self.data)
-
-
-def _find_editor(editor: BatchEditor | str) -> BatchEditor:
-    if get_worker_info() is not None:
-        raise RuntimeError(
-            "a ToEditBatch was read in a DataLoader worker, where there is no prior; read it in "
-            "the main process (do further collating in base_collator)"
-        )
-    found = EDITORS.get(editor) if isinstance(editor, str) else editor
-    if found is None:
-        raise RuntimeError(
-            "the ToEditCollator of this batch is gone, or lives in another process; keep a "
-            "reference to it while its batches are in use"
-        )
-    return found

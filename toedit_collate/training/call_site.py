@@ -30,41 +30,28 @@ class Purpose(enum.Enum):
 
 @dataclass(frozen=True)
 class Origin:
-    """What a collator knows about a batch when it makes it, in a worker or not.
+    """What a collator knows about a batch when it makes it, in a worker or not."""
 
-    Attributes:
-        purpose: TRAINING in a loader that is marked for training; EVALUATION in another loader of a
-            Trainer with a marked loader; UNKNOWN: the call stack decides.
-        pad_to_multiple_of: rows that shrink are padded to a multiple of it; None: to the longest.
-        prepared: documents that a worker aligned for a prior with another tokenizer, or None.
-    """
-
-    purpose: Purpose = Purpose.UNKNOWN
-    pad_to_multiple_of: int | None = None
+    purpose: Purpose = (
+        Purpose.UNKNOWN
+    )  # of all batches of a loader; UNKNOWN: the call stack decides
+    pad_to_multiple_of: int | None = None  # for rows that shrink; None: they end with the longest
+    # Documents that a worker aligned for a prior with another tokenizer.
     prepared: Any = field(default=None, repr=False, compare=False)
 
 
-@dataclass(frozen=True)
+@dataclass
 class CallSite:
-    """Where a batch is being read.
+    """Where a batch is being read."""
 
-    Attributes:
-        purpose: EVALUATION inside the evaluation or prediction of a `Trainer` of transformers or
-            Lightning; TRAINING inside the training of a `Trainer` without a marked loader; UNKNOWN
-            elsewhere, so that the loader decides.
-        skipping: accelerate's loader skips the batch, to resume training.
-        dispatching: accelerate's loader sends batches from rank 0 to all ranks.
-        pinning: PyTorch pins the batch's memory, perhaps in a thread of its own.
-        epoch: as the Trainer or accelerate's loader counts it; None: not known.
-        trainer: the `Trainer` of transformers that trains on the batch, or None.
-    """
-
+    # EVALUATION inside the evaluation or prediction of a `Trainer` of transformers or Lightning;
+    # TRAINING inside the training of a `Trainer` without a marked loader.
     purpose: Purpose = Purpose.UNKNOWN
-    skipping: bool = False
-    dispatching: bool = False
-    pinning: bool = False
-    epoch: int | None = None
-    trainer: Any = None
+    skipping: bool = False  # accelerate's loader skips the batch, to resume training
+    dispatching: bool = False  # accelerate's loader sends batches from rank 0 to all ranks
+    pinning: bool = False  # PyTorch pins the batch's memory, perhaps in a thread of its own
+    epoch: int | None = None  # as the Trainer or accelerate's loader counts it
+    trainer: Any = None  # the `Trainer` of transformers that trains on the batch
 
 
 def inspect_call_stack() -> CallSite:
@@ -75,37 +62,34 @@ def inspect_call_stack() -> CallSite:
     dispatcher_class = _imported("accelerate.data_loader", "DataLoaderDispatcher")
     lightning_classes = tuple(c for name in _LIGHTNING for c in _imported(name, "Trainer"))
 
-    loader: Any = None
-    trainer: Any = None
-    epoch: int | None = None
-    skipping = dispatching = pinning = False
-    purpose = Purpose.UNKNOWN
+    site, loader = CallSite(), None
     for frame in _frames():
         name = frame.f_code.co_name
         owner = frame.f_locals.get("self")
-        if name == "pin_memory":
-            pinning = pinning or frame.f_globals.get("__name__") == _PINNING
+        if name == "pin_memory" and frame.f_globals.get("__name__") == _PINNING:
+            site.pinning = True
         if loader is None and name in ("__iter__", "_fetch_batches"):
             if isinstance(owner, loader_class + dispatcher_class):
-                loader, epoch = owner, owner.iteration
-                dispatching = isinstance(owner, dispatcher_class)
-                skipping = _batch_number(frame) < owner.skip_batches
+                loader, site.epoch = owner, owner.iteration
+                site.dispatching = isinstance(owner, dispatcher_class)
+                site.skipping = _batch_number(frame) < owner.skip_batches
         elif name in _EVALUATION and isinstance(owner, trainer_class):
-            purpose = Purpose.EVALUATION
+            site.purpose = Purpose.EVALUATION
             break
         elif name in _TRAINING and isinstance(owner, trainer_class):
             if not _feeds_training(loader, owner, loader_class + dispatcher_class):
-                purpose = Purpose.EVALUATION
-            else:
-                trainer = owner
-                purpose = Purpose.UNKNOWN if _has_marked_loader(owner) else Purpose.TRAINING
+                site.purpose = Purpose.EVALUATION
+                break
+            site.trainer = owner
+            if not _has_marked_loader(owner):
+                site.purpose = Purpose.TRAINING
             break
         elif lightning_classes and isinstance(owner, lightning_classes):
             if not owner.training:
-                purpose = Purpose.EVALUATION
-            epoch = owner.current_epoch
+                site.purpose = Purpose.EVALUATION
+            site.epoch = owner.current_epoch
             break
-    return CallSite(purpose, skipping, dispatching, pinning, epoch, trainer)
+    return site
 
 
 def inside_data_loader() -> bool:

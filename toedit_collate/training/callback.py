@@ -1,4 +1,4 @@
-"""ToEditCallback: the life cycle of a Trainer."""
+"""attach() and ToEditCallback: the edit in the life cycle of a Trainer."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from transformers.trainer_callback import CallbackHandler
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..distributed import all_reduce, barrier
+from ..policy import EditPolicy
+from ..prior.base import BasePrior
 from .call_site import argument_of_caller, calling_instance
 from .checkpoints import (
     STATE_KEY,
@@ -23,17 +25,67 @@ from .checkpoints import (
     saved_attributes,
     start_journal_run,
 )
-from .collator import ToEditCollator
+from .collator import ToEditCollator, edit_training_loader, edit_training_loaders_of
 from .drawn_loss import install_drawn_loss
 from .refresh import Refresh, Refresher, check_refresh
 from .snapshot import unwrap_wrappers
 from .stats import shares
-from .trainee import check_trainer
-from .training_loader import NOT_EDITED, edit_training_loader, edit_training_loaders_of
+from .trainee import check_trainee, check_trainer, text_tokenizer
 
 logger = logging.getLogger("toedit_collate")
 
 MakeCollator = Callable[[Any], ToEditCollator]
+
+NOT_EDITED = (
+    "no batch of the first training step came from a ToEditCollator, so nothing was edited: the "
+    "Trainer's training loader has no collate_fn that ToEditCallback could use; let "
+    "get_train_dataloader return a DataLoader (of PyTorch or accelerate), or make its batches with "
+    "trainer.data_collator after attach(trainer, prior, policy)"
+)
+
+
+def attach(
+    trainer: Trainer, prior: BasePrior, policy: EditPolicy | None = None, **kwargs: Any
+) -> ToEditCollator:
+    """Edit the training batches of a Trainer that exists already.
+
+    This is the way in for `SFTTrainer` with packing or padding-free batches, which accepts no other
+    collator: its own stays, inside ours. Only the Trainer's training loader is edited; any other
+    loader that uses `trainer.data_collator` is not.
+
+    Args:
+        trainer: a `Trainer`, `SFTTrainer` or another subclass, before `train()`.
+        prior: scores the tokens.
+        policy: which tokens are edited, and how; default: the paper's.
+        kwargs: for `ToEditCollator`, and `refresh` for `ToEditCallback`.
+
+    Returns:
+        The collator, which is now `trainer.data_collator`. Make another one for a loop of your own.
+
+    Raises:
+        ValueError: the trainer's batches are edited already; it learns from preferences, rewards
+            or a teacher; or the prior does not fit its model.
+    """
+    check_trainer(trainer)
+    if isinstance(trainer.data_collator, ToEditCollator):
+        raise ValueError("the trainer's data_collator is a ToEditCollator already; attach once")
+    refresh = kwargs.pop("refresh", None)
+    kwargs.setdefault("tokenizer", text_tokenizer(getattr(trainer, "processing_class", None)))
+    kwargs.setdefault("base_collator", trainer.data_collator)
+    collator = ToEditCollator(prior, policy, **kwargs)
+    if trainer.model is not None:
+        check_trainee(trainer.model, prior)
+        if collator.policy.num_draws > 1:
+            install_drawn_loss(trainer, trainer.model)
+    callback = ToEditCallback(collator, refresh)
+    trainer.data_collator = collator  # type: ignore[assignment]
+    edit_training_loaders_of(trainer, collator)
+    # Otherwise the Trainer drops the column `edit`, and rows with edit=False would be edited.
+    columns: Any = trainer
+    columns._set_signature_columns_if_needed()
+    columns._signature_columns = [*columns._signature_columns, "edit"]
+    trainer.add_callback(callback)
+    return collator
 
 
 class ToEditCallback(TrainerCallback):
@@ -43,18 +95,9 @@ class ToEditCallback(TrainerCallback):
     batches: so `callbacks=[ToEditCallback(ToEditCollator(prior))]` is enough in any framework that
     takes callbacks of transformers.
 
-    The Trainer's logs (and so its trackers) get, since the last log and over all ranks:
-
-    | key | what |
-    | --- | --- |
-    | `toedit/selected_share` | selected tokens / scored tokens |
-    | `toedit/changed_share` | changed tokens / scored tokens |
-    | `toedit/dropped_share` | removed tokens / scored tokens; with `drop_below`, `drop_above` |
-    | `toedit/prior_perplexity` | of the prior, exact, on a sample of the scored tokens |
-    | `toedit/tokens_per_second` | tokens of training batches / seconds of the edit pass, per rank |
-    | `toedit/time_share` | seconds of the edit pass / seconds of the training steps |
-    | `toedit/replayed_share` | tokens edited from the journal / all tokens; with a journal only |
-    | `toedit/generation` | number of the generation, from 1; with `refresh` or a journal only |
+    The Trainer's logs (and so its trackers) get the shares of selected and changed tokens, the
+    prior's perplexity and the speed, since the last log and over all ranks, as `toedit/...`. The
+    guide lists them.
 
     With `refresh`, each swap starts a new generation: the prior takes over the trainee's current
     weights (with `Prior.shared`: a frozen copy of its adapter), in place, on all ranks or on none.
@@ -75,20 +118,15 @@ class ToEditCallback(TrainerCallback):
     """
 
     def __init__(self, collator: ToEditCollator | MakeCollator, refresh: Refresh = None) -> None:
-        if not callable(collator):
-            raise TypeError(
-                f"collator must be a ToEditCollator, got {type(collator).__name__}; write "
-                "ToEditCallback(ToEditCollator(prior, policy))"
-            )
         check_refresh(refresh)
         self.refresh = refresh
         self._make: MakeCollator | None = None
         self._made_for: Any = None
         self._collator: ToEditCollator | None = None
-        if isinstance(collator, ToEditCollator):
-            self._use(collator)
-        else:
+        if callable(collator) and not isinstance(collator, ToEditCollator):
             self._make = collator
+        else:
+            self._use(collator)
         self._before_save = _BeforeSave(self)
         self._run: dict[str, Any] = {}  # name and attempt, for the journal
         # Batch size per device and the counts when training began; None: it has ended.
@@ -108,7 +146,8 @@ class ToEditCallback(TrainerCallback):
     def _use(self, collator: Any) -> None:
         if not isinstance(collator, ToEditCollator):
             raise TypeError(
-                f"the function must return a ToEditCollator, got {type(collator).__name__}; write "
+                "collator must be a ToEditCollator, or a function that makes one from the model, "
+                f"got {type(collator).__name__}; write "
                 "ToEditCallback(lambda model: ToEditCollator(Prior.shared(model), policy))"
             )
         self._collator = collator
@@ -249,7 +288,7 @@ class ToEditCallback(TrainerCallback):
             editor.warn_once(
                 "nothing",
                 f"none of {since['tokens']:,.0f} tokens could be edited: all are without a label "
-                "(-100), special or protected",
+                "(-100; the prompts may fill the rows up to max_length), special or protected",
             )
         if not self.collator.policy.drops_tokens:
             del numbers["dropped_share"]

@@ -76,15 +76,13 @@ def reload_adapter(model: Any, checkpoint: Path, optimizer: Any) -> None:
 def start_journal_run(journal: Journal | None, run: str | None, step: int) -> dict[str, Any]:
     """Start a run in the journal, or continue `run` from `step`, and discard later edits.
 
-    Returns:
-        `run`, its name, and `attempt`, how often it was started or resumed before; None without a
-        journal.
+    Returns its name `run`, and `attempt`, how often it was started or resumed before.
     """
     if journal is None:
         return {"run": None, "attempt": None}
     journal.flush()
-    shared: list[Any] = [run or uuid.uuid4().hex]
-    shared.append(journal.last_attempt(shared[0]))
+    run = run or uuid.uuid4().hex
+    shared: list[Any] = [run, journal.last_attempt(run)]
     if world_size() > 1:
         from accelerate.utils import broadcast_object_list
 
@@ -98,23 +96,16 @@ def start_journal_run(journal: Journal | None, run: str | None, step: int) -> di
 def check_same_journal(saved: dict[str, Any], journal: Journal | None, step: int) -> None:
     """Raise a ValueError unless the journal belongs to the run that is resumed at `step`.
 
-    Args:
-        saved: what the checkpoint holds of this package.
-        journal: of the collator, or None.
-        step: of the checkpoint; later edits must not have been discarded before.
+    `saved` is what the checkpoint holds of this package.
     """
     run = saved["run"]
     if journal is None and run is None:
         return
-    if journal is None:
+    if journal is None or run is None:
+        had, has = ("no", "one") if run is None else ("a", "none")
         raise ValueError(
-            "the run that is resumed has a journal, which holds its edits; pass the same journal: "
-            "ToEditCollator(..., journal=Journal(path))"
-        )
-    if run is None:
-        raise ValueError(
-            "the run that is resumed has no journal, so its earlier edits are not known; leave "
-            "journal out, or start a new run"
+            f"the run that is resumed had {had} journal, and the collator has {has}; pass the same "
+            "journal as before: ToEditCollator(..., journal=Journal(path)), or None"
         )
     if journal.last_attempt(run) is None:
         raise ValueError(

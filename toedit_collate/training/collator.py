@@ -1,13 +1,13 @@
-"""ToEditCollator: a collator whose training batches are edited; and the default base collator."""
+"""ToEditCollator: its training batches are edited. What it is put around, and in which loaders."""
 
 from __future__ import annotations
 
 import copy
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from torch.utils.data import get_worker_info
+from torch.utils.data import DataLoader, get_worker_info
+from transformers import DataCollatorForSeq2Seq
 
 from ..policy import EditPolicy
 from ..prior.base import BasePrior
@@ -15,9 +15,9 @@ from ..stores.cache import DecisionCache
 from ..stores.journal import Journal
 from ..tokens.token_batch import TokenBatch
 from .batch import ToEditBatch
+from .batch_keys import edit_key, take_edit_column
 from .call_site import Origin, Purpose, inside_data_loader
-from .edit_column import edit_key, take_edit_column
-from .editor import EDITORS, BatchEditor, OnEdit
+from .editor import DISPATCHING, EDITORS, BatchEditor, OnEdit, find_editor
 
 BaseCollator = Callable[[Any], Any]
 
@@ -52,12 +52,6 @@ class ToEditCollator:
             draws are the same as without. A prior made by `cache.prior()` needs no model.
         on_edit: called with each collated batch and its `EditResult`. With a journal, the result
             holds all changes since the source, and marks nothing as selected.
-
-    Attributes:
-        key: names the editor in all processes.
-        aligner: tokenizes documents in workers for a prior with another tokenizer, or None.
-        purpose: of its batches: TRAINING in a loader that is marked for training, EVALUATION where
-            the marked loader has another collator, UNKNOWN: the call stack decides.
 
     Raises:
         TypeError: an argument has the wrong type.
@@ -103,8 +97,11 @@ class ToEditCollator:
         self._editor: BatchEditor | None = editor
         self.key = editor.key
         self.base_collator: BaseCollator = base_collator or DefaultCollator(editor.tokenizer)
+        # For workers: tokenizes documents for a prior with another tokenizer; or None.
         self.aligner: Any = prior.aligner
         self.context = editor.policy.context
+        # TRAINING in a loader that is marked for training, EVALUATION where the marked loader has
+        # another collator.
         self.purpose = Purpose.UNKNOWN
 
     def __call__(self, features: Any) -> ToEditBatch:
@@ -123,12 +120,11 @@ class ToEditCollator:
             )
         if flags is not None:
             collated = {**collated, "edit": edit_key(collated, features, flags)}
-        purpose, in_worker = self.purpose, get_worker_info() is not None
-        is_excluded = purpose is Purpose.EVALUATION
-        if is_excluded and not in_worker and not inside_data_loader():
-            purpose = Purpose.UNKNOWN  # called by hand
-        prepared = None
-        if self.aligner is not None and in_worker and not is_excluded:
+        purpose, in_worker, prepared = self.purpose, get_worker_info() is not None, None
+        if purpose is Purpose.EVALUATION:
+            if not in_worker and not inside_data_loader():
+                purpose = Purpose.UNKNOWN  # called by hand
+        elif self.aligner is not None and in_worker:
             source = TokenBatch.collated(collated)
             eos_id = self.aligner.trainee.eos_id
             prepared = self.aligner.prepare(source.in_context(self.context, eos_id))
@@ -139,12 +135,7 @@ class ToEditCollator:
     def editor(self) -> BatchEditor:
         """What edits the batches; a RuntimeError in another process than that of its prior."""
         if self._editor is None:
-            self._editor = EDITORS.get(self.key)
-        if self._editor is None:
-            raise RuntimeError(
-                "this ToEditCollator was sent to another process without its prior: batches can be "
-                "collated here, and are edited when they are read in the process that made it"
-            )
+            self._editor = find_editor(self.key)
         return self._editor
 
     prior = property(lambda self: self.editor.prior, doc="Scores the tokens.")
@@ -152,15 +143,6 @@ class ToEditCollator:
     tokenizer = property(lambda self: self.editor.tokenizer, doc="Of the trainee, or None.")
     journal = property(lambda self: self.editor.journal, doc="Stores the changes, or None.")
     cache = property(lambda self: self.editor.cache, doc="Stores decisions, or None.")
-
-    @property
-    def on_edit(self) -> OnEdit | None:
-        """Called with each batch and its edit."""
-        return self.editor.on_edit
-
-    @on_edit.setter
-    def on_edit(self, function: OnEdit | None) -> None:
-        self.editor.on_edit = function
 
     @property
     def stats(self) -> dict[str, float]:
@@ -214,12 +196,7 @@ class ToEditCollator:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._editor = EDITORS.get(self.key)
-
-    def __repr__(self) -> str:
-        editor = self._editor
-        by = f"{editor.prior}, {editor.policy}" if editor else "an editor in another process"
-        return f"ToEditCollator({by}, around {self.base_collator})"
+        self._editor = EDITORS.get(self.key)  # a copy keeps it alive
 
 
 class DefaultCollator:
@@ -230,14 +207,11 @@ class DefaultCollator:
     with a padding token if rows differ in length; packed rows are refused.
     """
 
-    def __init__(self, tokenizer: Any, pad_to_multiple_of: int | None = None) -> None:
+    def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
-        self.pad_to_multiple_of = pad_to_multiple_of
 
     def __call__(self, features: list[Any]) -> Any:
         """Pad rows (dicts, or lists of ids) to a batch with `input_ids`, `labels` and a mask."""
-        from transformers import DataCollatorForSeq2Seq
-
         if self.tokenizer is None:
             raise ValueError(
                 "there is no base_collator, and no tokenizer to pad with; pass base_collator=..., "
@@ -250,45 +224,92 @@ class DefaultCollator:
                     "the rows are packed (they have seq_lengths), and the default base collator "
                     "would join their documents; use attach(trainer, prior, policy) for packing"
                 )
-            if not hasattr(row.get("input_ids"), "__len__"):
-                raise ValueError(
-                    f"a row has the fields {sorted(map(str, row))} and no list of input_ids; "
-                    "tokenize the dataset first, or pass the base_collator that does"
-                )
-            row.setdefault("labels", list(row["input_ids"]))
+            if "input_ids" in row:  # else transformers names the columns that there are
+                row.setdefault("labels", list(row["input_ids"]))
         can_pad = self.tokenizer.pad_token_id is not None
-        lengths = {len(row["input_ids"]) for row in rows}
-        if not can_pad and (len(lengths) > 1 or max(lengths) % (self.pad_to_multiple_of or 1)):
-            raise ValueError(
-                "the tokenizer has no padding token, but rows must be padded; set "
-                "tokenizer.pad_token = tokenizer.eos_token, or pass a base_collator"
-            )
-        multiple = self.pad_to_multiple_of if can_pad else None
-        pad = DataCollatorForSeq2Seq(self.tokenizer, padding=can_pad, pad_to_multiple_of=multiple)
-        return pad(rows)
-
-    def __repr__(self) -> str:
-        return "DefaultCollator()"
+        return DataCollatorForSeq2Seq(self.tokenizer, padding=can_pad)(rows)
 
 
 def padding_multiple(base_collator: Any, batch: Mapping[str, Any]) -> int | None:
     """The number that divides the length of a collator's rows; None: they end with the longest.
 
-    It is the attribute `pad_to_multiple_of`, or the length of `batch` with `padding="max_length"`,
-    of a collator of transformers or TRL, a `functools.partial` of one, or a collator inside.
+    It is `pad_to_multiple_of` of a collator of transformers or TRL, or of one inside it; or the
+    length of `batch` if the collator pads to `max_length`.
     """
     while base_collator is not None:
-        keywords = getattr(base_collator, "keywords", {})  # of functools.partial
-        padding, max_length, multiple = (
-            keywords.get(name, getattr(base_collator, name, None))
-            for name in ("padding", "max_length", "pad_to_multiple_of")
-        )
-        if getattr(padding, "value", padding) == "max_length" and max_length:
+        padding = getattr(base_collator, "padding", None)
+        if getattr(padding, "value", padding) == "max_length":
             return int(batch["input_ids"].shape[-1])
-        if multiple:
+        if multiple := getattr(base_collator, "pad_to_multiple_of", None):
             return int(multiple)
-        if isinstance(base_collator, functools.partial):
-            base_collator = base_collator.func
-        else:
-            base_collator = getattr(base_collator, "data_collator", None)
+        base_collator = getattr(base_collator, "data_collator", None)
     return None
+
+
+def edit_training_loader(loader: Any, collator: ToEditCollator) -> ToEditCollator:
+    """Let all batches of a loader be edited, and no batches of others with the same collator.
+
+    Puts `collator` around the loader's `collate_fn`, unless that is a `ToEditCollator` already (or
+    one inside transformers' RemoveColumnsCollator). Returns the loader's collator.
+
+    Raises:
+        ValueError: the loader has another `ToEditCollator`, or it dispatches batches from rank 0.
+    """
+    loader = _find_loader(loader)
+    if loader is None:  # a list, say, whose batches may come from the collator
+        return collator
+    present = loader.collate_fn
+    while present is not None and not isinstance(present, ToEditCollator):
+        present = getattr(present, "data_collator", None)
+    if present is None:
+        loader.collate_fn = collator.around(loader.collate_fn, Purpose.TRAINING)
+        return loader.collate_fn
+    if present.key != collator.key:
+        raise ValueError(
+            "the Trainer's data_collator is a ToEditCollator, and ToEditCallback has another "
+            "one; pass the same to both, or the callback alone"
+        )
+    if present.purpose is Purpose.TRAINING:
+        return present
+    marked = present.around(present.base_collator, Purpose.TRAINING)
+    present.purpose = Purpose.EVALUATION
+    loader.collate_fn = _replaced(loader.collate_fn, marked)
+    return marked
+
+
+def edit_training_loaders_of(trainer: Any, collator: ToEditCollator) -> None:
+    """Let each training loader that a Trainer makes from now on be edited, and no other loader."""
+    if isinstance(trainer.data_collator, ToEditCollator):
+        if trainer.data_collator.key != collator.key:
+            return  # an error when training begins
+        trainer.data_collator.purpose = Purpose.EVALUATION
+    make = trainer.get_train_dataloader
+
+    def get_train_dataloader(*args: Any, **kwargs: Any) -> Any:
+        loader = make(*args, **kwargs)
+        edit_training_loader(loader, collator)
+        return loader
+
+    trainer.get_train_dataloader = get_train_dataloader
+
+
+def _replaced(collate_fn: Any, marked: ToEditCollator) -> Any:
+    """A collate_fn with another ToEditCollator inside; the collators around it are copied."""
+    if isinstance(collate_fn, ToEditCollator):
+        return marked
+    outer = copy.copy(collate_fn)
+    outer.data_collator = _replaced(collate_fn.data_collator, marked)
+    return outer
+
+
+def _find_loader(loader: Any) -> Any:
+    """The loader that has the `collate_fn`, inside accelerate's and users' wrappers; or None."""
+    from accelerate.data_loader import DataLoaderDispatcher
+
+    if isinstance(loader, DataLoaderDispatcher) and loader.state.num_processes > 1:
+        raise ValueError(DISPATCHING)
+    attributes = getattr(loader, "__dict__", {})
+    if "collate_fn" in attributes:
+        return loader
+    inside = [one for one in attributes.values() if isinstance(one, DataLoader)]
+    return _find_loader(inside[0]) if len(inside) == 1 else None

@@ -34,23 +34,14 @@ _TOLERANCE = 2.0**-5
 
 @dataclass
 class DrawnOutput(ModelOutput):
-    """The output of a model for a batch with drawn labels.
+    """The output of a model for a batch with drawn labels; 0 and False where there is no label."""
 
-    Attributes:
-        loss: (), nats per label.
-        log_probs: (B, T - 1) float32, the expected log probability of the drawn label; 0 without.
-        entropy: (B, T - 1) float32, of the prediction, in nats.
-        is_top1: (B, T - 1) bool, whether the most likely id is that of `labels`.
-        label_mask: (B, T - 1) bool, where there is a label.
-        aux_loss: of the router, or None.
-    """
-
-    loss: Tensor | None = None
-    log_probs: Tensor | None = None
-    entropy: Tensor | None = None
-    is_top1: Tensor | None = None
-    label_mask: Tensor | None = None
-    aux_loss: Tensor | None = None
+    loss: Tensor | None = None  # (), nats per label
+    log_probs: Tensor | None = None  # (B, T - 1) float32, expected log probability of the label
+    entropy: Tensor | None = None  # (B, T - 1) float32, of the prediction, in nats
+    is_top1: Tensor | None = None  # (B, T - 1) bool, whether the likeliest id is that of `labels`
+    label_mask: Tensor | None = None  # (B, T - 1) bool, where there is a label
+    aux_loss: Tensor | None = None  # of a router
 
 
 def uses_drawn_labels(model: Any) -> bool:
@@ -158,12 +149,7 @@ def _by_logits(
 
 def _take_labels(kwargs: dict[str, Any]) -> tuple[Tensor, Any]:
     kwargs.pop("fused_lm_head", None)
-    if kwargs.get("shift_labels") is not None:
-        raise ValueError(
-            "the trainer shifts labels itself (context or sequence parallelism), which num_draws > "
-            "1 does not support; use num_draws=1, or turn the parallelism off"
-        )
-    kwargs.pop("shift_labels", None)
+    kwargs.pop("shift_labels", None)  # None: `check_can_use_draws` refuses trainers that shift
     labels = kwargs.pop("labels", None)
     if labels is None:
         raise ValueError(
@@ -191,9 +177,7 @@ def _find_head(lm: Any) -> Head | None:
 def _has_plain_head(lm: Any, own: Callable[..., Any]) -> bool:
     """Whether the head's formula gives the model's own logits, on a few tokens."""
     head = _find_head(lm)
-    if head is None or head.weight is None or head.weight.device.type == "meta":
-        return False
-    if any(hasattr(p, "full_tensor") for p in lm.parameters()):
+    if head is None or any(hasattr(p, "full_tensor") for p in lm.parameters()):
         return False
     in_training = [module for module in lm.modules() if module.training]
     lm.eval()
@@ -213,28 +197,18 @@ def _has_plain_head(lm: Any, own: Callable[..., Any]) -> bool:
 def check_can_use_draws(trainer: Any) -> None:
     """Raise a ValueError that names the option of a Trainer which does not fit drawn labels."""
     args = trainer.args
-    smoothing, loss_type = (
-        getattr(args, name, None) for name in ("label_smoothing_factor", "loss_type")
-    )
-    num_gpus = getattr(args, "n_gpu", 1)
+    loss_type = getattr(args, "loss_type", None)
     parallel = getattr(trainer.accelerator, "parallelism_config", None)
-    problem = None
-    if smoothing:
-        problem = f"label_smoothing_factor={smoothing} needs hard labels; set it to 0"
-    elif loss_type not in (None, "nll"):
-        problem = f"loss_type={loss_type!r} needs one label per token; use loss_type='nll'"
-    elif trainer.compute_loss_func is not None:
-        problem = "compute_loss_func replaces the loss of several draws; leave it out"
-    elif num_gpus > 1:
-        problem = (
-            f"DataParallel, which spreads a batch over {num_gpus} GPUs, does not support several "
-            "draws; start the training with torchrun or accelerate launch"
-        )
-    for name in ("cp_enabled", "sp_enabled"):
-        if getattr(parallel, name, False):
-            problem = (
-                f"parallelism_config.{name}: context and sequence parallelism separate labels from "
-                "their draws; turn it off"
+    for option, is_set in {
+        f"label_smoothing_factor={args.label_smoothing_factor}": args.label_smoothing_factor,
+        f"loss_type={loss_type!r}": loss_type not in (None, "nll"),
+        "compute_loss_func": trainer.compute_loss_func is not None,
+        f"DataParallel over {args.n_gpu} GPUs without torchrun": args.n_gpu > 1,
+        "parallelism_config.cp_enabled": getattr(parallel, "cp_enabled", False),
+        "parallelism_config.sp_enabled": getattr(parallel, "sp_enabled", False),
+    }.items():
+        if is_set:
+            raise ValueError(
+                f"num_draws > 1 does not support {option}, since each label has several draws; "
+                "leave the option out, or use num_draws=1"
             )
-    if problem is not None:
-        raise ValueError(f"{problem}, or use num_draws=1")

@@ -27,7 +27,7 @@ from ..tokens.removal import shrink_other_keys
 from ..tokens.result import EditResult
 from ..tokens.token_batch import TokenBatch
 from ..transfer import send
-from .batch_keys import check_keys, find_other_input
+from .batch_keys import check_keys
 from .call_site import CallSite, Origin, Purpose
 from .drawn_loss import check_uses_drawn_labels
 from .stats import EditStats
@@ -60,16 +60,6 @@ class BatchEditor:
 
     `ToEditCollator` makes one, with its own arguments. The collator travels to DataLoader workers;
     a batch that comes back finds its editor by `key`.
-
-    Attributes:
-        key: names the editor in all processes.
-        stats: running counts.
-        epoch: set by `ToEditCollator.set_epoch`, or None.
-        run_state: the `TrainerState` of the run that trains on its batches, or None.
-
-    Raises:
-        TypeError: an argument has the wrong type.
-        ValueError: the tokenizer is not the prior's, or `num_draws > 1` with a journal.
     """
 
     def __init__(
@@ -83,9 +73,6 @@ class BatchEditor:
         on_edit: OnEdit | None = None,
     ) -> None:
         check_types(prior, policy, journal, cache)
-        if on_edit is not None and not callable(on_edit):
-            got = type(on_edit).__name__
-            raise TypeError(f"on_edit must be a function (batch, EditResult) -> None, got {got}")
         self.prior = prior
         self.policy = EditPolicy() if policy is None else policy
         if self.policy.num_draws > 1 and journal is not None:
@@ -97,8 +84,8 @@ class BatchEditor:
         self.cache = cache
         self.on_edit = on_edit
         self.stats = EditStats()
-        self.epoch: int | None = None
-        self.run_state: Any = None
+        self.epoch: int | None = None  # of `ToEditCollator.set_epoch`
+        self.run_state: Any = None  # the `TrainerState` of the run that trains on its batches
         self.key = uuid.uuid4().hex
         self._num_batches = 0
         self._is_at: tuple[int, int] | None = None  # generation and epoch
@@ -143,8 +130,7 @@ class BatchEditor:
     ) -> None:
         """Check that the prior fits the model of a `Trainer`, and use its mixed precision.
 
-        `collators` are searched for the trainee's tokenizer if the `Trainer` has none. Raises a
-        ValueError if the trainee or its tokenizer does not fit the prior.
+        `collators` are searched for the trainee's tokenizer if the `Trainer` has none.
         """
         mixed_precision = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
         self.prior.prepare_for(model, mixed_precision)
@@ -165,11 +151,7 @@ class BatchEditor:
     ) -> dict[str, Any]:
         """Edit the batch of a base collator; raises a ValueError if that is not possible.
 
-        Args:
-            batch: of tensors.
-            origin: where it was collated.
-            site: where it is read.
-            device: where edited tensors go at once; None: they stay on the batch's device.
+        Edited tensors go to `device` at once; None: they stay on the batch's device.
         """
         self._check(batch, site)
         with self.prior.protecting(self._protection):
@@ -208,16 +190,6 @@ class BatchEditor:
             )
         if trainer is not None and batch.get("labels") is None:
             check_needs_no_labels(trainer, batch)
-        if (key := find_other_input(batch)) is not None:
-            self.warn_once(
-                "not text",
-                f"the batch has {key!r}, which the prior is not given: it scores the text alone",
-            )
-        if self.policy.target != "both" and "labels" not in batch:
-            raise ValueError(
-                f"target={self.policy.target!r} needs labels, and the batch has none; let the base "
-                "collator return labels, or use target='both'"
-            )
 
     def _progress(self, origin: Origin, site: CallSite) -> tuple[int, int]:
         """Step 2: the epoch, and the number of updates of the trainee before this batch.
@@ -269,14 +241,12 @@ class BatchEditor:
             return edit_with_journal(
                 self.prior, self.journal, source, policy=self.policy, step=step, **settings
             )
-        generation = self.prior.generation
-        edited = edit_batch(
-            self.prior, self.policy, source, epoch=epoch, generation=generation, **settings
-        )
+        settings |= {"epoch": epoch, "generation": self.prior.generation}
+        edited = edit_batch(self.prior, self.policy, source, **settings)
         return BatchEdit(edited, edited)
 
     def _count(self, source: TokenBatch, edit: BatchEdit) -> None:
-        """Step 5: count the edits, and warn if no token can be edited."""
+        """Step 5: count the edits, and warn of rows that may end with padding."""
         self.stats.add(edit.edited, source.documents.num_tokens, edit.num_replayed)
         if source.edit is not None:
             self.stats.add_raw(edit.final, source)
@@ -287,14 +257,6 @@ class BatchEditor:
                 f"rows end with several tokens {token} without a label, and there is no "
                 "attention_mask. If they are padding, edits depend on the width of the batch; let "
                 "the base collator return an attention_mask, or pad with the tokenizer's pad_token",
-            )
-        if self.policy.scope != "loss" or source.labels is None:
-            return
-        if bool((source.labels.reshape(-1)[source.documents.index] == -100).all()):
-            self.warn_once(
-                "masked",
-                "a batch has no token to edit: all of its labels are -100, and the policy's scope "
-                'is "loss"; the prompts may fill the rows (max_length), or hide the completions',
             )
 
     def warn_if_lost(self, perplexity: float) -> None:
@@ -334,6 +296,18 @@ class BatchEditor:
 # The editors of this process by key: batches and collators come back from other processes with it.
 # Weak references: an editor that nobody uses must not keep its prior on the GPU.
 EDITORS: weakref.WeakValueDictionary[str, BatchEditor] = weakref.WeakValueDictionary()
+
+
+def find_editor(key: str) -> BatchEditor:
+    """The editor of this process with a key; a RuntimeError if there is none."""
+    editor = EDITORS.get(key)
+    if editor is None:
+        raise RuntimeError(
+            "the ToEditCollator is gone, or lives in another process: workers collate batches "
+            "without the prior, and the process that has it edits them when they are read; keep a "
+            "reference to the collator while its batches are in use"
+        )
+    return editor
 
 
 def _with_edit(batch: dict[str, Any], result: EditResult) -> dict[str, Any]:

@@ -1,4 +1,7 @@
-"""self_edit(): generations over one dataset, each edited by a model trained on the last (Eq. 3)."""
+"""self_edit(): generations over one dataset, each edited by a model trained on the last (Eq. 3).
+
+Their models are measured by held-out perplexity.
+"""
 
 from __future__ import annotations
 
@@ -6,23 +9,29 @@ import dataclasses
 import json
 import math
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+from torch.utils.data import DataLoader, Subset
 from transformers import Trainer
 
-from ..distributed import barrier
+from ..distributed import all_reduce, barrier, rank, world_size
+from ..editing.edit import edit_batch
 from ..policy import EditPolicy
+from ..prior.base import BasePrior
 from ..prior.prior import Prior
 from ..stores.journal import Journal
-from .attach import attach
+from ..tokens.token_batch import TokenBatch
+from .callback import attach
 from .checkpoints import last_checkpoint
-from .perplexity import perplexity_of
+from .collator import ToEditCollator
 
 MakeTrainer = Callable[[int, Path | None], Trainer]
 _REPORT = "toedit_report.json"
+_SCORE_ONLY = EditPolicy(region="none")
 _COUNTS = ("tokens", "scored", "selected", "changed", "dropped")
 
 
@@ -92,18 +101,13 @@ def self_edit(
         A report of generation 0 (the first prior) and of each generation.
 
     Raises:
-        ValueError: an argument has a wrong value, the prior has been swapped before, `refresh` is
-            among the settings, or `output_dir` holds generations with another policy or `start`.
+        ValueError: an argument has a wrong value, the prior has been swapped before, or
+            `output_dir` holds generations with another policy or `start`.
     """
     if generations < 1:
         raise ValueError(f"generations must be a positive number, got {generations!r}")
     if start not in ("base", "previous"):
         raise ValueError(f"start must be 'base' or 'previous', got {start!r}")
-    if "refresh" in collator_settings:
-        raise ValueError(
-            "self_edit swaps the prior after each generation; leave refresh out, or train one run "
-            "with ToEditCallback(collator, refresh=...)"
-        )
     if not callable(prior) and prior.generation != 0:
         raise ValueError(
             f"prior must not have been swapped, got one of generation {prior.generation}; load it "
@@ -127,7 +131,8 @@ def self_edit(
         if not is_first:
             own.swap(before)
             own.generation = number - 1
-        attach(trainer, own, policy, journal=journal, **collator_settings)
+        # The prior is swapped here: `refresh` among the settings is an error.
+        attach(trainer, own, policy, journal=journal, refresh=None, **collator_settings)
         if is_first:
             first = GenerationReport(generation=0, perplexity=perplexity_of(trainer, own))
             reports.append(_finish(first, before, trainer, made_with))
@@ -136,7 +141,7 @@ def self_edit(
         )
         journal.flush()
         barrier()
-        unfinished = _unfinished(here)
+        unfinished = here.with_name(f"{here.name}.unfinished")
         trainer.save_model(str(unfinished))
         barrier()
         own.swap(unfinished)
@@ -173,16 +178,12 @@ def format_reports(reports: Sequence[GenerationReport]) -> str:
     return "\n".join(lines)
 
 
-def _unfinished(folder: Path) -> Path:
-    return folder.with_name(f"{folder.name}.unfinished")
-
-
 def _finish(
     report: GenerationReport, folder: Path, trainer: Trainer, made_with: Any
 ) -> GenerationReport:
     """Write a report, and give the folder its name once it is complete."""
     if trainer.args.should_save:
-        unfinished = _unfinished(folder)
+        unfinished = folder.with_name(f"{folder.name}.unfinished")
         unfinished.mkdir(parents=True, exist_ok=True)
         content = {"report": dataclasses.asdict(report), "made_with": made_with}
         (unfinished / _REPORT).write_text(json.dumps(content, indent=2))
@@ -205,3 +206,61 @@ def _read_report(folder: Path, made_with: dict[str, Any]) -> GenerationReport | 
                 "another output_dir"
             )
     return GenerationReport(**content["report"])
+
+
+def held_out_perplexity(
+    prior: BasePrior, batches: Iterable[dict[str, Any]], *, over_ranks: bool = False
+) -> float:
+    """Exact perplexity per token, each document on its own; NaN without tokens.
+
+    Source: arXiv:2412.14689, Appendix C.2.
+
+    First tokens and tokens with the label -100 do not count. With `over_ranks`, each rank has other
+    batches, and all ranks must call this.
+    """
+    nll, count = 0.0, 0.0
+    for batch in batches:
+        source = TokenBatch.collated(batch, tokenizer=prior.tokenizer)
+        result = edit_batch(prior, _SCORE_ONLY, source, epoch=0, generation=0, return_logprob=True)
+        assert result.logprob is not None
+        counts = ~result.logprob.isnan()
+        if result.labels is not None:
+            counts &= result.labels != -100
+        nll -= float(result.logprob[counts].double().sum())
+        count += float(counts.sum())
+    if over_ranks:
+        nll, count = all_reduce([nll, count])
+    return math.exp(nll / count) if count else math.nan
+
+
+def perplexity_of(trainer: Trainer, prior: BasePrior, dataset: str | None = None) -> float | None:
+    """Held-out perplexity of a prior on a Trainer's `eval_dataset`; None without one. Collective.
+
+    If `eval_dataset` is a dict, `dataset` is the name of one.
+    """
+    if trainer.eval_dataset is None:
+        return None
+    if isinstance(trainer.eval_dataset, dict) and dataset not in trainer.eval_dataset:
+        raise ValueError(
+            f"dataset must be one of the Trainer's {sorted(trainer.eval_dataset)}, got {dataset!r}"
+        )
+    # The Trainer's own loader, since it drops the columns that the model does not take; but with
+    # the base collator.
+    collator = trainer.data_collator
+    if isinstance(collator, ToEditCollator):
+        trainer.data_collator = collator.base_collator  # type: ignore[assignment]
+    try:
+        loader: Any = trainer.get_eval_dataloader(dataset)
+    finally:
+        trainer.data_collator = collator
+    loader = getattr(loader, "base_dataloader", loader)
+    # A forward pass of a sharded prior needs all ranks, so all go through the same batches.
+    together = world_size() == 1 or prior.is_sharded
+    rows = range(0 if together else rank(), len(loader.dataset), 1 if together else world_size())
+    batches = DataLoader(
+        Subset(loader.dataset, rows),
+        batch_size=trainer.args.eval_batch_size,
+        collate_fn=loader.collate_fn,
+    )
+    with torch.no_grad():
+        return held_out_perplexity(prior, batches, over_ranks=not together)

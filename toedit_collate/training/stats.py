@@ -15,7 +15,7 @@ from torch import Tensor
 from ..distributed import all_reduce
 from ..tokens.result import EditResult
 from ..tokens.token_batch import TokenBatch
-from ..transfer import fetch, on_host, send
+from ..transfer import fetch, send
 
 COUNTS = ("batches", "tokens", "scored", "selected", "changed", "dropped")
 # With a prior of another tokenizer: tokens after a document's first, and those that it can score.
@@ -37,30 +37,19 @@ class EditStats:
         self._pending: dict[str, Any] = {}  # on the device
         self._events: deque[tuple[Any, Any]] = deque()  # oldest first
 
-    def add(
-        self, result: EditResult | None, num_tokens: Tensor | int, num_replayed: int = 0
-    ) -> None:
-        """Count a batch of `num_tokens` without padding.
-
-        `result` is None if the journal knew all documents.
-        """
-        self._totals["replayed"] += num_replayed
+    def add(self, result: EditResult | None, num_tokens: int, num_replayed: int = 0) -> None:
+        """Count a batch; `result` is None if the journal knew all documents."""
         self._totals["batches"] += 1
-        counts: dict[str, Tensor] = {}
-        if isinstance(num_tokens, Tensor) and not on_host(num_tokens):
-            counts["tokens"] = num_tokens
-        else:
-            self._totals["tokens"] += float(num_tokens)
+        self._totals["tokens"] += num_tokens
+        self._totals["replayed"] += num_replayed
         if result is not None:
             self._totals["sampled"] += result.sample_logprob.numel()
-            counts["sampled_nll"] = -result.sample_logprob.double().sum()
+            self._add_later("sampled_nll", -result.sample_logprob.double().sum())
             for name in ("scored", "selected", "changed", "dropped"):
-                counts[name] = getattr(result, name).sum()
-        for name, count in counts.items():
-            if on_host(count):
-                self._totals[name] += float(count)
-            else:
-                self._pending[name] = self._pending.get(name, 0) + count.double()
+                self._add_later(name, getattr(result, name).sum())
+
+    def _add_later(self, name: str, count: Tensor) -> None:
+        self._pending[name] = self._pending.get(name, 0) + count.double()
 
     def add_alignment(self, counts: Mapping[str, int]) -> None:
         """Add the alignment counts of a prior with another tokenizer."""
@@ -73,9 +62,8 @@ class EditStats:
         raw = torch.zeros(batch.input_ids.shape, dtype=torch.bool)
         raw.view(-1)[batch.documents.index] = ~batch.edit
         touched = result.changed | result.dropped
-        count = (touched & send(raw, touched.device)).sum()
         self._totals["raw"] += float(raw.sum())
-        self._pending["raw_changed"] = self._pending.get("raw_changed", 0) + count.double()
+        self._add_later("raw_changed", (touched & send(raw, touched.device)).sum())
 
     @contextmanager
     def timing(self, device: torch.device) -> Iterator[None]:

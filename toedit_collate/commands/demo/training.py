@@ -24,7 +24,7 @@ from ...editing.with_cache import check_can_be_cached
 from ...policy import EditPolicy
 from ...prior.prior import Prior
 from ...stores.cache import DecisionCache
-from ...training.attach import attach
+from ...training.callback import attach
 
 BATCH_SIZE = 8
 EVALUATE_EVERY = 20  # steps
