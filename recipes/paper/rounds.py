@@ -1,7 +1,6 @@
 """Table 9 and section 5.3: one frozen prior edits a text several times, and nothing is trained.
 
 python recipes/paper/rounds.py --prior NAME --data FILE --policy reference_code --output FILE.jsonl
-python recipes/paper/rounds.py --show FILE.jsonl
 """
 
 from __future__ import annotations
@@ -196,9 +195,8 @@ def as_table(run: dict[str, Any]) -> str:
 def make_parser() -> argparse.ArgumentParser:
     """The command line of this script."""
     parser = argparse.ArgumentParser(prog="rounds.py", description=__doc__)
-    parser.add_argument("--show", type=Path, metavar="FILE", help="print the runs in a file")
-    add_data(parser)
-    add_prior(parser)
+    add_data(parser, required=True)
+    add_prior(parser, required=True)
     parser.add_argument("--policy", default="paper", help="default: %(default)s")
     parser.add_argument("--rounds", type=positive, default=3, help="default: %(default)s")
     parser.add_argument("--limit", type=positive, metavar="N", help="the first N documents")
@@ -208,17 +206,11 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Make a run, or print runs.
+    """Make a run, and print it.
 
     Raises:
         UnusableError: an argument can't be used, or the data can't.
     """
-    if args.show is not None:
-        for line in args.show.read_text(encoding="utf-8").splitlines():
-            print(as_table(json.loads(line)), end="\n\n")
-        return
-    if args.data is None or args.prior is None:
-        raise UnusableError("--prior and --data are missing; or name a file of runs by --show")
     policy = read_policy(args.policy)
     if policy.drops_tokens or policy.target != "both":
         raise UnusableError(

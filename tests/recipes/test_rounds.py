@@ -46,8 +46,6 @@ def test_rounds_are_edits_of_the_round_before(folder, capsys):
         assert row["values"]["-log P"][0] == pytest.approx(-float(p.log().mean()), rel=1e-5)
         assert row["bins"][9] == int((p >= 0.9).sum())
         ids = result.input_ids
-    capsys.readouterr()
-    assert main(["--show", str(output)]) == 0
     assert "| from the last |" in capsys.readouterr().out
 
 

@@ -21,10 +21,8 @@ def quiet() -> Iterator[None]:
 
     from ..data.progress import no_bars_of_datasets  # late: it imports torch
 
-    verbosity = transformers_logging.get_verbosity()
     had_bars = transformers_logging.is_progress_bar_enabled()
     disabled = logging.root.manager.disable
-    transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     logging.disable(logging.WARNING)
     try:
@@ -33,7 +31,6 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(disabled)
-        transformers_logging.set_verbosity(verbosity)
         if had_bars:
             transformers_logging.enable_progress_bar()
 

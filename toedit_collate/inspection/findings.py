@@ -81,11 +81,6 @@ class Document:
         """Changed and removed tokens, of all policies together."""
         return sum(len(edit.changed) + len(edit.removed) for edit in self.edits.values())
 
-    @property
-    def num_selected(self) -> int:
-        """Selected tokens, of all policies together."""
-        return sum(int(edit.selected.sum()) for edit in self.edits.values())
-
 
 @dataclass
 class KindTally:

@@ -63,13 +63,12 @@ def inspect_edits(
     max_length: int | None = None,
     assistant_only: bool = False,
     preparation: Preparation | None = None,
-    epoch: int = 0,
     batch_tokens: int = 4096,
     progress: bool = False,
 ) -> Inspection:
     """See what policies would do to data before training: one pass of the prior for all of them.
 
-    The edits are those of `edit_tokens`, with the draws of generation 0.
+    The edits are those of `edit_tokens` in the first epoch.
 
     Args:
         prior: with its tokenizer.
@@ -83,7 +82,6 @@ def inspect_edits(
             None: the longest input of the prior.
         assistant_only: in chats, only the assistant's turns have labels.
         preparation: how rows become tokens, instead of `max_length` and `assistant_only`.
-        epoch: of the draws.
         batch_tokens: how many tokens to score at once.
         progress: show a progress bar.
 
@@ -143,7 +141,7 @@ def inspect_edits(
         with progress_bar(lambda: None, "documents", shown=progress) as bar:
             for batch in in_batches(documents, batch_tokens):
                 scored = score_batch(prior, as_token_batch(batch), context)
-                edits = {name: scored.edit(one, epoch=epoch) for name, one in chosen.items()}
+                edits = {name: scored.edit(one) for name, one in chosen.items()}
                 found = _split(scored, edits, reader, batch)
                 for source, document in zip(batch, found, strict=True):
                     _count(seen, document, source, chosen)
@@ -151,9 +149,7 @@ def inspect_edits(
                 bar.update(len(batch))
 
     # From a stream: only the documents to show are in memory.
-    seen.documents = heapq.nlargest(
-        keep, edited(), key=lambda document: (document.num_edits, document.num_selected)
-    )
+    seen.documents = heapq.nlargest(keep, edited(), key=lambda document: document.num_edits)
     if not seen.num_documents:
         raise ValueError(f"{seen.data} has no document of two tokens or more")
     return seen

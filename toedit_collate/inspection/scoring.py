@@ -45,15 +45,15 @@ class Scored:
     scores: Scores
     logprob: Tensor
 
-    def edit(self, policy: EditPolicy, *, epoch: int = 0) -> Edit:
-        """The edit of all M tokens: that of `edit_tokens`, in generation 0."""
+    def edit(self, policy: EditPolicy) -> Edit:
+        """The edit of all M tokens: that of `edit_tokens` in the first epoch."""
         batch, where = self.batch, self.where
         scored = find_editable(self.prior, policy, batch) & self.prior.scorable(batch)
         in_region, to_drop = policy.selects(self.logprob), policy.drops(self.logprob)
         dropped = to_drop & scored[where]
         selected = in_region & scored[where] & ~dropped
         protected = (in_region | to_drop) & ~scored[where] & self.in_scope(policy)[where]
-        draws = Draws(policy.seed, epoch if policy.redraw == "epoch" else None, generation=0)
+        draws = Draws(policy.seed, 0 if policy.redraw == "epoch" else None, generation=0)
         uniforms = batch.uniforms(where, draws)
         device = self.predictions.device
         drawn = self.predictions.draw(policy, self.scores, send(selected, device), uniforms)

@@ -14,7 +14,7 @@ _HARMLESS = {n: chr(0x2400 + n) for n in range(32) if chr(n) not in "\n\t"} | di
     [*range(0x7F, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A)],
     "\N{REPLACEMENT CHARACTER}",
 )
-_RED, _GREEN, _BOLD, _LINE, _END = "\33[9;31m", "\33[1;32m", "\33[1m", "\33[4m", "\33[0m"
+_RED, _GREEN, _BOLD, _END = "\33[9;31m", "\33[1;32m", "\33[1m", "\33[0m"
 # Around an edit: text hardly ever contains these characters.
 _OPEN = "\N{MATHEMATICAL LEFT WHITE SQUARE BRACKET}"
 _CLOSE = "\N{MATHEMATICAL RIGHT WHITE SQUARE BRACKET}"
@@ -122,8 +122,7 @@ def _document(
 ) -> str:
     lines = [bold(f"{document.name}, {len(document.ids)} tokens", color)]
     if first and not all(map(seen.targets_labels, seen.policies)):
-        kept = f", {_kept('selected and unchanged', color)}" if color else ""
-        lines.append(f"Marks: {_change('old', 'new', 0.993, color)}{kept}; P of the old token.")
+        lines.append(f"Marks: {_change('old', 'new', 0.993, color)}; P of the old token.")
     for name, edit in document.edits.items():
         counts = [f"{int(edit.selected.sum())} selected"] if seen.run is None else []
         counts.append(f"{len(edit.changed)} changed")
@@ -175,7 +174,7 @@ def _token(seen: Findings, document: Document, edit: Edit, i: int, color: bool) 
     if edit.before[i] >= 0 and edit.after[i] != edit.before[i]:
         drawn = seen.text_after(edit, i).translate(_HARMLESS)
         return _change(text, drawn, document.probability[i], color)
-    return _kept(text, color) if edit.selected[i] else text
+    return text
 
 
 def _detail(seen: Findings, document: Document, edit: Edit, i: int) -> str:
@@ -199,13 +198,6 @@ def _change(old: str, new: str, chance: float, color: bool) -> str:
         old, new = f"{_RED}{old}{_END}", f"{_GREEN}{new}{_END}"
     probability = "" if math.isnan(chance) else f", P={_chance(chance)}"
     return f"{_OPEN}{old}{_ARROW}{new}{probability}{_CLOSE}"
-
-
-def _kept(text: str, color: bool) -> str:
-    if not color:
-        return text  # there are too many to mark them with brackets
-    # Line by line: an underline would continue over the margin of the next line.
-    return "\n".join(line and f"{_LINE}{line}{_END}" for line in text.split("\n"))
 
 
 def _visible(text: str) -> str:
