@@ -332,7 +332,7 @@ def test_text_is_decoded(journal, tmp_path, capsys, tokenizer, tokenizer_folder)
     (row,), _ = export(capsys, journal, data, tmp_path / "a.jsonl", *options)
     assert row["text"] == tokenizer.decode(FIRST_AFTER_2)
     assert row["text"] != tokenizer.decode(FIRST)
-    (row,), printed = export(capsys, journal, data, tmp_path / "b.jsonl", *options, "--no-text")
+    (row,), printed = export(capsys, journal, data, tmp_path / "b.jsonl")
     assert row == {"input_ids": FIRST_AFTER_2}
     assert "column text was left out" in printed
 
@@ -555,33 +555,26 @@ def test_show_has_the_numbers_of_each_generation(trained, capsys):
     assert names[0] == "generation"
     stats = Journal(folder / "journal").stats()
     assert [int(row[0]) for row in rows] == [1, 2]
-    for row, (generation, of) in zip(rows, stats.items(), strict=True):
+    for row, of in zip(rows, stats.values(), strict=True):
         numbers = [cell for cell in row if not cell.startswith("(")]
         shares = [float(cell.strip("(%)")) for cell in row if cell.startswith("(")]
         expected = ["documents", "tokens", "scored", "selected", "changed", "dropped"]
         assert numbers[1:7] == [f"{of[name]:,}" for name in expected]
         assert shares[0] == pytest.approx(100 * of["selected_share"], rel=0.01)
         assert shares[1] == pytest.approx(100 * of["changed_share"], rel=0.01)
-        sizes = [
-            file.path.stat().st_size
-            for file in list_files(folder / "journal")
-            if file.generation == generation
-        ]
-        assert numbers[7:] == [f"{sum(sizes):,}"]
 
 
 def test_show_says_what_made_a_generation(trained, journal, capsys):
     _, printed, _ = toedit(capsys, "show", journal, "--limit", 0)
     assert "generation 1: prior a, EditPolicy()\n" in printed.replace("a prior", "a")
     assert "generation 2: prior bbbbbbbbbbbb, EditPolicy()\n" in printed
-    _, printed, _ = toedit(capsys, "show", trained[0] / "journal", "--generation", 2)
+    _, printed, _ = toedit(capsys, "show", trained[0] / "journal")
     assert re.search(
         r"^generation 2: prior [0-9a-f]{12}, "
         r"EditPolicy\(threshold=0\.05, drop_below=0\.001, exclude_original=True\)$",
         printed,
         re.M,
     )
-    assert "generation 1" not in printed
 
 
 def test_show_lists_changes(journal, capsys, tokenizer, tokenizer_folder):
@@ -595,9 +588,7 @@ def test_show_lists_changes(journal, capsys, tokenizer, tokenizer_folder):
         ["2", f"{key:016x}", "2", "12 -> removed"],
         ["2", f"{key:016x}", "4", "98 -> 97"],
     ]
-    _, printed, _ = toedit(
-        capsys, "show", journal, "--tokenizer", tokenizer_folder, "--generation", 2, "--limit", 1
-    )
+    _, printed, _ = toedit(capsys, "show", journal, "--tokenizer", tokenizer_folder, "--limit", 4)
     text = tokenizer.decode([12])
     assert printed.splitlines()[-2].endswith(f" 2  {text!r} (12) -> removed")
     assert "--limit shows more" in printed.splitlines()[-1]
@@ -640,7 +631,7 @@ def test_a_sound_journal(trained, capsys):
     folder, _, _ = trained
     status, printed = verify(capsys, folder / "journal")
     assert status == 0
-    assert re.search(r"^generation-0001\.rank-00000\S+: 12 documents, ", printed)
+    assert re.search(r"^generation-0001\.rank-00000\S+: documents: 12, ", printed)
 
 
 def test_a_damaged_file_does_not_hide_others(journal, capsys):
@@ -688,7 +679,7 @@ def test_edits_of_one_document_by_two_ranks(journal, tmp_path, capsys):
     copied(file, journal, 1)
     status, printed = verify(capsys, journal)
     assert status == 0
-    assert "generation 1: 2 documents, 1 of them recorded again with the same edit" in printed
+    assert "\ngeneration 1: documents: 2\n" in printed
 
     with Journal(tmp_path / "third") as third:
         record(third, FIRST, {1: 99, 3: None, 5: 97})
@@ -698,9 +689,9 @@ def test_edits_of_one_document_by_two_ranks(journal, tmp_path, capsys):
     assert status == 1
     key = read_frame(file).keys[0]
     assert re.search(
-        rf"problem: generation 1 edited 1 document twice, and differently \({key:016x}\)", printed
+        rf"problem: generation 1 has two different edits .*\(1; one is {key:016x}\)", printed
     )
-    assert "\ngeneration 1: 2 documents\n" in printed
+    assert "\ngeneration 1: documents: 2\n" in printed
 
 
 @pytest.mark.parametrize(
@@ -717,7 +708,7 @@ def test_a_generation_made_in_two_ways(journal, tmp_path, capsys, other):
     assert re.search(rf"problem: generation 1 was made in 2 ways: .*{seen}.*rank-00001", printed)
 
 
-def test_void_edits_are_counted(tmp_path, capsys):
+def test_void_edits_are_no_contradictions(tmp_path, capsys):
     with Journal(tmp_path / "journal") as journal:
         journal.start_run("run")
         record(journal, FIRST, {1: 99}, step=0)
@@ -727,9 +718,7 @@ def test_void_edits_are_counted(tmp_path, capsys):
         record(journal, SECOND, {1: 98}, step=3)
     status, printed = verify(capsys, tmp_path / "journal")
     assert status == 0
-    assert re.search(r"^generation-0000\.rank-00000\S+: notes a resumed run$", printed, re.M)
-    assert re.search(r"^1 edit is void", printed, re.M)
-    assert "generation 1: 2 documents\n" in printed
+    assert "generation 1: documents: 2\n" in printed
     _, shown, _ = toedit(capsys, "show", tmp_path / "journal")
     assert "31 -> 98" in shown
     assert "31 -> 99" not in shown
@@ -842,8 +831,7 @@ def test_what_is_no_file_is_told(journal, capsys, make):
 # --- the command ---
 
 
-@pytest.mark.parametrize("argv", [["--limit", "-1"], ["--generation", "x"]])
-def test_numbers_out_of_range_are_refused_by_argparse(capsys, argv):
+def test_numbers_out_of_range_are_refused_by_argparse(capsys):
     with pytest.raises(SystemExit, match="2"):
-        main(["journal", "show", "x", *argv])
-    assert re.search(rf"{argv[0]}: must be a whole number .*{argv[1]}", capsys.readouterr().err)
+        main(["journal", "show", "x", "--limit", "-1"])
+    assert "--limit: must be a whole number from 0, got '-1'" in capsys.readouterr().err

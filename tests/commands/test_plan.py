@@ -21,7 +21,7 @@ from toedit_collate.commands.plan import (
     CARDS,
     Sharding,
     _empty_model,
-    _optimizer_bytes,
+    _optimizer_states,
     find_config,
     head_passes,
     make_plan,
@@ -88,7 +88,7 @@ def planned(path, card=CPU, sharding=Sharding()):  # noqa: B008 - frozen
 @pytest.mark.parametrize(
     ("name", "total"),
     [
-        ("meta-llama/Meta-Llama-3-8B", 8_030_261_248),
+        ("meta-llama/Meta-Llama-3-8B-Instruct", 8_030_261_248),
         ("meta-llama/Llama-3.2-1B", 1_235_814_400),
         ("allenai/OLMo-1B-hf", 1_176_764_416),
         ("meta-llama/Meta-Llama-3-70B", 70_553_706_496),
@@ -126,29 +126,29 @@ def test_the_dtype_is_that_of_the_published_weights(models):
     assert find_config(str(models / "half"), {})[1] == "float16"
 
 
-@pytest.mark.parametrize("name", ["adamw_torch_fused", "sgd", "adafactor"])
-def test_optimizer_bytes_are_those_it_allocates(models, name):
+@pytest.mark.parametrize("name", ["adamw_torch_fused", "sgd", "rmsprop"])
+def test_optimizer_states_are_those_it_allocates(models, name):
     model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(models / "llama"))
     weights = list(model.parameters())
     optimizer = optimizer_of(name, model, weights)
     for weight in weights:
         weight.grad = torch.zeros_like(weight)
     optimizer.step()
-    counted = sum(_optimizer_bytes(name, weight, 0) for weight in weights)
+    counted = _optimizer_states(name) * sum(weight.nbytes for weight in weights)
     assert counted == pytest.approx(state_bytes(optimizer), rel=0.01)  # and a number per tensor
 
 
 # Memory of a step, next to a real one
 
 
+SEVERAL = "gradient_accumulation_steps: 2\n"  # gradients are there in the second forward pass
 STEPS = [
-    ("llama", "bfloat16", True, True, ""),
-    ("llama", "float32", True, False, ""),
-    ("llama", "float32", True, False, "gradient_accumulation_steps: 3\n"),
+    ("llama", "bfloat16", True, True, SEVERAL),
+    ("llama", "float32", True, False, SEVERAL),
     ("llama", "bfloat16", True, True, LORA),
     ("llama", "float32", False, False, LORA),
     ("olmo", "bfloat16", True, True, LORA),
-    ("gpt2", "float32", False, True, ""),
+    ("gpt2", "float32", False, True, SEVERAL),
 ]
 
 
@@ -165,31 +165,23 @@ def test_the_peak_is_that_of_a_real_step(
     assert plan.bytes["weights"] == weight_bytes(step.trainee)
     assert plan.bytes["optimizer"] == pytest.approx(state_bytes(step.optimizer), rel=1e-3)
     assert plan.bytes["gradients"] == sum(p.numel() * p.element_size() for p in step.trained)
-    assert plan.peak == pytest.approx(peak, rel=0.12)
+    assert plan.peak == pytest.approx(peak, rel=0.15)
 
 
-@pytest.mark.parametrize("policy", ["paper", "distill"])
 @pytest.mark.parametrize("family", ["llama", "olmo", "gpt2"])
-def test_the_edit_pass_takes_what_it_takes(write, models, family, policy):
-    path = write("", family, edit_policy=policy, prior=models / family)
+def test_the_edit_pass_takes_what_it_takes(write, models, family):
+    path = write("", family, edit_policy="paper", prior=models / family)
     step = RealStep(read_run(path))
     step.edit()  # what is kept from the first edit on is no peak
     measured = peak_bytes(step.edit, torch.device("cpu"))
     assert planned(path).bytes["edit pass"] == pytest.approx(measured, rel=0.3)
 
 
-def test_the_draws_of_a_step_are_counted(write, models):
-    more = {"edit_policy": "distill", "edit_num_draws": 16, "prior": models / "llama"}
-    path = write("gradient_accumulation_steps: 3\n", **more)
-    batch = RealStep(read_run(path)).edit()
-    assert planned(path).bytes["draws"] == 3 * batch["draws"].nbytes
-
-
 def test_a_mask_is_counted(models):
     """A packed row needs one between documents, of all pairs of tokens, in each of 3 layers."""
     model = _empty_model(AutoConfig.from_pretrained(models / "llama"), "bfloat16")
     without = counting.count_training(model, 2, 64)
-    with_mask = counting.count_training(model, 2, 64, mask_length=128)
+    with_mask = counting.count_training(model, 1, 128, with_mask=True)
     assert with_mask.peak - without.peak >= 3 * 2 * 128 * 128
 
 
@@ -199,7 +191,7 @@ def test_any_family_can_be_counted(family):
         model = AutoModelForCausalLM.from_config(make_tiny(family).config, dtype=torch.float32)
     counted = counting.count_training(model, 2, 32, checkpointing=family != "mamba2")
     assert counted.flops > 6 * 2 * 32 * model.get_output_embeddings().weight.numel()
-    assert counted.peak > sum(p.nbytes for p in model.parameters())  # the gradients
+    assert counted.peak > 4 * model.get_output_embeddings().weight.numel()  # its gradient
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -219,13 +211,13 @@ def test_the_experts_of_a_token_are_counted(dtype):
 
 
 def test_the_policy_decides_the_work_with_the_head(write, models):
-    head = {}
+    seconds = {}
     for policy in ("edit_threshold: 0.999\n", "", "edit_threshold: 0.5\n", "edit_region: all\n"):
         plan = planned(write(policy, edit_policy="paper", prior=models / "llama"))
-        head[policy] = plan.edit_flops["head"]
-        assert plan.edit_flops["backbone"] > 0
-    assert list(head.values()) == sorted(head.values())
-    assert head["edit_region: all\n"] == 2 * 512 * 128 * 2 * 64  # each token, all ids, once
+        seconds[policy] = plan.seconds["edit pass"]
+    assert list(seconds.values()) == sorted(set(seconds.values()))
+    assert head_passes(EditPolicy(region="all", target="labels")) == 1
+    assert head_passes(EditPolicy(threshold=0.99)) == 0.19
     assert head_passes(EditPolicy(threshold=0.1, region="below")) > 1
 
 
@@ -245,10 +237,10 @@ def test_a_shared_prior_has_no_weights_of_its_own(write, models):
 
 @pytest.mark.parametrize(
     ("file", "weights", "gradients", "optimizer"),
-    [("ddp", 1, 2, 1), ("fsdp2", 1 / 4, 1 / 4, 1 / 4), ("deepspeed_zero3", 1 / 8, 1 / 8, 3 / 8)],
+    [("ddp", 1, 2, 1), ("fsdp2", 1 / 4, 1 / 4, 1 / 4), ("deepspeed_zero3", 1 / 4, 1 / 4, 1 / 4)],
 )
 def test_sharding_divides(write, file, weights, gradients, optimizer):
-    """FSDP keeps float32; ZeRO-3 16 bits, and a third copy with the optimizer; DDP has buckets."""
+    """DDP has buckets for the gradients, too."""
     path = write("", bf16=True)
     alone = planned(path, H100)
     sharding = read_sharding(CONFIGS / "accelerate" / f"{file}.yaml", 4)
@@ -284,10 +276,11 @@ def test_operations_of_a_forward_pass(models):
 # The command
 
 
-def test_fields_on_the_command_line_go_first(write, capsys):
-    command = ["plan", "--config", str(write()), "--gpu", "l4", "--json", "-"]
+def test_fields_on_the_command_line_go_first(write, tmp_path):
+    out = tmp_path / "plan.json"
+    command = ["plan", "--config", str(write()), "--gpu", "l4", "--json", str(out)]
     assert main([*command, "--max_length", "32", "--use_peft", "--lora_r", "4"]) == 0
-    found = json.loads(capsys.readouterr().out)
+    found = json.loads(out.read_text())
     assert found["tokens"] == 2 * 32
     assert 0 < found["trained"] < found["parameters"] / 10
 
@@ -335,7 +328,10 @@ def test_what_cannot_be_used(tmp_path, capsys, text, options, message):
 def test_an_accelerate_config_that_cannot_be_used(tmp_path):
     path = tmp_path / "a.yaml"
     path.write_text("distributed_type: MEGATRON_LM\n")
-    with pytest.raises(UnusableError, match="distributed_type MEGATRON_LM is not supported"):
+    with pytest.raises(UnusableError, match="does not support distributed_type MEGATRON_LM; use"):
+        read_sharding(path, None)
+    path.write_text("distributed_type: DEEPSPEED\ndeepspeed_config: {zero_stage: 2}\n")
+    with pytest.raises(UnusableError, match="DEEPSPEED with zero_stage 2; use NO, "):
         read_sharding(path, None)
 
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import os
 import sys
 import tempfile
 import time
-from collections import Counter, deque
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,17 +41,11 @@ from ..stores.cache import DecisionCache, Identity
 from ..stores.cache.identity import list_identities
 from ..stores.ragged import Array, ranges
 from ..stores.segments import DamagedFileError
+from .journal import as_python
 
 _BEST = (
-    ". Best is the data that will be trained on, saved with "
-    "trainer.train_dataset.save_to_disk(FOLDER): it is tokenized (and packed) as in training. Text "
-    "and chats are tokenized by the prior's tokenizer"
-)
-# Variables of launchers: number and count of processes, and the number on this machine. Slurm sets
-# these in a step of srun only, not in the batch script around it.
-_LAUNCHERS = (
-    ("RANK", "WORLD_SIZE", "LOCAL_RANK"),  # torchrun, accelerate launch
-    ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"),  # srun
+    ". Best is the tokenized data of the training run, saved with "
+    "trainer.train_dataset.save_to_disk(FOLDER); the prior's tokenizer reads text and chats"
 )
 # The cache grows as needed: a training run without the prior needs all documents.
 _NO_LIMIT = 2**62
@@ -82,10 +74,10 @@ def add_apply(commands: Any) -> None:
     output.value(
         "--shard",
         "score the I-th of N equal parts of the data, counted from 0: start N processes, one for "
-        "each GPU, with the same --cache; default: under torchrun, accelerate launch or srun the "
-        "part of the process (--output then gets -0000I-of-0000N in its name), else all",
+        "each GPU, with the same --cache or with an --output each",
         "I/N",
         _shard,
+        "0/1",
     )
     options.add_reading(parser, max_length="whole documents", batch_tokens=16_384)
     options.add_prior(parser, required=True)
@@ -103,41 +95,8 @@ def _shard(text: str) -> tuple[int, int]:
     return int(number), int(count)
 
 
-def part_of_process(environment: Mapping[str, str]) -> tuple[int, int, int] | None:
-    """The number of this process, the count of processes, and its number on this machine.
-
-    Returns:
-        None: it is the only process.
-
-    Example:
-        >>> part_of_process({"RANK": "1", "WORLD_SIZE": "4", "LOCAL_RANK": "0"})
-        (1, 4, 0)
-        >>> part_of_process({"SLURM_PROCID": "0", "SLURM_NTASKS": "8"})  # a batch script
-    """
-    for names in _LAUNCHERS:
-        number, count, local = (environment.get(name, "") for name in names)
-        if number.isdecimal() and count.isdecimal() and int(number) < int(count) > 1:
-            return int(number), int(count), int(local if local.isdecimal() else number)
-    return None
-
-
 def _run(args: argparse.Namespace) -> int:
-    ours = None if args.shard else part_of_process(os.environ)
-    args.shard = args.shard or (0, 1)
-    if ours is not None:
-        number, count, local = ours
-        args.shard = number, count
-        if args.device is None and torch.cuda.is_available():
-            args.device = f"cuda:{local % torch.cuda.device_count()}"
-        if args.output is not None:
-            args.output = args.output.with_stem(f"{args.output.stem}-{number:05}-of-{count:05}")
-    # Of several processes on one terminal, one shows its progress.
-    return _apply(
-        args, options.read_policy(args.policy), shows_progress=ours is None or ours[2] == 0
-    )
-
-
-def _apply(args: argparse.Namespace, policy: EditPolicy, *, shows_progress: bool) -> int:
+    policy = options.read_policy(args.policy)
     if args.cache is None and args.output is None:
         raise UnusableError(
             "nothing to write; add --cache DIR, for training without the prior, or --output OUT"
@@ -168,8 +127,8 @@ def _apply(args: argparse.Namespace, policy: EditPolicy, *, shows_progress: bool
         if cache is not None:
             cache.open(Identity.of(prior, policy))
             cache.refresh()
-            before = cache.num_documents, cache.nbytes
-        with progress_bar(count_rows, "rows", desc=desc, shown=shows_progress) as bar:
+            before = cache.num_documents
+        with progress_bar(count_rows, "rows", desc=desc) as bar:
             windows = read_windows(data, prior, prep, args.batch_tokens, args.shard)
             edited = (scorer.edit(window, bar) for window in windows)
             _write(args.output, edited, data, prep, prior.tokenizer, bar)
@@ -183,7 +142,7 @@ def _apply(args: argparse.Namespace, policy: EditPolicy, *, shows_progress: bool
         return 130
     except DamagedFileError as error:
         raise UnusableError(str(error)) from None
-    _print_report(args, prep, scorer.counts, time.monotonic() - begin, prior)
+    _print_report(args, scorer.counts, time.monotonic() - begin, prior)
     if cache is not None:
         _print_cache(args.cache, policy, scorer.counts, cache, before)
     return 0
@@ -207,7 +166,8 @@ def _write(
 ) -> None:
     """Write the edited rows. All columns follow the tokens, and text is decoded from them."""
     if output is None:
-        deque(edited, maxlen=0)  # only fill the cache
+        for _ in edited:  # only fill the cache
+            pass
         return
     now: list[Any] = []  # the tokens of the rows, and which of them are dropped
 
@@ -220,13 +180,13 @@ def _write(
         for batch, *now[:] in edited:
             yield from reviser.revise(batch)
 
-    reviser = Reviser(data, edit, tokenizer, prep, with_text=True)
+    reviser = Reviser(data, edit, tokenizer, prep)
     with whole(output, "--output", replace=False) as target:
         write_rows(data, reviser, rows(), target, output.suffix, bar)
 
 
 def _print_report(
-    args: argparse.Namespace, prep: Any, counts: Counter[str], seconds: float, prior: Any
+    args: argparse.Namespace, counts: Counter[str], seconds: float, prior: Prior
 ) -> None:
     num_scored, num_tokens = counts["scored"], counts["tokens"]
     print(
@@ -240,30 +200,18 @@ def _print_report(
             f"{args.output}: the edit of epoch 0: {counts['changed']:,} changed "
             f"({counts['changed'] / max(num_scored, 1):.2%}), {counts['dropped']:,} removed"
         )
-    if counts["rows_from_text"]:
-        print(
-            f"Note: {counts['rows_from_text']:,} of the rows held text or chats, tokenized as "
-            f"SFTTrainer does, {'with' if prep.add_eos else 'without'} an end token after text. "
-            "Use the SFTConfig of your training run here, too (--max-length, --truncation-mode, "
-            "...). With packing_strategy wrapped: trainer.train_dataset.save_to_disk(FOLDER), and "
-            "--data FOLDER."
-        )
 
 
 def _print_cache(
-    path: Path, policy: EditPolicy, counts: Counter[str], cache: DecisionCache,
-    before: tuple[int, int],
-) -> None:  # fmt: skip
-    """Print what is in the cache, and how to train with it; `before`: its documents and bytes."""
+    path: Path, policy: EditPolicy, counts: Counter[str], cache: DecisionCache, before: int
+) -> None:
+    """Print what is in the cache, and how to train with it; `before`: its documents before."""
     identity = cache.identity
     assert identity is not None
-    new = cache.num_documents - before[0]
-    known = counts["editable"] - new
-    per_token = (cache.nbytes - before[1]) / max(counts["tokens"], 1)
+    new = cache.num_documents - before
     print(
         f"{path}: {cache.num_documents:,} documents in {cache.nbytes:,} bytes; {new:,} new, "
-        f"{known:,} known already"
-        + (f" ({per_token:.2f} bytes a token)" if new and not known else "")
+        f"{counts['editable'] - new:,} known already"
     )
     # If the cache holds several priors, say which one.
     several = sum(one.policy == identity.policy for one in list_identities(path)) > 1
@@ -271,20 +219,10 @@ def _print_cache(
     print(
         "\nTo train without the prior:\n\n"
         "    from toedit_collate import DecisionCache, EditPolicy, ToEditCollator\n\n"
-        f'    policy, cache = {as_python(policy)}, DecisionCache("{path}")\n'
+        f'    policy, cache = {as_python(policy.record())}, DecisionCache("{path}")\n'
         f"    collator = ToEditCollator({prior}, policy, tokenizer=tokenizer, cache=cache)\n"
         f"    # or, with SFTTrainer: attach(trainer, {prior}, policy, cache=cache)"
     )
-
-
-def as_python(policy: EditPolicy) -> str:
-    """The policy as Python code, without default values."""
-    arguments = (
-        f"{field.name}={getattr(policy, field.name)!r}"
-        for field in dataclasses.fields(policy)
-        if getattr(policy, field.name) != field.default
-    )
-    return f"EditPolicy({', '.join(arguments)})"
 
 
 class Window(NamedTuple):
@@ -298,17 +236,10 @@ class Window(NamedTuple):
 def read_windows(
     data: Data, prior: Prior, prep: Preparation, batch_tokens: int, shard: tuple[int, int]
 ) -> Iterator[Window]:
-    """Read the data, some rows at a time.
-
-    Args:
-        data: rows with tokens, text or chats.
-        prior: its tokenizer makes tokens of text; it must be able to score the documents.
-        prep: how rows become tokens, and longer documents windows.
-        batch_tokens: how many tokens are scored at once.
-        shard: I and N, to read the I-th of N parts.
+    """Read the I-th of N parts of the data (`shard`), some rows at a time.
 
     Raises:
-        UnusableError: a row cannot be used.
+        UnusableError: a row cannot be used, or the prior cannot score a document.
     """
     rows, tokenized = Batch([], []), Batch([], [])
     num_tokens = num_read = 0
@@ -334,27 +265,12 @@ def _window(data: Data, prior: Prior, prep: Preparation, rows: Batch, tokenized:
     documents = find_documents(data, tokenized)
     labels = labels_of(data, tokenized, documents, prep)
     documents = documents.cut(prep.window)
-    longest = prior.max_length
-    too_long = documents.lengths > (np.inf if longest is None else longest)
-    if too_long.any():
-        number = int(np.flatnonzero(too_long)[0])
-        raise data.error(
-            f"a document of {tokenized.names[documents.row[number]]} has "
-            f"{documents.lengths[number]} tokens, more than the prior's {longest} positions; cut "
-            f"it into windows with --max-length {longest}, or shorten it as in training"
-        )
     check_ids(data, tokenized, documents, prior.vocab_size)
     return Window(Batch(rows.rows, tokenized.names), documents, labels)
 
 
 class Scorer:
-    """Edits windows, and fills the cache.
-
-    Args:
-        prior: scores what is not in the cache.
-        policy: of the edit.
-        cache: or None.
-        batch_tokens: how many tokens are scored at once.
+    """Edits windows, some `batch_tokens` at a time, and fills the cache, if there is one.
 
     Attributes:
         counts: so far. `editable` documents have a token to which the policy applies.
@@ -366,7 +282,7 @@ class Scorer:
         self.counts: Counter[str] = Counter()
         self._prior, self._policy, self._cache = prior, policy, cache
         self._batch_tokens = batch_tokens
-        self._begun_at = self._written_at = time.monotonic()
+        self._written_at = time.monotonic()
 
     def edit(self, window: Window, bar: Any) -> tuple[Batch, Array, Array]:
         """Edit a window; `bar` counts its rows.
@@ -389,13 +305,7 @@ class Scorer:
             input_ids[real] = torch.from_numpy(documents.tokens[members])
             labels[real] = torch.from_numpy(window.labels[members])
             tokens[members], removed[members] = self._edit_batch(input_ids, real, labels)
-            speed = self.counts["tokens"] / (time.monotonic() - self._begun_at)
-            bar.set_postfix_str(
-                f"{self.counts['tokens']:,} tokens, {speed:,.0f} tokens/s", refresh=False
-            )
-            bar.update(0)
         self.counts["rows"] += len(window.rows.rows)
-        self.counts["rows_from_text"] += sum(not row.get("input_ids") for row in window.rows.rows)
         bar.update(len(window.rows.rows))
         if time.monotonic() - self._written_at > SECONDS_BETWEEN_WRITES:
             self.write()

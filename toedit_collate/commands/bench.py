@@ -81,7 +81,7 @@ def add_bench(commands: Any) -> None:
         options.positive,
         1,
     )
-    measuring.value("--json", "write all figures; -: to stdout, without tables", "FILE")
+    measuring.value("--json", "write all figures", "FILE", Path)
     parser.set_defaults(run=run_bench)
 
 
@@ -95,45 +95,36 @@ def run_bench(args: argparse.Namespace) -> None:
     from ..config.priors import open_prior
     from ..data import open_data
     from ..data.demo_text import DEMO
-    from ..data.files import as_json, write_json
+    from ..data.files import write_json
 
     if (args.prior is None) != (args.data is None):
         raise UnusableError("--prior and --data belong together: a model and text for it; add both")
     policy = options.read_policy(args.policy, seed=args.seed)
-    shows = args.json != "-"
-    before = torch.get_num_threads()
     torch.set_num_threads(args.threads)
-    try:
-        with quiet():
-            name, data = args.prior or DEMO, open_data(args.data or DEMO, args.split)
-            prior = open_prior(name, needs_tokenizer=False, **options.prior_options(args))
-            T = min(args.max_length, prior.max_length or args.max_length)
-            facts = {
-                "command": shlex.join(["toedit", *sys.argv[1:]]),
-                "prior": name,
-                "policy": args.policy,
-                **machine_facts(prior.device, prior.model.dtype),
-            }
-            report = {"facts": facts}
-            if shows:
-                print("\n".join(f"{name:14}  {value}" for name, value in facts.items()), flush=True)
-            # A training step takes long on a CPU.
-            few = min(2, args.batch_size) if prior.device.type == "cpu" else args.batch_size
-            sections = [
-                ("edit", measure_edit, args.batch_size),
-                ("training", measure_training, few),
-            ]
-            for section, measure, B in sections[: 1 if args.no_training else 2]:
-                inputs = read_inputs(prior, data, B=B, T=T, seed=args.seed)
-                report[section] = measure(inputs, policy, rounds=args.rounds)
-                if shows:
-                    print(format_table(report[section]), flush=True)
-    finally:
-        torch.set_num_threads(before)
-    if not shows:
-        print(as_json(report))
-    elif args.json is not None:
-        write_json(Path(args.json), report, "--json")
+    with quiet():
+        name, data = args.prior or DEMO, open_data(args.data or DEMO, args.split)
+        prior = open_prior(name, needs_tokenizer=False, **options.prior_options(args))
+        T = min(args.max_length, prior.max_length or args.max_length)
+        facts = {
+            "command": shlex.join(["toedit", *sys.argv[1:]]),
+            "prior": name,
+            "policy": args.policy,
+            **machine_facts(prior.device, prior.model.dtype),
+        }
+        report = {"facts": facts}
+        print("\n".join(f"{name:14}  {value}" for name, value in facts.items()), flush=True)
+        # A training step takes long on a CPU.
+        few = min(2, args.batch_size) if prior.device.type == "cpu" else args.batch_size
+        sections = [
+            ("edit", measure_edit, args.batch_size),
+            ("training", measure_training, few),
+        ]
+        for section, measure, B in sections[: 1 if args.no_training else 2]:
+            inputs = read_inputs(prior, data, B=B, T=T, seed=args.seed)
+            report[section] = measure(inputs, policy, rounds=args.rounds)
+            print(format_table(report[section]), flush=True)
+    if args.json is not None:
+        write_json(args.json, report, "--json")
 
 
 # What is measured
@@ -171,48 +162,35 @@ def read_inputs(prior: Prior, data: Data, *, B: int, T: int, seed: int) -> Input
         UnusableError: the data cannot be read, or there is too little.
     """
     from ..data import Preparation, examples
+    from ..inspection.reading import as_token_batch
 
     found = examples(data, prior.tokenizer, Preparation(max_length=T), vocab_size=prior.vocab_size)
     # Skip the short last window of a long document, to have less padding.
     full = (one for one in found if len(one.ids) > 1 and (not one.start or len(one.ids) == T))
-    pieces = [(one.ids, one.labels) for one in islice(full, 4 * _NUM_BATCHES * B)]
+    pieces = list(islice(full, 4 * _NUM_BATCHES * B))
     if len(pieces) < B:
         raise data.error(
             f"gives {len(pieces)} pieces of up to {T} tokens, and a batch takes {B}; add text, or "
             "use a smaller --batch-size"
         )
-    if all(label == -100 for _, labels in pieces for label in labels[1:]):
+    if all(label == -100 for one in pieces for label in one.labels[1:]):
         raise data.error("no token has a label other than -100, so none is edited; fix the labels")
     random.Random(seed).shuffle(pieces)
     number = min(_NUM_BATCHES, len(pieces) // B)
-    batches = [_pad(pieces[n * B : (n + 1) * B], prior.pad_id) for n in range(number)]
+    padded = [as_token_batch(pieces[n * B : (n + 1) * B]) for n in range(number)]
+    batches = [
+        {"input_ids": one.input_ids, "attention_mask": one.mask, "labels": one.labels}
+        for one in padded
+    ]
     return Inputs(prior, batches, B, T)
-
-
-def _pad(pieces: list[tuple[list[int], list[int]]], pad_id: int) -> Batch:
-    ids, labels = ([torch.tensor(one) for one in of] for of in zip(*pieces, strict=True))
-    pad = torch.nn.utils.rnn.pad_sequence
-    masks = [torch.ones_like(one) for one in ids]
-    return {
-        "input_ids": pad(ids, batch_first=True, padding_value=pad_id),
-        "attention_mask": pad(masks, batch_first=True),
-        "labels": pad(labels, batch_first=True, padding_value=-100),
-    }
 
 
 def measure_edit(
     inputs: Inputs, policy: EditPolicy, *, rounds: int, more: Mapping[str, Variant] | None = None
 ) -> Row:
-    """Time and memory of one batch's edit and of its alternatives, compared with the backbone.
+    """A table: time and memory of a batch's edit and its alternatives, compared with the backbone.
 
-    Args:
-        inputs: the prior and batches.
-        policy: any policy.
-        rounds: how often to time each variant, at most.
-        more: other variants to time, by name.
-
-    Returns:
-        A table for `format_table`.
+    `more` has other variants to time, by name.
     """
     from ..stores.cache import DecisionCache
     from ..training.collator import ToEditCollator
@@ -286,12 +264,9 @@ def dense_kl(model: Any, input_ids: Tensor, attention_mask: Tensor, labels: Tens
 
 
 def measure_training(inputs: Inputs, policy: EditPolicy, *, rounds: int) -> Row:
-    """Time and memory of a training step with editing, compared with the same step without.
+    """A table: time and memory of a training step with editing, compared with one without.
 
     LoRA with checkpointing and `Prior.shared`, and training of all weights with a separate prior.
-
-    Returns:
-        A table for `format_table`.
     """
     device = inputs.prior.device
     rows: list[Row] = []
@@ -318,8 +293,7 @@ def measure_training(inputs: Inputs, policy: EditPolicy, *, rounds: int) -> Row:
 def training_steps(
     inputs: Inputs, trainee: Any, prior: Prior, policy: EditPolicy
 ) -> dict[str, Variant]:
-    """One step without editing, one with, and one of a later epoch with a decision cache."""
-    from ..stores.cache import DecisionCache
+    """One step without editing, and one with."""
     from ..training.collator import ToEditCollator
     from ..training.drawn_loss import use_drawn_labels
 
@@ -333,23 +307,13 @@ def training_steps(
         optimizer.step()
         optimizer.zero_grad()
 
-    def edited(collator: ToEditCollator, number: int) -> None:
+    collator = ToEditCollator(prior, policy, base_collator=dict)
+
+    def edited(number: int) -> None:
         collator.set_epoch(number // len(inputs.batches))
         step(collator(inputs.batch(number)).to(prior.device))  # moving a batch edits it
 
-    edits = ToEditCollator(prior, policy, base_collator=dict)
-    cached = ToEditCollator(prior, policy, base_collator=dict, cache=DecisionCache())
-    steps: dict[str, Variant] = {
-        "without editing": lambda number: step(inputs.on_device(number)),
-        "edited": lambda number: edited(edits, number),
-        "a later epoch, cached": lambda number: edited(cached, number),
-    }
-    try:
-        for batch in inputs.batches:
-            cached(batch).to(prior.device)
-    except ValueError:  # a cache does not support this policy
-        del steps["a later epoch, cached"]
-    return steps
+    return {"without editing": lambda number: step(inputs.on_device(number)), "edited": edited}
 
 
 @contextmanager
@@ -407,9 +371,9 @@ def compare(
     Args:
         variants: by name.
         device: to wait for before and after each.
-        rounds: at most.
-        seconds: after these, five rounds are enough.
-        peaks: filled with the peak memory of each variant in bytes, measured before the times.
+        rounds: at most; after `seconds`, five are enough.
+        seconds: see `rounds`.
+        peaks: gets the peak memory of each variant in bytes, measured before the times.
 
     Returns:
         Seconds of each variant, one for each round.
@@ -519,9 +483,6 @@ def machine_facts(device: torch.device, dtype: torch.dtype) -> dict[str, str]:
     name = platform.processor() or platform.machine()
     if device.type == "cuda":
         name = f"{torch.cuda.get_device_name(device)}, CUDA {torch.version.cuda}"
-    elif (info := Path("/proc/cpuinfo")).exists():
-        models = [line for line in info.read_text().splitlines() if line.startswith("model name")]
-        name = models[0].split(": ", 1)[1] if models else name
     return {
         "device": f"{device.type} ({name}), {torch.get_num_threads()} of {os.cpu_count()} threads",
         "dtype": str(dtype).removeprefix("torch."),

@@ -1,8 +1,8 @@
 """Counts the memory and the operations of one training step on PyTorch's meta device.
 
 Tensors on the meta device have a shape and a dtype, but no data. A forward and a backward pass of
-the real model, of any family, show in seconds what a step allocates and computes. Autocast, fused
-attention and dropout masks are those of a GPU.
+the real model, of any family, show in seconds what a step allocates and computes. Autocast and
+fused attention are those of a GPU.
 """
 
 from __future__ import annotations
@@ -27,8 +27,6 @@ from ..prior.families import find_trunk, unwrap_model
 
 # TRL's fused head (trl.kernels.chunked_logprob): tokens and ids of one tile of logits.
 _LOSS_TILE_TOKENS, _LOSS_TILE_IDS = 4096, 32768
-# On a CPU its PyTorch version has this many float32 tiles alive at once (counted).
-_LOSS_TILES_ON_CPU = 7
 # CUDA's autocast computes these in 16 bits, and these in float32.
 _IN_16_BITS = {
     F.linear, F.conv1d, F.scaled_dot_product_attention, torch.addmm, torch.baddbmm, torch.bmm,
@@ -65,11 +63,6 @@ class LiveMemory(TorchDispatchMode):
         self.peak = 0
         self._known: set[int] = set()
 
-    def add(self, num_bytes: float) -> None:
-        """Count bytes of which there is no tensor; negative: subtract them."""
-        self.live += int(num_bytes)
-        self.peak = max(self.peak, self.live)
-
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         for storage in self._storages((args, kwargs)):
             self._follow(storage, 0)  # an unknown argument was made before the mode
@@ -80,11 +73,11 @@ class LiveMemory(TorchDispatchMode):
 
     def _follow(self, storage: Any, num_bytes: int) -> None:
         key = storage._cdata
-        if key in self._known:
-            return
-        self._known.add(key)
-        self.add(num_bytes)
-        weakref.finalize(storage, self._forget, key, num_bytes)
+        if key not in self._known:
+            self._known.add(key)
+            self.live += num_bytes
+            self.peak = max(self.peak, self.live)
+            weakref.finalize(storage, self._forget, key, num_bytes)
 
     def _forget(self, key: int, num_bytes: int) -> None:
         self._known.discard(key)
@@ -96,9 +89,11 @@ class LiveMemory(TorchDispatchMode):
 
 
 class Counted(NamedTuple):
-    """One pass or one step: peak bytes without weights and optimizer, and operations.
+    """One pass or one step.
 
-    A multiplication and an addition are two operations.
+    Attributes:
+        peak: bytes in use at once, without weights, gradients of weights, and optimizer.
+        flops: operations; a multiplication and an addition are two.
     """
 
     peak: int
@@ -110,28 +105,23 @@ def count_forward(model: Any, B: int, T: int) -> Counted:
     trunk = find_trunk(unwrap_model(model))
     flops, memory = _flop_counter(), LiveMemory()
     with _on_meta(), flops, memory, torch.no_grad():
-        trunk(input_ids=_ids(B, T), use_cache=False)
+        trunk(input_ids=torch.empty(B, T, dtype=torch.int64, device="meta"), use_cache=False)
     return Counted(memory.peak, flops.get_total_flops())
 
 
 def count_training(
-    model: Any, B: int, T: int, *, batches: int = 1, autocast: bool = False,
-    checkpointing: bool = False, mask_length: int = 0, fused_head: bool = True,
-    gradient_share: float = 1.0, on_gpu: bool = True,
+    model: Any, B: int, T: int, *, autocast: bool = False, checkpointing: bool = False,
+    with_mask: bool = False,
 ) -> Counted:  # fmt: skip
-    """A training step: forward and backward passes, and all gradients.
+    """Forward and backward pass of a batch, with TRL's loss, which never builds all logits.
 
     Args:
         model: on the meta device, with its adapters; is put in training mode.
-        B: rows of a batch.
+        B: rows of the batch.
         T: tokens of a row.
-        batches: of the step (gradient accumulation). More than two take as much memory as two.
         autocast: to bfloat16.
         checkpointing: gradient checkpointing.
-        mask_length: tokens in a row of the attention mask. 0: no mask, causal attention.
-        fused_head: use TRL's loss, which never builds the (B, T, V) logits.
-        gradient_share: share of each gradient that one process keeps (FSDP, ZeRO).
-        on_gpu: the fused head has a Triton kernel.
+        with_mask: whether attention has a mask of all pairs of tokens. Else it is causal.
     """
     model.train()
     if checkpointing:
@@ -142,90 +132,47 @@ def count_training(
         }
         model.gradient_checkpointing_enable(kwargs)
         model.enable_input_require_grads()
-    rows = (1, mask_length) if mask_length > T else (B, T)  # packed rows are one long row
-    batch: dict[str, Any] = {"input_ids": _ids(*rows), "use_cache": False}
-    if mask_length:
-        shape = (rows[0], 1, rows[1], rows[1])
-        batch["attention_mask"] = torch.empty(shape, dtype=torch.bool, device="meta")
+    batch: dict[str, Any] = {"input_ids": torch.empty(B, T, dtype=torch.int64, device="meta")}
+    if with_mask:
+        batch["attention_mask"] = torch.empty(B, 1, T, T, dtype=torch.bool, device="meta")
     bare = unwrap_model(model)
     trunk, head = find_trunk(bare), bare.get_output_embeddings().weight
 
-    def forward_backward(mode: _AsOnAGpu, memory: LiveMemory | None = None) -> None:
-        if fused_head:
-            end = trunk(**batch).last_hidden_state
-            gradient = torch.empty_like(end)
-        else:
-            end, gradient = model(**batch, labels=batch["input_ids"]).loss, None
+    def forward_backward(mode: _AsOnAGpu) -> None:
+        states = trunk(**batch, use_cache=False).last_hidden_state
         mode.cast_weights.clear()
-        if memory is not None:
-            for num_bytes in _fused_head_bytes(end, head, autocast, on_gpu) if fused_head else ():
-                memory.add(num_bytes)
-                memory.add(-num_bytes)
-            if fused_head and head.requires_grad:
-                gradients.keep(head)
-        torch.autograd.backward(end, gradient)
+        for num_bytes in _fused_head_bytes(states, head, autocast):  # of its two passes
+            torch.empty(num_bytes, dtype=torch.uint8, device="meta")
+        states.backward(torch.empty_like(states))
 
+    # A gradient is freed at once: the plan counts gradients by themselves.
+    trained = [weight for weight in model.parameters() if weight.requires_grad]
+    hooks = [weight.register_post_accumulate_grad_hook(_free_gradient) for weight in trained]
     # Two runs: FlopCounterMode keeps tensors alive that a real step frees.
     with _on_meta(autocast) as mode, _flop_counter() as flops:
         forward_backward(mode)
-    model.zero_grad()
-    operations = flops.get_total_flops()
-    if fused_head:  # forward, forward again, gradient of the states, gradient of the weights
-        operations += 2 * head.numel() * B * T * (4 if head.requires_grad else 3)
     with _on_meta(autocast) as mode, LiveMemory() as memory:
-        gradients = _Gradients(memory, gradient_share)
-        hooks = [
-            p.register_post_accumulate_grad_hook(gradients.keep)
-            for p in model.parameters() if p.requires_grad
-        ]  # fmt: skip
-        for _ in range(min(batches, 2)):
-            forward_backward(mode, memory)
-        gradients.flush()
+        forward_backward(mode)
     for hook in hooks:
         hook.remove()
-    return Counted(memory.peak, operations * batches)
+    # The head: forward, forward again, gradient of the states, gradient of its weights.
+    in_head = 2 * head.numel() * B * T * (4 if head.requires_grad else 3)
+    return Counted(memory.peak, flops.get_total_flops() + in_head)
 
 
-def _ids(B: int, T: int) -> Tensor:
-    return torch.empty(B, T, dtype=torch.int64, device="meta")
+def _free_gradient(weight: Tensor) -> None:
+    weight.grad = None
 
 
-def _fused_head_bytes(states: Tensor, head: Tensor, autocast: bool, on_gpu: bool) -> list[int]:
+def _fused_head_bytes(states: Tensor, head: Tensor, autocast: bool) -> tuple[int, int]:
     """Memory of TRL's fused head in its forward and in its backward pass."""
     tokens, (V, D) = states.numel() // states.shape[-1], head.shape
     element = 2 if autocast else states.element_size()
-    rows, ids = min(tokens, _LOSS_TILE_TOKENS), min(V, _LOSS_TILE_IDS)
-    forward = rows * _LOSS_TILE_IDS * element
-    if not on_gpu:
-        forward += _LOSS_TILES_ON_CPU * rows * ids * 4
+    forward = min(tokens, _LOSS_TILE_TOKENS) * min(V, _LOSS_TILE_IDS) * element
     if head.element_size() != element:
-        forward += ids * D * element  # the cast weights of a tile
+        forward += min(V, _LOSS_TILE_IDS) * D * element  # the cast weights of a tile
     # Gradients are summed in float32.
-    backward = forward + states.numel() * 4 + (V * D * 4 if head.requires_grad else 0)
-    return [forward, backward]
-
-
-class _Gradients:
-    """Counts the share of each gradient that one process keeps, and frees the gradient."""
-
-    def __init__(self, memory: LiveMemory, share: float) -> None:
-        self._memory, self._share = memory, share
-        self._kept: set[int] = set()
-        self._pending = 0.0
-
-    def keep(self, weight: Tensor) -> None:
-        """A hook for weights that have a new gradient."""
-        self.flush()
-        if id(weight) not in self._kept:  # later batches add to it
-            self._kept.add(id(weight))
-            # Not counted yet: the engine still holds the gradient itself.
-            self._pending = weight.numel() * weight.element_size() * self._share
-        weight.grad = None
-
-    def flush(self) -> None:
-        """Count the last gradient."""
-        self._memory.add(self._pending)
-        self._pending = 0.0
+    return forward, forward + states.numel() * 4 + (V * D * 4 if head.requires_grad else 0)
 
 
 @contextmanager
@@ -249,13 +196,12 @@ def _product_of_experts(grouped_mm: Any, states: Tensor, weight: Tensor, **kwarg
 
 
 def _flop_counter() -> FlopCounterMode:
-    """A counter that includes the products of experts."""
     experts = {torch.ops.aten._grouped_mm: lambda a, b, *_, **__: 2 * math.prod(a) * b[-1]}
     return FlopCounterMode(display=False, custom_mapping=experts)
 
 
 class _AsOnAGpu(TorchFunctionMode):
-    """Imitates CUDA on the meta device: autocast, fused attention, dropout masks."""
+    """Imitates autocast and fused attention of CUDA on the meta device."""
 
     def __init__(self, autocast: bool) -> None:
         super().__init__()
@@ -264,27 +210,28 @@ class _AsOnAGpu(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if self._autocast and (func in _IN_16_BITS or func in _IN_FLOAT32):
-            before = torch.float32 if func in _IN_16_BITS else torch.bfloat16
-            after = torch.bfloat16 if func in _IN_16_BITS else torch.float32
-
-            def cast(leaf: Any) -> Any:
-                if not isinstance(leaf, Tensor) or leaf.dtype != before:
-                    return leaf
-                if not (leaf.is_leaf and leaf.requires_grad):
-                    return leaf.to(after)
-                if id(leaf) not in self.cast_weights:
-                    self.cast_weights[id(leaf)] = leaf.to(after)
-                return self.cast_weights[id(leaf)]
-
-            args, kwargs = tree_map(cast, (args, kwargs))
+        if self._autocast and func in _IN_16_BITS:
+            args, kwargs = tree_map(self._to_16_bits, (args, kwargs))
+        elif self._autocast and func in _IN_FLOAT32:
+            args, kwargs = tree_map(_to_float32, (args, kwargs))
         if func is F.scaled_dot_product_attention:
             return _attention(*args, **kwargs)
-        if func is F.dropout:
-            return _dropout(*args, **kwargs)
         if func is Tensor.__contains__:  # GPT-2 searches for padding
             return False
         return func(*args, **kwargs)
+
+    def _to_16_bits(self, leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor) or leaf.dtype != torch.float32:
+            return leaf
+        if not (leaf.is_leaf and leaf.requires_grad):
+            return leaf.to(torch.bfloat16)
+        if id(leaf) not in self.cast_weights:
+            self.cast_weights[id(leaf)] = leaf.to(torch.bfloat16)
+        return self.cast_weights[id(leaf)]
+
+
+def _to_float32(leaf: Any) -> Any:
+    return leaf.float() if isinstance(leaf, Tensor) and leaf.dtype == torch.bfloat16 else leaf
 
 
 def _attention(
@@ -303,9 +250,3 @@ def _attention(
         attn_mask = attn_mask.to(query.dtype).expand(*query.shape[:-1], key.shape[-2])
     efficient = torch.ops.aten._scaled_dot_product_efficient_attention
     return efficient(query, key, value, attn_mask, True, dropout_p, is_causal, scale=scale)[0]
-
-
-def _dropout(
-    input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False  # noqa: A002
-) -> Tensor:  # fmt: skip
-    return torch.native_dropout(input, p, True)[0] if training and p else input

@@ -53,8 +53,6 @@ def add_inspect(commands: Any) -> None:
     )
     output = options.Group(parser, "output")
     output.value("--html", "write a page for the browser", "FILE", Path)
-    output.value("--show", "documents to show in the terminal", "N", options.non_negative, 2)
-    output.value("--keep", "documents to write to --html", "N", options.positive, 200)
     options.add_color(output)
     parser.set_defaults(run=_run)
 
@@ -66,7 +64,7 @@ def _run(args: argparse.Namespace) -> int:
     if args.html is not None:
         _check_can_write(args.html)
     seen = _inspect(args) if args.journal is None else _inspect_journal(args)
-    print(as_text(seen, color=options.wants_color(args), num_documents=args.show), end="")
+    print(as_text(seen, color=options.wants_color(args)), end="")
     if args.html is not None:
         write_text(args.html, seen.to_html(), "--html")
         print(f"Page: {args.html}")
@@ -91,7 +89,7 @@ def _inspect(args: argparse.Namespace) -> Inspection:
     prior = open_prior(args.prior, **options.prior_options(args))
     try:
         return inspect_edits(
-            prior, data, policies, limit=args.limit or None, keep=max(args.keep, args.show),
+            prior, data, policies, limit=args.limit or None,
             preparation=options.preparation_of(args), batch_tokens=args.batch_tokens,
             progress=True,
         )  # fmt: skip
@@ -120,8 +118,8 @@ def _inspect_journal(args: argparse.Namespace) -> Inspection:
     documents = examples(open_data(args.data, args.split), prep.set_up(tokenizer), prep)
     try:
         return inspect_journal(
-            journal, documents, Reader(tokenizer), keep=max(args.keep, args.show),
-            limit=args.limit or None, data=args.data,
+            journal, documents, Reader(tokenizer), limit=args.limit or None,
+            data=args.data,
         )  # fmt: skip
     except ValueError as error:
         raise UnusableError(f"--journal {args.journal}: {error}") from None

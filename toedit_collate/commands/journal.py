@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections import Counter
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -23,14 +22,13 @@ from ..errors import UnusableError
 from ..inspection.terminal import in_columns
 from ..policy import EditPolicy
 from ..stores.journal import Journal
-from ..stores.journal.files import SegmentFile, list_files, read_valid, scan_files, without_void
+from ..stores.journal.files import list_files, read_valid, scan_files, without_void
 from ..stores.journal.frames import Frame
 from ..stores.segments import DamagedFileError
 
 _BEST = (
-    ". Best is the data that was trained on, saved with "
-    "trainer.train_dataset.save_to_disk(FOLDER): it is tokenized (and packed) as in training. Text "
-    "and chats are tokenized by --tokenizer"
+    ". Best is the tokenized data of the training run, saved with "
+    "trainer.train_dataset.save_to_disk(FOLDER); for text and chats, add --tokenizer"
 )
 
 
@@ -62,7 +60,6 @@ def add_journal(commands: Any) -> None:
         " --tokenizer out --limit 5",
     )
     shown = options.Group(show, "what to show")
-    shown.value("--generation", "only this one; default: all", "N", options.non_negative)
     shown.value("--limit", "number of changes to show", "N", options.non_negative, 20)
     shown.value("--tokenizer", "to show changed tokens as text", "PATH_OR_HUB_ID")
 
@@ -89,7 +86,6 @@ def add_journal(commands: Any) -> None:
     output.value("--output", OUTPUT_HELP, "OUT", Path, required=True)
     generation = "its number; default: the last; 0 is the source"
     output.value("--generation", generation, "N", options.non_negative)
-    output.flag("--no-text", "write no column text")
     options.add_reading(export, max_length="whole documents")
     options.Group(export, "tokenizer").value(
         "--tokenizer",
@@ -147,23 +143,15 @@ def named_tokenizer(name: str | None) -> Any:
 def made_with(info: dict[str, Any]) -> str:
     """The prior and the policy of a frame: a short fingerprint, and fields that are no default."""
     fingerprint, _, precision = str(info["prior"]).partition(" ")
-    default = EditPolicy().record()
-    policy = ", ".join(
-        f"{name}={value!r}"
-        for name, value in info["policy"].items()
-        if name not in default or default[name] != value
-    )
     prior = f"{fingerprint[:12]} {precision}".strip()
-    return f"prior {prior}, EditPolicy({policy})"
+    return f"prior {prior}, {as_python(info['policy'])}"
 
 
-def _check_generation(journal: Journal, generation: int, *, lowest: int) -> None:
-    held = journal.generations
-    if generation not in held and not generation == lowest == 0:
-        source = "0 (the source) or " if lowest == 0 else ""
-        raise UnusableError(
-            f"--generation {generation}: not in the journal; write {source}one of {held}"
-        )
+def as_python(policy: dict[str, Any]) -> str:
+    """A recorded policy as Python code, without default values."""
+    default = EditPolicy().record()
+    changed = (f"{n}={v!r}" for n, v in policy.items() if n not in default or default[n] != v)
+    return f"EditPolicy({', '.join(changed)})"
 
 
 # show
@@ -171,33 +159,23 @@ def _check_generation(journal: Journal, generation: int, *, lowest: int) -> None
 
 def _show(args: argparse.Namespace) -> None:
     journal = open_journal(args.path)
-    if args.generation is not None:
-        _check_generation(journal, args.generation, lowest=1)
-    chosen = journal.generations if args.generation is None else [args.generation]
     tokenizer = named_tokenizer(args.tokenizer)
-    frames = [f for _, f in read_valid(args.path) if len(f.keys) and f.info["generation"] in chosen]
-    _print_table(journal, chosen)
+    frames = [frame for _, frame in read_valid(args.path) if len(frame.keys)]
+    _print_table(journal)
     print()
-    for generation in chosen:
+    for generation in journal.generations:
         of = [frame.info for frame in frames if frame.info["generation"] == generation]
         print(f"generation {generation}: {' and '.join(dict.fromkeys(map(made_with, of)))}")
     if args.limit:
         _print_changes(frames, tokenizer, args.limit)
 
 
-def _print_table(journal: Journal, chosen: list[int]) -> None:
-    stats, sizes = journal.stats(), Counter[int]()
-    for file in list_files(journal.path):
-        sizes[file.generation] += file.path.stat().st_size
-    rows = [
-        ["generation", "documents", "tokens", "scored", "selected", "changed", "dropped", "bytes"]
-    ]
-    for generation in chosen:
-        of = stats[generation]
+def _print_table(journal: Journal) -> None:
+    rows = [["generation", "documents", "tokens", "scored", "selected", "changed", "dropped"]]
+    for generation, of in journal.stats().items():
         shares = (f"{of[n]:,} ({_percent(of[f'{n}_share'])})" for n in ("selected", "changed"))
         counts = [f"{of[name]:,}" for name in ("documents", "tokens", "scored")]
-        dropped, size = f"{of['dropped']:,}", f"{sizes[generation]:,}"
-        rows.append([str(generation), *counts, *shares, dropped, size])
+        rows.append([str(generation), *counts, *shares, f"{of['dropped']:,}"])
     print(in_columns(rows))
 
 
@@ -206,7 +184,12 @@ def _percent(share: float) -> str:
 
 
 def _print_changes(frames: list[Frame], tokenizer: Any, limit: int) -> None:
-    shown = list(islice(_changes(frames), limit + 1))
+    changes = (
+        (frame.info["generation"], key, change.tolist())
+        for frame in frames
+        for key, change in zip(np.repeat(frame.keys, frame.counts), frame.changes, strict=True)
+    )
+    shown = list(islice(changes, limit + 1))
     if not shown:
         print("\nNo token was changed.")
         return
@@ -217,13 +200,6 @@ def _print_changes(frames: list[Frame], tokenizer: Any, limit: int) -> None:
         print(f"{generation:>10}  {key:016x}  {position:>8}  {change}")
     if len(shown) > limit:
         print(f"{'...':>10}  --limit shows more")
-
-
-def _changes(frames: list[Frame]) -> Iterator[tuple[int, int, list[int]]]:
-    """Generation, document and change, in the order of the files."""
-    for frame in frames:
-        for key, change in zip(np.repeat(frame.keys, frame.counts), frame.changes, strict=True):
-            yield frame.info["generation"], int(key), change.tolist()
 
 
 def _token(token: int, tokenizer: Any) -> str:
@@ -240,14 +216,17 @@ def _export(args: argparse.Namespace) -> None:
     check_output(args.output)
     journal = open_journal(args.path)
     generation = journal.generations[-1] if args.generation is None else args.generation
-    _check_generation(journal, generation, lowest=0)
+    if generation not in (0, *journal.generations):
+        raise UnusableError(
+            f"--generation {generation}: not in the journal; write 0 (the source) or one of "
+            f"{journal.generations}"
+        )
     data, prep = open_data(args.data, args.split), options.preparation_of(args)
     reviser = Reviser(
         data,
         lambda batch, documents: replay(data, batch, documents, journal, generation),
         prep.set_up(named_tokenizer(args.tokenizer)),
         prep,
-        with_text=not args.no_text,
     )
     with (
         whole(args.output, "--output", replace=False) as target,
@@ -279,7 +258,7 @@ def _export(args: argparse.Namespace) -> None:
     if reviser.stale:
         print(
             f"The column {', '.join(sorted(reviser.stale))} was left out: it holds the text of the "
-            "source. Use --tokenizer, without --no-text, to write the edited text as column text."
+            "source. Use --tokenizer to write the edited text as column text."
         )
 
 
@@ -295,19 +274,23 @@ def _verify(args: argparse.Namespace) -> int:
     except DamagedFileError as error:  # one is missing; check the others
         problems.append(str(error))
         files = scan_files(args.path)[0]
-    frames = {file.path.name: _check_file(file, problems) for file in files}
-    readable = {name: frame for name, frame in frames.items() if frame is not None}
-    valid = dict(zip(readable, without_void(list(readable.values())), strict=True))
-    num_void = sum(len(readable[name].keys) - len(valid[name].keys) for name in valid)
-    if num_void:
-        are = "edit is" if num_void == 1 else "edits are"
-        print(f"{num_void:,} {are} void: the run was killed, and resumed from before (fine)")
+    frames: dict[str, Frame] = {}
+    for file in files:
+        name = file.path.name
+        try:
+            frames[name] = frame = file.read()
+        except (DamagedFileError, OSError) as error:
+            problems.append(str(error))
+            print(f"{name}: DAMAGED")
+        else:
+            print(f"{name}: documents: {len(frame.keys):,}, changes: {len(frame.changes):,}")
     generations: dict[int, dict[str, Frame]] = {}
-    for name, frame in valid.items():
+    # What was recorded after the checkpoint that a killed run resumed from does not count.
+    for name, frame in zip(frames, without_void(list(frames.values())), strict=True):
         if len(frame.keys):
             generations.setdefault(frame.info["generation"], {})[name] = frame
     for generation, of in sorted(generations.items()):
-        _check_edits(generation, of, problems)
+        problems += _contradictions(generation, of)
     for problem in problems:
         print(f"problem: {problem}")
     number = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
@@ -315,57 +298,28 @@ def _verify(args: argparse.Namespace) -> int:
     return 1 if problems else 0
 
 
-def _check_file(file: SegmentFile, problems: list[str]) -> Frame | None:
-    """Read a file and print a line about it; None: it has a problem."""
-    name = file.path.name
-    try:
-        frame = file.read()
-    except (DamagedFileError, OSError) as error:
-        problems.append(str(error))
-        print(f"{name}: DAMAGED")
-        return None
-    if file.generation == 0:
-        print(f"{name}: notes a resumed run")
-    else:
-        documents, changes = len(frame.keys), len(frame.changes)
-        print(f"{name}: {_plural(documents, 'document')}, {_plural(changes, 'change')}")
-    return frame
-
-
-def _check_edits(generation: int, frames: dict[str, Frame], problems: list[str]) -> None:
-    """Check that there is one prior and policy, and one edit of each document."""
-    origins = {
-        json.dumps([f.info["prior"], f.info["policy"]], sort_keys=True): (
-            f"{made_with(f.info)} ({name})"
+def _contradictions(generation: int, frames: dict[str, Frame]) -> Iterator[str]:
+    """Whether there are several priors or policies, or several edits of a document."""
+    origins = {f"{made_with(frame.info)} ({name})": frame.info for name, frame in frames.items()}
+    kinds = {json.dumps([i["prior"], i["policy"]], sort_keys=True) for i in origins.values()}
+    if len(kinds) > 1:
+        yield (
+            f"generation {generation} was made in {len(kinds)} ways: {' and '.join(origins)}; "
+            "keep the files of one of the runs"
         )
-        for name, f in frames.items()
-    }
-    if len(origins) > 1:
-        problems.append(
-            f"generation {generation} was made in {len(origins)} ways: "
-            f"{' and '.join(origins.values())}; keep the files of one of the runs"
-        )
-    frame = Frame.joined(list(frames.values()))
-    ends = np.cumsum(frame.counts)
-    order = np.argsort(frame.keys, kind="stable")
-    again = np.flatnonzero(frame.keys[order][1:] == frame.keys[order][:-1]) + 1
-    different: dict[int, None] = {}
-    for now, before in zip(order[again], order[again - 1], strict=True):
-        a, b = (frame.changes[ends[n] - frame.counts[n] : ends[n]] for n in (now, before))
-        if not np.array_equal(a, b):
-            different[int(frame.keys[now])] = None
+    edits: dict[int, bytes] = {}
+    different = set()
+    for frame in frames.values():
+        ends = np.cumsum(frame.counts)
+        for key, count, end in zip(frame.keys.tolist(), frame.counts, ends, strict=True):
+            changes = frame.changes[end - count : end].tobytes()
+            if edits.setdefault(key, changes) != changes:
+                different.add(key)
+    print(f"generation {generation}: documents: {len(edits):,}")
     if different:
-        some = ", ".join(f"{key:016x}" for key in list(different)[:3])
-        problems.append(
-            f"generation {generation} edited {_plural(len(different), 'document')} twice, and "
-            f"differently ({some}{', ...' if len(different) > 3 else ''}): replay uses the edit of "
-            "the earlier step, while training may have used the other one, too; did two runs "
-            "write to the journal?"
+        yield (
+            f"generation {generation} has two different edits of some documents "
+            f"({len(different):,}; one is {min(different):016x}): replay uses the edit of the "
+            "earlier step, while training may have used the other one, too; did two runs write to "
+            "the journal?"
         )
-    alike = sum(int(key) not in different for key in frame.keys[order][again])
-    twice = f", {alike:,} of them recorded again with the same edit (fine)" if alike else ""
-    print(f"generation {generation}: {_plural(len(frame.keys) - len(again), 'document')}{twice}")
-
-
-def _plural(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"

@@ -49,14 +49,10 @@ def _make_parser() -> argparse.ArgumentParser:
     version = importlib.metadata.version("toedit_collate")
     parser.add_argument("--version", action="version", version=version)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    add_demo(commands)
-    add_bench(commands)
-    add_plan(commands)
-    add_sft(commands)
-    add_apply(commands)
-    add_inspect(commands)
-    add_journal(commands)
-    add_recipes(commands)
+    for add in (
+        add_demo, add_bench, add_plan, add_sft, add_apply, add_inspect, add_journal, add_recipes,
+    ):  # fmt: skip
+        add(commands)
     return parser
 
 

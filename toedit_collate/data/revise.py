@@ -30,7 +30,6 @@ class Reviser:
         data: source of the rows, for messages.
         edit: returns the documents of a batch after the edit, and (N,) bool, those that it knows.
         tokenizer: for rows of text, and for the column `text`; None: there is neither.
-        with_text: whether to write that column.
         prep: how rows become tokens.
 
     Attributes:
@@ -39,16 +38,14 @@ class Reviser:
     """
 
     def __init__(
-        self, data: Data, edit: Edit, tokenizer: Any, prep: Preparation = SFT_DEFAULTS, *,
-        with_text: bool,
-    ) -> None:  # fmt: skip
+        self, data: Data, edit: Edit, tokenizer: Any, prep: Preparation = SFT_DEFAULTS
+    ) -> None:
         self.counts: Counter[str] = Counter()
         self.stale: set[str] = set()
         self._prep = prep
         self._data = data
         self._edit = edit
         self._tokenizer = tokenizer
-        self._with_text = with_text and tokenizer is not None
         self._aligned: list[str] | None = None
 
     def aligned_columns(self, rows: list[Row]) -> list[str]:
@@ -132,7 +129,7 @@ class Reviser:
 
     def _put_text(self, row: Row, old: Array, new: Array, kept: Array, added: Array | None) -> None:
         column = self._prep.dataset_text_field
-        if not self._with_text:
+        if self._tokenizer is None:
             if row.pop(column, None) is not None:
                 self.stale.add(column)
             return

@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import hashlib
+import itertools
 import math
+import re
 import time
-from itertools import islice
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -18,22 +18,13 @@ from ...config.options import prior_options, wants_color
 from ...config.precision import fast_dtype
 from ...config.priors import open_prior
 from ...data import Example, Preparation, examples
-from ...data.demo_model import make_prior
-from ...data.demo_text import HELD_OUT_SHARE, python_topics
+from ...data.demo_text import DEMO, HELD_OUT_SHARE, python_topics
 from ...errors import UnusableError
 from ...inspection.advice import percent
 from ...inspection.findings import Document
 from ...inspection.inspecting import Inspection, inspect_edits
 from ...inspection.reading import as_data
-from ...inspection.terminal import (
-    bold,
-    boxed,
-    in_columns,
-    label_lines,
-    passages,
-    policy_table,
-    wrapped,
-)
+from ...inspection.terminal import bold, boxed, in_columns, label_lines, policy_table, wrapped
 from ...policy import EditPolicy
 from ...prior.prior import Prior
 from .training import BATCH_SIZE, smaller_model, train
@@ -42,19 +33,14 @@ MAX_DOCUMENTS = 2000  # read from a file
 MAX_LENGTH = 512  # tokens of a document
 NUM_TRAINED = 64  # documents: with little text, a short run has many epochs
 NUM_HELD_OUT = 40
-INSPECTED_TOKENS = 20_000
+FEW_TOKENS, MANY_TOKENS = 1_000, 20_000  # to inspect
 FEWEST_STEPS = 5  # of a training run that is worth showing
 PAPER = {"paper": EditPolicy.paper(), "reference_code": EditPolicy.reference_code()}
 Documents = list[Example]
 
 
 def show_demo(args: argparse.Namespace, policy: EditPolicy, deadline: float) -> None:
-    """Print the demo.
-
-    Args:
-        args: of the command line.
-        policy: of the training run with edits.
-        deadline: finish at about this time, of `time.monotonic`.
+    """Print the demo, and finish at about `deadline`, a time of `time.monotonic`.
 
     Raises:
         UnusableError: a file or a model cannot be used.
@@ -62,11 +48,11 @@ def show_demo(args: argparse.Namespace, policy: EditPolicy, deadline: float) -> 
     color, name = wants_color(args), " ".join(args.policy.split())
     _heading("1. The prior and the text", color)
     with quiet():
-        prior = _make_prior(args) if args.prior is None else _load_prior(args)
+        prior = _load_prior(args)
         documents, held_out = _read(prior, args)
         size = sum(p.numel() for p in prior.model.parameters()) / 1e6
-        made = args.prior or "a small model that was trained on this text just now"
-        _say(f"Prior: {made}; {size:.1f} M weights.")
+        prior_name = args.prior or f"{DEMO}, a small model that was trained on this text"
+        _say(f"Prior: {prior_name}; {size:.1f} M weights.")
         _say(
             f"Text: {args.data or 'the help topics of Python'}; {len(documents):,} documents "
             f"to train on, {len(held_out):,} held out; longer ones are split."
@@ -77,7 +63,7 @@ def show_demo(args: argparse.Namespace, policy: EditPolicy, deadline: float) -> 
         _show_training(prior, documents[:NUM_TRAINED], held_out, policy, args, deadline)
     _show_paper(seen, color)
     _heading("Next", color)
-    name = args.prior or args.output or "NAME"
+    name = args.prior or "NAME"
     print(f"toedit demo --prior {name} --data FILE       the same with your model and your text")
     print(f"toedit inspect --prior {name} --data FILE    more about the edits; --html for a page")
 
@@ -93,28 +79,13 @@ def _heading(title: str, color: bool) -> None:
 # --- 1. The prior and the text ---
 
 
-def _make_prior(args: argparse.Namespace) -> Prior:
-    folder: Path | None = args.output
-    if folder is not None:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UnusableError(
-                f"--output {folder}: cannot be created ({error.strerror}); name another folder"
-            ) from None
-    prior = make_prior(python_topics()[0], seed=args.seed)
-    if folder is not None:
-        cast(Any, prior.model).save_pretrained(folder)
-        prior.tokenizer.save_pretrained(folder)
-        print(f"Saved the prior in {folder}.")
-    return prior
-
-
 def _load_prior(args: argparse.Namespace) -> Prior:
     options = prior_options(args)
+    if args.prior is None:
+        return cast(Prior, open_prior(DEMO, **options))
     if args.dtype == "auto" and not torch.cuda.is_available():
         options["dtype"] = fast_dtype(torch.device("cpu"))
-    prior = open_prior(args.prior, **options)
+    prior = cast(Prior, open_prior(args.prior, **options))
     if prior.tokenizer.pad_token is None:
         prior.tokenizer.pad_token = prior.tokenizer.eos_token
     return prior
@@ -128,7 +99,7 @@ def _read(prior: Prior, args: argparse.Namespace) -> tuple[Documents, Documents]
         tokenizer = prep.set_up(prior.tokenizer)
         found = examples(as_data(source), tokenizer, prep, vocab_size=prior.vocab_size)
         labelled = (one for one in found if any(label != -100 for label in one.labels[1:]))
-        some = list(islice(labelled, MAX_DOCUMENTS))
+        some = list(itertools.islice(labelled, MAX_DOCUMENTS))
         # An order that depends on the content: the same documents are held out in every run.
         return sorted(some, key=lambda one: hashlib.sha256(repr(one.ids).encode()).digest())
 
@@ -149,7 +120,11 @@ def _read(prior: Prior, args: argparse.Namespace) -> tuple[Documents, Documents]
 def _inspect(
     prior: Prior, documents: Documents, policies: dict[str, EditPolicy], deadline: float
 ) -> Inspection:
-    """Inspect as many documents as fit into a third of the time that is left."""
+    """Inspect some documents; more, if that fits into a third of the time that is left."""
+
+    def first(num_tokens: int) -> Documents:
+        ends = itertools.accumulate(len(document.ids) for document in documents)
+        return documents[: max(1, sum(end <= num_tokens for end in ends))]
 
     def inspect(some: Documents) -> Inspection:
         rows = (
@@ -157,24 +132,15 @@ def _inspect(
         )
         return inspect_edits(prior, rows, policies, limit=None, batch_tokens=1024)
 
-    inspect(documents[:1])  # the first pass is slower than the others
     started = time.monotonic()
-    num_tokens = inspect(documents[:1]).num_tokens
+    seen = inspect(first(FEW_TOKENS))
     now = time.monotonic()
-    budget = (deadline - now) / 3 * num_tokens / (now - started)
-    total, some = 0, documents[:1]
-    for document in documents[1:]:
-        total += len(document.ids)
-        if total > min(budget, INSPECTED_TOKENS):
-            break
-        some.append(document)
-    seen = inspect(some)
-    if len(some) < len(documents):
-        why = "as many as fit into the time" if total > budget else "enough for an example"
-        _say(
-            f"The examples and shares below are of {len(some)} documents, {why}: "
-            f"{seen.num_tokens:,} tokens."
-        )
+    if (now - started) * MANY_TOKENS / FEW_TOKENS < (deadline - now) / 3:
+        seen = inspect(first(MANY_TOKENS))
+    _say(
+        f"The examples and shares below are of {seen.num_documents} documents: "
+        f"{seen.num_tokens:,} tokens."
+    )
     return seen
 
 
@@ -192,37 +158,37 @@ def _show_labels(seen: Inspection, name: str, color: bool) -> None:
         + ("Each epoch draws anew." if policy.redraw == "epoch" else "They are drawn once.")
     )
 
-    def readable(document: Document) -> list[int]:
-        """Places where a whole word became another word that the prior finds probable."""
-        places = document.edits[name].changed
-        return [i for i in places if _rank(seen, document, name, i) >= (True, 0.05)]
+    def new_token(document: Document, i: int) -> int:
+        return int(document.edits[name].after[i])
 
-    document = max(seen.documents, key=lambda one: len(readable(one)))
-    places = readable(document)
+    def chance(document: Document, i: int) -> float:
+        """P of the new token."""
+        return dict(document.candidates.get(i, ())).get(new_token(document, i), 0.0)
+
+    def is_readable(document: Document, i: int) -> bool:
+        """Whether a whole word became another one that the prior finds probable."""
+        pieces = [document.text.pieces[i], seen.reader.piece(new_token(document, i))]
+        next_piece = document.text.pieces[i + 1] if i + 1 < len(document.ids) else ""
+        are_words = all(re.fullmatch(r" [^\W\d_]{2,}", piece) for piece in pieces)
+        return are_words and not next_piece[:1].isalnum() and chance(document, i) >= 0.05
+
+    readable = [
+        [i for i in document.edits[name].changed if is_readable(document, i)]
+        for document in seen.documents
+    ]
+    places, document = max(zip(readable, seen.documents, strict=True), key=lambda of: len(of[0]))
     edit = document.edits[name]
     shown = places[:: max(1, len(places) // 6)][:6]
     print("\n" + "\n".join(label_lines(seen, document, edit, shown, draws)))
-    chances = [_rank(seen, document, name, i)[1] for i in edit.changed]
-    worse = sum(p < document.probability[i] for i, p in zip(edit.changed, chances, strict=True))
+    worse = sum(chance(document, i) < document.probability[i] for i in edit.changed)
     print()
     _say(
         f"{percent(seen.tallies[name].share(None, 'changed'))} of all "
         f"{'labels' if draws == 1 else 'first draws'} are another token than the text has. In "
-        f"this document, the prior finds {worse} of these {len(chances)} tokens less probable than "
-        "the token of the text. Taken alone, such a label is worse than the text. Together, the "
-        "labels show the smaller model how sure the larger one is."
+        f"this document, the prior finds {worse} of these {len(edit.changed)} tokens less probable "
+        "than the token of the text. Taken alone, such a label is worse than the text. Together, "
+        "the labels show the smaller model how sure the larger one is."
     )
-
-
-def _rank(seen: Inspection, document: Document, name: str, i: int) -> tuple[bool, float]:
-    """How well an edit can be read: whether words were exchanged, and P of the new token."""
-    new = cast(int, document.edits[name].after[i])
-    after = document.text.pieces[i + 1] if i + 1 < len(document.ids) else ""
-    pieces = (document.text.pieces[i], seen.reader.piece(new))
-    is_whole = not after[:1].isalnum() and all(
-        piece[:1] == " " and piece[1:].isalpha() and len(piece) > 2 for piece in pieces
-    )
-    return is_whole, dict(document.candidates.get(i, ())).get(new, 0.0)
 
 
 # --- 3. Does it pay? ---
@@ -245,7 +211,7 @@ def _show_training(
         prior, documents, held_out, policy, steps=args.steps, seed=args.seed,
         deadline=now + 0.5 * (deadline - now),
     )  # fmt: skip
-    steps = max(edited.perplexities)
+    steps = max(edited)
     if steps < args.steps:
         print(f"{steps} of {args.steps} steps fit into the time; --seconds gives more time.")
     if steps < min(args.steps, FEWEST_STEPS):
@@ -253,19 +219,19 @@ def _show_training(
         return
     plain = train(prior, documents, held_out, None, steps=steps, seed=args.seed, deadline=math.inf)
     rows = [["steps", "epochs", "without edits", "with edits"]]
-    for step, value in edited.perplexities.items():
+    for step, value in edited.items():
         epochs = f"{step * BATCH_SIZE / len(documents):.1f}"
-        rows.append([f"{step}", epochs, f"{plain.perplexities[step]:.2f}", f"{value:.2f}"])
+        rows.append([f"{step}", epochs, f"{plain[step]:.2f}", f"{value:.2f}"])
     print(f"\nPerplexity per token on {len(held_out)} held-out documents\n{in_columns(rows)}\n")
-    best, without = (min(run.perplexities.values()) for run in (edited, plain))
+    best, without = (min(run.values()) for run in (edited, plain))
     gain = 1 - best / without
     outcome = f"{percent(abs(gain))} {'lower' if gain > 0 else 'higher'} with edits"
     print(
         boxed(
             f"{outcome if abs(gain) >= 0.005 else 'no difference'}: at best {best:.2f}, and "
             f"{without:.2f} without edits",
-            "One short run is an example, not evidence. For evidence, see docs/studies.md. The "
-            f"edit pass took {percent(edited.time_share)} of the time of the training steps.",
+            "One short run is an example, not evidence. For evidence, see docs/studies.md; for the "
+            "cost, run toedit bench.",
             color=color,
         )
     )
@@ -282,24 +248,6 @@ def _show_paper(seen: Inspection, color: bool) -> None:
     )
     tallies = {name: seen.tallies[name] for name in PAPER}
     print(f"\n{policy_table(dataclasses.replace(seen, tallies=tallies))}\n")
-    name = "reference_code"
-    changes = [
-        (_rank(seen, document, name, i), -number, i)
-        for number, document in enumerate(seen.documents)
-        for i in document.edits[name].changed
-    ]
-    if changes:
-        (_, chance), number, i = max(changes)
-        document = seen.documents[-number]
-        times = float(document.probability[i]) / max(chance, 1e-3)
-        print(f"An example of {name}:")
-        print(passages(seen, document, document.edits[name], [i], color) + "\n")
-        _say(
-            "By the prior's own judgement this draw made the text worse: the old token was "
-            f"{times:,.0f} times as probable{' or more' * (chance < 1e-3)}."
-        )
-    else:
-        print("In these documents, no draw returned another token.")
     _say(
         "In our studies (docs/studies.md), so few changes made no difference in training. With "
         "the model's own base as the prior (Prior.shared), no policy lowered the loss."

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import tempfile
 import time
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -30,19 +29,6 @@ BATCH_SIZE = 8
 EVALUATE_EVERY = 20  # steps
 
 
-@dataclass
-class Run:
-    """A training run.
-
-    Attributes:
-        perplexities: steps -> perplexity on the held-out documents after these steps.
-        time_share: seconds of the edit pass / seconds of the training steps.
-    """
-
-    perplexities: dict[int, float] = field(default_factory=dict)
-    time_share: float = 0.0
-
-
 def smaller_model(prior: Prior) -> Any:
     """The prior's model in float32 with half of its layers: the first ones and the last."""
     model = copy.deepcopy(prior.model).float().requires_grad_(True)
@@ -62,7 +48,7 @@ def smaller_model(prior: Prior) -> Any:
 def train(
     prior: Prior, documents: list[Example], held_out: list[Example],
     policy: EditPolicy | None, *, steps: int, seed: int, deadline: float,
-) -> Run:  # fmt: skip
+) -> dict[int, float]:  # fmt: skip
     """Train the smaller model on the documents, epoch after epoch.
 
     Args:
@@ -70,11 +56,15 @@ def train(
         documents: to train on.
         held_out: to measure perplexity on.
         policy: of the edits; None: train without edits.
-        steps: how many to make.
+        steps: of training, at most.
         seed: of the order of the documents.
         deadline: stop at this time, of `time.monotonic`.
+
+    Returns:
+        steps -> perplexity on the held-out documents after these steps.
     """
-    run, model = Run(), smaller_model(prior)
+    perplexities: dict[int, float] = {}
+    model = smaller_model(prior)
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
             model,
@@ -87,7 +77,6 @@ def train(
                 warmup_steps=5,
                 seed=seed,
                 remove_unused_columns=False,
-                logging_steps=1,
                 save_strategy="no",
                 report_to="none",
                 disable_tqdm=True,
@@ -103,11 +92,9 @@ def train(
         if policy is not None:
             attach(trainer, prior, policy, cache=_cache_for(policy))
         title = f"training {'without' if policy is None else 'with'} edits"
-        trainer.add_callback(_Progress(run, model, held_out, deadline, title))
+        trainer.add_callback(_Progress(perplexities, model, held_out, deadline, title))
         trainer.train()
-        shares = [log.get("toedit/time_share", 0.0) for log in trainer.state.log_history]
-    run.time_share = sum(shares) / max(1, len(shares))
-    return run
+    return perplexities
 
 
 def _cache_for(policy: EditPolicy) -> DecisionCache | None:
@@ -123,9 +110,10 @@ class _Progress(TrainerCallback):
     """Measures held-out perplexity, shows a progress bar, and stops at the deadline."""
 
     def __init__(
-        self, run: Run, model: Any, held_out: list[Example], deadline: float, title: str
-    ) -> None:
-        self.run = run
+        self, perplexities: dict[int, float], model: Any, held_out: list[Example],
+        deadline: float, title: str,
+    ) -> None:  # fmt: skip
+        self.perplexities = perplexities
         self.model = model
         self.held_out = [(one.ids, one.labels) for one in held_out]
         self.deadline = deadline
@@ -148,5 +136,5 @@ class _Progress(TrainerCallback):
 
     def _measure(self, step: int) -> None:
         self.model.eval()
-        self.run.perplexities[step] = perplexity(self.model, self.held_out)
+        self.perplexities[step] = perplexity(self.model, self.held_out)
         self.model.train()
