@@ -221,7 +221,7 @@ def kind_of(tokenizer: Any, whose: str) -> Kind:
                 "the trainee's own tokenizer"
             )
 
-    backend = getattr(tokenizer, "backend_tokenizer", None)
+    backend: Any = getattr(tokenizer, "backend_tokenizer", None)
     require(backend is not None, f"{type(tokenizer).__name__}, which is not a fast tokenizer")
     model = backend.model
     name = type(model).__name__
