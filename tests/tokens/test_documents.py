@@ -23,12 +23,29 @@ def test_documents_are_those_of_the_reference(batch):
 
 
 @pytest.mark.parametrize(
+    ("mask", "positions", "column"),
+    [
+        ([1, 1, 0, 1, 1], None, 2),
+        ([2, 2, 0, 2, 2], None, 2),
+        ([1, 1, 0, 1, 1], [0, 1, 2, 3, 4], 2),
+        ([1, 0, 0, 1, 0], None, 2),
+    ],
+)
+def test_a_hole_in_a_document_is_refused(mask, positions, column):
+    """Its tokens would be scored as if those on both sides stood side by side."""
+    ids = torch.ones(2, 5, dtype=torch.long)
+    rows = torch.tensor([[1] * 5, mask])
+    places = None if positions is None else torch.tensor([[0, 1, 2, 3, 4], positions])
+    with pytest.raises(ValueError, match=rf"has a hole: row 1, column {column}.*restart at 0"):
+        find_documents(ids, rows, places)
+
+
+@pytest.mark.parametrize(
     ("mask", "positions", "lengths"),
     [
         ([1, 1, 0, 2, 2], None, [2, 2]),
         ([1, 1, 0, 1, 1], [0, 1, 0, 0, 1], [2, 2]),
         ([1, 1, 0, 1, 1], [0, 1, 1, 2, 3], [4]),  # the model counts on, too
-        ([1, 1, 0, 1, 1], None, [4]),
         ([0, 0, 1, 1, 1], [0, 1, 2, 3, 4], [3]),
         ([0, 3, 3, 1, 0], None, [2, 1]),
     ],

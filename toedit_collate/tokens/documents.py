@@ -90,6 +90,9 @@ def find_documents(
     where the numbers in `attention_mask` or `document_ids` change. Padding is in no document. The
     arguments are those of `TokenBatch.of`, on the host, with a (B, T) mask.
 
+    Raises:
+        ValueError: the mask hides a token inside a document.
+
     Example:
         >>> ids = torch.tensor([[7, 8, 9, 5, 6]])
         >>> find_documents(ids, None, torch.tensor([[0, 1, 2, 0, 1]])).lengths
@@ -109,9 +112,19 @@ def find_documents(
         if numbers is not None:
             number = numbers.numpy().reshape(-1)[index]
             first[1:] |= number[1:] != number[:-1]
+    hole = ~first[1:] & (np.diff(index) > 1)
     if position_ids is not None:
         position = position_ids.numpy().reshape(-1)[index]
         first[1:] |= position[1:] != position[:-1] + 1
+        # After padding, positions may restart, or continue as if there were no padding.
+        hole &= position[1:] > position[:-1] + 1
+    if hole.any():
+        b, t = divmod(int(index[1:][hole][0]), T)
+        raise ValueError(
+            f"attention_mask has a hole: row {b}, column {t - 1} is 0 between tokens of one "
+            "document, which can't be scored as it is trained on; remove such tokens, or mark "
+            "where the next document begins, by position_ids that restart at 0"
+        )
     lengths = np.diff(first.nonzero()[0], append=len(index)).tolist()
     return dataclasses.replace(Documents.of_lengths(lengths), index=torch.from_numpy(index))
 
