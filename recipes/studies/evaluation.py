@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from common.precision import fast_precision
 from torch import Tensor, nn
-
-from toedit_collate.config.precision import fast_precision
 
 NUM_BINS = 15  # of confidence, for the calibration error
 _ROWS_AT_ONCE = 8

@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from common.precision import fast_dtype, fast_precision
 from torch import Tensor, nn
 
-from toedit_collate.config.precision import fast_dtype, fast_precision
 from toedit_collate.prior.base import BasePrior
 from toedit_collate.training.collator import ToEditCollator
 

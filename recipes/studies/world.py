@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from common.precision import fast_dtype, fast_precision
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, set_seed
 
 from toedit_collate.config.console import quiet
-from toedit_collate.config.precision import fast_dtype, fast_precision
 from toedit_collate.data import Preparation, examples, format_of, open_data
 from toedit_collate.data.files import write_json
 from toedit_collate.errors import UnusableError

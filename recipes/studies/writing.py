@@ -6,9 +6,8 @@ import copy
 from typing import Any
 
 import torch
+from common.precision import fast_dtype, fast_precision
 from torch import Tensor, nn
-
-from toedit_collate.config.precision import fast_dtype, fast_precision
 
 from .world import TokenRows
 

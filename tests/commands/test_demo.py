@@ -59,7 +59,6 @@ def test_it_compares_training_with_and_without_edits(capsys, monkeypatch, prior_
     monkeypatch.setattr(training, "EVALUATE_EVERY", 2)
     status, printed, errors = run(
         capsys, "--prior", prior_folder, "--data", data, "--steps", 3, "--seconds", 1e6,
-        "--dtype", "float32",
     )  # fmt: skip
     assert status == 0, errors
     places = [printed.index(f"\n{n}. ") for n in range(1, 5)]

@@ -4,10 +4,9 @@ import math
 
 import pytest
 import torch
+from common.precision import fast_precision
 from conftest import VOCAB_SIZE, make_llama
 from studies.evaluation import NUM_BINS, evaluate, frequency_deciles
-
-from toedit_collate.config.precision import fast_precision
 
 
 def slow(model, input_ids, labels, groups):

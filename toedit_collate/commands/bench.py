@@ -66,7 +66,7 @@ def add_bench(commands: Any) -> None:
     data = options.add_data(parser)
     data.value("--batch-size", "rows of a batch", "N", options.positive, 8)
     data.value("--max-length", "tokens of a row, at most", "N", options.positive, 512)
-    options.add_prior(parser, leave_out=("--prior-aligned",))
+    options.add_prior(parser, aligned=False)
     policy = options.Group(parser, "policy")
     options.add_policy(policy)
     options.add_seed(policy, "batches and draws")

@@ -101,7 +101,7 @@ def add_plan(commands: Any) -> None:
     gpus = "number of GPUs; default: as in --accelerate"
     hardware.value("--gpus", gpus, "N", options.positive)
     mfu = "share of the card's peak speed that the run reaches (assumed)"
-    hardware.value("--mfu", mfu, "SHARE", options.share, 0.4)
+    hardware.value("--mfu", mfu, "SHARE", options.number_above_0, 0.4)
     output = options.Group(parser, "output")
     output.value("--json", "write all figures", "FILE", Path)
     parser.set_defaults(run=run_plan)

@@ -49,14 +49,10 @@ class Group:
         parser: of argparse.
         title: of the group.
         description: follows the title.
-        leave_out: names of options that are not added.
     """
 
-    def __init__(
-        self, parser: Any, title: str, description: str | None = None, leave_out: Sequence[str] = ()
-    ) -> None:
+    def __init__(self, parser: Any, title: str, description: str | None = None) -> None:
         self._parser = parser.add_argument_group(title, description)
-        self._leave_out = leave_out
 
     def value(
         self, name: str, meaning: str, metavar: str, read: Callable[[str], Any] = str,
@@ -77,10 +73,9 @@ class Group:
 
     def option(self, name: str, meaning: str, default: Any, **how: Any) -> None:
         """Any option of argparse."""
-        if name not in self._leave_out:
-            shown = default is not None and not isinstance(default, bool)
-            ending = "; default: %(default)s" if shown else ""
-            self._parser.add_argument(name, help=meaning + ending, default=default, **how)
+        shown = default is not None and not isinstance(default, bool)
+        ending = "; default: %(default)s" if shown else ""
+        self._parser.add_argument(name, help=meaning + ending, default=default, **how)
 
 
 def positive(text: str) -> int:
@@ -101,21 +96,12 @@ def _whole_number(text: str, least: int) -> int:
 
 def number_above_0(text: str) -> float:
     """A number above 0."""
-    return _number(text, math.inf, "a number above 0")
-
-
-def share(text: str) -> float:
-    """A number above 0 and at most 1."""
-    return _number(text, 1.0, "above 0 and at most 1, as in 0.4")
-
-
-def _number(text: str, most: float, expected: str) -> float:
     try:
         value = float(text)
     except ValueError:
         value = 0.0
-    if not 0 < value <= most:
-        raise argparse.ArgumentTypeError(f"must be {expected}, got {text!r}")
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a number above 0, got {text!r}")
     return value
 
 
@@ -180,20 +166,17 @@ def preparation_of(args: argparse.Namespace) -> Preparation:
     )
 
 
-def add_prior(
-    parser: Any, *, required: bool = False, leave_out: tuple[str, ...] = (), prior: str = ""
-) -> None:
+def add_prior(parser: Any, *, required: bool = False, aligned: bool = True) -> None:
     """Add `--prior` and how to load it; see `prior_options`.
 
     Args:
         parser: of argparse.
         required: whether `--prior` must be given.
-        leave_out: options that the command does not support, as in "--adapter".
-        prior: ends the help of `--prior`.
+        aligned: whether the command supports a prior with another tokenizer.
     """
-    group = Group(parser, "prior", leave_out=leave_out)
+    group = Group(parser, "prior")
     name = "PATH_OR_HUB_ID"
-    group.value("--prior", "a causal language model" + prior, name, required=required)
+    group.value("--prior", "a causal language model", name, required=required)
     group.choice("--dtype", "of its weights; auto: the checkpoint's", DTYPES, "auto")
     group.value("--device", "cuda, cuda:1, cpu, ...; default: the GPU, if there is one", "NAME")
     group.choice(
@@ -202,17 +185,18 @@ def add_prior(
     group.value("--adapter", "a PEFT adapter to put on it", name)
     group.value("--revision", "revision of the model on the hub", "NAME")
     group.flag("--compile", "use torch.compile, which takes a minute and pays on a long run")
-    group.value(
-        "--prior-aligned",
-        "edit for a trainee with another tokenizer, TOKENIZER: the trainee's folder or hub id, or "
-        "a tokenizer.json; scores then are lower bounds",
-        "TOKENIZER",
-    )
+    if aligned:
+        group.value(
+            "--prior-aligned",
+            "edit for a trainee with another tokenizer, TOKENIZER: the trainee's folder or hub id, "
+            "or a tokenizer.json; scores then are lower bounds",
+            "TOKENIZER",
+        )
 
 
 def prior_options(args: argparse.Namespace) -> dict[str, Any]:
     """The options of `add_prior` as `open_prior` takes them, without the name."""
-    options = {name: getattr(args, name) for name in _LOADING if hasattr(args, name)}
+    options = {name: getattr(args, name) for name in _LOADING}
     return {**options, "aligned_to": getattr(args, "prior_aligned", None)}
 
 

@@ -26,11 +26,8 @@ def add_demo(commands: Any) -> None:
         "toedit demo --prior HuggingFaceTB/SmolLM2-135M-Instruct --data a.jsonl",
     )
     options.add_data(parser, more="; default: Python's help topics")
-    options.add_prior(
-        parser,
-        leave_out=("--device", "--quantization", "--adapter", "--compile", "--prior-aligned"),
-        prior="; default: toedit-demo, a small one",
-    )
+    prior = "a causal language model; default: toedit-demo, a small one"
+    options.Group(parser, "prior").value("--prior", prior, "PATH_OR_HUB_ID")
     policy = options.Group(parser, "policy")
     options.add_policy(policy, default=POLICY, more="; for the training run with edits")
     options.add_seed(policy, "draws and training runs")

@@ -2,9 +2,8 @@
 
 import pytest
 import torch
-
-from toedit_collate.config import precision
-from toedit_collate.config.precision import fast_dtype, fast_precision
+from common import precision
+from common.precision import fast_dtype, fast_precision
 
 CPU = torch.device("cpu")
 
