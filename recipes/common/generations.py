@@ -88,7 +88,7 @@ def run_generations(
                     )
                 (trainer.eval_dataset,) = sets.values()
             check_evaluation(trainer, run_args)
-            add_to_card(trainer, name, policy)
+            add_to_card(trainer)
             keep_dataset(trainer)
             trainers[:] = [trainer]
             return trainer

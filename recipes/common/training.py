@@ -54,7 +54,7 @@ def run(
         set_seed(own.seed)
         trainer = make_trainer(own, policy)
         check_evaluation(trainer, run_args)
-        add_to_card(trainer, name, policy)
+        add_to_card(trainer)
         return train(trainer, run_args, name), trainer
 
     return run_all(run_once, args, run_args, edit)

@@ -62,7 +62,7 @@ def test_a_run_from_a_cache_alone_writes_its_model_card(tmp_path, tokenizer):
             tmp_path / name, tokenizer, kind="SFTTrainer", way="attach", prior=prior, cache=cache,
             policy=policy, train=texts,
         )  # fmt: skip
-        add_to_card(trainer, "mine", policy)
+        add_to_card(trainer)
         trainer.train()
         collator.flush()
         trainer.create_model_card()

@@ -465,7 +465,7 @@ def test_the_card_says_how_the_data_was_edited(tmp_path):
             train=dataset(documents(6)), max_length=32,
         )  # fmt: skip
         trainer.train()
-        card = editing_section("p", collator.policy, collator)
+        card = editing_section(collator)
         stats = collator.stats
         assert f"Of the {stats['scored']:,} tokens" in card
         assert f"{stats['changed']:,} changed" in card
@@ -474,7 +474,7 @@ def test_the_card_says_how_the_data_was_edited(tmp_path):
             f"{stats.get('aligned_share', 0):.1%} of the tokens begin where a token of the prior"
         )
         assert (share in card) == (name == "aligned")
-    assert "this run is a baseline" in editing_section("none", None, collator)
+    assert "this run is a baseline" in editing_section(None)
 
 
 def test_a_policy_keeps_to_its_cell_of_the_comparison():
@@ -502,7 +502,7 @@ def test_what_is_pushed_says_how_it_was_edited(tmp_path, monkeypatch):
         tmp_path, tokenizer, kind="SFTTrainer", way="attach", prior=make_prior(tokenizer),
         train=dataset(documents(4)), max_length=32,
     )  # fmt: skip
-    add_to_card(trainer, "paper", collator.policy)
+    add_to_card(trainer)
     trainer.train()
     trainer.hub_model_id = "someone/model"
     trainer.push_to_hub(dataset_name="d")

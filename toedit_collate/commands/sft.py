@@ -91,7 +91,7 @@ def _editing_trainer(edit: Any, made: list[Any]) -> Any:
             made.append(self)
             check_column_kept(kwargs.get("train_dataset"), self.train_dataset)
             attach_edit(self, edit, edit.policy())
-            add_to_card(self, edit.policy_name, edit.policy())
+            add_to_card(self)
 
     return EditingSFTTrainer
 

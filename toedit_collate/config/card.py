@@ -6,16 +6,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from ..policy import EditPolicy
 from ..training.collator import ToEditCollator
 from .policies import short_name
 
 
-def add_to_card(trainer: Any, name: str, policy: EditPolicy | None) -> None:
-    """Append a section to every model card that a Trainer writes, also when it pushes to the hub.
-
-    `name` is that of the policy. Without a policy, the data is not edited.
-    """
+def add_to_card(trainer: Any) -> None:
+    """Append a section to every model card that a Trainer writes, also for the hub."""
     write = trainer.create_model_card
 
     def create_model_card(*args: Any, **kwargs: Any) -> None:
@@ -28,23 +24,23 @@ def add_to_card(trainer: Any, name: str, policy: EditPolicy | None) -> None:
             base = getattr(trainer.model.config, "_name_or_path", "") or "a new model"
             card = card.replace("[None](https://huggingface.co/None)", f"`{base}`")
             card = card.replace('model="None"', f'model="{folder}"')
-            section = editing_section(name, policy, trainer.data_collator)
+            section = editing_section(trainer.data_collator)
             path.write_text(f"{card}\n\n{section}", encoding="utf-8")
 
     trainer.create_model_card = create_model_card
 
 
-def editing_section(name: str, policy: EditPolicy | None, collator: Any) -> str:
+def editing_section(collator: Any) -> str:
     """The section, in Markdown; `collator` is that of the Trainer."""
     title = "## How the training data was edited\n\n"
-    if policy is None or not isinstance(collator, ToEditCollator):
+    if not isinstance(collator, ToEditCollator) or not collator.policy.decides:
         return f"{title}It was not edited: this run is a baseline.\n"
     stats = collator.stats
     lines = [
         f"{title}[toedit_collate](https://arxiv.org/abs/2412.14689) {version('toedit_collate')} "
         "edited the training batches, not the evaluation data: a frozen prior model resampled the "
         "tokens that the policy selects (token-edited on the fly).\n",
-        f"- Policy: `` {name} ``, that is, `` {short_name(policy)} ``",
+        f"- Policy: `` {short_name(collator.policy)} ``",
         f"- Prior: {collator.prior.description}",
         f"- Of the {stats['scored']:,} tokens that one process has scored since the run last "
         f"started, {stats['selected']:,} were selected ({stats['selected_share']:.2%}), "
