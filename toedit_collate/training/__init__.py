@@ -1,8 +1,5 @@
 """Inside a Trainer: batches that edit themselves, and what happens around them in a run.
 
-Public: `ToEditCollator`, `ToEditBatch`, `ToEditCallback`, `attach`, `last_checkpoint`, `self_edit`,
-`held_out_perplexity`.
-
 Words:
 
 - *editor*: a `BatchEditor`, with prior, policy, stores and counts, in the one process that has the

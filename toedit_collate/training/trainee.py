@@ -82,8 +82,12 @@ def check_needs_no_labels(trainer: Any, batch: Mapping[str, Any]) -> None:
 def find_tokenizer(model: Any, collators: Iterable[Any]) -> Any:
     """The trainee's tokenizer, from collators or the model's local files; None if there is none."""
     for collator in collators:
-        if (known := tokenizer_of(collator)) is not None:
-            return known
+        while collator is not None:
+            tokenizer = text_tokenizer(getattr(collator, "tokenizer", None))
+            if hasattr(tokenizer, "get_vocab"):
+                return tokenizer
+            inner = getattr(collator, "data_collator", None)
+            collator = inner or getattr(collator, "base_collator", None)
     name = getattr(getattr(model, "config", None), "_name_or_path", "")
     try:
         # Without this file, transformers makes an empty tokenizer.
@@ -91,17 +95,6 @@ def find_tokenizer(model: Any, collators: Iterable[Any]) -> Any:
         return AutoTokenizer.from_pretrained(name, local_files_only=True)
     except Exception:  # damaged files of any kind
         return None
-
-
-def tokenizer_of(collator: Any) -> Any:
-    """The tokenizer of a collator or of a collator inside it; or None."""
-    while collator is not None:
-        tokenizer = text_tokenizer(getattr(collator, "tokenizer", None))
-        if hasattr(tokenizer, "get_vocab"):
-            return tokenizer
-        inner = getattr(collator, "data_collator", None)
-        collator = inner or getattr(collator, "base_collator", None)
-    return None
 
 
 def tokenizers_in(value: Any, depth: int = 4) -> Iterator[Any]:
