@@ -299,7 +299,9 @@ class TestData:
             )  # fmt: skip
             found = perplexity_of(trainer, Prior(model), "t")
             assert found == pytest.approx(math.exp(nll / count), rel=1e-4)
-        with pytest.raises(ValueError, match=r"dataset must be one of \['t'\].*got None"):
+        with pytest.raises(
+            ValueError, match=r"dataset must be one of the Trainer's \['t'\].*got None"
+        ):
             perplexity_of(trainer, Prior(model))
 
     def test_data_made_on_the_spot(self):

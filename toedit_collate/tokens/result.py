@@ -36,6 +36,14 @@ class EditResult:
             label, and their counts, which add up to K. Then `labels` are as given, and `tokens` and
             `changed` follow the most frequent draw. A label without draws is its own only id.
         sample_logprob: (S,) float32, exact log P in nats of some scored tokens (`num_sampled`).
+
+    Example:
+        >>> from toedit_collate.tokens.token_batch import TokenBatch
+        >>> batch = TokenBatch.of(torch.tensor([[5, 6, 7]]), None, None, None)
+        >>> removed = torch.tensor([False, False, True])
+        >>> result = batch.revised(torch.tensor([5, 9, 7]), removed, pad_id=0)
+        >>> result.input_ids, result.changed
+        (tensor([[5, 9]]), tensor([[False,  True, False]]))
     """
 
     input_ids: Tensor
