@@ -168,7 +168,7 @@ class AlignedPredictions(Predictions):
         return self._columns_of(super()._forbidden(policy))
 
     def _tiles(
-        self, at: Tensor, *columns: Tensor, most: int | None = None
+        self, at: Tensor, *columns: Tensor, most: int | None = None, many: bool = False
     ) -> Iterator[tuple[Tensor, ...]]:
         """Logits of `_columns` at tokens that make one request, and -inf in one more column."""
         for logits, *rest in super()._tiles(self.chains.begin[at], *columns, most=most):

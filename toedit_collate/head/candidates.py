@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..policy import EditPolicy
 from ..transfer import on_host
+from .projection import exp_pieces, rows_at_once
 
 # Numbers of ids whose sum, or maximum, is computed before single ids are looked at.
 CHUNK = 64
@@ -84,8 +85,9 @@ def draw_tokens(
         uniforms: (n,) or (n, d) float64, in [0, 1).
     """
     if policy.sampler == "full":
-        weights = _weights(_allowed(logits, observed, policy, forbidden), policy.temperature)
-        return _draw_by_chunks(weights, observed, in_columns(uniforms)).view(uniforms.shape)
+        logits = _allowed(logits, observed, policy, forbidden)
+        drawn = _draw_by_chunks(logits, observed, in_columns(uniforms), policy.temperature)
+        return drawn.view(uniforms.shape)
     candidates = find_candidates(policy, forbidden, logits, observed)
     return draw_among(candidates, observed, uniforms, policy.temperature)
 
@@ -122,39 +124,65 @@ def _allowed(logits: Tensor, observed: Tensor, policy: EditPolicy, forbidden: Te
     """The logits with -inf at ids that may not be drawn; changed in place."""
     logits.index_fill_(-1, forbidden, -math.inf)
     if policy.exclude_original:
-        logits.scatter_(-1, observed.unsqueeze(-1), -math.inf)
+        logits[torch.arange(len(logits), device=logits.device), observed] = -math.inf
     return logits
 
 
-def _weights(logits: Tensor, temperature: float) -> Tensor:
-    """softmax(logits / temperature), padded with zeros to whole chunks: (n, C * CHUNK) float32.
-
-    Float32 suffices: the logits are rounded more than the weights.
-    """
-    if temperature != 1:
-        logits = logits.float() / temperature
-    weights = logits.softmax(-1, dtype=torch.float32)
-    return F.pad(weights, (0, -weights.shape[-1] % CHUNK)) if weights.shape[-1] % CHUNK else weights
-
-
-def _draw_by_chunks(weights: Tensor, observed: Tensor, uniforms: Tensor) -> Tensor:
+def _draw_by_chunks(
+    logits: Tensor, observed: Tensor, uniforms: Tensor, temperature: float
+) -> Tensor:
     """Draw from all ids: search the sums of chunks of ids, and then one chunk.
 
-    (n, C * CHUNK) float32 weights, which are changed, and (n, d) uniforms -> (n, d) int64; the
-    observed token where no other id has a weight.
+    (n, V) logits, which are changed, and (n, d) uniforms -> (n, d) int64; the observed token where
+    no other id has a weight. Weights are in float32: the logits are rounded more than they are.
     """
-    n = len(observed)
+    if logits.shape[-1] % CHUNK:
+        logits = F.pad(logits, (0, -logits.shape[-1] % CHUNK), value=-math.inf)
     own = observed.unsqueeze(-1)
-    own_weight = weights.gather(-1, own).double()
-    chunks = weights.scatter_(-1, own, 0.0).view(n, -1, CHUNK)
-    sums = chunks.sum(-1).double()
-    ends = sums.cumsum(-1)
+    own_logit = logits.gather(-1, own).float() / temperature
+    # scatter_ would convert all 16-bit logits to float32 and back.
+    logits[torch.arange(len(own), device=own.device), observed] = -math.inf
+    chunks = logits.view(len(own), -1, CHUNK)
+    peaks, sums = [], []
+    for weights, peak in exp_pieces(logits, temperature):
+        peaks.append(peak)
+        sums.append(weights.view(len(weights), -1, CHUNK).sum(-1))
+    most, of_chunks = torch.cat(peaks), torch.cat(sums).double()
+    ends = of_chunks.cumsum(-1)
+    own_weight = (own_logit - most).double().exp_()
     target = _beyond_own(uniforms, own_weight, ends[:, -1:])
     chunk = _first_above(ends, target)
-    left = (target - (ends - sums).gather(-1, chunk)).unsqueeze(-1)
-    inside = _chunks_at(chunks, chunk).cumsum(-1, dtype=torch.float64)
-    place = _first_above(inside, left).squeeze(-1)
-    return torch.where(target < 0, own, chunk * CHUNK + place)
+    left = (target - (ends - of_chunks).gather(-1, chunk)).float()
+    used = chunk + torch.arange(len(own), device=own.device).unsqueeze(-1) * chunks.shape[1]
+    rows = rows_at_once(logits, CHUNK * uniforms.shape[-1] // 2)
+    parts = zip(used.split(rows), left.split(rows), strict=True)
+    place = [_search_chunks(chunks, most, *part, temperature) for part in parts]
+    return torch.where(target < 0, own, chunk * CHUNK + torch.cat(place))
+
+
+def _search_chunks(
+    chunks: Tensor, peak: Tensor, used: Tensor, target: Tensor, temperature: float
+) -> Tensor:
+    """Where in its chunk each draw falls: (r, d) numbers of chunks, (r, d) targets -> (r, d) int64.
+
+    Sorted draws of a token use few chunks. To find these, the host would wait for a GPU.
+    """
+    row, some = None, used.flatten()
+    if on_host(used):
+        some, row = used.unique_consecutive(return_inverse=True)
+    weights = chunks.flatten(0, 1).index_select(0, some).float()
+    if temperature != 1:
+        weights.div_(temperature)
+    steps = weights.sub_(peak.index_select(0, some // chunks.shape[1])).exp_().cumsum(-1)
+    if row is None:
+        return _first_above(steps.view(*used.shape, CHUNK), target.unsqueeze(-1)).squeeze(-1)
+    begin = row * CHUNK
+    target = _on_scale(target, steps.take(begin + (CHUNK - 1)))
+    place, half = torch.zeros_like(begin), CHUNK // 2
+    while half:
+        place += half * (steps.take(begin + place + (half - 1)) <= target)
+        half //= 2
+    return place
 
 
 def in_columns(uniforms: Tensor) -> Tensor:
@@ -174,12 +202,15 @@ def _beyond_own(uniforms: Tensor, own_weight: Tensor, others: Tensor) -> Tensor:
 def _first_above(steps: Tensor, target: Tensor) -> Tensor:
     """Where ascending steps, (..., m), first exceed targets, (..., d): int64 like the targets.
 
-    Targets below 0 count as 0 and those at the end as just below it, since rounding can put them
-    there. So the result has a weight if any id has one.
+    The result has a weight if any id has one.
     """
-    last = steps[..., -1:]
-    target = torch.minimum(target.clamp(min=0), torch.nextafter(last, torch.zeros_like(last)))
+    target = _on_scale(target, steps[..., -1:])
     return torch.searchsorted(steps, target, right=True).clamp_(max=steps.shape[-1] - 1)
+
+
+def _on_scale(target: Tensor, end: Tensor) -> Tensor:
+    """Targets in [0, end): rounding can put them below 0, or at the end."""
+    return torch.minimum(target.clamp(min=0), end * (1 - torch.finfo(end.dtype).eps / 2))
 
 
 def _most_probable(logits: Tensor, observed: Tensor, policy: EditPolicy) -> Candidates:
@@ -198,7 +229,9 @@ def _most_probable(logits: Tensor, observed: Tensor, policy: EditPolicy) -> Cand
 def _nuclei(logits: Tensor, observed: Tensor, policy: EditPolicy) -> Candidates:
     """The fewest ids that hold at least `top_p`, without the observed one if it is excluded."""
     n, V = logits.shape
-    weights = _weights(logits, policy.temperature)
+    weights = (logits / policy.temperature).softmax(-1)
+    if V % CHUNK:
+        weights = F.pad(weights, (0, -V % CHUNK))
     enough = policy.top_p * weights.view(n, -1, CHUNK).sum(-1).double().sum(-1, keepdim=True)
     found: list[tuple[Tensor, Candidates]] = []
     rows = torch.arange(n, device=logits.device)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..transfer import fetch, on_host, send
 from . import kernels
-from .projection import PIECE_ELEMENTS, Head, project_rows, tile_elements
+from .projection import Head, exp_pieces, project_rows, tile_elements
 
 # On a CPU, checking which rows are still open costs no wait, so competitors are visited in growing
 # tiles: up to id 64, 256, 1,024, ... and at most this share of the vocabulary.
@@ -124,10 +124,14 @@ def score_observed(
             logprob, *fetch(~(logprob < lowest_cut), hidden.isfinite().all(-1) & logprob.isfinite())
         )
 
-    observed = head.observed_logits(hidden, ids)
     cut = lowest_cut
     if not isinstance(cut, Tensor):
-        cut = torch.full_like(observed, cut)
+        if cut == math.inf and hidden.dtype != torch.float16:
+            # No decision depends on log P, and `measure_competitors` has seen finite weights.
+            upper = hidden.new_zeros(len(ids), dtype=torch.float32)
+            return Scores(upper, *fetch(upper != 0, hidden.sum(-1).isfinite()))
+        cut = torch.full(ids.shape, cut, dtype=torch.float32, device=ids.device)
+    observed = head.observed_logits(hidden, ids)
     rows = torch.arange(len(ids), device=ids.device)
     odds = torch.zeros_like(observed)  # of the competitors so far, to the observed id
     for start, stop in itertools.pairwise((0, *competitors.stops)):
@@ -236,8 +240,8 @@ def _sum_all(
 def _logsumexp_of_others(tile: Tensor, place: Tensor, start: int) -> Tensor:
     """Log-sum-exp of each row of a tile without the observed id: (r,) float32; changes the tile."""
     _replace_observed(tile, place, start, -math.inf)
-    rows = PIECE_ELEMENTS // tile.shape[-1] if on_host(tile) else len(tile)
-    return torch.cat([piece.float().logsumexp(-1) for piece in tile.split(max(1, rows))])
+    pieces = exp_pieces(tile)
+    return torch.cat([weights.sum(-1).log_().add_(peak.squeeze(-1)) for weights, peak in pieces])
 
 
 def _replace_observed(tile: Tensor, place: Tensor, start: int, value: float) -> None:
@@ -245,10 +249,11 @@ def _replace_observed(tile: Tensor, place: Tensor, start: int, value: float) -> 
 
     They are at `place`, (r,) int64; those outside of the tile change nothing.
     """
-    column = (place - start).unsqueeze(-1)
+    column = place - start
     inside = (column >= 0) & (column < tile.shape[-1])
-    column = column.clamp_(0, tile.shape[-1] - 1)
-    tile.scatter_(-1, column, tile.gather(-1, column).masked_fill_(inside, value))
+    # On a CPU, scatter_ would convert all 16-bit numbers of the tile to float32 and back.
+    at = torch.arange(len(tile), device=tile.device), column.clamp_(0, tile.shape[-1] - 1)
+    tile.index_put_(at, tile[at].masked_fill_(inside, value))
 
 
 def _logprob(observed: Tensor, others: Tensor) -> Tensor:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from itertools import starmap
 from typing import TypeVar
 
 import torch
@@ -78,8 +80,7 @@ class Predictions:
             policy: sampler, temperature, `exclude_original`, `protect_special`.
             scores: the result of `score`.
             selected: (n,) bool on `device`.
-            uniforms: (n,) float64 in [0, 1), on the host; or (n, d) for d draws of each token,
-                whose first is that of (n,).
+            uniforms: (n,) float64 in [0, 1), on the host; or (n, d) for d draws of each token.
 
         Returns:
             int64 on `device`, the shape of `uniforms`: the tokens, resampled where selected.
@@ -121,18 +122,20 @@ class Predictions:
         return self.forbidden(policy.protect_special)
 
     def _tiles(
-        self, at: Tensor, *columns: Tensor, most: int | None = None
+        self, at: Tensor, *columns: Tensor, most: int | None = None, many: bool = False
     ) -> Iterator[tuple[Tensor, ...]]:
         """Logits at some tokens, with the rows of the columns; see `project_rows`."""
         states = self.states[send(at, self.device)]
-        yield from project_rows(self.head, states, *columns, most=most)
+        yield from project_rows(self.head, states, *columns, most=most, many=many)
 
     def _draw(self, policy: EditPolicy, at: Tensor, observed: Tensor, uniforms: Tensor) -> Tensor:
         forbidden = self._forbidden(policy)
 
         def draw(most: int) -> Tensor:
-            tiles = self._tiles(at, observed, uniforms, most=most)
-            return torch.cat([draw_tokens(policy, forbidden, *tile) for tile in tiles])
+            many = policy.sampler == "full"
+            tiles = self._tiles(at, observed, uniforms, most=most, many=many)
+            # starmap keeps no tile, whose block could not be freed before the next is made.
+            return torch.cat(list(starmap(partial(draw_tokens, policy, forbidden), tiles)))
 
         return self._in_budget(draw, block_elements(self.head, self.states))
 

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..transfer import on_host
+
 # A tile of logits has at most this many elements (fp32: 16 MiB and 64 MiB). On a CPU it is also at
 # most this share of the full (tokens, vocabulary) matrix, so that small batches need little memory.
 # On a GPU, each tile costs time for its launches.
@@ -101,22 +103,48 @@ def block_elements(head: Head, hidden: Tensor) -> int:
     return most // (hidden if head.weight is None else head.weight).element_size()
 
 
+def rows_at_once(on: Tensor, width: int, *, many: bool = False) -> int:
+    """How many rows of `width` numbers to process at once, on the device of a tensor.
+
+    On a CPU, the numbers stay in the cache of a core, unless `many`.
+    """
+    most = MAX_TILE_ELEMENTS if many else PIECE_ELEMENTS
+    return max(1, (most if on_host(on) else MAX_TILE_ELEMENTS_GPU) // width)
+
+
+def exp_pieces(logits: Tensor, temperature: float = 1.0) -> Iterator[tuple[Tensor, Tensor]]:
+    """e^(logits / temperature - peak), a few rows at a time, with the peak of each row.
+
+    Yields:
+        (r, V) float32, in a buffer that is used again; (r, 1) float32.
+    """
+    rows = rows_at_once(logits, logits.shape[-1])
+    buffer = logits.new_empty(min(rows, len(logits)), logits.shape[-1], dtype=torch.float32)
+    for some in logits.split(rows):
+        weights = buffer[: len(some)].copy_(some)
+        if temperature != 1:
+            weights.div_(temperature)
+        # Not -inf, for a row of -inf.
+        peak = weights.amax(-1, keepdim=True).clamp_(min=torch.finfo(torch.float32).min)
+        yield weights.sub_(peak).exp_(), peak
+
+
 def project_rows(
-    head: Head, hidden: Tensor, *columns: Tensor, most: int | None = None
+    head: Head, hidden: Tensor, *columns: Tensor, most: int | None = None, many: bool = False
 ) -> Iterator[tuple[Tensor, ...]]:
     """Project rows onto the whole vocabulary, many at once, and yield a few at a time.
 
     `hidden` is (n, D); `columns` have n rows each. At most `most` logits are in memory at once; by
-    default, `block_elements`.
+    default, `block_elements`. `many` is as in `rows_at_once`.
 
     Yields:
         The logits of the next rows, (r, V) in the dtype of the model, which may be overwritten; and
         these rows of each column.
     """
     block = max(1, (most or block_elements(head, hidden)) // head.vocab_size)
-    on_gpu = hidden.device.type == "cuda"
-    piece = max(1, (MAX_TILE_ELEMENTS_GPU if on_gpu else PIECE_ELEMENTS) // head.vocab_size)
+    piece = rows_at_once(hidden, head.vocab_size, many=many)
     for states, *rest in zip(*(x.split(block) for x in (hidden, *columns)), strict=True):
         missing = max(0, MIN_BLOCK_ROWS - len(states))
         logits = head.project(F.pad(states, (0, 0, 0, missing)))[: len(states)]
         yield from zip(*(x.split(piece) for x in (logits, *rest)), strict=True)
+        del logits  # so that the next block takes its memory

@@ -20,9 +20,9 @@ Words = npt.NDArray[np.uint64]
 
 _MASK32 = 0xFFFFFFFF
 # Multipliers and key increments of Philox4x32 (Salmon et al., "Parallel random numbers: as easy
-# as 1, 2, 3", SC 2011), a row for each of the two products of a round.
-_MULTIPLIERS = np.array([[0xD2511F53], [0xCD9E8D57]], dtype=np.uint64)
-_INCREMENTS = np.array([[0x9E3779B9], [0xBB67AE85]], dtype=np.uint64)
+# as 1, 2, 3", SC 2011), one for each of the two products of a round.
+_MULTIPLIERS = np.array([0xD2511F53, 0xCD9E8D57], dtype=np.uint64)
+_INCREMENTS = np.array([0x9E3779B9, 0xBB67AE85], dtype=np.uint64)
 _LOWER = np.uint64(_MASK32)
 _HALF = np.uint64(32)
 
@@ -37,21 +37,28 @@ class Draws:
 
 
 def philox4x32(counter: Words, key: Words) -> Words:
-    """Philox4x32-10: (4, n) counter words and (2, n) or (2, 1) key words -> (4, n) words.
+    """Philox4x32-10: (4, *n) counter words and (2, *n) key words -> (4, *n) words.
 
-    All are uint64 that hold 32 bits. It runs in numpy: for a few thousand tokens, a PyTorch
-    operation takes longer to start than to finish.
+    All are uint64 that hold 32 bits. Keys are broadcast. It runs in numpy: for a few thousand
+    tokens, a PyTorch operation takes longer to start than to finish.
 
     Example:
         >>> hex(philox4x32(np.zeros((4, 1), np.uint64), np.zeros((2, 1), np.uint64))[0, 0])
         '0x6627e8d5'
     """
     even, odd = counter[0::2], counter[1::2]
+    multipliers, increments = (
+        pair.reshape(2, *[1] * (counter.ndim - 1)) for pair in (_MULTIPLIERS, _INCREMENTS)
+    )
     for _ in range(10):
-        product = even * _MULTIPLIERS
+        product = even * multipliers
         # Each product's halves go to the other pair of words.
-        even, odd = (product >> _HALF)[::-1] ^ odd ^ key, (product & _LOWER)[::-1]
-        key = (key + _INCREMENTS) & _LOWER
+        even = (product >> _HALF)[::-1]
+        even ^= odd
+        even ^= key
+        product &= _LOWER
+        odd = product[::-1]
+        key = (key + increments) & _LOWER
     return np.stack([even[0], odd[0], even[1], odd[1]])
 
 
@@ -98,11 +105,10 @@ def token_uniforms(
     counter = np.zeros((4, len(position), calls), dtype=np.uint64)
     counter[0], counter[2:] = position[:, None], seeded[2:, :, None]
     counter[1] = np.arange(calls)
-    key = np.repeat(seeded[:2], calls, axis=1)
-    words = philox4x32(counter.reshape(4, -1), key).reshape(2, 2, -1)
+    words = philox4x32(counter, seeded[:2, :, None])
     # float64 holds 53 bits: all of a pair's first word, and the upper 21 of its second.
-    pairs = (words[:, 0] << np.uint64(21)) | (words[:, 1] >> np.uint64(11))
-    numbers = pairs.astype(np.float64).T.reshape(len(position), 2 * calls)[:, :num_draws] * 2.0**-53
+    pairs = (words[0::2] << np.uint64(21)) | (words[1::2] >> np.uint64(11))
+    numbers = np.moveaxis(pairs, 0, -1).reshape(len(position), 2 * calls)[:, :num_draws] * 2.0**-53
     return numbers[:, 0] if num_draws == 1 else numbers
 
 

@@ -175,11 +175,18 @@ class TokenBatch:
         return int(ends[padded][0, -1]) if ends.shape[1] == 2 and padded.any() else None
 
     def uniforms(self, where: Tensor, draws: Draws, num_draws: int = 1) -> Tensor:
-        """Draws for n of the M tokens: (n,) float64 in [0, 1); (n, num_draws) for several."""
+        """Draws for n of the M tokens: (n,) float64 in [0, 1); (n, num_draws) for several.
+
+        Several draws of a token are sorted: only their counts matter, and sorted numbers take less
+        time to look up.
+        """
         chosen, documents = where.numpy(), self.documents
         document = documents.document.numpy()[chosen]
         position = documents.position.numpy()[chosen]
-        return torch.from_numpy(token_uniforms(self._keys, document, position, draws, num_draws))
+        uniforms = token_uniforms(self._keys, document, position, draws, num_draws)
+        if num_draws > 1:
+            uniforms.sort(axis=-1)
+        return torch.from_numpy(uniforms)
 
     @functools.cached_property
     def _keys(self) -> Words:
