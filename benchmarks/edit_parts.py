@@ -110,7 +110,7 @@ def variants(inputs: Inputs, policy: EditPolicy) -> dict[str, Variant]:
         found["padding kept"] = edit(padding_kept)
     states, _ = scored_states(inputs, most=2048)
     for num_ids in TILES:
-        if prior.head.weight is not None and num_ids < prior.vocab_size:
+        if num_ids < prior.vocab_size:
             tile = one_tile(prior, states, num_ids)
             found[f"one first tile of {num_ids} ids"] = edit(lambda t=tile: first_tile(prior, t))
     if kernels.is_available(prior.device):

@@ -119,9 +119,9 @@ class TestConstructors:
 
     def test_a_class_and_a_model_without_weights(self):
         model = make_llama()
-        with pytest.raises(TypeError, match=r"got the class LlamaForCausalLM; load one with"):
+        with pytest.raises(TypeError, match=r"got type; load one with"):
             Prior(type(model))
-        with pytest.raises(ValueError, match=r"its weights are on the meta device"):
+        with pytest.raises(ValueError, match=r"without a plain weight .*on a device"):
             Prior(model.to("meta"))
 
     def test_prior(self):

@@ -121,7 +121,7 @@ def test_what_cannot_work_is_refused(case):
     if bos is None:
         edit_tokens(prior, full, policy=TEXT)
     else:
-        with pytest.raises(ValueError, match=r"a text of 256 tokens, before which .*=255 or less"):
+        with pytest.raises(ValueError, match=r"a text of 256 tokens and .*=255 or less"):
             edit_tokens(prior, full, policy=TEXT)
 
 

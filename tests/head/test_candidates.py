@@ -152,7 +152,7 @@ def test_the_rows_of_a_block_do_not_change_a_draw(monkeypatch):
     """Small whole numbers multiply without rounding, so only the samplers could differ."""
     generator = torch.Generator().manual_seed(0)
     n, V = 50, 1000
-    head = Head(torch.randint(-1, 2, (V, 16), generator=generator).bfloat16(), None, None, V)
+    head = Head(torch.randint(-1, 2, (V, 16), generator=generator).bfloat16())
     states = torch.randint(-2, 3, (n, 16), generator=generator).bfloat16()
     tokens = torch.randint(0, V, (n,), generator=generator)
     uniforms = torch.rand(n, 8, dtype=torch.float64, generator=generator)

@@ -25,7 +25,7 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 def make_head(V=3000, D=16, *, dtype=torch.float32, **options):
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(V, D, generator=generator) * (7 / math.sqrt(D))
-    return Head(weight.to(DEVICE, dtype), None, None, V, **options)
+    return Head(weight.to(DEVICE, dtype), **options)
 
 
 def make_rows(head, n):
@@ -92,12 +92,6 @@ def test_log_p_and_its_decisions_are_those_of_the_tiles(options, dtype):
     assert torch.allclose(scores.logprob[above], expected[above], atol=1e-4)
 
 
-def test_a_head_without_a_weight_is_refused():
-    head = Head(weight=None, bias=None, module=torch.nn.Linear(4, 9), vocab_size=9)
-    with pytest.raises(ValueError, match=r"use_kernel: .*no plain weight.*leave prior\.use_k"):
-        kernels.check_usable(head)
-
-
 def test_a_device_without_the_kernel_is_refused(monkeypatch):
     monkeypatch.setattr(kernels, "is_available", lambda device: False)
     with pytest.raises(ValueError, match=rf"needs triton and .*got a prior on {DEVICE.type}"):
@@ -123,7 +117,7 @@ def test_a_large_vocabulary_takes_little_memory_and_no_wait(options):
     # The observed logit is about `size`, the sum of the others about log V + size**2 / 2D.
     size = torch.rand(n, 1, device="cuda", generator=generator) * 25
     hidden = (size * weight[ids].float()).bfloat16()
-    head = Head(weight, None, None, V, **options)
+    head = Head(weight, **options)
     expected = exact_logprob(head, hidden, ids)
     exact_logprob(head, hidden[:1000], ids[:1000], with_kernel=True)  # compiles
     torch.cuda.synchronize()

@@ -67,7 +67,7 @@ def test_without_logits(monkeypatch, elements, scale, cap):
     logits = logits if cap is None else cap * torch.tanh(logits / cap)
     expected = dense(logits, raw, labels)
     wanted = torch.autograd.grad(expected, parts)
-    head = Head(weight, bias, None, V, scale, cap)
+    head = Head(weight, bias, scale, cap)
     log_prob, entropy, is_top1, known = drawn_log_prob(head, hidden, packed(raw, labels), labels)
     loss = -log_prob.sum() / known.sum()
     got = torch.autograd.grad(loss, parts)
@@ -120,7 +120,7 @@ def test_nothing_to_learn_is_a_differentiable_zero():
     hidden, weight, bias, labels, raw = made()
     hidden.requires_grad_()
     labels[:] = -100
-    head = Head(weight, bias, None, V)
+    head = Head(weight, bias)
     log_prob, *_ = drawn_log_prob(head, hidden, packed(raw, labels), labels)
     log_prob.sum().backward()
     assert not hidden.grad.any()

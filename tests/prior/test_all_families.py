@@ -24,7 +24,7 @@ REASONS = {
     "computes its logits in a way that toedit_collate does not know": f"{_BERTS} prophetnet",
     "is not causal: its states of a token change": "cpmant xlm xlnet",
     "by random hashes of the whole row": "reformer",
-    "predicts 4 tokens at each position": "musicgen musicgen_melody",
+    "is a ModuleList without a plain weight": "musicgen musicgen_melody",
 }
 REFUSED = {name: reason for reason, names in REASONS.items() for name in names.split()}
 # transformers 5.23.0 makes no drafts of Gemma 4; the images of Gemma 3n need timm, and Dots 3's

@@ -63,16 +63,3 @@ class TestTorchao:
         difference = (logprobs(prior, ids) - logprobs(exact, ids)).abs()
         assert difference.median() < 0.3  # of logits that are some 20 apart
         assert prior.fingerprint != exact.fingerprint
-
-    def test_fp8_names_the_gpu_that_it_needs(self, tmp_path):
-        pytest.importorskip("torchao")
-        if torch.cuda.is_available():
-            pytest.skip("for machines without a GPU")
-        make_llama().save_pretrained(tmp_path)
-        with pytest.raises(ValueError, match=r"'fp8' needs a GPU of compute capability 8.9"):
-            Prior.from_pretrained(tmp_path, quantization="fp8")
-
-    def test_what_is_missing_is_named(self, tmp_path, monkeypatch):
-        monkeypatch.setitem(__import__("sys").modules, "torchao.quantization", None)
-        with pytest.raises(ImportError, match=r"'int8' needs torchao; pip install torchao"):
-            Prior.from_pretrained(tmp_path, quantization="int8")

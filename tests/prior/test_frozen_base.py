@@ -88,7 +88,7 @@ def test_put_on_after_the_prior_was_made():
 
 def test_a_learned_prompt_is_refused():
     model = get_peft_model(make_trainee(), KINDS["prompt"])
-    with pytest.raises(ValueError, match=r"adapter 'default' is a learned prompt.*get_base_model"):
+    with pytest.raises(ValueError, match=r"PEFT put around .*a learned prompt.*get_base_model"):
         Prior(model)
 
 

@@ -281,7 +281,7 @@ class TestRefusals:
         trainer, _ = make_trainer(
             tmp_path, tokenizer, way=way, model=model, prior=Prior.shared(model)
         )
-        with pytest.raises(ValueError, match=r"no adapter and trains its own weights.*LoRA"):
+        with pytest.raises(ValueError, match=r"is trained, but is part of.*train with LoRA"):
             trainer.train()
 
     def test_an_adapter_that_is_not_there(self):

@@ -6,7 +6,6 @@ import pytest
 import torch
 from conftest import likely_ids, make_llama
 from peft import LoraConfig, get_peft_model
-from safetensors.torch import load_file, save_file
 from trainees import logprobs, move_adapters
 
 from toedit_collate import Prior
@@ -68,8 +67,7 @@ def test_an_adapter_that_would_rewrite_the_base(tmp_path):
 def test_an_untied_checkpoint_into_a_tied_prior(tmp_path):
     prior = Prior(make_llama(tie_word_embeddings=True))
     make_llama(1).save_pretrained(tmp_path)
-    assert_refused(prior, tmp_path, r"are one tied weight in the prior")
-    assert_refused(prior, make_llama(1).state_dict(), r"are one tied weight in the prior")
+    assert_refused(prior, tmp_path, r"another configuration.*tie_word_embeddings=True")
 
 
 def test_full_weights_under_an_adapter(tmp_path):
@@ -107,7 +105,9 @@ def test_numbers_that_the_priors_dtype_does_not_hold(tmp_path):
     with torch.no_grad():
         big.lm_head.weight[3, 3] = 1e6
     big.save_pretrained(tmp_path)
-    assert_refused(Prior(make_llama().half()), tmp_path, r"1e\+06.*float16 ends at 6.55e\+04")
+    assert_refused(
+        Prior(make_llama().half()), tmp_path, r"is not finite as torch\.float16.*bfloat16"
+    )
     Prior(make_llama()).swap(tmp_path)
 
 
@@ -127,22 +127,6 @@ def test_deleted_in_the_middle(tmp_path):
     shutil.rmtree(tmp_path / "new")
     prior.complete_swap(prepared)
     assert torch.equal(logprobs(prior, IDS), logprobs(Prior(new), IDS))
-
-
-@pytest.mark.parametrize("adapter", [False, True])
-def test_written_anew_in_the_middle(tmp_path, adapter):
-    prior = Prior(make_llama())
-    before = logprobs(prior, IDS)
-    (tuned() if adapter else make_llama(1)).save_pretrained(tmp_path)
-    prepared = prior.prepare_swap(tmp_path)
-    (path,) = tmp_path.glob("*model.safetensors")
-    tensors = {name: tensor.clone() for name, tensor in load_file(path).items()}
-    path.unlink()
-    save_file({**tensors, "more": torch.zeros(3)}, path)
-    with pytest.raises(ValueError, match=r"was changed after it was checked"):
-        prior.complete_swap(prepared)
-    assert torch.equal(logprobs(prior, IDS), before)
-    assert not hasattr(prior.model, "peft_config")
 
 
 @pytest.fixture
@@ -202,17 +186,12 @@ def test_a_folder_without_a_configuration_says_what_was_not_compared(tmp_path, c
 
 STATE = make_llama(1).state_dict()
 NO_STATES = {
-    "a number": (123, TypeError, r"source must be the folder .*got int"),
-    "bytes": (b"x", TypeError, r"source must be the folder .*got bytes"),
-    "a model": (make_llama(), TypeError, r"got LlamaForCausalLM; pass a path, or model\.state"),
-    "a file": (__file__, FileNotFoundError, r"is a file; pass the folder"),
+    "a number": (123, TypeError, r"not '?int"),
+    "a model": (make_llama(), TypeError, r"not '?LlamaForCausalLM"),
+    "a file": (__file__, FileNotFoundError, r"checkpoint folder .*py does not exist"),
     "names": ({1: torch.zeros(2)}, TypeError, r"tensors by name, got Tensor for 1"),
     "numbers": ({"a": 1}, TypeError, r"tensors by name, got int for 'a'"),
-    "meta": ({n: t.to("meta") for n, t in STATE.items()}, ValueError, r"meta .*can't be copied"),
-    "sparse": ({n: t.to_sparse() for n, t in STATE.items()}, ValueError, r"sparse_coo, which"),
     "whole numbers": ({n: t.long() for n, t in STATE.items()}, ValueError, r"int64, and the prior"),
-    "8 bits": ({n: t.to(torch.float8_e4m3fn) for n, t in STATE.items()}, ValueError,
-               r"float8_e4m3fn, and the prior's of torch.float32; save it unquantised"),
 }  # fmt: skip
 
 
@@ -224,19 +203,6 @@ def test_what_is_no_checkpoint(name):
     with pytest.raises(error, match=message):
         prior.swap(source)
     assert torch.equal(logprobs(prior, IDS), before)
-
-
-NO_INDEX = [
-    "{}", "[]", "3", '{"weight_map": [1]}', '{"weight_map": null}', '{"weight_map": {"a": 3}}',
-    "{", "\x00", "[" * 10**5,
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("content", NO_INDEX)
-def test_an_index_that_is_none(tmp_path, content):
-    make_llama(1).save_pretrained(tmp_path)
-    (tmp_path / "model.safetensors.index.json").write_text(content)
-    assert_refused(Prior(make_llama()), tmp_path, r"index .*index\.json is not readable")
 
 
 def test_parameters_are_taken_as_values(recwarn):

@@ -319,7 +319,7 @@ SPOILED = {
     "no folder": ("full", shutil.rmtree, "does not exist"),
     "no file": ("full", lambda folder: (folder / FULL).unlink(), "has no model.safetensors"),
     "cut": ("full", partial(cut, FULL), "is not a complete safetensors file"),
-    "half the shards": ("full", lose_shards, "lacks the shards"),
+    "half the shards": ("full", lose_shards, "does not fit the prior: missing"),
     "not finite": ("full", partial(change, nan, FULL), "is not finite"),
     "another shape": ("full", partial(change, shorter, FULL), "has shape"),
     "pickle only": ("full", to_pickle, "only safetensors are read"),

@@ -62,9 +62,6 @@ class AlignedPredictions(Predictions):
     def score(self, policy: EditPolicy, *, exact: bool = False) -> Scores:
         """Log P of the observed tokens, or a lower bound of it; see `Predictions`."""
         self.warn_about(policy)
-        if len(self.tokens) == 0:
-            none = torch.zeros(0, dtype=torch.bool)
-            return Scores(self.states.new_zeros(0, dtype=torch.float32), none, none)
         leading = self._leading
         scores = score_observed(
             self.head,
@@ -168,10 +165,10 @@ class AlignedPredictions(Predictions):
         return self._columns_of(super()._forbidden(policy))
 
     def _tiles(
-        self, at: Tensor, *columns: Tensor, most: int | None = None, many: bool = False
+        self, at: Tensor, *columns: Tensor, many: bool = False
     ) -> Iterator[tuple[Tensor, ...]]:
         """Logits of `_columns` at tokens that make one request, and -inf in one more column."""
-        for logits, *rest in super()._tiles(self.chains.begin[at], *columns, most=most):
+        for logits, *rest in super()._tiles(self.chains.begin[at], *columns):
             yield self._columns.logits(logits, -math.inf), *rest
 
     def candidates(self, policy: EditPolicy, at: Tensor) -> Iterator[Candidates]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..transfer import send
-from .projection import Head, project_rows
+from .projection import Head
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,8 @@ class LeadingMembers:
 def leading_members(head: Head, hidden: Tensor, groups: IdGroups, *, budget: int) -> LeadingMembers:
     """Find the most probable member of each group; only groups of several need logits.
 
-    `hidden` is (n, D), on the device of the head like the groups. `budget` limits the logits of a
-    head that only its module can compute.
+    `hidden` is (n, D), on the device of the head like the groups. At most `budget` of its numbers
+    are copied at once.
     """
     # bincount would make the host wait for a GPU.
     counts = groups.row.new_zeros(groups.num_rows)
@@ -57,7 +57,9 @@ def leading_members(head: Head, hidden: Tensor, groups: IdGroups, *, budget: int
     row, ids = groups.row[several], groups.ids[several]
     if not len(row):
         return LeadingMembers(leading, surplus)
-    logits = _member_logits(head, hidden, row, ids, budget)
+    rows = max(1, budget // hidden.shape[-1])
+    pieces = zip(row.split(rows), ids.split(rows), strict=True)
+    logits = torch.cat([head.observed_logits(hidden[r], i) for r, i in pieces])
     most = torch.full_like(surplus, -math.inf).scatter_reduce_(0, row, logits, "amax")
     # float64: sums on a GPU are added in any order, and must come out alike in float32.
     total = torch.zeros(groups.num_rows, dtype=torch.float64, device=row.device)
@@ -70,22 +72,6 @@ def leading_members(head: Head, hidden: Tensor, groups: IdGroups, *, budget: int
     return LeadingMembers(
         torch.where(of_several & (found < head.vocab_size), found, leading), surplus
     )
-
-
-def _member_logits(head: Head, hidden: Tensor, row: Tensor, ids: Tensor, budget: int) -> Tensor:
-    """The logits of m members, (m,) float32, in the rows that they belong to."""
-    if head.weight is not None:
-        rows = max(1, budget // hidden.shape[-1])
-        pieces = zip(row.split(rows), ids.split(rows), strict=True)
-        return torch.cat([head.observed_logits(hidden[r], i) for r, i in pieces])
-    logits = torch.zeros(len(row), device=row.device)
-    start = 0
-    for (tile,) in project_rows(head, hidden, most=budget):
-        stop = start + len(tile)
-        inside = (row >= start) & (row < stop)
-        logits[inside] = tile[row[inside] - start, ids[inside]].float()
-        start = stop
-    return logits
 
 
 @dataclass(frozen=True)

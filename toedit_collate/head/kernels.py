@@ -31,16 +31,11 @@ def is_available(device: torch.device) -> bool:
 
 def check_usable(head: Head) -> None:
     """Raise a ValueError unless the kernel can sum the logits of a head."""
-    remedy = "leave prior.use_kernel() out: without it, PyTorch computes log P"
-    if head.weight is None:
-        raise ValueError(
-            "use_kernel: the prior's vocabulary projection has no plain weight (it is quantised, "
-            f"or a module of its own); {remedy}"
-        )
     if not is_available(head.weight.device):
         raise ValueError(
             "use_kernel: the kernel needs triton and an AMD GPU, or an NVIDIA GPU of compute "
-            f"capability 8.0 or newer, got a prior on {head.weight.device}; {remedy}"
+            f"capability 8.0 or newer, got a prior on {head.weight.device}; leave "
+            "prior.use_kernel() out: without it, PyTorch computes log P"
         )
 
 

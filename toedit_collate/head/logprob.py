@@ -186,9 +186,6 @@ def exact_logprob(
     if len(ids) == 0:
         return hidden.new_zeros(0, dtype=torch.float32)
     budget = budget or tile_elements(len(ids), head.vocab_size, hidden.device)
-    if head.weight is None:
-        tiles = project_rows(head, hidden, ids, most=budget)
-        return torch.cat([-F.cross_entropy(t.float(), i, reduction="none") for t, i in tiles])
     observed = head.observed_logits(hidden, ids)
     return _sum_all(head, hidden, ids, observed, None, budget, with_kernel)
 

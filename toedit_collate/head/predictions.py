@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import starmap
-from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -16,9 +15,7 @@ from ..policy import EditPolicy
 from ..transfer import fetch, on_host, send
 from .candidates import Candidates, draw_tokens, find_candidates, in_columns, surely_kept
 from .logprob import Competitors, Scores, exact_logprob, score_observed
-from .projection import Head, block_elements, project_rows, tile_elements
-
-T = TypeVar("T")
+from .projection import Head, project_rows
 
 FEW_DRAWS = 128  # drawing for so many tokens in vain costs a GPU less than another wait
 
@@ -50,26 +47,19 @@ class Predictions:
         Below the lowest cut of the policy, log P may be an upper bound, unless `exact`.
         """
         competitors = None if exact else self.competitors(self.head, self.states)
-        return self._in_budget(
-            lambda budget: score_observed(
-                self.head,
-                self.states,
-                self.tokens,
-                lowest_cut=policy.lowest_cut,
-                competitors=competitors,
-                with_kernel=self.with_kernel,
-                budget=budget,
-            )
+        return score_observed(
+            self.head,
+            self.states,
+            self.tokens,
+            lowest_cut=policy.lowest_cut,
+            competitors=competitors,
+            with_kernel=self.with_kernel,
         )
 
     def exact_logprob(self, at: Tensor) -> Tensor:
         """Log P of some tokens, without a wait: (S,) int64 on the host -> (S,) float32, nats."""
         there = send(at, self.device)
-        return self._in_budget(
-            lambda budget: exact_logprob(
-                self.head, self.states[there], self.tokens[there], budget=budget
-            )
-        )
+        return exact_logprob(self.head, self.states[there], self.tokens[there])
 
     def draw(
         self, policy: EditPolicy, scores: Scores, selected: Tensor, uniforms: Tensor
@@ -122,22 +112,16 @@ class Predictions:
         return self.forbidden(policy.protect_special)
 
     def _tiles(
-        self, at: Tensor, *columns: Tensor, most: int | None = None, many: bool = False
+        self, at: Tensor, *columns: Tensor, many: bool = False
     ) -> Iterator[tuple[Tensor, ...]]:
         """Logits at some tokens, with the rows of the columns; see `project_rows`."""
-        states = self.states[send(at, self.device)]
-        yield from project_rows(self.head, states, *columns, most=most, many=many)
+        yield from project_rows(self.head, self.states[send(at, self.device)], *columns, many=many)
 
     def _draw(self, policy: EditPolicy, at: Tensor, observed: Tensor, uniforms: Tensor) -> Tensor:
-        forbidden = self._forbidden(policy)
-
-        def draw(most: int) -> Tensor:
-            many = policy.sampler == "full"
-            tiles = self._tiles(at, observed, uniforms, most=most, many=many)
-            # starmap keeps no tile, whose block could not be freed before the next is made.
-            return torch.cat(list(starmap(partial(draw_tokens, policy, forbidden), tiles)))
-
-        return self._in_budget(draw, block_elements(self.head, self.states))
+        draw = partial(draw_tokens, policy, self._forbidden(policy))
+        tiles = self._tiles(at, observed, uniforms, many=policy.sampler == "full")
+        # starmap keeps no tile, whose block could not be freed before the next is made.
+        return torch.cat(list(starmap(draw, tiles)))
 
     def _places_to_draw(
         self, policy: EditPolicy, scores: Scores, selected: Tensor, uniforms: Tensor
@@ -165,26 +149,6 @@ class Predictions:
                 return at
         logprob, is_selected = fetch(scores.logprob, selected)
         return may_change(is_selected, logprob)
-
-    def _in_budget(self, compute: Callable[[int], T], budget: int | None = None) -> T:
-        """Call `compute` with a number of logits; if the GPU's memory does not suffice, with fewer.
-
-        Raises:
-            torch.OutOfMemoryError: even the logits of one token do not fit.
-        """
-        budget = budget or tile_elements(len(self.tokens), self.head.vocab_size, self.device)
-        while True:
-            try:
-                return compute(budget)
-            except torch.cuda.OutOfMemoryError as error:
-                if budget <= self.head.vocab_size:
-                    raise torch.cuda.OutOfMemoryError(
-                        f"the prior's vocabulary projection ran out of GPU memory with "
-                        f"{self.head.vocab_size} logits at once; lower the batch size, load the "
-                        f"prior with quantization='8bit', or use a decision cache ({error})"
-                    ) from error
-                budget = max(self.head.vocab_size, budget // 4)
-            torch.cuda.empty_cache()
 
 
 def repeated(values: Tensor, like: Tensor) -> Tensor:

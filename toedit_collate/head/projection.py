@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -36,14 +36,15 @@ class Head:
     the model's own dtype, and then converted to float32.
     """
 
-    # (V, D); None if only `module` can compute the projection (a quantised one)
-    weight: Tensor | None
-    bias: Tensor | None  # (V,) or None
-    # computes W h + b for the whole vocabulary; used where `weight` is None
-    module: Callable[[Tensor], Tensor] | None
-    vocab_size: int  # V, padding of the vocabulary included
+    weight: Tensor  # (V, D)
+    bias: Tensor | None = None  # (V,)
     scale: float = 1.0  # factor of the logits
     softcap: float | None = None  # cap of the logits (Gemma-2), or None
+
+    @property
+    def vocab_size(self) -> int:
+        """V, padding of the vocabulary included."""
+        return self.weight.shape[0]
 
     def logits(self, hidden: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
         """Logits of the ids in [start, stop): (n, D) hidden states -> (n, stop - start) float32."""
@@ -51,21 +52,16 @@ class Head:
 
     def project(self, hidden: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
         """As `logits`, in the dtype of the model."""
-        if self.weight is None:
-            assert self.module is not None
-            return self._finish(self.module(hidden)[:, start:stop])
         bias = None if self.bias is None else self.bias[start:stop]
         return self._finish(F.linear(self.ready(hidden), self.weight[start:stop], bias))
 
     def logits_of(self, hidden: Tensor, ids: Tensor) -> Tensor:
-        """Logits of m ids, the same for all rows, by `weight`: (n, D), (m,) -> (n, m) float32."""
-        assert self.weight is not None
+        """Logits of m ids, the same for all rows: (n, D), (m,) -> (n, m) float32."""
         bias = None if self.bias is None else self.bias[ids]
         return self._finish(F.linear(self.ready(hidden), self.weight[ids], bias)).float()
 
     def observed_logits(self, hidden: Tensor, ids: Tensor) -> Tensor:
-        """The logit of one id per row, by `weight`: (n, D) states, (n,) ids -> (n,) float32."""
-        assert self.weight is not None
+        """The logit of one id per row: (n, D) states, (n,) ids -> (n,) float32."""
         hidden = self.ready(hidden)
         # fp32 sums, rounded once to the model's dtype, as in a matrix product. Without the same
         # rounding, an observed logit could not be compared with its competitors'.
@@ -78,8 +74,6 @@ class Head:
 
     def ready(self, hidden: Tensor) -> Tensor:
         """Hidden states on the device and in the dtype of `weight`."""
-        if self.weight is None:
-            return hidden
         return hidden.to(device=self.weight.device, dtype=self.weight.dtype)
 
     def _finish(self, raw: Tensor) -> Tensor:
@@ -95,12 +89,6 @@ def tile_elements(num_rows: int, vocab_size: int, device: torch.device) -> int:
     if device.type == "cuda":
         return MAX_TILE_ELEMENTS_GPU
     return max(1, min(MAX_TILE_ELEMENTS, int(num_rows * vocab_size * MAX_TILE_SHARE)))
-
-
-def block_elements(head: Head, hidden: Tensor) -> int:
-    """The number of logits that one product with the whole head may make."""
-    most = MAX_BLOCK_BYTES_GPU if hidden.device.type == "cuda" else MAX_BLOCK_BYTES
-    return most // (hidden if head.weight is None else head.weight).element_size()
 
 
 def rows_at_once(on: Tensor, width: int, *, many: bool = False) -> int:
@@ -135,13 +123,16 @@ def project_rows(
     """Project rows onto the whole vocabulary, many at once, and yield a few at a time.
 
     `hidden` is (n, D); `columns` have n rows each. At most `most` logits are in memory at once; by
-    default, `block_elements`. `many` is as in `rows_at_once`.
+    default, `MAX_BLOCK_BYTES` of them. `many` is as in `rows_at_once`.
 
     Yields:
         The logits of the next rows, (r, V) in the dtype of the model, which may be overwritten; and
         these rows of each column.
     """
-    block = max(1, (most or block_elements(head, hidden)) // head.vocab_size)
+    if most is None:
+        in_bytes = MAX_BLOCK_BYTES if on_host(hidden) else MAX_BLOCK_BYTES_GPU
+        most = in_bytes // head.weight.element_size()
+    block = max(1, most // head.vocab_size)
     piece = rows_at_once(hidden, head.vocab_size, many=many)
     for states, *rest in zip(*(x.split(block) for x in (hidden, *columns)), strict=True):
         missing = max(0, MIN_BLOCK_ROWS - len(states))

@@ -44,7 +44,6 @@ def soft_cross_entropy(
         (), the loss, in nats per label.
 
     Raises:
-        TypeError: draws or labels are no tensors.
         ValueError: the shapes do not fit each other.
 
     Example:
@@ -81,8 +80,7 @@ def drawn_log_prob(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The cross-entropy of drawn labels from hidden states, without the (B, T, V) logits.
 
-    `hidden` is (B, T, D); the head needs its `weight`. Other arguments and errors as for
-    `soft_cross_entropy`.
+    `hidden` is (B, T, D). Other arguments and errors as for `soft_cross_entropy`.
 
     Returns:
         Of the T - 1 predicted tokens, (B, T - 1) each, 0 or False without a label: the expected log
@@ -90,7 +88,6 @@ def drawn_log_prob(
         nats, whether the most probable id is the one in `labels`, and where there is a label.
     """
     _check_shapes(tuple(hidden.shape[:2]), draws, labels)
-    assert head.weight is not None
     known, ids, shares = _shifted(draws, labels)
     device, kind = head.weight.device, head.weight.device.type
     dtype = head.weight.dtype
@@ -138,11 +135,6 @@ def _shifted(draws: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _check_shapes(positions: tuple[int, ...], draws: Tensor, labels: Tensor) -> None:
-    if not (isinstance(draws, Tensor) and isinstance(labels, Tensor)):
-        raise TypeError(
-            f"draws and labels must be torch tensors, got {type(draws).__name__} and "
-            f"{type(labels).__name__}"
-        )
     if draws.dim() != 4 or draws.shape[-1] != 2 or draws.shape[:2] != labels.shape:
         raise ValueError(
             f"draws must have the shape (B, T, K, 2) of the labels {tuple(labels.shape)}, got "

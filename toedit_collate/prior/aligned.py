@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import logging
 import weakref
@@ -38,7 +37,7 @@ _MAX_TABLE_BYTES = 2**28
 
 
 class AlignedPrior(BasePrior):
-    """A prior for a trainee with another tokenizer; `Prior.aligned_to` makes one.
+    """A prior for a trainee with another tokenizer.
 
     Both tokenizers split the same bytes. A token of the trainee that begins where one of the
     prior's begins is scored. Its log P is a lower bound of the log-probability that the prior's
@@ -48,8 +47,8 @@ class AlignedPrior(BasePrior):
     encoding of what the prior draws. A token that begins inside one of the prior's is not scored.
 
     With `region="above"`, a lower bound selects too few tokens, never a wrong one. With
-    `region="below"` or `drop_below`, it may select a token whose true P is higher; the prior warns
-    once about such a policy, unless both tokenizers are the same, where bounds are exact.
+    `region="below"` or `drop_below`, it may select a token whose true P is higher, and the prior
+    warns once.
 
     Documents whose bytes differ on both sides are left alone. Special tokens of the trainee split
     the text; for the trainee's BOS, the prior sees its own. If the prior's tokenizer adds a BOS to
@@ -82,9 +81,8 @@ class AlignedPrior(BasePrior):
         self.aligner = Aligner(trainee, own)
         self._groups = Groups.of(self.aligner.groups.first_after(b""), len(trainee.bytes))
         self._bos_id = prior.added_bos
-        decides = (trainee.bytes, own.bytes, self._bos_id)
-        digest = hashlib.sha256(repr(decides).encode()).hexdigest()
-        self._name = digest[:16]
+        decides = repr((trainee.bytes, own.bytes, self._bos_id))
+        self._name = hashlib.sha256(decides.encode()).hexdigest()[:16]
         self._columns: OrderedDict[bytes, GroupColumns] = OrderedDict()
         self._prepared: dict[bytes, AlignedDocument] = {}
         self._last: tuple[Callable[[], TokenBatch | None], AlignedBatch] | None = None
@@ -176,29 +174,13 @@ class AlignedPrior(BasePrior):
             warn_about=self._warn_about,
         )
 
-    @functools.cached_property
-    def is_exact(self) -> bool:
-        """Whether log P is exact instead of a lower bound: both sides have the same tokenizer."""
-        prior = self._prior
-        return not tokenizer_difference(self.tokenizer, prior.tokenizer, prior.vocab_size)
-
     def _warn_about(self, policy: EditPolicy) -> None:
-        """Warn once about a policy that selects tokens for a low P, which is only a lower bound."""
-        if self.is_exact:
-            return
-        if policy.region == "below":
+        """Warn about a policy that selects tokens for a low P, which is only a lower bound."""
+        if policy.region == "below" or policy.drop_below is not None:
             self._warn(
-                'region="below" with an aligned prior also selects tokens whose true P is above '
-                "the threshold %s, since its P are lower bounds; use a prior that has the "
-                "trainee's tokenizer, whose P are exact",
-                policy.threshold,
-            )
-        if policy.drop_below is not None:
-            self._warn(
-                "drop_below=%s with an aligned prior also removes tokens whose true P is higher, "
-                "since its P are lower bounds; leave drop_below out, or use a prior that has the "
-                "trainee's tokenizer",
-                policy.drop_below,
+                'region="below" and drop_below also take tokens whose true P is higher, since the '
+                "P of an aligned prior are lower bounds; leave them out, or use a prior that has "
+                "the trainee's tokenizer"
             )
 
     def _first_after(self, covered: tuple[int, ...]) -> GroupColumns:
@@ -274,7 +256,6 @@ class AlignedPrior(BasePrior):
         check_same_tokenizer(tokenizer, self.tokenizer, self.vocab_size)
 
     def aligned_to(self, tokenizer: Any) -> BasePrior:
-        """This prior, or its own prior aligned to another tokenizer; see `Prior.aligned_to`."""
         if tokenizer_difference(tokenizer, self.tokenizer, self.vocab_size):
             return self._prior.aligned_to(tokenizer)
         return self
@@ -283,7 +264,6 @@ class AlignedPrior(BasePrior):
         self._prior.prepare_for(trainee, autocast_dtype)
 
     def check_can_swap(self) -> NoReturn:
-        """Raise a ValueError: the trainee's weights are those of another model."""
         raise ValueError(
             "a prior that is aligned to another tokenizer can't take over the trainee's weights, "
             "which are those of another model; leave refresh out, or make generations with a prior "

@@ -21,10 +21,10 @@ T = TypeVar("T")
 
 
 class BasePrior(ABC):
-    """A frozen model that scores a trainee's tokens and draws replacements for them.
+    """Scores a trainee's tokens and draws replacements for them; all ids are the trainee's.
 
-    There are three kinds: a `Prior` has the trainee's tokenizer, an `AlignedPrior` has another
-    one, and a `CachedPrior` is a decision cache without a model. All ids are the trainee's.
+    A `Prior` has the trainee's tokenizer, an `AlignedPrior` has another one, and a `CachedPrior` is
+    a decision cache without a model.
 
     Attributes:
         generation: number of swaps so far; 0: the original weights.
@@ -40,14 +40,10 @@ class BasePrior(ABC):
     aligner: Any = None
 
     def __getstate__(self) -> NoReturn:
-        """Refuse to be pickled.
-
-        Raises:
-            TypeError: always.
-        """
+        """Refuse to be pickled."""
         raise TypeError(
-            f"{type(self).__name__} holds a model on a device and can't be pickled; pass the "
-            "ToEditCollator to worker processes instead, which is pickled without its prior"
+            f"a {type(self).__name__} can't be pickled; pass the ToEditCollator to worker "
+            "processes, which is pickled without its prior"
         )
 
     @property

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from ..head.projection import Head
 from .adapters import unwrap_layer
@@ -39,26 +39,17 @@ def find_trunk(model: Any) -> Any:
     Raises:
         TypeError: `model` is not a causal language model of transformers.
     """
-    if not isinstance(model, nn.Module):
-        got = "the class " + model.__name__ if isinstance(model, type) else type(model).__name__
-        raise TypeError(
-            f"model must be a causal language model of transformers, got {got}; load one with "
-            "AutoModelForCausalLM.from_pretrained(...)"
-        )
-    trunk = getattr(model, "base_model", None)
-    head = getattr(model, "get_output_embeddings", lambda: None)()
-    if isinstance(head, nn.ModuleList):
-        raise TypeError(
-            f"model: {type(model).__name__} predicts {len(head)} tokens at each position (audio "
-            "codebooks, for example), but a prior must predict one; pass a language model of text"
-        )
+    trunk = head = None
+    if isinstance(model, nn.Module):
+        trunk = getattr(model, "base_model", None)
+        head = getattr(model, "get_output_embeddings", lambda: None)()
     if trunk is model and head is not None:
         # The class names another trunk than the model has (Llama 4).
         trunk = getattr(model, "model", None)
     if trunk is None or trunk is model or head is None:
         raise TypeError(
-            f"model must be a causal language model of transformers with a vocabulary projection, "
-            f"got {type(model).__name__}; load it with AutoModelForCausalLM"
+            "model must be a causal language model of transformers with a vocabulary projection, "
+            f"got {type(model).__name__}; load one with AutoModelForCausalLM.from_pretrained(...)"
         )
     if getattr(model.config, "is_encoder_decoder", False):
         raise TypeError(
@@ -76,13 +67,14 @@ def find_head(model: Any, adapters: str | Collection[str] | None = None) -> Head
             "with; leave lm_head (and embeddings that are tied to it) out of target_modules and "
             "trainable_token_indices, or merge the adapter by merge_and_unload()"
         )
-    weight = getattr(module, "weight", None)
-    plain = (
-        isinstance(weight, Tensor)
-        and type(weight).__name__ in ("Parameter", "Tensor")
-        and weight.is_floating_point()
-        and weight.device.type != "meta"
-    )
+    weight: Any = getattr(module, "weight", None)
+    if not is_plain(weight):
+        raise ValueError(
+            f"model: the vocabulary projection of {type(model).__name__} is a "
+            f"{type(module).__name__} without a plain weight (quantised, offloaded, or of several "
+            "tokens at once), which a prior can't score with; load the model so that its lm_head "
+            "is in 16 or 32 bits and on a device"
+        )
     config = model.config.get_text_config()
     scale = 1.0
     for name in _SCALES:
@@ -92,13 +84,17 @@ def find_head(model: Any, adapters: str | Collection[str] | None = None) -> Head
         scale *= factor if str(config.model_type).startswith(_MULTIPLIES) else 1 / factor
     softcap = next((c for name in _CAPS if (c := getattr(config, name, None))), None)
     return Head(
-        weight=weight if plain else None,
+        weight=weight,
         bias=getattr(module, "bias", None),
-        module=module,
-        vocab_size=int(weight.shape[0] if plain and weight is not None else config.vocab_size),
         scale=scale,
         softcap=None if softcap is None else float(softcap),
     )
+
+
+def is_plain(weight: Any) -> bool:
+    """Whether a weight is a tensor of numbers, maybe sharded: not quantised and not offloaded."""
+    is_tensor = type(weight).__name__ in ("Parameter", "Tensor", "DTensor")
+    return is_tensor and weight.is_floating_point() and not weight.is_meta
 
 
 def max_positions(config: Any) -> int | None:

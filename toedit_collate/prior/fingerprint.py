@@ -11,9 +11,7 @@ from torch import Tensor, nn
 
 from .adapters import adapter_layers, parameters_used
 from .families import unwrap_model
-from .sharding import class_name, full_tensor
-
-NUM_SAMPLES = 64  # values of each weight that count by themselves
+from .sharding import full_tensor
 
 # Integer types by their size in bytes.
 _WHOLE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -54,7 +52,8 @@ def fingerprint(model: nn.Module, adapters: list[str]) -> str:
     lm: Any = unwrap_model(model)
     held = getattr(model, "peft_config", {})
     record = {
-        "model": class_name(lm),
+        # Without the class that FSDP2 derives from a model's.
+        "model": type(lm).__name__.removeprefix("FSDP"),
         "config": deciding_config(lm.config),
         "quantization": getattr(lm.config, "quantization_config", None),
         "adapters": [deciding_adapter_config(held[n]) for n in adapters if n in held],
@@ -68,8 +67,7 @@ def fingerprint(model: nn.Module, adapters: list[str]) -> str:
     if getattr(lm.config.get_text_config(), "attn_logit_softcapping", None):
         # Some attention functions ignore the cap.
         record["attention"] = lm.config._attn_implementation
-    as_text = json.dumps(record, sort_keys=True, default=_as_json)
-    digest = hashlib.sha256(as_text.encode())
+    digest = hashlib.sha256(json.dumps(_plain(record)).encode())
     saved = set(lm.state_dict())  # other buffers follow from the configuration
     buffers = [buffer for name, buffer in lm.named_buffers() if name in saved]
     for tensor in [*parameters_used(model, adapters), *buffers]:
@@ -83,34 +81,17 @@ def _summary(values: Tensor) -> bytes:
     if hasattr(values, "__tensor_flatten__"):  # a quantised tensor: its parts
         names, _ = values.__tensor_flatten__()
         return b"".join(_summary(getattr(values, name)) for name in names)
-    plain = type(values).__name__ in ("Parameter", "Tensor") and values.element_size() in _WHOLE
-    if plain and values.numel() and not values.is_complex():
-        bits = values.contiguous().view(_WHOLE[values.element_size()])
-        # Sums of integers, which no device rounds; by rows, so that their order counts.
-        rows = bits.flatten(1) if bits.dim() > 1 else bits.view(-1, 1)
-        return rows.sum(-1, dtype=torch.int64).cpu().numpy().tobytes() + _sample(values)
-    return _sample(values)
-
-
-def _sample(values: Tensor) -> bytes:
-    values = values.flatten()
-    count = min(len(values), NUM_SAMPLES)
-    # Integer arithmetic, which no device rounds.
-    places = torch.arange(count, device=values.device) * (len(values) - 1)
-    sample = values[places // max(count - 1, 1)].cpu().contiguous()
-    return sample.view(torch.uint8).numpy().tobytes()
-
-
-def _as_json(value: Any) -> Any:
-    return value.to_dict() if hasattr(value, "to_dict") else str(value)
+    bits = values.contiguous().view(_WHOLE[values.element_size()])
+    # Sums of integers, which no device rounds; by rows, so that their order counts.
+    rows = bits.flatten(1) if bits.dim() > 1 else bits.view(-1, 1)
+    return rows.sum(-1, dtype=torch.int64).cpu().numpy().tobytes()
 
 
 def deciding_config(config: Any) -> dict[str, Any]:
     """The fields of a model's configuration on which its scores may depend, as JSON."""
     record = config.get_text_config().to_dict()
-    parts = _BOOKKEEPING_PARTS
-    names = (n for n in record if n not in _BOOKKEEPING and not any(part in n for part in parts))
-    return _plain({name: record[name] for name in names})
+    ignored = (n for n in record if n in _BOOKKEEPING or any(p in n for p in _BOOKKEEPING_PARTS))
+    return _plain({name: record[name] for name in record.keys() - set(ignored)})
 
 
 def deciding_adapter_config(config: Any) -> dict[str, Any]:
@@ -135,6 +116,8 @@ def differences(here: dict[str, Any], there: dict[str, Any], most: int = 3) -> s
 
 def _plain(record: dict[str, Any]) -> dict[str, Any]:
     def as_text(value: Any) -> Any:
+        if hasattr(value, "to_dict"):
+            return value.to_dict()
         return sorted(map(str, value)) if isinstance(value, (set, frozenset)) else str(value)
 
     return json.loads(json.dumps(record, default=as_text, sort_keys=True))

@@ -6,6 +6,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,91 +20,80 @@ from .families import find_trunk
 from .sharding import Rendezvous
 
 
-class TrunkPasses:
-    """Runs the trunk of a model of the given `config` over batches."""
+def run_trunk(
+    lm: Any,
+    documents: Documents,
+    tokens: Tensor,
+    where: Tensor,
+    device: torch.device,
+    ranks: Rendezvous | None,
+) -> Tensor:
+    """The hidden states from which the head predicts some tokens, without a wait.
 
-    def __init__(self, config: Any) -> None:
-        self._length_class = length_class(config)
+    Args:
+        lm: the model, frozen as in `FrozenModel`.
+        documents: of the batch; M tokens.
+        tokens: (M,) int64, on the host.
+        where: (n,) int64, on the host, ascending: the tokens to predict, at least one.
+        device: for the trunk's input.
+        ranks: that must make as many passes, if weights are spread over ranks.
 
-    def states(
-        self,
-        lm: Any,
-        documents: Documents,
-        tokens: Tensor,
-        where: Tensor,
-        device: torch.device,
-        ranks: Rendezvous | None,
-    ) -> Tensor:
-        """The hidden states from which the head predicts some tokens, without a wait.
+    Returns:
+        (n, D), on the device of the trunk's output.
 
-        Args:
-            lm: the model, frozen as in `FrozenModel`.
-            documents: of the batch; M tokens.
-            tokens: (M,) int64, on the host.
-            where: (n,) int64, on the host, ascending: the tokens to predict, at least one.
-            device: for the trunk's input.
-            ranks: that must make as many passes, if weights are spread over ranks.
+    Raises:
+        torch.OutOfMemoryError: a single document is too large for the GPU.
+    """
+    kind = "sharded" if ranks is not None else "cpu" if device.type == "cpu" else "gpu"
 
-        Returns:
-            (n, D), on the device of the trunk's output.
+    plan = partial(
+        plan_passes, documents, tokens, pass_cost=PASS_COST[kind],
+        length_class=length_class(lm.config),
+    )  # fmt: skip
 
-        Raises:
-            torch.OutOfMemoryError: a single document is too large for the GPU.
-        """
-        kind = "sharded" if ranks is not None else "cpu" if device.type == "cpu" else "gpu"
+    place = torch.full((len(tokens),), -1)  # in `where`
+    place[where] = torch.arange(len(where))
+    trunk = find_trunk(lm)
+    needed = torch.zeros(documents.num_documents, dtype=torch.bool)
+    needed[documents.document[where]] = True
+    queue = deque(plan(needed))
+    # Before the passes, since each of them is a collective, too.
+    num_idle = 0 if ranks is None else ranks.idle_passes(len(queue))
+    pieces, places = [], []
+    while queue:
+        one = queue.popleft()
+        hidden = None
+        numbers = documents.document[one.members].unique()
+        try:
+            hidden = _hidden_states(trunk, one, device)
+        except torch.cuda.OutOfMemoryError:
+            if ranks is not None or len(numbers) == 1:
+                raise
+        if hidden is None:  # here, the error and the activations that it holds are freed
+            for half in reversed(numbers.tensor_split(2)):
+                queue.extendleft(plan(torch.zeros_like(needed).index_fill_(0, half, True)))
+            torch.cuda.empty_cache()
+            continue
+        here = (place[one.members] >= 0).nonzero().squeeze(-1)
+        # The state of the previous token predicts a token. Of a model on several devices, it is on
+        # the last one.
+        before = send(one.cells[here] - 1, hidden.device)
+        # detach: PEFT's hook for gradient checkpointing makes embeddings require gradients even
+        # under no_grad.
+        pieces.append(hidden.detach().flatten(0, 1)[before])
+        places.append(place[one.members[here]])
+    make_idle_passes(lm, num_idle, device)
+    if len(pieces) == 1:
+        return pieces[0]
+    states = torch.cat(pieces)
+    return states[send(torch.cat(places).argsort(), states.device)]
 
-        def plan(chosen: Tensor) -> list[Pass]:
-            return plan_passes(
-                documents, tokens, chosen, pass_cost=PASS_COST[kind],
-                length_class=self._length_class,
-            )  # fmt: skip
 
-        place = torch.full((len(tokens),), -1)  # in `where`
-        place[where] = torch.arange(len(where))
-        trunk = find_trunk(lm)
-        needed = torch.zeros(documents.num_documents, dtype=torch.bool)
-        needed[documents.document[where]] = True
-        queue = deque(plan(needed))
-        # Before the passes, since each of them is a collective, too.
-        num_idle = 0 if ranks is None else ranks.idle_passes(len(queue))
-        pieces, places = [], []
-        while queue:
-            one = queue.popleft()
-            hidden = None
-            numbers = documents.document[one.members].unique()
-            try:
-                hidden = _hidden_states(trunk, one, device)
-            except torch.cuda.OutOfMemoryError as error:
-                if ranks is not None or len(numbers) == 1:
-                    raise torch.cuda.OutOfMemoryError(
-                        f"the prior's pass over {len(one.members)} tokens ran out of GPU memory, "
-                        "and can't be split further; shorten rows (max_length=...), load the prior "
-                        f"with quantization='8bit', or use a decision cache ({error})"
-                    ) from error
-            if hidden is None:  # here, the error and the activations that it holds are freed
-                for half in reversed(numbers.tensor_split(2)):
-                    queue.extendleft(plan(torch.zeros_like(needed).index_fill_(0, half, True)))
-                torch.cuda.empty_cache()
-                continue
-            here = (place[one.members] >= 0).nonzero().squeeze(-1)
-            # The state of the previous token predicts a token. Of a model on several devices, it
-            # is on the last one.
-            before = send(one.cells[here] - 1, hidden.device)
-            # detach: PEFT's hook for gradient checkpointing makes embeddings require gradients
-            # even under no_grad.
-            pieces.append(hidden.detach().flatten(0, 1)[before])
-            places.append(place[one.members[here]])
-        self.make_idle_passes(lm, num_idle, device)
-        if len(pieces) == 1:
-            return pieces[0]
-        states = torch.cat(pieces)
-        return states[send(torch.cat(places).argsort(), states.device)]
-
-    def make_idle_passes(self, lm: Any, count: int, device: torch.device) -> None:
-        """Take part in additional passes of other ranks."""
-        row = torch.zeros(1, 1, dtype=torch.int64, device=device)
-        for _ in range(count):
-            find_trunk(lm)(input_ids=row, use_cache=False)
+def make_idle_passes(lm: Any, count: int, device: torch.device) -> None:
+    """Take part in additional passes of other ranks."""
+    row = torch.zeros(1, 1, dtype=torch.int64, device=device)
+    for _ in range(count):
+        find_trunk(lm)(input_ids=row, use_cache=False)
 
 
 def _hidden_states(trunk: Any, one: Pass, device: torch.device) -> Tensor:

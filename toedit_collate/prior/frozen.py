@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .adapters import Survey, adapter_layers, adapter_names, parameters_used, survey, unwrap_layer
+from .adapters import Survey, adapter_layers, parameters_used, survey, unwrap_layer
 from .families import unwrap_model
 
 # Kinds of adapters that, switched off, leave the model as it was before them. Some others rewrite
@@ -17,9 +17,7 @@ from .families import unwrap_model
 _LEAVE_THE_BASE = {
     "LORA", "ADALORA", "LOHA", "LOKR", "IA3", "OFT", "BOFT", "VERA", "FOURIERFT", "HRA", "VBLORA",
     "LN_TUNING", "RANDLORA", "SHIRA", "C3A", "MISS", "BONE", "TRAINABLE_TOKENS", "ROAD", "POLY",
-}  # fmt: skip
-# Prompts are put before a model's input, and do not change the model.
-_PROMPTS = {
+    # Prompts are put before a model's input, and do not change the model.
     "PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "CPT", "CARTRIDGE",
 }  # fmt: skip
 # `init_lora_weights` that leave the base alone. Others (pissa, olora, corda, loftq, lora_ga) move
@@ -111,34 +109,30 @@ def input_device(model: nn.Module) -> torch.device:
 
 
 def check_base_is_frozen(model: nn.Module, adapter: str | None) -> None:
-    """Raise where training would change the weights that a shared prior scores with."""
-    layers = adapter_layers(model)
-    lm = unwrap_model(model)
-    trainable = [name for name, p in lm.named_parameters() if p.requires_grad]
-    if not layers and trainable:
-        raise ValueError(
-            f"Prior.shared: the trainee has no adapter and trains its own weights (for example "
-            f"{trainable[0]!r}), so there is no frozen base to score with; train with LoRA "
-            "(peft_config=...), or load a separate prior with Prior.from_pretrained"
-        )
-    if any(getattr(layer, "merged_adapters", None) for layer in layers):
+    """Raise where training would change what a shared prior scores with, or has changed it."""
+    if any(getattr(layer, "merged_adapters", None) for layer in adapter_layers(model)):
         raise ValueError(
             "Prior.shared: the trainee's adapter is merged into its base; call "
             "model.unmerge_adapter() first"
         )
-    scored_with = {id(parameter) for parameter in parameters_used(lm, adapter)}
-    stray = [
-        name
-        for name, parameter in model.named_parameters()
-        if parameter.requires_grad and id(parameter) in scored_with
-    ]
+    scored_with = {id(parameter) for parameter in parameters_used(unwrap_model(model), adapter)}
+    stray = [n for n, p in model.named_parameters() if p.requires_grad and id(p) in scored_with]
     if stray:
         raise ValueError(
             f"Prior.shared: {stray[0]!r} (and {len(stray) - 1} more) is trained, but is part of "
-            "what the prior scores with, so the prior would change in training; use bias='none' "
-            "and a frozen adapter, or load a separate prior with Prior.from_pretrained"
+            "what the prior scores with, so the prior would change in training; train with LoRA "
+            "(peft_config=..., bias='none'), score with a frozen adapter, or load a separate prior "
+            "with Prior.from_pretrained"
         )
-    check_base_is_pretrained(model, adapter)
+    for name, config in getattr(model, "peft_config", {}).items():
+        # The prior's own adapter may use its base.
+        if name != adapter and (changed := changes_base(config)):
+            raise ValueError(
+                f"Prior.shared: the trainee's adapter {name!r} was made with {changed}, so the "
+                "trainee without it is not the pretrained model; use LoRA with "
+                "init_lora_weights=True (or 'gaussian', 'eva'), or load a separate prior with "
+                "Prior.from_pretrained"
+            )
 
 
 def check_prior_is_frozen(model: nn.Module) -> None:
@@ -152,25 +146,10 @@ def check_prior_is_frozen(model: nn.Module) -> None:
         )
 
 
-def check_base_is_pretrained(model: nn.Module, adapter: str | None) -> None:
-    """Raise where a trainee without its adapters differs from the model before them."""
-    for name, config in getattr(model, "peft_config", {}).items():
-        if name == adapter:  # the prior uses it, and may use its base
-            continue
-        changed = changes_base(config)
-        if changed is not None:
-            raise ValueError(
-                f"Prior.shared: the trainee's adapter {name!r} was made with {changed}, so the "
-                "trainee without it is not the pretrained model; use LoRA with "
-                "init_lora_weights=True (or 'gaussian', 'eva'), or load a separate prior with "
-                "Prior.from_pretrained"
-            )
-
-
 def changes_base(config: Any) -> str | None:
     """The setting of a PEFT configuration that changes the base model; None: there is none."""
     kind = _kind(config)
-    if kind not in _LEAVE_THE_BASE | _PROMPTS:
+    if kind not in _LEAVE_THE_BASE:
         return f"peft_type={kind}, which may change its base"
     if getattr(config, "layer_replication", None):
         return f"layer_replication={config.layer_replication!r}, which repeats layers of the base"
@@ -178,39 +157,6 @@ def changes_base(config: Any) -> str | None:
     if isinstance(init, str) and init.lower() not in _GENTLE_INITS:
         return f"init_lora_weights={init!r}, which takes a part of the base into the adapter"
     return None
-
-
-def check_adapter_exists(model: nn.Module, adapter: str | None) -> None:
-    """Raise where `model` has no adapter of that name."""
-    names = adapter_names(model)
-    if adapter is not None and adapter not in names:
-        config = getattr(model, "peft_config", {}).get(adapter)
-        if config is not None:
-            raise ValueError(
-                f"adapter {adapter!r} is of peft_type={_kind(config)}, which a shared prior can't "
-                "switch on by itself; load a separate prior with Prior.from_pretrained"
-            )
-        raise ValueError(
-            f"adapter {adapter!r} is not in the model, which has {sorted(names) or 'none'}; load "
-            "it with model.load_adapter(path, adapter_name=..., is_trainable=False)"
-        )
-
-
-def check_adapter_is_inside(model: Any) -> None:
-    """Raise where PEFT computes more than its layers do, which the trunk alone would leave out."""
-    for name, config in getattr(model, "peft_config", {}).items():
-        kind = _kind(config)
-        if kind in _PROMPTS:
-            raise ValueError(
-                f"model: its adapter {name!r} is a learned prompt (peft_type={kind}), whose "
-                "virtual tokens stand before each document, and a prior scores documents alone; "
-                "pass the model without it (model.get_base_model()), or one tuned with LoRA"
-            )
-        if kind == "XLORA":
-            raise ValueError(
-                f"model: its adapter {name!r} mixes others by a pass of its own (peft_type=XLORA), "
-                "which a prior does not make; pass a model with one LoRA adapter"
-            )
 
 
 def _kind(config: Any) -> str:
@@ -233,8 +179,7 @@ def check_is_same_model(model: nn.Module, trainee: nn.Module) -> None:
     if not any(module is own for module in trainee.modules()):
         raise ValueError(
             "Prior.shared was given another model than the one in training, so the weights are in "
-            "memory twice (model_init, a copy, or a model that was loaded again). Share the model "
-            "that the Trainer trains, Prior.shared(trainer.model); where it is made later, pass "
-            "callbacks=[ToEditCallback(lambda model: ToEditCollator(Prior.shared(model)))]; or "
-            "load a separate prior by Prior.from_pretrained"
+            "memory twice; share the model that the Trainer trains, Prior.shared(trainer.model), "
+            "also by callbacks=[ToEditCallback(lambda model: ToEditCollator(Prior.shared(model)))] "
+            "where it is made later; or load a separate prior by Prior.from_pretrained"
         )

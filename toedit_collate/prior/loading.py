@@ -7,7 +7,6 @@ import os
 from typing import Any, Literal, get_args
 
 import torch
-from torch import nn
 
 from ..errors import first_line
 
@@ -15,18 +14,6 @@ logger = logging.getLogger("toedit_collate")
 
 Quantization = Literal["8bit", "4bit", "int8", "fp8"]
 QUANTIZATIONS: tuple[str, ...] = get_args(Quantization)
-
-
-def put_adapter(model: nn.Module, adapter: str | os.PathLike[str]) -> nn.Module:
-    """Put a PEFT adapter on a model; raises an ImportError without PEFT."""
-    try:
-        from peft import PeftModel
-    except ImportError as error:
-        raise ImportError(
-            f"adapter={adapter!r} needs PEFT ({error}); "
-            'pip install "toedit_collate[recipes]", or peft alone'
-        ) from error
-    return PeftModel.from_pretrained(model, adapter)  # type: ignore[arg-type]
 
 
 def default_device() -> torch.device:
@@ -38,43 +25,28 @@ def default_device() -> torch.device:
 
 def quantization_config(quantization: Any) -> Any:
     """The quantization config of transformers for a name; other objects are returned as given."""
-    if not isinstance(quantization, str):
-        return quantization
-    if quantization in ("8bit", "4bit"):
+    if quantization == "8bit":
         from transformers import BitsAndBytesConfig
 
-        if quantization == "8bit":
-            return BitsAndBytesConfig(load_in_8bit=True)
+        return BitsAndBytesConfig(load_in_8bit=True)
+    if quantization == "4bit":
+        from transformers import BitsAndBytesConfig
+
         return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.bfloat16)
     if quantization in ("int8", "fp8"):
+        from torchao import quantization as torchao  # type: ignore[import-not-found]
         from transformers import TorchAoConfig
 
-        return TorchAoConfig(_torchao_config(quantization))
-    raise ValueError(
-        f"quantization must be None, '8bit', '4bit', 'int8', 'fp8' or a quantization config of "
-        f"transformers, got {quantization!r}"
-    )
-
-
-def _torchao_config(quantization: str) -> Any:
-    try:
-        from torchao.quantization import (  # type: ignore[import-not-found]
-            Float8DynamicActivationFloat8WeightConfig,
-            Int8WeightOnlyConfig,
-            PerRow,
-        )
-    except ImportError:
-        raise ImportError(
-            f"quantization={quantization!r} needs torchao; pip install torchao, or use '8bit'"
-        ) from None
-    if quantization == "int8":
-        return Int8WeightOnlyConfig()
-    if not (torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 9)):
+        if quantization == "int8":
+            return TorchAoConfig(torchao.Int8WeightOnlyConfig())
+        by_row = torchao.Float8DynamicActivationFloat8WeightConfig(granularity=torchao.PerRow())
+        return TorchAoConfig(by_row)
+    if isinstance(quantization, str):
         raise ValueError(
-            "quantization='fp8' needs a GPU of compute capability 8.9 or newer (Ada, Hopper); use "
-            "'int8' or '8bit'"
+            "quantization must be None, '8bit', '4bit', 'int8', 'fp8' or a quantization config of "
+            f"transformers, got {quantization!r}"
         )
-    return Float8DynamicActivationFloat8WeightConfig(granularity=PerRow())
+    return quantization
 
 
 def load_tokenizer(name_or_path: str | os.PathLike[str], revision: str | None) -> Any:

@@ -21,10 +21,9 @@ from .adapters import active_adapters
 from .base import BasePrior
 from .families import find_head, find_trunk, max_positions, pad_id, unwrap_model
 from .fingerprint import fingerprint
-from .forward import TrunkPasses
+from .forward import make_idle_passes, run_trunk
 from .frozen import (
     FrozenModel,
-    check_adapter_is_inside,
     check_is_another_model,
     check_is_same_model,
     input_device,
@@ -47,14 +46,8 @@ class ModelPrior(BasePrior):
     ) -> None:
         lm = unwrap_model(model)
         find_trunk(lm)
-        check_not_zero3(model, shared=shared)
-        if input_device(model).type == "meta":
-            raise ValueError(
-                "model: its weights are on the meta device, so that it can't compute; load it with "
-                "from_pretrained, or move it by model.to_empty(...) and load its weights first"
-            )
+        check_not_zero3(model)
         if not shared:
-            check_adapter_is_inside(model)
             model.eval().requires_grad_(False)
         self.model = model
         self.is_shared = shared
@@ -64,7 +57,6 @@ class ModelPrior(BasePrior):
         self.uses_kernel = False
         self.competitors: Competitors | None = None
         self._frozen = FrozenModel(shared)
-        self._passes = TrunkPasses(lm.config)
         self._rendezvous = Rendezvous()
         self._fingerprint: tuple[object, str] | None = None
         self._problem = ""  # why it can't be used any more
@@ -137,23 +129,13 @@ class ModelPrior(BasePrior):
         return self._vocabulary.added_bos
 
     def set_tokenizer(self, tokenizer: Any) -> None:
-        """Use `tokenizer` to know special tokens, the chat template and unused ids.
-
-        A `ToEditCollator` does this for a prior without a tokenizer.
-
-        Raises:
-            ValueError: the tokenizer has more tokens than the prior's vocabulary.
-        """
+        """Use `tokenizer` to know special tokens, the chat template and unused ids."""
         self._vocabulary = Vocabulary(self.head.vocab_size, tokenizer)
         self.tokenizer = tokenizer
         self.protection = self._vocabulary.protection
 
     def predict(self, batch: TokenBatch, where: Tensor) -> Predictions:
-        """Run the trunk on a batch, without a wait; see `BasePrior`.
-
-        Raises:
-            ValueError: training changes the weights, or a swap failed halfway.
-        """
+        """Run the trunk on a batch, without a wait; raises where training changes its weights."""
         head = self.head
         bos = None if batch.pieces is None else self.added_bos
         states = head.ready(self.predictive_states(batch.contexts, batch.tokens, where, bos))
@@ -191,27 +173,23 @@ class ModelPrior(BasePrior):
             longest = max(documents.lengths)
             if self.max_length is not None and longest > self.max_length:
                 raise ValueError(
-                    f"a text of {longest - 1} tokens, before which the prior reads its "
-                    f"beginning-of-sequence token, is longer than its {self.max_length} "
-                    f"positions; shorten rows (max_length={self.max_length - 1} or less), or use "
-                    "context='document'"
+                    f"a text of {longest - 1} tokens and the prior's BOS before it are longer than "
+                    f"its {self.max_length} positions; shorten rows "
+                    f"(max_length={self.max_length - 1} or less), or use context='document'"
                 )
         ranks = self._rendezvous if self.is_sharded else None
         with self._scoring():
-            return self._passes.states(
-                unwrap_model(self.model), documents, tokens, where, self.device, ranks
-            )
+            lm = unwrap_model(self.model)
+            return run_trunk(lm, documents, tokens, where, self.device, ranks)
 
     def likely_competitors(self, head: Head, states: Tensor) -> Competitors | None:
-        """The ids that the head should sum first, measured on the first states.
-
-        None for a head that only its module can compute: it is always computed whole.
-        """
-        if head.weight is None or len(states) == 0:
+        """The ids that the head should sum first, measured on the first states."""
+        if len(states) == 0:
             return None
         known = self.competitors
-        is_current = known is not None and len(known.place) == head.vocab_size
-        if known is None or not is_current or known.order.device != states.device:
+        # The embeddings may have been resized, or the model moved.
+        fits = known is not None and len(known.place) == head.vocab_size
+        if known is None or not fits or known.order.device != states.device:
             self.competitors = measure_competitors(head, states)
         return self.competitors
 
@@ -224,34 +202,25 @@ class ModelPrior(BasePrior):
             return self._rendezvous.run(self.model, function)
 
     def make_idle_passes(self) -> None:
-        """Take part in the passes of other ranks, if the prior is sharded over them.
+        """Take part in the passes of other ranks, which must edit equally often."""
 
-        Ranks with such a prior must edit equally often.
-        """
+        def idle() -> None:
+            num_idle = self._rendezvous.idle_passes(0)
+            with self._scoring():
+                make_idle_passes(unwrap_model(self.model), num_idle, self.device)
+
         if self.is_sharded:
-            self.run_gathered(self._idle)
-
-    def _idle(self) -> None:
-        lm, num_idle = unwrap_model(self.model), self._rendezvous.idle_passes(0)
-        with self._scoring():
-            self._passes.make_idle_passes(lm, num_idle, self.device)
+            self.run_gathered(idle)
 
     def _scoring(self) -> AbstractContextManager[None]:
         return self._frozen.scoring(self.model, self.adapter, self.autocast_dtype)
 
     def prepare_for(self, trainee: nn.Module, autocast_dtype: torch.dtype | None) -> None:
-        """Check that the prior can edit for a trainee; a shared one then computes as it does.
-
-        See `BasePrior`.
-
-        Raises:
-            ValueError: the prior is the model in training, or a shared prior is not, or the
-                trainee is spread over ranks in a way that does not allow sharing.
-        """
+        """Check that a separate prior is not the trainee, and that a shared one is and can be."""
         if not self.is_shared:
             check_is_another_model(self.model, trainee)
             return
-        check_not_zero3(trainee, shared=True)
+        check_not_zero3(trainee)
         if has_fsdp1(trainee):
             raise ValueError(
                 "Prior.shared can't score with a model that FSDP version 1 has wrapped; set "
@@ -282,15 +251,13 @@ class ModelPrior(BasePrior):
             )
         find_trunk(unwrap_model(self.model)).compile(**{"dynamic": True, **options})
 
-    def use_kernel(self, wanted: bool = True) -> None:
+    def use_kernel(self) -> None:
         """Sum tiles of logits by a Triton kernel instead of PyTorch's operations, on a GPU.
 
         `selected` is the same, up to the rounding of logits in 16-bit weights.
 
         Raises:
-            ValueError: triton is not installed, the GPU does not support it, or the vocabulary
-                projection is quantised.
+            ValueError: triton is not installed, or the GPU does not support it.
         """
-        if wanted:
-            kernels.check_usable(self.head)
-        self.uses_kernel = wanted
+        kernels.check_usable(self.head)
+        self.uses_kernel = True

@@ -12,14 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from ..tokens.checks import tokenizer_difference
+from .adapters import adapter_names
 from .aligned import AlignedPrior
 from .base import BasePrior
-from .frozen import check_adapter_exists, check_base_is_frozen
-from .loading import default_device, load_tokenizer, put_adapter, quantization_config
+from .frozen import check_base_is_frozen
+from .loading import default_device, load_tokenizer, quantization_config
 from .model_prior import ModelPrior
 from .sharding import without_zero3
 from .swap import PreparedSwap, prepare_swap
-from .weights import HalfCopiedError
 
 logger = logging.getLogger("toedit_collate")
 
@@ -78,7 +78,7 @@ class Prior(ModelPrior):
             model_kwargs: for `AutoModelForCausalLM.from_pretrained`.
 
         Raises:
-            ValueError: unknown `quantization`, or one that the GPU does not support.
+            ValueError: unknown `quantization`.
             ImportError: the library that it needs is not installed.
             OSError: there is no such model.
         """
@@ -94,7 +94,9 @@ class Prior(ModelPrior):
                 name_or_path, dtype=dtype, revision=revision, **model_kwargs
             )
         if adapter is not None:
-            model = put_adapter(model, adapter)
+            from peft import PeftModel
+
+            model = PeftModel.from_pretrained(model, os.fspath(adapter))  # type: ignore[arg-type]
         return cls(model, load_tokenizer(name_or_path, revision))
 
     @classmethod
@@ -107,8 +109,8 @@ class Prior(ModelPrior):
         on) and the model is in eval mode; afterwards everything is as before.
 
         Args:
-            trainee: the model that a `Trainer` gets or made (`trainer.model`): a PEFT model, or a
-                model that becomes one before training begins.
+            trainee: the model that a `Trainer` gets or made (`trainer.model`): a PEFT model, or
+                one that becomes one before training begins.
             adapter: name of a frozen adapter to score with; None: the bare base.
             tokenizer: of the trainee; None: the collator sets it.
 
@@ -117,25 +119,26 @@ class Prior(ModelPrior):
                 adapter. For a model without an adapter yet, the first batch raises.
         """
         if getattr(trainee, "peft_config", None) or adapter is not None:
-            check_adapter_exists(trainee, adapter)
+            names = adapter_names(trainee)
+            if adapter is not None and adapter not in names:
+                raise ValueError(
+                    f"adapter {adapter!r} is not in the model, which has {sorted(names) or 'none'}"
+                    "; load it with model.load_adapter(path, adapter_name=..., is_trainable=False)"
+                )
             check_base_is_frozen(trainee, adapter)
         prior = cls.__new__(cls)
         ModelPrior.__init__(prior, trainee, tokenizer, shared=True, adapter=adapter)
         return prior
 
     def aligned_to(self, tokenizer: Any) -> BasePrior:
-        """This prior for a trainee with another tokenizer, which splits the same text elsewhere.
+        """This prior for a trainee with another tokenizer; itself where both have the same.
 
         Scores then are lower bounds, and tokens that begin inside one of the prior's are left
-        alone. Policies that select tokens with a low P (`region="below"`, `drop_below`) may select
-        too many, and cause a warning: see `AlignedPrior`.
+        alone: see `AlignedPrior`.
 
         Args:
-            tokenizer: of the trainee: byte-level BPE, or SentencePiece with byte fallback. The
-                prior's own must be of these kinds, too.
-
-        Returns:
-            An `AlignedPrior`; this prior itself where the tokenizers are the same.
+            tokenizer: of the trainee: byte-level BPE, or SentencePiece with byte fallback, as the
+                prior's own must be.
 
         Raises:
             ValueError: a tokenizer is of another kind, or the prior has none.
@@ -146,11 +149,6 @@ class Prior(ModelPrior):
         return AlignedPrior(self, tokenizer)
 
     def prepare_swap(self, source: str | os.PathLike[str] | Mapping[str, Tensor]) -> PreparedSwap:
-        if not isinstance(source, Mapping | str | os.PathLike):
-            raise TypeError(
-                "source must be the folder of a checkpoint or a state dict, got "
-                f"{type(source).__name__}; pass a path, or model.state_dict()"
-            )
         source = source if isinstance(source, Mapping) else Path(source)
         return prepare_swap(self.model, source, shared=self.is_shared, adapter=self.adapter)
 
@@ -158,21 +156,22 @@ class Prior(ModelPrior):
         """The second half of `swap`: copy the weights.
 
         Raises:
-            ValueError: a file was changed after the check, or a new adapter could not be read; the
-                prior is as before.
+            ValueError: a new adapter could not be read; the prior is as before.
             RuntimeError: reading failed halfway; the prior can't be used until a swap succeeds.
         """
         try:
             prepared.copy()
-        except (HalfCopiedError, ValueError) as error:
+        except Exception as error:  # a disk fails: everything was checked
             prepared.discard()
-            if isinstance(error, HalfCopiedError) and not prepared.replaces:
+            if not prepared.replaces:
                 raise ValueError(
-                    f"a new adapter could not be copied ({error.__cause__}); the old prior is kept"
+                    f"a new adapter could not be copied ({error}); the old prior is kept"
                 ) from error
-            if isinstance(error, HalfCopiedError):  # a disk fails: everything was checked
-                self._problem = str(error)
-            raise
+            self._problem = (
+                f"a swap of the prior failed while weights were copied ({error}), so the prior may "
+                "have weights of both; load it again, or swap in a complete checkpoint"
+            )
+            raise RuntimeError(self._problem) from error
         self._problem = ""
         self.model, self.adapter = prepared.model, prepared.adapter
         self.generation += 1

@@ -31,40 +31,41 @@ def check_model(
             random.
     """
     name = type(lm).__name__
-    _check_no_hashes(lm.config, name)
+    if "lsh" in (getattr(lm.config, "attn_layers", None) or ()):  # a short trial does not show it
+        raise ValueError(
+            f"model: {name} chooses what a token attends to by random hashes of the whole row, so "
+            "its scores are random; use a prior of another family"
+        )
     ids = _trial_ids(head().vocab_size).to(device)
 
-    def compute() -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-        try:
-            # .forward: under FSDP2, this is already inside the call of the model.
-            expected = lm.forward(input_ids=ids, use_cache=False).logits
-            hidden = find_trunk(lm)(input_ids=ids, use_cache=False, return_dict=True)[0]
-            outer = model(input_ids=ids, use_cache=False).logits if whole else None
-        except torch.cuda.OutOfMemoryError:
-            raise
-        except Exception as error:  # whatever a model of any family may raise
-            raise ValueError(
-                f"model: {name} fails on plain rows of token ids ({type(error).__name__}: "
-                f"{first_line(error)[:200]}); a prior is called with input_ids alone, so check "
-                "that the model runs by model(input_ids=...), and its config"
-            ) from error
-        projection = head()
-        weight = projection.weight
-        fits = weight is None or weight.shape[-1] == hidden.shape[-1]
-        return expected, hidden, projection.logits(hidden.flatten(0, 1)) if fits else None, outer
+    def compute() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        # .forward: under FSDP2, this is already inside the call of the model.
+        expected = lm.forward(input_ids=ids, use_cache=False).logits
+        hidden = find_trunk(lm)(input_ids=ids, use_cache=False, return_dict=True)[0]
+        outer = model(input_ids=ids, use_cache=False).logits if whole else expected
+        if hidden.shape[-1] != head().weight.shape[-1]:
+            return expected, hidden, hidden, outer
+        return expected, hidden, head().logits(hidden.flatten(0, 1)).view(*ids.shape, -1), outer
 
-    expected, hidden, logits, outer = run(compute)
-    if expected.dim() != 3 or expected.shape[:2] != ids.shape or hidden.shape[:2] != ids.shape:
+    try:
+        expected, hidden, ours, outer = run(compute)
+    except torch.cuda.OutOfMemoryError:
+        raise
+    except Exception as error:  # whatever a model of any family may raise
         raise ValueError(
-            f"model: {name} gives logits of shape {tuple(expected.shape)} and hidden states of "
-            f"shape {tuple(hidden.shape)} for {tuple(ids.shape)} tokens; a prior needs one for "
-            "each token, so use a model that scores its input token by token"
-        )
+            f"model: {name} fails on plain rows of token ids ({type(error).__name__}: "
+            f"{first_line(error)[:200]}); a prior is called with input_ids alone, so check that "
+            "the model runs by model(input_ids=...), and its config"
+        ) from error
     # 16-bit models round a logit at 2**-8 of its size, and may be off by a few such steps.
     tolerance = 1e-4 if hidden.dtype in (torch.float32, torch.float64) else 0.05
-    _check_causal(hidden, name, tolerance)
-    ours = logits if logits is None else logits.to(expected.device).view(*ids.shape, -1)
-    difference = float("inf") if ours is None else _difference(ours, expected)
+    if _difference(*hidden[:, :_SAME]) > tolerance:
+        raise ValueError(
+            f"model: {name} is not causal: its states of a token change with later tokens, so it "
+            "would see a token before it predicts it; use a model that reads from left to right "
+            "(for BERT and similar models, one made with is_decoder=True)"
+        )
+    difference = _difference(ours.to(expected.device), expected)
     if difference > tolerance:
         raise ValueError(
             f"model: {name} computes its logits in a way that toedit_collate does not know. They "
@@ -72,21 +73,12 @@ def check_model(
             "output embeddings, and the scales and caps in its config; use a prior of another "
             "family"
         )
-    if outer is not None and (off := _difference(outer, expected)) > tolerance:
+    difference = _difference(outer, expected)
+    if difference > tolerance:
         raise ValueError(
-            f"model: what PEFT put around {name} changes its logits outside of its layers (by "
-            f"{off:.2g} of their size), which a prior would leave out; merge it by "
-            "model.merge_and_unload(), or pass a model tuned with LoRA"
-        )
-
-
-def _check_no_hashes(config: Any, name: str) -> None:
-    """Refuse Reformer's hashes, which are drawn in each pass; a short trial does not show them."""
-    if "lsh" in (getattr(config, "attn_layers", None) or ()):
-        raise ValueError(
-            f"model: {name} chooses what a token attends to by random hashes of the whole row "
-            "(attn_layers with 'lsh'), so that a token's score changes with the tokens after it "
-            "and from pass to pass; use a prior of another family"
+            f"model: what PEFT put around {name} (a learned prompt, for example) changes its "
+            f"logits by {difference:.2g} of their size, which a prior would leave out; pass the "
+            "model without it (model.get_base_model()), or one tuned with LoRA"
         )
 
 
@@ -96,16 +88,6 @@ def _trial_ids(vocab_size: int) -> Tensor:
     other = row.clone()
     other[_SAME:] = (row[_SAME:] + vocab_size // 2 + 1) % vocab_size
     return torch.stack([row, other])
-
-
-def _check_causal(hidden: Tensor, name: str, tolerance: float) -> None:
-    first, second = hidden[:, :_SAME].float()
-    if _difference(first, second) > tolerance:
-        raise ValueError(
-            f"model: {name} is not causal: its states of a token change with later tokens, so it "
-            "would see a token before it predicts it; use a model that reads from left to right "
-            "(for BERT and similar models, one made with is_decoder=True)"
-        )
 
 
 def _difference(ours: Tensor, theirs: Tensor) -> float:

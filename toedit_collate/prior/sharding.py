@@ -23,34 +23,22 @@ def is_sharded(model: nn.Module) -> bool:
     return is_distributed() and any(_is_dtensor(p) for p in model.parameters())
 
 
-def class_name(model: nn.Module) -> str:
-    """The name of a model's class, without the class that FSDP2 derives from it."""
-    return next(c.__name__ for c in type(model).__mro__ if not c.__name__.startswith("FSDP"))
-
-
 def is_zero3(model: nn.Module) -> bool:
     """Whether DeepSpeed ZeRO-3 keeps only a part of the weights on each rank."""
     return any(hasattr(p, "ds_id") for p in model.parameters())
 
 
-def check_not_zero3(model: nn.Module, *, shared: bool) -> None:
+def check_not_zero3(model: nn.Module) -> None:
     """Raise where DeepSpeed ZeRO-3 spreads a prior's weights over ranks.
 
     A second forward pass through a model that ZeRO-3 trains confuses the order in which it fetches
     weights, and training fails in the backward pass.
     """
-    if not is_zero3(model):
-        return
-    if shared:
+    if is_zero3(model):
         raise ValueError(
-            "Prior.shared can't score with a model that DeepSpeed ZeRO-3 has partitioned; load a "
-            "separate prior with Prior.from_pretrained (each rank holds it whole), or train with "
-            "ZeRO-2 or FSDP2"
+            "the prior's weights are partitioned by DeepSpeed ZeRO-3; load a separate prior with "
+            "Prior.from_pretrained (each rank holds it whole), or train with ZeRO-2 or FSDP2"
         )
-    raise ValueError(
-        "the prior's weights were partitioned by DeepSpeed ZeRO-3 when it was loaded; load it with "
-        "Prior.from_pretrained, or before the TrainingArguments are made"
-    )
 
 
 @contextmanager

@@ -24,7 +24,6 @@ from .weights import (
     check_tensors,
     from_folder,
     from_state,
-    holds_adapter,
 )
 
 SHARED_ADAPTER = "toedit_prior"
@@ -49,7 +48,7 @@ def prepare_swap(
 ) -> PreparedSwap:
     """Check a whole checkpoint that is to be copied into a prior's model; see `Prior.swap`."""
     weights = from_state(source) if isinstance(source, Mapping) else from_folder(source)
-    if holds_adapter(weights):
+    if any("lora_" in name or name.startswith("base_model.") for name in weights.readers):
         return _prepare_adapter(model, source, weights, shared=shared, adapter=adapter)
     if shared:
         raise ValueError(
@@ -79,7 +78,7 @@ def _prepare_full(
         for name, tensor in lm.state_dict().items()
         if "lora_" not in name
     }
-    if isinstance(source, Path) and not set(target) >= set(weights.names):
+    if isinstance(source, Path) and not set(target) >= set(weights.readers):
         # Some families store other names than those of the model (fused experts, say).
         # transformers converts them, on the CPU.
         weights = _converted(lm, source)
@@ -90,18 +89,15 @@ def _prepare_full(
 
 
 def _converted(lm: Any, folder: Path) -> Weights:
-    try:
-        loaded, info = type(lm).from_pretrained(
-            folder, dtype="auto", output_loading_info=True, use_safetensors=True
+    loaded, info = type(lm).from_pretrained(
+        folder, dtype="auto", output_loading_info=True, use_safetensors=True
+    )
+    problems = [f"{kind} {sorted(map(str, names))[:3]}" for kind, names in info.items() if names]
+    if problems:
+        raise ValueError(
+            f"checkpoint {folder} does not fit the prior: {'; '.join(problems)}; it must be "
+            "complete and of the prior's architecture"
         )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise ValueError(f"checkpoint {folder} can't be loaded: {error}") from error
-    for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        if info.get(problem):
-            raise ValueError(
-                f"checkpoint {folder} does not fit the prior: {problem} "
-                f"{sorted(map(str, info[problem]))[:3]}; it must be of the prior's architecture"
-            )
     return Weights(str(folder), {n: t.detach for n, t in loaded.state_dict().items()})
 
 
@@ -125,18 +121,25 @@ def _prepare_adapter(
             )
         model, discard = _add_empty_adapter(model, config, name, shared=shared)
     elif config is not None:
-        _check_same_config(model.peft_config[name], config, name, weights.where)
+        ours = deciding_adapter_config(model.peft_config[name])
+        if different := differences(ours, deciding_adapter_config(config)):
+            raise ValueError(
+                f"the adapter of {weights.where} was made with other settings than the prior's "
+                f"adapter {name!r}, so its scores would be wrong: {different}; load it as a "
+                "separate prior with Prior.from_pretrained(base, adapter=...)"
+            )
     # The names of weights contain the name of the adapter in memory, but not in files.
     target = adapter_weights(model, name)
-    plain = weights.renamed(lambda name: name.replace(".default", ""))
+    readers = {name.replace(".default", ""): read for name, read in weights.readers.items()}
+    weights = Weights(weights.where, readers)
     try:
-        plain = _without_saved_base(plain, target, unwrap_model(model))
-        if set(plain.names) != set(target):
+        _drop_saved_base(weights, target, unwrap_model(model))
+        if set(readers) != set(target):
             raise ValueError(
                 f"the adapter of {weights.where} does not fit the prior's adapter {name!r}: they "
-                f"differ in {sorted(set(plain.names) ^ set(target))[:3]}"
+                f"differ in {sorted(set(readers) ^ set(target))[:3]}"
             )
-        copy_all = check_tensors(target, plain)
+        copy_all = check_tensors(target, weights)
         find_head(unwrap_model(model), name)  # refuses an adapter of the head
     except BaseException:
         discard()
@@ -146,14 +149,14 @@ def _prepare_adapter(
     )
 
 
-def _without_saved_base(weights: Weights, target: dict[str, Tensor], lm: Any) -> Weights:
-    """Leave out the embeddings that PEFT saves next to an adapter on them, if the prior has them.
+def _drop_saved_base(weights: Weights, target: dict[str, Tensor], lm: Any) -> None:
+    """Drop the embeddings that PEFT saves next to an adapter on them, if the prior has them.
 
     Raises:
         ValueError: they differ from the prior's.
     """
     own = lm.state_dict()
-    saved = [name for name in weights.names if ".base_layer." in name and name not in target]
+    saved = [name for name in weights.readers if ".base_layer." in name and name not in target]
     for name in saved:
         ours = own.get(name.removeprefix("base_model.model."))
         if ours is None or not torch.equal(weights[name].to(ours), full_tensor(ours)):
@@ -161,7 +164,7 @@ def _without_saved_base(weights: Weights, target: dict[str, Tensor], lm: Any) ->
                 f"the adapter of {weights.where} comes with {name!r}, which is not that of the "
                 "prior; load the trainee's base as the prior"
             )
-    return weights.without(saved)
+        del weights.readers[name]
 
 
 def adapter_weights(model: Any, adapter: str) -> dict[str, Tensor]:
@@ -183,22 +186,8 @@ def _adapter_config(source: Path | Mapping[str, Tensor]) -> Any:
     from peft import PeftConfig
 
     if isinstance(source, Path):
-        try:
-            return PeftConfig.from_pretrained(str(source))
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"adapter {source} has no configuration ({error})") from error
+        return PeftConfig.from_pretrained(str(source))
     return copy.deepcopy(getattr(source, "peft_config", None))
-
-
-def _check_same_config(here: Any, there: Any, name: str, where: str) -> None:
-    """Raise where the same weights would have another effect in the prior's adapter."""
-    different = differences(deciding_adapter_config(here), deciding_adapter_config(there))
-    if different:
-        raise ValueError(
-            f"the adapter of {where} was made with other settings than the prior's adapter "
-            f"{name!r}, so its scores would be wrong: {different}; load it as a separate prior "
-            "with Prior.from_pretrained(base, adapter=...), or train with the same settings"
-        )
 
 
 def _add_empty_adapter(
@@ -211,10 +200,11 @@ def _add_empty_adapter(
     """
     from peft import get_peft_model
 
-    if shared and not hasattr(model, "peft_config"):
+    if (shared or hasattr(model, "peft_config")) and not hasattr(model, "get_base_model"):
         raise ValueError(
-            "Prior.shared got a model without PEFT, so no second adapter can be added; share "
-            "`trainer.model` instead"
+            "the model was not made by peft.get_peft_model(model, config), so it can't hold an "
+            "adapter for the prior next to the one in training; make it so, and share "
+            "`trainer.model`"
         )
     changed = changes_base(config)
     if changed is not None:
@@ -222,11 +212,6 @@ def _add_empty_adapter(
             f"the adapter was made with {changed}, and putting it on the prior would rewrite the "
             "prior's base; save it as plain LoRA (model.save_pretrained(folder, "
             "path_initial_model_for_weight_conversion=...)), or merge it and swap in full weights"
-        )
-    if hasattr(model, "peft_config") and not hasattr(model, "get_base_model"):
-        raise ValueError(
-            "the adapter was added by model.add_adapter of transformers, which can't hold a second "
-            "one for the prior; make the model with peft.get_peft_model(model, config) instead"
         )
     config.inference_mode = True
     try:

@@ -24,7 +24,7 @@ from transformers.utils import ModelOutput
 
 from ..head.projection import Head
 from ..head.soft_labels import KEY, drawn_log_prob, expected_log_prob, num_labels
-from ..prior.families import find_head, find_trunk, unwrap_model
+from ..prior.families import find_head, find_trunk, is_plain, unwrap_model
 
 _MARK = "_toedit_own_forward"
 # The head's logits may differ from the model's own by this share of the largest: the rounding of
@@ -165,12 +165,11 @@ def _find_head(lm: Any) -> Head | None:
     weight = getattr(module, "weight", None)
     # An adapter or quantization; or a sharded weight (ZeRO-3, a head that FSDP2 wraps on its own,
     # tensor parallelism): only its module averages gradients over ranks.
-    if type(module) is not torch.nn.Linear:
+    if type(module) is not torch.nn.Linear or not is_plain(weight):
         return None
     if hasattr(weight, "ds_id") or hasattr(weight, "full_tensor"):
         return None
-    head = find_head(lm)
-    return head if head.weight is not None else None
+    return find_head(lm)
 
 
 @torch.no_grad()
