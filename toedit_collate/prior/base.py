@@ -180,8 +180,8 @@ class BasePrior(ABC):
         state dict has no configuration, so one of another model with the same shapes is accepted.
 
         Args:
-            source: a folder with `model.safetensors` (or its shards and index) or with
-                `adapter_model.safetensors`; or a state dict of the model or of its adapter.
+            source: a folder with `model.safetensors`, its shards, or `adapter_model.safetensors`;
+                or a state dict of the model or of its adapter.
 
         Raises:
             FileNotFoundError: there is no such checkpoint.

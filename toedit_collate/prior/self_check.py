@@ -43,7 +43,7 @@ def check_model(
         expected = lm.forward(input_ids=ids, use_cache=False).logits
         hidden = find_trunk(lm)(input_ids=ids, use_cache=False, return_dict=True)[0]
         outer = model(input_ids=ids, use_cache=False).logits if whole else expected
-        if hidden.shape[-1] != head().weight.shape[-1]:
+        if hidden.shape[-1] != head().weight.shape[-1]:  # there are layers in between
             return expected, hidden, hidden, outer
         return expected, hidden, head().logits(hidden.flatten(0, 1)).view(*ids.shape, -1), outer
 

@@ -148,14 +148,12 @@ def check_config(lm: Any, source: Path | Mapping[str, Tensor], where: str) -> No
 
     Names and shapes of weights do not show rotary positions, windows, scales and epsilons.
     """
-    if not isinstance(source, Path):
-        config = getattr(source, "config", None)
-    elif (source / "config.json").is_file():
+    config = getattr(source, "config", None)
+    if isinstance(source, Path) and (source / "config.json").is_file():
         from transformers import AutoConfig
 
         config = AutoConfig.from_pretrained(source)
-    else:
-        config = None
+    elif isinstance(source, Path):
         logger.warning(
             "checkpoint %s has no config.json, so only the names and shapes of its weights were "
             "compared with the prior's, not rotary positions, scales or windows; save it with "
