@@ -51,10 +51,6 @@ def find_trunk(model: Any) -> Any:
             "model must be a causal language model of transformers with a vocabulary projection, "
             f"got {type(model).__name__}; load one with AutoModelForCausalLM.from_pretrained(...)"
         )
-    if getattr(model.config, "is_encoder_decoder", False):
-        raise TypeError(
-            f"model must be decoder-only, got the encoder-decoder {type(model).__name__}"
-        )
     return trunk
 
 

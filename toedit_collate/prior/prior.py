@@ -35,7 +35,7 @@ class Prior(ModelPrior):
             tokenizer is refused.
 
     Raises:
-        TypeError: `model` is not a decoder-only language model of transformers.
+        TypeError: `model` is not a causal language model of transformers.
         ValueError: the prior's probabilities would differ from the model's own: the model sees
             later tokens, has a learned prompt, or computes its logits in an unknown way.
 

@@ -202,9 +202,8 @@ def _add_empty_adapter(
 
     if (shared or hasattr(model, "peft_config")) and not hasattr(model, "get_base_model"):
         raise ValueError(
-            "the model was not made by peft.get_peft_model(model, config), so it can't hold an "
-            "adapter for the prior next to the one in training; make it so, and share "
-            "`trainer.model`"
+            "the model can't hold an adapter for the prior, since PEFT does not wrap it; make the "
+            "model with peft.get_peft_model(model, config), and share `trainer.model`"
         )
     changed = changes_base(config)
     if changed is not None:
