@@ -224,7 +224,7 @@ class TestApi:
             lambda: aligned.prepare_swap("folder"),
             lambda: aligned.complete_swap(None),
         ):
-            with pytest.raises(ValueError, match=r"make generations with a prior that has the trainee's"):
+            with pytest.raises(ValueError, match="make generations with a prior"):
                 refused()
 
     def test_it_stays_at_home(self):
