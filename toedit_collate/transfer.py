@@ -13,11 +13,7 @@ from torch import Tensor
 
 
 def fetch(*tensors: Tensor | None) -> list[Any]:
-    """Copy tensors to the host, and keep None: the one place where the edit pass waits for a GPU.
-
-    Returns:
-        The tensors on the CPU; those that are there already are not copied.
-    """
+    """Copy tensors to the host, and keep None: the only wait for a GPU in the edit pass."""
     # All copies first, then one wait for all of them.
     fetched = [None if t is None else t.to("cpu", non_blocking=t.is_cuda) for t in tensors]
     for device in {t.device for t in tensors if t is not None and t.is_cuda}:
@@ -28,10 +24,8 @@ def fetch(*tensors: Tensor | None) -> list[Any]:
 
 
 def send(tensor: Tensor, device: torch.device) -> Tensor:
-    """Copy a tensor to a device without a wait.
-
-    A copy from ordinary memory to a GPU would wait for all that was queued before.
-    """
+    """Copy a tensor to a device without a wait."""
+    # A copy from ordinary memory to a GPU would wait for all that was queued before.
     if device.type == "cuda" and tensor.device.type == "cpu":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)

@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import struct
-import zlib
 
 import numpy as np
 import pytest
@@ -12,7 +11,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from journals import in_child
-from safetensors.torch import save_file
 
 from toedit_collate.stores import segments
 from toedit_collate.stores.index import KeyIndex
@@ -35,14 +33,8 @@ FACTS = {"of": {"a": ["ü", None, 1.5]}}
 @pytest.fixture
 def path(tmp_path):
     path = tmp_path / "a.safetensors"
-    write_segment(path, "test, 1", ARRAYS, FACTS, ("counts", "none"))
+    write_segment(path, "test, 1", ARRAYS, FACTS)
     return path
-
-
-def crafted(path, tensors, facts):
-    """A segment with the right checksum, but what no writer writes."""
-    text = json.dumps(facts)
-    save_file(tensors, path, {"facts": text, "checksum": segments._checksum(text, tensors)})
 
 
 class TestSegments:
@@ -53,16 +45,6 @@ class TestSegments:
         for name, array in ARRAYS.items():
             assert torch.equal(tensors[name], torch.as_tensor(array))
 
-    @given(st.lists(st.integers(0, 2**64 - 1)), st.sampled_from(["u1", "u2", "u4", "u8"]))
-    @settings(deadline=None, max_examples=30)
-    def test_deflated_numbers_come_back(self, tmp_path_factory, values, dtype):
-        path = tmp_path_factory.mktemp("segments") / "a"
-        values = np.array(values, np.uint64).astype(dtype)
-        write_segment(path, "k", {"values": values}, {}, ("values",))
-        read = read_segment(path, "k")[1]["values"].numpy()
-        assert read.dtype == values.dtype
-        assert read.tolist() == values.tolist()
-
     def test_of_another_kind(self, path):
         with pytest.raises(
             DamagedFileError, match="not a segment of kind 'test, 2', but 'test, 1'"
@@ -70,7 +52,7 @@ class TestSegments:
             read_segment(path, "test, 2")
 
     def test_one_that_is_not_there(self, tmp_path):
-        with pytest.raises(FileNotFoundError):
+        with pytest.raises(DamagedFileError, match="not a regular file"):
             read_segment(tmp_path / "none", "test, 1")
 
     def test_a_failed_write_leaves_nothing(self, tmp_path, monkeypatch):
@@ -112,38 +94,6 @@ class TestHostileFiles:
         path.write_bytes(struct.pack("<Q", len(header)) + header.encode())
         with pytest.raises(DamagedFileError, match="not a whole safetensors file"):
             read_segment(path, "k")
-
-    @pytest.mark.parametrize(
-        "stream", [b"-", zlib.compress(bytes(9)), zlib.compress(bytes(8))[:-1]]
-    )
-    def test_a_compressed_column_that_is_none(self, tmp_path, stream):
-        packed = torch.frombuffer(bytearray(stream), dtype=torch.uint8)
-        crafted(tmp_path / "a", {"a": packed}, {"kind": "k", "deflated": {"a": "<u8"}})
-        with pytest.raises(DamagedFileError):
-            read_segment(tmp_path / "a", "k")
-
-    @pytest.mark.parametrize(
-        "facts",
-        [
-            [], None, 3, "k", {}, {"kind": "k"}, {"kind": "k", "deflated": None},
-            {"kind": "k", "deflated": []}, {"kind": "k", "deflated": {"b": "<u8"}},
-            {"kind": "k", "deflated": {"a": 3}}, {"kind": "k", "deflated": {"a": "nonsense"}},
-            {"kind": "k", "deflated": {"a": "O"}},
-        ],
-        ids=repr,
-    )  # fmt: skip
-    def test_facts_that_are_none(self, tmp_path, facts):
-        crafted(tmp_path / "a", {"a": torch.zeros(3, dtype=torch.uint8)}, facts)
-        with pytest.raises(DamagedFileError):
-            read_segment(tmp_path / "a", "k")
-
-    def test_facts_that_are_too_deep(self, tmp_path):
-        text = "[" * 100_000
-        tensors = {"a": torch.zeros(3)}
-        metadata = {"facts": text, "checksum": segments._checksum(text, tensors)}
-        save_file(tensors, tmp_path / "a", metadata)
-        with pytest.raises(DamagedFileError, match="recursion"):
-            read_segment(tmp_path / "a", "k")
 
 
 class TestKeyIndex:

@@ -1,9 +1,7 @@
 """What is stored about documents, by their content: the journal of edits, the cache of decisions.
 
-Both use `segments` (files), `index` (find a document) and `writing` (which process writes, and
-when). Errors differ. A *journal* is data: without it, nobody knows what a run was trained on, so a
-write error ends the run. A *cache* only saves time: a write error is a warning, and its folder can
-be deleted at any time.
+A *journal* is data: without it, nobody knows what a run was trained on, so a write error ends the
+run. A *cache* only saves time: a write error is a warning, and its folder can be deleted.
 
 Words:
 

@@ -16,13 +16,6 @@ class KeyIndex:
     """Maps keys to rows. If a key was added twice, its first row counts.
 
     It takes 12 bytes a key. Sorted parts are merged as they grow, so adding n keys costs n log n.
-
-    Example:
-        >>> index = KeyIndex()
-        >>> index.add(np.array([7, 5], np.uint64))
-        >>> index.add(np.array([9, 7], np.uint64))
-        >>> index.find(np.array([5, 7, 8, 9], np.uint64)).tolist()
-        [1, 0, -1, 2]
     """
 
     def __init__(self) -> None:
@@ -65,11 +58,8 @@ class KeyIndex:
 
 def _sorted(keys: Array, rows: Array) -> _Part:
     """Sort by key. Of equal keys, keep the first row."""
-    order = np.argsort(keys, kind="stable")
-    keys = keys[order]
-    is_first = np.ones(len(keys), bool)
-    is_first[1:] = keys[1:] != keys[:-1]
-    return keys[is_first], rows[order[is_first]]
+    keys, first = np.unique(keys, return_index=True)
+    return keys, rows[first]
 
 
 class GrowingArray:

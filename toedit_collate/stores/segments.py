@@ -11,8 +11,7 @@ import hashlib
 import json
 import os
 import uuid
-import zlib
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,77 +31,50 @@ class DamagedFileError(ValueError):
 
 
 def write_segment(
-    path: Path, kind: str, arrays: Mapping[str, Array | Tensor], facts: dict[str, Any],
-    deflated: Collection[str] = (),
-) -> None:  # fmt: skip
+    path: Path, kind: str, arrays: Mapping[str, Array | Tensor], facts: dict[str, Any]
+) -> None:
     """Write a segment: the whole file, or nothing.
 
-    `kind` names the layout and its version; `facts` is JSON about the arrays; the integer arrays in
-    `deflated` are compressed.
+    `kind` names the layout and its version; `facts` is JSON about the arrays.
     """
-    tensors, dtypes = {}, {}
-    for name, array in arrays.items():
-        if name in deflated:
-            values = np.asarray(array)
-            dtypes[name] = values.dtype.str
-            array = np.frombuffer(zlib.compress(values.tobytes(), 9), np.uint8)
-        tensors[name] = array if isinstance(array, Tensor) else torch.from_numpy(np.array(array))
-    text = json.dumps({"kind": kind, "deflated": dtypes, **facts})
+    tensors = {
+        name: array if isinstance(array, Tensor) else torch.from_numpy(np.array(array))
+        for name, array in arrays.items()
+    }
+    text = json.dumps({"kind": kind, **facts})
     write_whole(path, save(tensors, {"facts": text, "checksum": _checksum(text, tensors)}))
 
 
 def read_segment(
     path: Path, kind: str, *, mapped: bool = True
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Read the facts and arrays of a segment.
+    """Read the facts and arrays of a segment of this kind.
 
-    Args:
-        path: of the file.
-        kind: as given to `write_segment`.
-        mapped: leave uncompressed arrays on the disk until they are used. Each mapped array leaks a
-            Python int (safetensors 0.8.0), so files that are read often should not be mapped.
+    If `mapped`, arrays stay on the disk until they are used. Each mapped array leaks a Python int
+    (safetensors 0.8.0), so files that are read often should not be mapped.
 
     Raises:
-        DamagedFileError: the file was cut or changed, or is of another kind. The message does not
-            name the file.
-        FileNotFoundError: there is no such file.
+        DamagedFileError: the file was cut or changed, is of another kind, or can't be read. The
+            message does not name the file.
     """
-    check_is_file(path)
+    if not path.is_file():  # opening a FIFO would block for ever
+        raise DamagedFileError("it is not a regular file")
     try:
         with safe_open(path, "pt" if mapped else "np") as file:
             metadata = file.metadata() or {}
             names = file.keys()  # not a mapping
             tensors = {name: torch.as_tensor(file.get_tensor(name)) for name in names}
         text, checksum = metadata["facts"], metadata["checksum"]
-    except SafetensorError as error:
-        raise DamagedFileError(f"it is not a whole safetensors file: {error}") from error
-    except KeyError as error:
-        raise DamagedFileError(f"its metadata has no {error}") from error
-    except (FileNotFoundError, PermissionError):
-        raise
+    except (KeyError, SafetensorError) as error:
+        raise DamagedFileError(f"it is not a whole safetensors file of ours: {error}") from error
     except OSError as error:
         raise DamagedFileError(f"it can't be read: {error}") from error
     if _checksum(text, tensors) != checksum:
         raise DamagedFileError("its checksum is wrong")
-    try:
-        facts = json.loads(text)
-        if facts["kind"] != kind:
-            raise ValueError(f"it is not a segment of kind {kind!r}, but {facts['kind']!r}")
-        for name, dtype in facts.pop("deflated").items():
-            data = zlib.decompress(tensors[name].numpy().data)  # at most 1,032 times as large
-            tensors[name] = torch.from_numpy(np.frombuffer(data, dtype).copy())
-    except Exception as error:  # JSON, numpy and zlib raise many kinds
-        raise DamagedFileError(str(error) or type(error).__name__) from error
+    facts = json.loads(text)
+    if facts["kind"] != kind:
+        raise DamagedFileError(f"it is not a segment of kind {kind!r}, but {facts['kind']!r}")
     return facts, tensors
-
-
-def check_is_file(path: Path) -> None:
-    """Raise unless there is a regular file; opening a FIFO would block for ever."""
-    if path.is_file():
-        return
-    if not os.path.lexists(path):
-        raise FileNotFoundError(f"{path}: there is no such file")
-    raise DamagedFileError("it is not a regular file, but a folder, FIFO, socket or broken link")
 
 
 def write_whole(path: Path, data: bytes) -> None:

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import abc
 import atexit
-import errno
 import os
-import time
 import weakref
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
-
-_NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK}
 
 # Locks that a forked process inherited; deleting such a copy could release the parent's lock.
 _INHERITED: list[FileLock] = []
@@ -36,11 +32,7 @@ class WriterLock:
             raise BlockingIOError(
                 f"{what} is being written by another process; give every run its own journal"
             ) from None
-        except NotImplementedError:
-            self._lock = None  # the file system has no locks
-        except OSError as error:
-            if error.errno not in _NO_LOCKS:
-                raise
+        except (NotImplementedError, OSError):  # the file system has no locks
             self._lock = None
 
     def release(self) -> None:
@@ -55,17 +47,10 @@ class WriterLock:
 class WriteBehind(abc.ABC):
     """Keeps new data in memory, and writes it later, at the latest when the process ends.
 
-    A forked process has a copy of its parent's unwritten data, and must not write it.
-
-    Attributes:
-        max_pending_seconds: the longest time between two writes.
+    A forked process has a copy of its parent's unwritten data, which it leaves to the parent.
     """
 
-    max_pending_seconds = 60.0
-
     def __init__(self) -> None:
-        self._pid = os.getpid()
-        self._last_write = time.monotonic()
         self._has_ended = False
         _ALIVE.add(self)
 
@@ -89,22 +74,7 @@ class WriteBehind(abc.ABC):
     def _report(self, error: Exception) -> None:
         """Log an error of writing that nobody can catch."""
 
-    def _notice_fork(self) -> None:
-        """Call this before anything is added or written."""
-        if os.getpid() != self._pid:
-            self._pid = os.getpid()
-            self._leave_to_parent()
-
-    def _start_timer(self) -> None:
-        """Call this before a write, so that a failed write is not repeated at once."""
-        self._last_write = time.monotonic()
-
-    def _is_late(self) -> bool:
-        return time.monotonic() - self._last_write > self.max_pending_seconds
-
     def _write_or_report(self) -> None:
-        if os.getpid() != self._pid:
-            return
         try:
             self.close()
         except (OSError, ValueError) as error:
@@ -131,3 +101,12 @@ def _write_all() -> None:
         if store._has_pending():
             store._write_or_report()
         store._has_ended = True
+
+
+def _leave_all_to_parent() -> None:
+    for store in list(_ALIVE):
+        store._leave_to_parent()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows, which can't fork
+    os.register_at_fork(after_in_child=_leave_all_to_parent)

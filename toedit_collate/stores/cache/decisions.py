@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 from collections.abc import Sequence
@@ -14,10 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..ragged import Array, narrowed, ranges, sums_of_rows
+from ..ragged import Array, narrowed, ranges
 from ..segments import DamagedFileError, read_segment, write_segment
+from .identity import Identity
 
-_KIND = "toedit decisions, 2"
+_KIND = "toedit decisions, 3"
 _NAME = re.compile(r"rank-\d+\.[0-9a-f]+\.safetensors")
 
 # Each array has one row for ...
@@ -66,25 +68,20 @@ class Decisions:
     @classmethod
     def of(
         cls, *, keys: Array, checks: Array, counts: Array, position: Array, num_candidates: Array,
-        ids: Array, weights: Tensor, num_unscored: Array | None = None,
-        unscored: Array | None = None,
+        ids: Array, weights: Tensor, num_unscored: Array, unscored: Array,
     ) -> Decisions:  # fmt: skip
-        """Make decisions of the attributes, with arrays of any integer types.
-
-        `ids` are (c,) numbers below 2**32, `weights` float32 or int64. Without `unscored`, all
-        tokens can be scored.
-        """
+        """Make decisions of arrays of any integer types; `weights` are float32 or int64."""
         num_bytes = max(2, (int(ids.max(initial=0)).bit_length() + 7) // 8)
         return cls(
             keys=keys,
             checks=checks,
             counts=narrowed(counts),
-            num_unscored=narrowed(np.zeros_like(counts) if num_unscored is None else num_unscored),
+            num_unscored=narrowed(num_unscored),
             position=narrowed(position),
             num_candidates=narrowed(num_candidates),
             id_bytes=_as_bytes(ids, num_bytes),
             weights=_narrowed_weights(weights),
-            unscored=narrowed(np.zeros(0, np.int64) if unscored is None else unscored),
+            unscored=narrowed(unscored),
         )
 
     @classmethod
@@ -92,8 +89,10 @@ class Decisions:
         """Decisions about no documents."""
         none = np.zeros(0, np.int64)
         keys = none.astype(np.uint64)
-        return cls.of(keys=keys, checks=keys, counts=none, position=none, num_candidates=none,
-                      ids=none, weights=torch.zeros(0))  # fmt: skip
+        return cls.of(
+            keys=keys, checks=keys, counts=none, num_unscored=none, position=none,
+            num_candidates=none, ids=none, weights=torch.zeros(0), unscored=none,
+        )  # fmt: skip
 
     @classmethod
     def concatenate(cls, parts: Sequence[Decisions]) -> Decisions:
@@ -130,9 +129,10 @@ class Decisions:
     @cached_property
     def _ends(self) -> dict[str, Array]:
         """Where the rows of each document end, after a 0: (n + 1,) int64."""
-        candidates = sums_of_rows(self.num_candidates, self.counts)
-        numbers = {"token": self.counts, "candidate": candidates, "unscored": self.num_unscored}
-        return {of: np.append(0, np.cumsum(n, dtype=np.int64)) for of, n in numbers.items()}
+        per_candidate = np.append(0, np.cumsum(self.num_candidates, dtype=np.int64))
+        token = np.append(0, np.cumsum(self.counts, dtype=np.int64))
+        unscored = np.append(0, np.cumsum(self.num_unscored, dtype=np.int64))
+        return {"token": token, "candidate": per_candidate[token], "unscored": unscored}
 
     def select(self, documents: Array) -> Decisions:
         """Some of the documents, by their (m,) numbers in [0, n)."""
@@ -146,38 +146,33 @@ class Decisions:
         weights = self.weights.index_select(0, torch.from_numpy(rows["candidate"]))
         return Decisions(**arrays, weights=weights)
 
-    def write(self, path: Path, identity: str) -> None:
-        """Write a segment: the whole file, or nothing.
-
-        Args:
-            path: of the new file.
-            identity: digest of what the decisions were made with.
-        """
+    def write(self, path: Path, identity: Identity) -> None:
+        """Write a segment."""
         arrays = {name: getattr(self, name) for name in _ROWS}
-        write_segment(path, _KIND, arrays, {"identity": identity})
+        write_segment(path, _KIND, arrays, {"identity": dataclasses.asdict(identity)})
 
     @classmethod
-    def read(cls, path: Path, identity: str) -> Decisions:
-        """Open a segment and check all of it. The arrays stay on the disk until they are used.
-
-        Raises:
-            DamagedFileError: the file was cut or changed, or belongs to other decisions.
-        """
+    def read(cls, path: Path) -> tuple[Identity, Decisions]:
+        """Open a segment and check all of it. The arrays stay on the disk until they are used."""
         try:
             facts, tensors = read_segment(path, _KIND)
             weights = tensors.pop("weights")
             decisions = cls(**{n: t.numpy() for n, t in tensors.items()}, weights=weights)
-        except (FileNotFoundError, TypeError, ValueError) as error:
+            record = facts["identity"]
+            for name in ("special_ids", "template_patterns", "template_tails"):
+                record[name] = tuple(record[name])
+            identity = Identity(**record)
+        except (KeyError, TypeError, ValueError) as error:
             raise DamagedFileError(
                 f"segment {path} of the decision cache is damaged ({error}); delete it, and its "
                 "documents are decided again"
             ) from error
-        if facts.get("identity") != identity:
+        if identity.digest != path.parent.name:
             raise DamagedFileError(
                 f"segment {path} of the decision cache was made with another prior, policy or "
-                f"tokenizer ({facts.get('identity')}) than its folder; move it back, or delete it"
+                f"tokenizer ({identity.digest}) than its folder; move it back, or delete it"
             )
-        return decisions
+        return identity, decisions
 
 
 def list_segments(folder: Path) -> list[str]:
@@ -185,6 +180,12 @@ def list_segments(folder: Path) -> list[str]:
     if not folder.is_dir():
         return []
     return sorted(entry.name for entry in os.scandir(folder) if _NAME.fullmatch(entry.name))
+
+
+def list_identities(path: Path) -> list[Identity]:
+    """The identities in a cache's folder; a DamagedFileError if one can't be read."""
+    folders = sorted(path.iterdir()) if path.is_dir() else []
+    return [Decisions.read(one / names[0])[0] for one in folders if (names := list_segments(one))]
 
 
 def _as_bytes(ids: Array, num_bytes: int) -> Array:

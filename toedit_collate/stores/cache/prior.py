@@ -33,10 +33,7 @@ class CachedPrior(BasePrior):
     def set_tokenizer(self, tokenizer: Any) -> None:
         """Compare `tokenizer` with that of the prior, whose special tokens and template are used.
 
-        Tokens that were added to it (a padding token, for example) do no harm.
-
-        Raises:
-            ValueError: it is another tokenizer.
+        A ValueError is raised for another tokenizer; tokens that were added to it do no harm.
         """
         size = self.identity.tokenizer_size
         if tokenizer is not None and size:
@@ -64,37 +61,28 @@ class CachedPrior(BasePrior):
             )
         return self.identity
 
-    def __repr__(self) -> str:
-        return f"CachedPrior({self.identity.prior}, vocab_size={self.vocab_size})"
-
     @property
     def device(self) -> torch.device:
-        """Where documents are edited."""
         return torch.device("cpu")
 
     @property
     def vocab_size(self) -> int:
-        """Number of ids that the prior gave a probability to; padding included."""
         return self.identity.vocab_size
 
     @property
     def max_length(self) -> int | None:
-        """The longest document that the prior could score, in tokens; None: no limit."""
         return self.identity.max_length
 
     @property
     def pad_id(self) -> int:
-        """The id to pad rows with."""
         return self.identity.pad_id
 
     @property
     def fingerprint(self) -> str:
-        """Of the prior that filled the cache."""
         return self.identity.prior
 
     @property
     def description(self) -> str:
-        """What it is, for a model card."""
         return f"the decisions of prior `{self.identity.prior}`, from a cache"
 
     def predict(self, batch: TokenBatch, where: Tensor) -> NoReturn:

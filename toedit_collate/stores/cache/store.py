@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import uuid
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from ...distributed import rank
+from ...policy import EditPolicy
 from ..index import KeyIndex
 from ..ragged import Array
 from ..writing import WriteBehind
-from .decisions import Decisions, list_segments
-from .identity import Identity, find_identity, list_identities
-
-if TYPE_CHECKING:
-    from ...policy import EditPolicy
-    from .prior import CachedPrior
+from .decisions import Decisions, list_identities, list_segments
+from .identity import Identity, find_identity
+from .prior import CachedPrior
 
 logger = logging.getLogger("toedit_collate")
 
-# New decisions are written as a segment when they take so many bytes, or after five minutes.
+# New decisions are written as a segment when they take so many bytes.
 SEGMENT_BYTES = 2**24
 # A job that only fills a cache writes larger segments: a corpus of 1 T tokens has terabytes of
 # decisions, which would otherwise be hundreds of thousands of files.
@@ -46,10 +45,8 @@ class DecisionCache(WriteBehind):
 
     Raises:
         NotADirectoryError: `path` is a file.
-        ValueError: `max_bytes` is not a positive whole number; `fill_only` without a path.
+        ValueError: `max_bytes` is not a positive whole number.
     """
-
-    max_pending_seconds = 300.0
 
     def __init__(
         self,
@@ -63,8 +60,6 @@ class DecisionCache(WriteBehind):
                 f"max_bytes must be a positive whole number, got {max_bytes!r}; write 2**30 for "
                 "one GiB"
             )
-        if fill_only and path is None:
-            raise ValueError("fill_only=True fills a folder: pass its path, or fill_only=False")
         self.path = None if path is None else Path(path).absolute()
         if self.path is not None and os.path.lexists(self.path) and not self.path.is_dir():
             raise NotADirectoryError(f"a decision cache must be a folder, got the file {path}")
@@ -79,32 +74,29 @@ class DecisionCache(WriteBehind):
         where = "in memory" if self.path is None else repr(str(self.path))
         return f"DecisionCache({where}, max_bytes={self.max_bytes})"
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __reduce__(self) -> tuple[Any, ...]:
         # Workers get no decisions: only the main process needs them.
-        names = ("path", "max_bytes", "fill_only", "identity")
-        return {name: getattr(self, name) for name in names}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        identity = state.pop("identity")
-        self.__init__(**state)  # type: ignore[misc]
-        self.identity = identity
+        make = functools.partial(
+            DecisionCache, self.path, max_bytes=self.max_bytes, fill_only=self.fill_only
+        )
+        return make, ()
 
     def open(self, identity: Identity) -> None:
-        """Set the prior, policy and tokenizer that decide from now on.
+        """Set the prior, policy and tokenizer that decide from now on, and read the folder.
 
-        Decisions of another identity no longer count. In memory they are forgotten; in a folder
-        they stay in their own sub-folder.
+        Decisions of another identity are forgotten in memory, and stay in a sub-folder on the disk.
         """
         now = self.identity
         if now is not None and (identity is now or identity.digest == now.digest):
             return
         if now is not None:
             self._write_or_report()
-        self.identity = identity
         self._forget()
+        self.identity = identity
+        if not self.fill_only:
+            self._read_new()
 
     def _forget(self) -> None:
-        self._is_loaded = False
         self._is_full = False
         # Written segments and new decisions. The index counts the documents of one block after
         # another.
@@ -113,20 +105,12 @@ class DecisionCache(WriteBehind):
         self._num_settled = 0  # the first blocks need no more writing
         self._read: set[str] = set()  # names of segments
 
-    def _load(self) -> None:
-        if self.identity is None:
-            raise RuntimeError("open(identity) comes before decisions are looked up or added")
-        if not self._is_loaded:
-            self._is_loaded = True
-            if not self.fill_only:
-                self._read_new()
-
     def _read_new(self) -> None:
         if self.path is None or self.identity is None:
             return
         folder = self.path / self.identity.digest
         new = [name for name in list_segments(folder) if name not in self._read]
-        blocks = [Decisions.read(folder / name, self.identity.digest) for name in new]
+        blocks = [Decisions.read(folder / name)[1] for name in new]
         self._read.update(new)
         if blocks:
             self._index.add(np.concatenate([block.keys for block in blocks]))
@@ -136,31 +120,19 @@ class DecisionCache(WriteBehind):
     @property
     def nbytes(self) -> int:
         """Bytes of all decisions, written or not."""
-        self._load()
         return sum(block.nbytes for block in self._blocks)
 
     @property
     def num_documents(self) -> int:
         """Known documents; a document counts once for each process that decided it."""
-        self._load()
         return self._index.num_rows
 
-    @property
-    def is_full(self) -> bool:
-        """Whether `max_bytes` is reached, so that nothing more is added."""
-        return self.nbytes >= self.max_bytes or self._is_full
-
     def look_up(self, keys: Array, checks: Array) -> tuple[Array, Decisions]:
-        """Find the decisions about n documents; a RuntimeError if `open` was not called.
-
-        Args:
-            keys: (n,) uint64, see `Decisions`; they may repeat.
-            checks: (n,) uint64; a document with another check is not known.
+        """Find the decisions about n documents, by (n,) uint64 keys, which may repeat, and checks.
 
         Returns:
             (n,) bool, which documents are known; and their decisions, in the order of `keys`.
         """
-        self._load()
         rows = self._index.find(keys)
         first = np.cumsum([0, *map(len, self._blocks)])
         block_of = np.searchsorted(first, rows, side="right") - 1
@@ -180,9 +152,7 @@ class DecisionCache(WriteBehind):
         return known, decisions
 
     def add(self, decisions: Decisions) -> None:
-        """Store decisions of new documents; a RuntimeError if `open` was not called."""
-        self._load()
-        self._notice_fork()
+        """Store decisions of new documents."""
         if self._is_full:
             return
         # Nothing is evicted. Training reads its documents in cycles, so a cache that evicts the
@@ -200,14 +170,12 @@ class DecisionCache(WriteBehind):
         while len(blocks) > self._num_settled + 1 and 2 * len(blocks[-1]) > len(blocks[-2]):
             blocks[-2:] = [Decisions.concatenate(blocks[-2:])]
         enough = FILLED_SEGMENT_BYTES if self.fill_only else SEGMENT_BYTES
-        is_late = not self.fill_only and self._is_late()
         num_bytes = sum(block.nbytes for block in blocks[self._num_settled :])
-        if self._has_pending() and (is_late or num_bytes >= enough):
+        if self._has_pending() and num_bytes >= enough:
             self._write_or_report()
 
     def refresh(self) -> None:
         """Read what other processes have written, unless this one only fills."""
-        self._load()
         if self.path is not None and not self.fill_only:
             self._write_or_report()
             self._num_settled = len(self._blocks)
@@ -215,33 +183,25 @@ class DecisionCache(WriteBehind):
 
     def flush(self) -> None:
         """Write what is not written yet, if there is a folder; an OSError keeps it in memory."""
-        self._notice_fork()
-        self._start_timer()
         if not self._has_pending():
             return
         assert self.path is not None
         assert self.identity is not None
-        folder, digest = self.path / self.identity.digest, self.identity.digest
-        name = f"rank-{rank():05d}.{uuid.uuid4().hex}.safetensors"
-        self.identity.write(folder)
-        Decisions.concatenate(self._blocks[self._num_settled :]).write(folder / name, digest)
-        self._read.add(name)
+        folder = self.path / self.identity.digest
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"rank-{rank():05d}.{uuid.uuid4().hex}.safetensors"
+        Decisions.concatenate(self._blocks[self._num_settled :]).write(path, self.identity)
+        self._read.add(path.name)
         # From now on, the decisions are mapped from the file.
-        self._blocks[self._num_settled :] = [Decisions.read(folder / name, digest)]
+        self._blocks[self._num_settled :] = [Decisions.read(path)[1]]
         self._num_settled = len(self._blocks)
 
     def prior(self, policy: EditPolicy | None = None, prior: str | None = None) -> CachedPrior:
         """A replacement for the prior, for a run whose documents are all in the cache.
 
-        Args:
-            policy: that the cache was filled with; None: there is only one.
-            prior: if there are several, the beginning of its fingerprint or sub-folder.
-
-        Raises:
-            ValueError: the cache has no such decisions, or those of several priors.
+        If the cache was filled with several policies or priors, pass the policy, and the beginning
+        of the prior's fingerprint or sub-folder. A ValueError lists what the cache holds.
         """
-        from .prior import CachedPrior
-
         held = [] if self.identity is None else [self.identity]
         if self.path is not None:
             self.flush()

@@ -1,8 +1,17 @@
-"""The folder of a journal: its segments by generation and rank, and which edits are valid.
+"""The files of a journal: the edits in each, and which edits are valid.
 
-`generation-0002.rank-00000.000003-000005.safetensors` holds segments 3, 4 and 5 of rank 0 in
-generation 2. A writer joins its small segments into larger ones, to keep few files. A segment that
-is part of a larger one is ignored until it is deleted, so a kill at any moment does no harm.
+`generation-0002.rank-00000.000003.safetensors` is the fourth segment of rank 0 in generation 2. It
+holds a frame, with each array in the smallest type that holds its values:
+
+| array | one number for each | |
+| --- | --- | --- |
+| `keys` | document that was edited | 64 bits of its content |
+| `counts` | document | number of its changes |
+| `position`, `old`, `new` | change | `new` is the token + 1; 0: the token was removed |
+| `step`, `documents`, ... | batch, in the same order | see `STEP_COLUMNS` |
+
+What the whole frame has in common (generation, prior, policy, run) is `info`, one of the segment's
+facts.
 """
 
 from __future__ import annotations
@@ -12,37 +21,136 @@ import itertools
 import math
 import os
 import re
-import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..segments import UNFINISHED, DamagedFileError
+import numpy as np
+
+from ..ragged import Array, narrowed
+from ..segments import UNFINISHED, DamagedFileError, read_segment, write_segment
 from ..writing import WriterLock
-from .frames import Frame, read_frame, write_frame
 
-_NAME = re.compile(r"generation-(\d+)\.rank-(\d+)\.(\d+)-(\d+)\.safetensors")
+KIND = "toedit journal, 3"
+STEP_COLUMNS = ("step", "documents", "tokens", "scored", "selected", "changed")
+_COLUMNS = {"counts", "position", "old", "new", *STEP_COLUMNS}
+_NAME = re.compile(r"generation-(\d+)\.rank-(\d+)\.(\d+)\.safetensors")
+_INFO = {"generation", "run", "attempt", "resumed_at"}
 
-# Larger segments are not joined, because that would take too long.
-MAX_JOINED_DOCUMENTS = 2**20
-# A folder is listed again if another process changed it in the meantime.
-_NUM_TRIES = 5
+
+@dataclass(frozen=True)
+class Frame:
+    """The edits of n documents, and what they were made with.
+
+    Attributes:
+        info: `generation` (0: it only notes that a run was resumed), `prior`, `policy`, `run`,
+            `attempt`, `resumed_at`.
+        keys: (n,) uint64, of the documents' content.
+        counts: (n,) int64, number of changes of each document.
+        changes: (c, 3) int64, position, old and new token (-1: removed).
+        steps: name -> (s,) int64, see `STEP_COLUMNS`; the sum of `documents` is n.
+    """
+
+    info: dict[str, Any]
+    keys: Array
+    counts: Array
+    changes: Array
+    steps: dict[str, Array]
+
+    def before(self, step: float) -> Frame:
+        """The edits from before a step of training."""
+        kept = self.steps["step"] < step
+        if kept.all():
+            return self
+        documents = np.repeat(kept, self.steps["documents"])
+        return Frame(
+            self.info,
+            self.keys[documents],
+            self.counts[documents],
+            self.changes[np.repeat(documents, self.counts)],
+            {name: column[kept] for name, column in self.steps.items()},
+        )
+
+    @classmethod
+    def joined(cls, frames: Sequence[Frame]) -> Frame:
+        """Several frames with the same `info` as one."""
+        return cls(
+            frames[0].info,
+            np.concatenate([frame.keys for frame in frames]),
+            np.concatenate([frame.counts for frame in frames]),
+            np.concatenate([frame.changes for frame in frames]),
+            {n: np.concatenate([frame.steps[n] for frame in frames]) for n in STEP_COLUMNS},
+        )
+
+    @classmethod
+    def empty(cls, info: dict[str, Any]) -> Frame:
+        """A frame without edits."""
+        none = np.zeros(0, np.int64)
+        steps = dict.fromkeys(STEP_COLUMNS, none)
+        return cls(info, none.astype(np.uint64), none, none.reshape(0, 3), steps)
+
+
+def write_frame(path: Path, frame: Frame) -> None:
+    """Write a segment; a ValueError if a token is out of range."""
+    position, old, new = frame.changes.T
+    if len(new) and new.max() >= 2**31:
+        raise ValueError(f"a token must be below 2**31, got {new.max()}")
+    arrays = {"counts": frame.counts, "position": position, "old": old, "new": new + 1}
+    columns = {name: narrowed(values) for name, values in (arrays | frame.steps).items()}
+    write_segment(path, KIND, {"keys": frame.keys, **columns}, {"info": frame.info})
+
+
+def read_frame(path: Path) -> Frame:
+    """Read a segment; a DamagedFileError if it does not hold what was written."""
+    try:
+        facts, tensors = read_segment(path, KIND, mapped=False)
+        arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
+        info = facts.get("info")
+        if not isinstance(info, dict) or not info.keys() >= _INFO:
+            raise DamagedFileError("its facts do not say which run wrote it")
+        return _as_frame(info, arrays)
+    except DamagedFileError as error:
+        raise DamagedFileError(
+            f"journal file {path} is damaged: {error}; restore it from a copy, or delete the "
+            "journal and start again, since these edits are lost"
+        ) from error
+
+
+def _as_frame(info: dict[str, Any], arrays: dict[str, Array]) -> Frame:
+    if arrays.keys() != {"keys", *_COLUMNS}:
+        raise DamagedFileError("it has other arrays than a segment of a journal")
+    keys = arrays.pop("keys")
+    is_unsigned = all(array.dtype.kind == "u" for array in arrays.values())
+    if keys.dtype != np.uint64 or keys.ndim != 1 or not is_unsigned:
+        raise DamagedFileError("its arrays have another type or shape")
+    numbers = {name: array.astype(np.int64) for name, array in arrays.items()}
+    counts, documents, num_changes = numbers["counts"], numbers["documents"], len(numbers["new"])
+    # The bounds keep the sums from wrapping around.
+    fits = (
+        all(column.min(initial=0) >= 0 for column in numbers.values())
+        and max(counts.max(initial=0), documents.max(initial=0)) <= len(keys) + num_changes
+        and len(keys) == len(counts) == documents.sum()
+        and num_changes == len(numbers["position"]) == len(numbers["old"]) == counts.sum()
+        and len({len(numbers[name]) for name in STEP_COLUMNS}) == 1
+    )
+    if not fits:
+        raise DamagedFileError("its arrays do not fit each other")
+    numbers["new"] -= 1
+    changes = np.stack([numbers[name] for name in ("position", "old", "new")], axis=1)
+    return Frame(info, np.array(keys), counts, changes, {n: numbers[n] for n in STEP_COLUMNS})
 
 
 class SegmentFile(NamedTuple):
-    """A file of a journal: the segments `first` to `last` of a rank in a generation.
-
-    Generation 0 only notes that a run was resumed.
-    """
+    """A file of a journal, by its name. Generation 0 only notes that a run was resumed."""
 
     generation: int
     rank: int
-    first: int
-    last: int
+    number: int
     path: Path
 
     def read(self) -> Frame:
-        """Read the file; a FileNotFoundError if it was joined into another one meanwhile."""
+        """Read the file; a DamagedFileError if it does not hold what was written."""
         frame = read_frame(self.path)
         if frame.info["generation"] != self.generation:
             raise DamagedFileError(
@@ -52,54 +160,34 @@ class SegmentFile(NamedTuple):
         return frame
 
 
-def file_of(folder: Path, generation: int, rank: int, first: int, last: int) -> SegmentFile:
-    """The file for some segments of a rank in a generation."""
-    name = f"generation-{generation:04d}.rank-{rank:05d}.{first:06d}-{last:06d}.safetensors"
-    return SegmentFile(generation, rank, first, last, folder / name)
+def file_of(folder: Path, generation: int, rank: int, number: int) -> SegmentFile:
+    """The file for a segment of a rank in a generation."""
+    name = f"generation-{generation:04d}.rank-{rank:05d}.{number:06d}.safetensors"
+    return SegmentFile(generation, rank, number, folder / name)
 
 
-def scan_files(folder: Path) -> tuple[list[SegmentFile], list[Path]]:
-    """The files that count, by generation, rank and number; and those that are part of another."""
-    if not folder.is_dir():
-        return [], []
-    found = []
-    for entry in os.scandir(folder):
-        if match := _NAME.fullmatch(entry.name):
-            generation, rank, first, last = map(int, match.groups())
-            found.append(SegmentFile(generation, rank, first, last, Path(entry.path)))
-    found.sort(key=lambda file: (*file[:3], -file.last))
-    files: list[SegmentFile] = []
-    superseded = []
-    for file in found:
-        if files and files[-1][:2] == file[:2] and file.last <= files[-1].last:
-            superseded.append(file.path)
-        else:
-            files.append(file)
-    return files, superseded
+def scan_files(folder: Path) -> list[SegmentFile]:
+    """The files in a folder, by generation, rank and number."""
+    files = []
+    for name in os.listdir(folder) if folder.is_dir() else []:
+        if match := _NAME.fullmatch(name):
+            generation, rank, number = map(int, match.groups())
+            files.append(SegmentFile(generation, rank, number, folder / name))
+    return sorted(files)
 
 
 def list_files(folder: Path) -> list[SegmentFile]:
-    """The files that count, by generation, rank and number; a DamagedFileError at a gap."""
-    for _ in range(_NUM_TRIES):
-        files = scan_files(folder)[0]
-        problem = _missing_segment(files)
-        if not problem:
-            return files
-        time.sleep(0.02)  # a writer may have joined some while the folder was listed
-    raise DamagedFileError(f"journal {folder} is damaged: {problem}; restore it from a copy")
-
-
-def _missing_segment(files: list[SegmentFile]) -> str:
-    for (generation, rank), of in itertools.groupby(files, lambda file: file[:2]):
-        expected = 0
-        for file in of:
-            if file.first != expected or file.last < file.first:
-                return (
-                    f"of generation {generation}, rank {rank}, segment {expected} is missing or "
-                    f"there twice (next is {file.path.name})"
+    """As `scan_files`; a DamagedFileError if a segment is missing."""
+    files = scan_files(folder)
+    for (generation, rank), of_rank in itertools.groupby(files, lambda file: file[:2]):
+        for expected, file in enumerate(of_rank):
+            if file.number != expected:
+                raise DamagedFileError(
+                    f"journal {folder} is damaged: of generation {generation}, rank {rank}, "
+                    f"segment {expected} is missing or there twice (next is {file.path.name}); "
+                    "restore it from a copy"
                 )
-            expected = file.last + 1
-    return ""
+    return files
 
 
 class JournalWriter:
@@ -114,44 +202,22 @@ class JournalWriter:
         self._lock = WriterLock(
             folder / f"rank-{rank:05d}.lock", f"rank {rank} of the journal {folder}"
         )
-        self._info: dict[str, Any] = {}
-        self._own: list[tuple[SegmentFile, int]] = []  # files that may be joined, their documents
-        self._next = 0
         # Remove what a killed process left behind; nobody else writes this rank.
         with contextlib.suppress(OSError):
-            for path in (*scan_files(folder)[1], *folder.glob(f"*{UNFINISHED}")):
-                if f".rank-{rank:05d}." in path.name:
-                    path.unlink()
+            for path in folder.glob(f"*.rank-{rank:05d}.*{UNFINISHED}"):
+                path.unlink()
 
-    def write(self, frame: Frame) -> tuple[str, list[str]]:
+    def write(self, frame: Frame) -> str:
         """Write a frame and flush it to the disk; after an OSError, nothing has changed.
 
         Returns:
-            The name of its file, and the names of the files that were joined into it.
+            The name of its file.
         """
         generation = frame.info["generation"]
-        if frame.info != self._info:
-            self._info, self._own = frame.info, []
-            numbers = [file.last for file in list_files(self._folder)
-                       if file[:2] == (generation, self._rank)]  # fmt: skip
-            self._next = 1 + max(numbers, default=-1)
-        joined: list[SegmentFile] = []
-        frames, num_documents = [frame], len(frame.keys)
-        for file, size in reversed(self._own):
-            if size > 2 * num_documents or size + num_documents > MAX_JOINED_DOCUMENTS:
-                break
-            joined.append(file)
-            frames.append(read_frame(file.path))
-            num_documents += size
-        first = joined[-1].first if joined else self._next
-        new = file_of(self._folder, generation, self._rank, first, self._next)
-        write_frame(new.path, Frame.joined(frames[::-1]))
-        self._next += 1
-        self._own = [*self._own[: len(self._own) - len(joined)], (new, num_documents)]
-        for file in joined:
-            with contextlib.suppress(OSError):  # it is ignored anyway
-                file.path.unlink()
-        return new.path.name, [file.path.name for file in joined]
+        before = [f for f in list_files(self._folder) if f[:2] == (generation, self._rank)]
+        new = file_of(self._folder, generation, self._rank, len(before))
+        write_frame(new.path, frame)
+        return new.path.name
 
     def close(self) -> None:
         """Let another process write."""
@@ -164,15 +230,8 @@ def read_valid(folder: Path) -> Iterator[tuple[int, Frame]]:
     Raises:
         DamagedFileError: a file is damaged or missing.
     """
-    for number in range(_NUM_TRIES):
-        files = list_files(folder)
-        try:
-            frames = [file.read() for file in files]
-            break
-        except FileNotFoundError:  # it was joined into another one in the meantime
-            if number == _NUM_TRIES - 1:
-                raise
-    for file, frame in zip(files, without_void(frames), strict=True):
+    files = list_files(folder)
+    for file, frame in zip(files, without_void([file.read() for file in files]), strict=True):
         yield file.rank, frame
 
 

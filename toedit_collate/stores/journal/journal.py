@@ -16,14 +16,14 @@ import numpy as np
 from ...distributed import rank
 from ..ragged import Array
 from ..writing import WriteBehind
-from .files import JournalWriter, list_files, read_valid
-from .frames import STEP_COLUMNS, Frame
+from .files import STEP_COLUMNS, Frame, JournalWriter, list_files, read_valid
 from .replay import EditTable, Found, Texts, keys_of
 
 logger = logging.getLogger("toedit_collate")
 
-# Edits are written when there are so many documents, or after a minute, or before a checkpoint.
-MAX_PENDING_DOCUMENTS = 50_000
+# Edits are written before a checkpoint (later ones are void if the run is resumed from it), or when
+# there are so many batches.
+MAX_PENDING_BATCHES = 2**13
 
 # The journals of this process, by folder.
 JOURNALS: weakref.WeakValueDictionary[str, Journal] = weakref.WeakValueDictionary()
@@ -42,25 +42,7 @@ class Journal(WriteBehind):
     read while a run writes it, and from a read-only folder.
 
     In one process, all journals of one folder are one object, including pickled and copied ones.
-
-    Args:
-        path: of the folder; it is made when the first edit is written.
-
-    Raises:
-        NotADirectoryError: `path` is a file.
-
-    Example:
-        >>> import tempfile
-        >>> folder = tempfile.TemporaryDirectory()
-        >>> journal = Journal(folder.name)
-        >>> journal.start_generation(1, "a prior", {})
-        >>> keys = keys_of([5, 6, 7], [3])  # one document of three tokens
-        >>> changes = np.array([[2, 7, 9]])  # position in the document, old and new token
-        >>> lengths, counts = np.array([3]), np.array([1])  # tokens and changes by document
-        >>> journal.record(keys, lengths, counts, changes, step=0, scored=2, selected=1)
-        >>> journal.replay([5, 6, 7], generation=1)
-        [5, 6, 9]
-        >>> folder.cleanup()
+    A NotADirectoryError is raised if the path is a file.
     """
 
     def __new__(cls, path: str | os.PathLike[str]) -> Journal:
@@ -101,16 +83,11 @@ class Journal(WriteBehind):
     def replay(self, ids: Sequence[int], generation: int) -> list[int]:
         """A document as a generation trained on it: the edited ids, or `ids` if it was not edited.
 
-        Warns if no generation up to this one knows the document.
-
-        Args:
-            ids: token ids of the source document, as it was collated.
-            generation: its number; 0: the source.
-
-        Raises:
-            ValueError: there is no such generation, or the edits belong to another document.
+        `ids` are those of the source document, as it was collated. Generation 0 is the source. A
+        warning is given if no generation up to this one knows the document. A ValueError is raised
+        if there is no such generation, or if the edits belong to another document.
         """
-        revised, key = self.revise(ids, generation)[0], _key_of(_as_tokens(ids))
+        revised, (_, key) = self.revise(ids, generation)[0], _tokens_and_key(ids)
         known = (self.look_up(key, n).known.any() for n in range(1, generation + 1))
         if generation > 0 and len(ids) > 1 and not any(known):
             warnings.warn(
@@ -124,18 +101,17 @@ class Journal(WriteBehind):
     def revise(self, ids: Sequence[int], generation: int) -> tuple[Array, Array]:
         """As `replay`, with the place in `ids` of each remaining token: two (m,) int64."""
         self._check_generation(generation)
-        tokens = _as_tokens(ids)
-        keys = _key_of(tokens)
-        texts = Texts.of(tokens, np.zeros(len(keys), np.int64))
-        self.bring_forward(texts, keys, generation)
+        tokens, key = _tokens_and_key(ids)
+        texts = Texts.of(tokens, np.zeros(len(key), np.int64))
+        self.bring_forward(texts, key, generation)
         left = ~texts.removed
         return texts.tokens[left], np.flatnonzero(left)
 
     def knows(self, ids: Sequence[int], generation: int) -> bool:
         """Whether a generation edited a document, even if no token changed."""
         self._check_generation(generation)
-        keys = _key_of(_as_tokens(ids))
-        return generation > 0 and bool(self.look_up(keys, generation).known.any())
+        _, key = _tokens_and_key(ids)
+        return generation > 0 and bool(self.look_up(key, generation).known.any())
 
     def stats(self) -> dict[int, dict[str, float]]:
         """For each generation: `documents`, and their tokens.
@@ -160,7 +136,7 @@ class Journal(WriteBehind):
         return dict(sorted(sums.items()))
 
     def look_up(self, keys: Array, generation: int) -> Found:
-        """The edits that one generation made of n documents, by their (n,) uint64 keys."""
+        """The edits of n documents in one generation, by their (n,) uint64 keys."""
         return self._table(generation).look_up(keys)
 
     def bring_forward(self, texts: Texts, keys: Array, generation: int, *, since: int = 0) -> None:
@@ -204,22 +180,17 @@ class Journal(WriteBehind):
         self._names = names
 
     def _check_generation(self, generation: int) -> None:
-        if isinstance(generation, bool) or not isinstance(generation, int):
-            raise TypeError(f"generation must be a whole number, got {generation!r}")
-        if generation < 0 or (generation > 0 and generation not in self.generations):
-            held = self.generations
+        if generation != 0 and generation not in self.generations:
             raise ValueError(
-                f"generation must be 0 (the source) or one of the journal's, {held or 'none yet'}; "
-                f"got {generation} ({self.path})"
+                "generation must be 0 (the source) or one of the journal's, "
+                f"{self.generations or 'none yet'}; got {generation!r} ({self.path})"
             )
 
     def start_run(self, run: str, *, attempt: int = 0, resumed_at: int = 0) -> None:
         """Set the run of training that writes from now on.
 
-        Args:
-            run: its identity, the same on all ranks and after a resume.
-            attempt: how often the run was resumed.
-            resumed_at: step of the checkpoint; earlier attempts become void from there on.
+        `run` is the same on all ranks and after a resume, `attempt` counts the resumes. Earlier
+        attempts become void from `resumed_at` on, the step of the checkpoint.
         """
         self.flush()
         self._run = {"run": run, "attempt": attempt, "resumed_at": resumed_at}
@@ -230,17 +201,11 @@ class Journal(WriteBehind):
         self.refresh()
 
     def start_generation(self, generation: int, prior: str, policy: dict[str, Any]) -> None:
-        """Set the generation that is recorded from now on; cheap if nothing has changed.
+        """Set the generation, from 1, that is recorded from now on; cheap if nothing has changed.
 
-        Args:
-            generation: its number, from 1.
-            prior: fingerprint of the prior's weights.
-            policy: of the edit, as JSON.
-
-        Raises:
-            ValueError: another prior or policy made this generation, or there are later ones.
+        `prior` is the fingerprint of the prior's weights, `policy` the record of the policy. A
+        ValueError is raised if others made this generation, or if there are later ones.
         """
-        self._notice_fork()
         made_with = {"prior": prior, "policy": policy}
         if (generation, made_with) == (self._generation, self._made_with):
             return
@@ -279,7 +244,7 @@ class Journal(WriteBehind):
     def record(
         self, keys: Array, lengths: Array, counts: Array, changes: Array, step: int, **sums: int
     ) -> None:
-        """Add the edits of n documents, made at a step of training.
+        """Add the edits of n documents, made after `step` updates.
 
         Args:
             keys: (n,) uint64, of the source documents.
@@ -292,11 +257,9 @@ class Journal(WriteBehind):
                 changes to another token; it is lower if they also undo an earlier generation.
 
         Raises:
-            RuntimeError: `start_generation` was not called.
             BlockingIOError: another process writes the journal.
             OSError: it can't be written; the edits stay in memory.
         """
-        self._notice_fork()
         if self._generation is None:
             raise RuntimeError("start_generation() comes before record()")
         if not len(keys):
@@ -307,16 +270,11 @@ class Journal(WriteBehind):
         info = {"generation": self._generation, **self._made_with, **self._run}
         steps = {name: np.array([row[name]], np.int64) for name in STEP_COLUMNS}
         self._pending.append(Frame(info, keys, counts, changes, steps))
-        if self._num_pending >= MAX_PENDING_DOCUMENTS or self._is_late():
+        if len(self._pending) >= MAX_PENDING_BATCHES:
             self.flush()
-
-    @property
-    def _num_pending(self) -> int:
-        return sum(len(frame.keys) for frame in self._pending)
 
     def flush(self) -> None:
         """Write what is not written yet; raises as `record`."""
-        self._notice_fork()
         if self._pending:
             self._write(Frame.joined(self._pending))
             self._pending = []
@@ -340,18 +298,18 @@ class Journal(WriteBehind):
         self._tables.clear()
 
     def _report(self, error: Exception) -> None:
+        num_documents = sum(len(frame.keys) for frame in self._pending)
         logger.error(
-            f"the last edits of {self._num_pending} documents are not in the journal, because it "
+            f"the last edits of {num_documents} documents are not in the journal, because it "
             f"can't be written: {error}"
         )
         self._pending = []
 
     def _write(self, frame: Frame) -> None:
-        self._start_timer()
         try:
             if self._writer is None:
                 self._writer = JournalWriter(self.path, rank())
-            name, joined = self._writer.write(frame)
+            name = self._writer.write(frame)
         except BlockingIOError:
             raise
         except OSError as error:
@@ -362,21 +320,16 @@ class Journal(WriteBehind):
             ) from error
         if self._names is not None:
             # Files that other processes wrote in the meantime are still unread.
-            self._names = {name, *self._names} - set(joined)
+            self._names = {name, *self._names}
 
 
-def _as_tokens(ids: Sequence[int]) -> Array:
-    """(n,) int64; a ValueError unless these are the token ids of one document."""
+def _tokens_and_key(ids: Sequence[int]) -> tuple[Array, Array]:
+    """Of one document, (n,) int64 and (1,) uint64; an empty document has no key."""
     tokens = np.asarray(ids)
-    if tokens.ndim == 1 and not tokens.size:
-        return tokens.astype(np.int64)
-    if tokens.ndim != 1 or tokens.dtype.kind not in "iu":
+    if tokens.ndim != 1 or (tokens.size and tokens.dtype.kind not in "iu"):
         raise ValueError(
             f"ids must be the token ids of one document, got an array of shape {tokens.shape} "
             f"and type {tokens.dtype}; pass a list of whole numbers"
         )
-    return tokens.astype(np.int64)
-
-
-def _key_of(tokens: Array) -> Array:
-    return keys_of(tokens, [len(tokens)] if len(tokens) else [])
+    tokens = tokens.astype(np.int64)
+    return tokens, keys_of(tokens, [len(tokens)] if len(tokens) else [])

@@ -11,7 +11,7 @@ import torch
 from ...tokens.draws import content_digests
 from ..index import GrowingArray, KeyIndex
 from ..ragged import Array, ranges
-from .frames import Frame
+from .files import Frame
 
 
 def keys_of(tokens: torch.Tensor | Array, lengths: Sequence[int]) -> Array:
@@ -38,7 +38,6 @@ class EditTable:
     """Edits by document key. Of two edits of one document, the first counts.
 
     It takes 20 bytes a document and 12 bytes a change, up to twice as much while it grows.
-
     """
 
     def __init__(self) -> None:
