@@ -18,9 +18,9 @@ from trainees import (
 from trl import SFTConfig, SFTTrainer
 
 from toedit_collate import EditPolicy, Prior, ToEditCollator, attach, edit_tokens
-from toedit_collate.commands import apply as apply_module
 from toedit_collate.commands.journal import as_python
 from toedit_collate.commands.main import main
+from toedit_collate.data import documents as data_documents
 from toedit_collate.data import load_rows
 from toedit_collate.stores.cache import DecisionCache
 
@@ -301,7 +301,7 @@ class TestCache:
 
     def test_interrupted(self, tmp_path, capsys, prior_folder, data, monkeypatch):
         options = ("--prior", prior_folder, "--data", data, "--cache", tmp_path / "cache")
-        monkeypatch.setattr(apply_module, "edit_tokens", _interrupt_at(11))
+        monkeypatch.setattr(data_documents, "edit_tokens", _interrupt_at(11))
         status, _, error = apply(capsys, *options, "--batch-tokens", "16", *AS_OPTIONS)
         assert status == 130
         assert re.search(r"interrupted after 0 rows; what was decided is kept", error)

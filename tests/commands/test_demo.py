@@ -16,12 +16,12 @@ from conftest import make_tokenizer as make_test_tokenizer
 
 from toedit_collate import EditPolicy, Prior
 from toedit_collate.commands.demo import training
-from toedit_collate.commands.demo.training import smaller_model, train
+from toedit_collate.commands.demo.training import perplexity, smaller_model, train
 from toedit_collate.commands.main import main
 from toedit_collate.config import priors
 from toedit_collate.config.options import wants_color
 from toedit_collate.data import Preparation, examples
-from toedit_collate.data.demo_model import make_tokenizer, orthogonalize, perplexity
+from toedit_collate.data.demo_model import make_tokenizer, orthogonalize
 from toedit_collate.data.demo_text import python_topics
 from toedit_collate.inspection.reading import as_data
 

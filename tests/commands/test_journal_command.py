@@ -24,10 +24,15 @@ from toedit_collate import EditPolicy, Journal, attach
 from toedit_collate.commands import journal as journal_command
 from toedit_collate.commands.main import main
 from toedit_collate.data import open_data
+from toedit_collate.data.output import Reviser
 from toedit_collate.data.reading import BATCH_SIZE
-from toedit_collate.data.revise import Reviser
-from toedit_collate.stores.journal.files import file_of, list_files
-from toedit_collate.stores.journal.frames import Frame, read_frame, write_frame
+from toedit_collate.stores.journal.files import (
+    Frame,
+    file_of,
+    list_files,
+    read_frame,
+    write_frame,
+)
 
 pytestmark = pytest.mark.usefixtures("no_bars")
 REMOVING = EditPolicy(threshold=0.05, exclude_original=True, drop_below=1e-3)
@@ -229,9 +234,8 @@ def test_columns_follow_the_tokens(journal, tmp_path, capsys):
             "labels": [-100, -100, *FIRST[2:]],
             "attention_mask": [1] * T,
             "completion_mask": [0, 0] + [1] * (T - 2),
-            "weights": [n / 2 for n in range(T)],
-            "spans": [[n, n + 1] for n in range(T)],
-            "by_chance": list(range(T)),
+            "assistant_masks": [0, 1] * (T // 2) + [1] * (T % 2),
+            "other": list(range(T)),
             "text": "the source",
         },
         {
@@ -240,9 +244,8 @@ def test_columns_follow_the_tokens(journal, tmp_path, capsys):
             "labels": SECOND,
             "attention_mask": [1] * 8,
             "completion_mask": [1] * 8,
-            "weights": [1.0] * 8,
-            "spans": [[n, n] for n in range(8)],
-            "by_chance": [1, 2],
+            "assistant_masks": [1] * 8,
+            "other": [1, 2],
             "text": "unchanged",
         },
     ]
@@ -255,9 +258,8 @@ def test_columns_follow_the_tokens(journal, tmp_path, capsys):
         "labels": [-100, -100, 14, 97, *FIRST[6:]],
         "attention_mask": [1] * (T - 2),
         "completion_mask": [[0, 0, *[1] * (T - 2)][n] for n in kept],
-        "weights": [n / 2 for n in kept],
-        "spans": [[n, n + 1] for n in kept],
-        "by_chance": list(range(T)),  # in the other row it is of another length
+        "assistant_masks": [rows[0]["assistant_masks"][n] for n in kept],
+        "other": list(range(T)),
     }
     del rows[1]["text"]
     assert second == rows[1]
@@ -377,7 +379,7 @@ def test_rows_come_in_small_batches(tmp_path):
         batches = list(data.batches())
         assert [row for batch in batches for row in batch.rows] == rows
         assert len(batches) == 3
-        assert data.count_rows() == len(rows)
+        assert data.count_rows() in (len(rows), None)
         assert re.search(rf"\b{len(rows) - (not name.endswith('jsonl'))}\b", batches[-1].names[-1])
 
 
@@ -412,7 +414,7 @@ def test_an_export_that_is_interrupted_leaves_nothing(journal, tmp_path, capsys,
     before = sorted(tmp_path.iterdir())
     seen = []
 
-    def stop(self, batch):
+    def stop(*_):
         seen.extend(tmp_path.glob(f".{name}.partial-*"))
         raise KeyboardInterrupt
 
@@ -482,8 +484,8 @@ def test_the_bar_is_for_terminals(journal, tmp_path, capsys, monkeypatch):
         ),
         ([{"input_ids": [1.5]}], [], r"input_ids of line 1 must be .* got \[1\.5\]"),
         ([{"input_ids": [-5]}], [], r"line 1 has the token -5 in input_ids"),
-        ([{"input_ids": FIRST, "labels": [1]}], [], r"labels of line 1 .* 12 tokens, got 1 values"),
-        ([{"input_ids": FIRST, "loss_mask": [1]}], [], r"loss_mask of line 1 .*tokens, got 1 valu"),
+        ([{"input_ids": FIRST, "labels": [1]}], [], r"labels of line 1 holds 1 numbers, .* 12 tok"),
+        ([{"input_ids": FIRST, "loss_mask": [1]}], [], r"loss_mask of line 1 holds 1 numbers"),
         ([{"input_ids": FIRST, "position_ids": [1]}], [], r"position_ids of line 1 holds 1 numb"),
         ([], [], r"it holds no rows"),
         ([5], [], r"line 1 is a int; write one JSON object a line"),
@@ -669,7 +671,7 @@ def test_a_cut_or_missing_segment_is_damage(journal, capsys):
 
 def copied(file, folder, rank):
     """A file of another journal as that of another rank."""
-    shutil.copy(file, file_of(folder, 1, rank, 0, 0).path)
+    shutil.copy(file, file_of(folder, 1, rank, 0).path)
 
 
 def test_edits_of_one_document_by_two_ranks(journal, tmp_path, capsys):
@@ -753,7 +755,7 @@ def frame_with(**changes):
 )
 def test_frames_that_no_writer_writes(tmp_path, capsys, wrong, message):
     (tmp_path / "journal").mkdir()
-    first, second = (file_of(tmp_path / "journal", 1, 0, n, n).path for n in (0, 1))
+    first, second = (file_of(tmp_path / "journal", 1, 0, n).path for n in (0, 1))
     write_frame(first, frame_with())
     assert verify(capsys, tmp_path / "journal")[0] == 0
     write_frame(second, frame_with(**wrong))
@@ -775,7 +777,7 @@ def test_data_that_does_not_fit_the_edits(journal, tmp_path, capsys):
     )
     assert status == 2
     assert re.search(
-        rf"--data {data}: a document of line 2 can't be replayed: .* generation 2: its "
+        rf"--data {data}: a document can't be replayed: .* generation 2: its "
         "changes belong to another document",
         error,
     )

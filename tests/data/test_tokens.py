@@ -257,8 +257,8 @@ def test_added_tokens_of_a_text_are_marked():
         ({"prompt": "a"}, {}, r"completion of line 2 is missing; .* rename the column prompt"),
         ({"prompt": "a", "completion": None}, {}, r"completion of line 2 is missing"),
         ({"prompt": "a", "text": "b"}, {}, r"completion of line 2 is missing"),
-        ({"completion": "a"}, {}, r"prompt of line 2 is missing"),
-        ({"text": None}, {}, r"line 2 has null in text, and nothing else to read; remove the row"),
+        ({"completion": "a"}, {}, r"line 2 has the columns .*, none of input_ids, .* prompt and"),
+        ({"text": None}, {}, r"line 2 has the columns \['text'\], none of .* with a value"),
         ({"text": 5}, {}, r"text of line 2 is neither text nor a list .* content: 5; see TRL"),
         ({"text": 2.5}, {}, r"text of line 2 is neither text"),
         ({"text": True}, {}, r"text of line 2 is neither text"),
@@ -320,18 +320,11 @@ def test_a_prior_protects_what_is_set_up():
     assert protected() > before + 4
 
 
-def test_packed_rows_are_not_truncated(tmp_path):
-    path = tmp_path / "x.jsonl"
-    path.write_text(json.dumps({"input_ids": [5, 6, 7, 8], "seq_lengths": [2, 2]}))
-    with pytest.raises(UnusableError, match=r"line 1 is packed .* leave truncation_mode out"):
-        prepared(path, None, max_length=3, truncation_mode="keep_start")
-
-
 def test_a_tokenizer_without_template(tmp_path):
     path, tokenizer = tmp_path / "x.jsonl", make_tokenizer()
     tokenizer.chat_template = None
     path.write_text(json.dumps({"messages": CHAT}))
-    with pytest.raises(UnusableError, match="line 1 holds messages, and the tokenizer has no chat"):
+    with pytest.raises(UnusableError, match=r"line 1: .*chat_template is not set"):
         prepared(path, tokenizer)
 
 

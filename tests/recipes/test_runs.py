@@ -186,7 +186,7 @@ class TestData:
     @pytest.mark.parametrize(
         ("bad", "message"),
         [
-            ({"text": None}, r"row 1 \(from 0\) has null in text, and nothing else to read"),
+            ({"text": None}, r"row 1 \(from 0\) has the columns \['text'\], none of"),
             ({"text": 5}, r"text of row 1 \(from 0\) is neither text nor"),
             ({"prompt": "a", "completion": None}, r"completion of row 1 \(from 0\) is missing"),
             ({"prompt": "a"}, r"completion of row 1 \(from 0\) is missing"),
@@ -217,9 +217,7 @@ class TestData:
     def test_held_out_text_is_checked(self, tmp_path):
         (tmp_path / "x.jsonl").write_text('{"text": "a b"}\n{"text": null}')
         data = DataArguments(held_out={"own": f"{tmp_path}/x.jsonl"})
-        with pytest.raises(
-            UnusableError, match=r"held_out: own: row 1 \(from 0\) has null in text"
-        ):
+        with pytest.raises(UnusableError, match=r"held_out: own: row 1 \(from 0\) has the columns"):
             load_held_out(data, make_tokenizer(), None)
 
     @pytest.mark.parametrize("name", ["gone.jsonl", "./gone", "nobody/nothing"])

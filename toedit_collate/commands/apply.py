@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from ..config import options
 from ..data import (
@@ -21,25 +19,23 @@ from ..data import (
     Data,
     Documents,
     Preparation,
-    by_length,
     find_documents,
     labels_of,
     open_data,
     tokenize,
 )  # fmt: skip
-from ..data.documents import check_ids
+from ..data.documents import COUNTS, check_ids, edit_documents
 from ..data.files import whole
+from ..data.output import OUTPUT_HELP, Reviser, check_output, write_rows
 from ..data.progress import progress_bar
-from ..data.revise import Reviser
 from ..data.tokens import check_first
-from ..data.writing import OUTPUT_HELP, check_output, write_rows
-from ..editing.edit import edit_tokens
 from ..errors import UnusableError
 from ..policy import EditPolicy
 from ..prior.prior import Prior
 from ..stores.cache import DecisionCache, Identity
-from ..stores.cache.identity import list_identities
-from ..stores.ragged import Array, ranges
+from ..stores.cache.decisions import list_identities
+from ..stores.journal import Texts
+from ..stores.ragged import Array
 from ..stores.segments import DamagedFileError
 from .journal import as_python
 
@@ -169,18 +165,13 @@ def _write(
         for _ in edited:  # only fill the cache
             pass
         return
-    now: list[Any] = []  # the tokens of the rows, and which of them are dropped
-
-    def edit(_: Any, documents: Any) -> Any:
-        texts = documents.texts()
-        texts.tokens[:], texts.removed[:] = now
-        return texts, np.ones(len(documents.keys), bool)
+    reviser = Reviser(data, tokenizer, prep)
 
     def rows() -> Iterator[Any]:
-        for batch, *now[:] in edited:
-            yield from reviser.revise(batch)
+        for window, texts in edited:
+            known = np.ones(len(texts.start), bool)
+            yield from reviser.revise(window.rows, window.added, window.documents, texts, known)
 
-    reviser = Reviser(data, edit, tokenizer, prep)
     with whole(output, "--output", replace=False) as target:
         write_rows(data, reviser, rows(), target, output.suffix, bar)
 
@@ -226,9 +217,17 @@ def _print_cache(
 
 
 class Window(NamedTuple):
-    """Some rows as they were read, their documents of M tokens, and (M,) int64 labels."""
+    """Some rows with their tokens.
+
+    Attributes:
+        rows: with `input_ids`.
+        added: for each row, see `tokenize`.
+        documents: of M tokens.
+        labels: (M,) int64.
+    """
 
     rows: Batch
+    added: list[Array | None]
     documents: Documents
     labels: Array
 
@@ -241,32 +240,32 @@ def read_windows(
     Raises:
         UnusableError: a row cannot be used, or the prior cannot score a document.
     """
-    rows, tokenized = Batch([], []), Batch([], [])
+    rows, added = Batch([], []), list[Any]()
     num_tokens = num_read = 0
     for batch in data.batches():
         # Every N-th row, so that all parts have the same size, and documents of all lengths.
         mine = slice((shard[0] - num_read) % shard[1], None, shard[1])
         num_read += len(batch.rows)
-        # Keep the rows as they were read: the output depends on their columns.
-        part = Batch([dict(row) for row in batch.rows[mine]], batch.names[mine])
-        tokenize(data, part, prior.tokenizer, prep)
-        rows.rows.extend(batch.rows[mine])
-        tokenized.rows.extend(part.rows)
-        tokenized.names.extend(part.names)
+        part = Batch(batch.rows[mine], batch.names[mine])
+        added += tokenize(data, part, prior.tokenizer, prep)
+        rows.rows.extend(part.rows)
+        rows.names.extend(part.names)
         num_tokens += sum(len(row["input_ids"]) for row in part.rows)
         if num_tokens >= BATCHES_PER_WINDOW * batch_tokens:
-            yield _window(data, prior, prep, rows, tokenized)
-            rows, tokenized, num_tokens = Batch([], []), Batch([], []), 0
-    if tokenized.rows:
-        yield _window(data, prior, prep, rows, tokenized)
+            yield _window(data, prior, prep, rows, added)
+            rows, added, num_tokens = Batch([], []), [], 0
+    if rows.rows:
+        yield _window(data, prior, prep, rows, added)
 
 
-def _window(data: Data, prior: Prior, prep: Preparation, rows: Batch, tokenized: Batch) -> Window:
-    documents = find_documents(data, tokenized)
-    labels = labels_of(data, tokenized, documents, prep)
+def _window(
+    data: Data, prior: Prior, prep: Preparation, rows: Batch, added: list[Array | None]
+) -> Window:
+    documents = find_documents(data, rows)
+    labels = labels_of(data, rows, documents, prep)
     documents = documents.cut(prep.window)
-    check_ids(data, tokenized, documents, prior.vocab_size)
-    return Window(Batch(rows.rows, tokenized.names), documents, labels)
+    check_ids(data, rows, documents, prior.vocab_size)
+    return Window(rows, added, documents, labels)
 
 
 class Scorer:
@@ -284,32 +283,28 @@ class Scorer:
         self._batch_tokens = batch_tokens
         self._written_at = time.monotonic()
 
-    def edit(self, window: Window, bar: Any) -> tuple[Batch, Array, Array]:
-        """Edit a window; `bar` counts its rows.
-
-        Returns:
-            The rows; (M,) int64, their tokens after the edit of epoch 0; (M,) bool, the tokens
-            that the edit removes.
+    def edit(self, window: Window, bar: Any) -> tuple[Window, Texts]:
+        """Edit a window, and return it with its documents after the edit; `bar` counts its rows.
 
         Raises:
             UnusableError: the prior cannot score it, or the cache cannot be written.
         """
-        documents = window.documents
-        tokens, removed = documents.tokens.copy(), np.zeros(len(documents.tokens), bool)
-        for chosen in map(np.array, by_length(documents.lengths, self._batch_tokens)):
-            start, lengths = documents.start[chosen], documents.lengths[chosen]
-            members = ranges(start, lengths)
-            real = torch.arange(int(lengths[0])) < torch.from_numpy(lengths).unsqueeze(-1)
-            input_ids = torch.zeros(real.shape, dtype=torch.int64)
-            labels = torch.full_like(input_ids, -100)
-            input_ids[real] = torch.from_numpy(documents.tokens[members])
-            labels[real] = torch.from_numpy(window.labels[members])
-            tokens[members], removed[members] = self._edit_batch(input_ids, real, labels)
-        self.counts["rows"] += len(window.rows.rows)
+        try:
+            texts, counts = edit_documents(
+                self._prior, self._policy, window.documents, window.labels,
+                batch_tokens=self._batch_tokens, cache=self._cache,
+            )  # fmt: skip
+        except ValueError as error:  # the prior returned NaN, or a file of the cache is damaged
+            raise UnusableError(str(error)) from None
+        self.counts.update(dict(zip(COUNTS, counts.sum(0).tolist(), strict=True)))
+        self.counts.update(
+            rows=len(window.rows.rows), documents=len(counts), tokens=len(window.labels),
+            editable=int((counts[:, 0] > 0).sum()),
+        )  # fmt: skip
         bar.update(len(window.rows.rows))
         if time.monotonic() - self._written_at > SECONDS_BETWEEN_WRITES:
             self.write()
-        return window.rows, tokens, removed
+        return window, texts
 
     def write(self) -> None:
         """Write the cache; raises an UnusableError if that is impossible."""
@@ -322,23 +317,3 @@ class Scorer:
                 f"--cache can't be written ({error}); make room, and start again: what was written "
                 "before is kept"
             ) from None
-
-    def _edit_batch(self, input_ids: Tensor, real: Tensor, labels: Tensor) -> tuple[Array, Array]:
-        try:
-            result = edit_tokens(
-                self._prior, input_ids, attention_mask=real.long(), labels=labels,
-                policy=self._policy, cache=self._cache,
-            )  # fmt: skip
-        except ValueError as error:  # the prior returned NaN, or a file of the cache is damaged
-            raise UnusableError(str(error)) from None
-        self.counts["documents"] += len(input_ids)
-        self.counts["tokens"] += int(real.sum())
-        for name in ("scored", "selected", "changed", "dropped"):
-            self.counts[name] += int(getattr(result, name).sum())
-        self.counts["editable"] += int(result.scored.any(-1).sum())
-        edited = result.input_ids
-        if result.source is not None:  # tokens were removed: move the others back to their places
-            rows, columns = (result.source >= 0).nonzero().unbind(-1)
-            edited = input_ids.clone()
-            edited[rows, result.source[rows, columns]] = result.input_ids[rows, columns]
-        return edited[real].numpy(), result.dropped[real].numpy()

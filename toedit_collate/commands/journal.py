@@ -12,18 +12,16 @@ from typing import Any
 import numpy as np
 
 from ..config import options
-from ..data import open_data
-from ..data.documents import check_known
+from ..data import find_documents, open_data, tokenize
 from ..data.files import whole
+from ..data.output import OUTPUT_HELP, Reviser, check_output, replay, write_rows
 from ..data.progress import progress_bar
-from ..data.revise import Reviser, replay
-from ..data.writing import OUTPUT_HELP, check_output, write_rows
+from ..data.tokens import SAVE
 from ..errors import UnusableError
 from ..inspection.terminal import in_columns
 from ..policy import EditPolicy
 from ..stores.journal import Journal
-from ..stores.journal.files import list_files, read_valid, scan_files, without_void
-from ..stores.journal.frames import Frame
+from ..stores.journal.files import Frame, list_files, read_valid, scan_files, without_void
 from ..stores.segments import DamagedFileError
 
 _BEST = (
@@ -105,7 +103,7 @@ def check_journal(path: Path, option: str = "PATH") -> None:
         raise UnusableError(
             f"{option} {path} {what}; name the folder that was passed to Journal(path)"
         )
-    if not scan_files(path)[0]:
+    if not scan_files(path):
         raise UnusableError(
             f"{option} {path} is a folder without journal files (generation-*.safetensors); name "
             "the folder that was passed to Journal(path), and check that the run had a journal"
@@ -124,7 +122,7 @@ def open_journal(path: Path, option: str = "PATH") -> Journal:
         if not journal.generations:
             raise UnusableError(
                 f"{option} {path} holds no edit yet; wait until the run has written some (it does "
-                "so at each checkpoint, and about once a minute)"
+                "so at each checkpoint, and at its end)"
             )
     except DamagedFileError as error:
         raise UnusableError(f"{error}. `toedit journal verify {path}` checks all files") from None
@@ -222,12 +220,8 @@ def _export(args: argparse.Namespace) -> None:
             f"{journal.generations}"
         )
     data, prep = open_data(args.data, args.split), options.preparation_of(args)
-    reviser = Reviser(
-        data,
-        lambda batch, documents: replay(data, batch, documents, journal, generation),
-        prep.set_up(named_tokenizer(args.tokenizer)),
-        prep,
-    )
+    tokenizer = prep.set_up(named_tokenizer(args.tokenizer))
+    reviser = Reviser(data, tokenizer, prep)
     with (
         whole(args.output, "--output", replace=False) as target,
         progress_bar(data.count_rows, "rows") as bar,
@@ -235,14 +229,20 @@ def _export(args: argparse.Namespace) -> None:
 
         def rows() -> Iterator[Any]:
             for batch in data.batches():
-                yield from reviser.revise(batch)
+                added = tokenize(data, batch, tokenizer, prep)
+                documents = find_documents(data, batch).cut(prep.window)
+                texts, known = replay(data, documents, journal, generation)
+                yield from reviser.revise(batch, added, documents, texts, known)
                 bar.update(len(batch.rows))
 
         write_rows(data, reviser, rows(), target, args.output.suffix, bar)
         if not reviser.counts["rows"]:
             raise data.error("it holds no rows; check the path")
-        if generation:
-            check_known(reviser.counts["known"], args.data, generation)
+        if generation and not reviser.counts["known"]:
+            raise data.error(
+                f"generation {generation} of the journal knows none of its documents; training "
+                f"used other documents, or tokenized, truncated or packed otherwise: {SAVE}"
+            )
     counts = reviser.counts
     if generation:
         others = "; the others are unchanged" * (counts["known"] < counts["documents"])
@@ -273,7 +273,7 @@ def _verify(args: argparse.Namespace) -> int:
         files = list_files(args.path)
     except DamagedFileError as error:  # one is missing; check the others
         problems.append(str(error))
-        files = scan_files(args.path)[0]
+        files = scan_files(args.path)
     frames: dict[str, Frame] = {}
     for file in files:
         name = file.path.name

@@ -1,11 +1,4 @@
-"""Reads and writes the data of users.
-
-Words:
-    source: what a user names: a file, a folder, or `hub/id:config:split`.
-    row: a dict of columns; batch: some rows, with their names for messages.
-    example: the token ids and labels of one document, or of one window of a long document.
-    documents: those of a batch of rows, as training sees them.
-"""
+"""Reads and writes the data of users: sources, their rows, and the documents in these."""
 
 from .documents import Documents, Example, by_length, examples, find_documents, labels_of
 from .parsing import Row, check_text

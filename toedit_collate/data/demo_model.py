@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import os
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +14,7 @@ from torch import Tensor
 from ..errors import UnusableError
 from ..prior.prior import Prior
 from .demo_text import DEMO, DEMO_MODELS, python_topics
-from .files import whole, write_json
+from .files import whole
 from .progress import progress_bar
 
 VOCAB_SIZE = 1024
@@ -45,11 +44,7 @@ def make_prior(
 ) -> Prior:
     """Train a byte-level BPE tokenizer and a Llama on `texts`, with a progress bar.
 
-    Args:
-        texts: the documents.
-        seed: of the weights and of the choice of windows.
-        steps: of training; None: `NUM_STEPS`.
-        vocab_size: of the tokenizer, at most.
+    `steps` are `NUM_STEPS` by default.
     """
     from transformers import LlamaForCausalLM
 
@@ -61,26 +56,6 @@ def make_prior(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     _train(model.to(device), stream, NUM_STEPS if steps is None else steps)
     return Prior(model, tokenizer)
-
-
-@torch.no_grad()
-def perplexity(model: Any, documents: Iterable[tuple[list[int], list[int]]]) -> float:
-    """Perplexity per label of documents, each scored on its own.
-
-    Args:
-        model: a causal language model, in eval mode.
-        documents: ids and labels of each; -100: no label.
-    """
-    total, count = 0.0, 0
-    for ids, labels in documents:
-        num_labels = sum(label != -100 for label in labels[1:])
-        if num_labels:
-            row = torch.tensor([ids], device=model.device)
-            target = torch.tensor([labels], device=model.device)
-            loss = model(input_ids=row, labels=target, use_cache=False).loss
-            total += float(loss) * num_labels
-            count += num_labels
-    return math.exp(total / max(count, 1))
 
 
 def make_tokenizer(texts: list[str], vocab_size: int = VOCAB_SIZE) -> Any:
@@ -183,23 +158,18 @@ def orthogonalize(matrix: Tensor) -> Tensor:
 def demo_model(name: str = DEMO) -> Path:
     """A small model with a tokenizer and a chat template. The first call trains it in a minute.
 
-    Args:
-        name: of `DEMO_MODELS`; each has its own tokenizer.
-
-    Returns:
-        Its folder, in `$XDG_CACHE_HOME` or `~/.cache`.
-
-    Raises:
-        UnusableError: the folder cannot be written.
+    `name` is one of `DEMO_MODELS`; each has its own tokenizer. Returns the model's folder, in
+    `$XDG_CACHE_HOME` or `~/.cache`.
     """
     folder = _folder_of(name)
     if not _is_there(folder):
         print(
             f"Training {name}, a small model for the tiny recipes ({NUM_STEPS} steps). It is kept "
-            f"in {folder}",
+            f"in {folder}; to train it again, delete this folder",
             flush=True,
         )
-        _make(folder, DEMO_MODELS[name])
+        prior = make_prior(python_topics()[0], seed=0, vocab_size=DEMO_MODELS[name])
+        _save(folder, prior.tokenizer, prior.model)
     return folder
 
 
@@ -223,28 +193,13 @@ def _is_there(folder: Path) -> bool:
     return (folder / "config.json").is_file()
 
 
-def _make(folder: Path, vocab_size: int) -> None:
-    texts, held_out = python_topics()
-    prior = make_prior(texts, seed=0, steps=NUM_STEPS, vocab_size=vocab_size)
-    rows = [ids[:CONTEXT] for ids in prior.tokenizer(held_out, verbose=False)["input_ids"]]
-    quality = perplexity(prior.model, [(ids, ids) for ids in rows])
-    shutil.rmtree(folder, ignore_errors=True)  # a folder without a config is not complete
-    record = {"steps": NUM_STEPS, "held_out_perplexity": quality}
-    _save(folder, prior.tokenizer, prior.model, record)
-    print(
-        f"Its perplexity on held-out passages is {quality:.1f} per token. To train it again, "
-        f"delete {folder}",
-        flush=True,
-    )
-
-
-def _save(folder: Path, tokenizer: Any, model: Any, record: dict[str, Any] | None = None) -> None:
+def _save(folder: Path, tokenizer: Any, model: Any) -> None:
+    if not _is_there(folder):
+        shutil.rmtree(folder, ignore_errors=True)  # it is not complete
     try:
         with whole(folder, replace=False) as place:
             tokenizer.save_pretrained(place)
-            cast(Any, model).save_pretrained(place)
-            if record is not None:
-                write_json(place / "training.json", record)
+            model.save_pretrained(place)
     except UnusableError:
         if not _is_there(folder):  # else another process was faster
             raise

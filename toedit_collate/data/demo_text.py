@@ -18,14 +18,10 @@ _PASSAGE_CHARACTERS = 700
 
 
 def demo_rows(config: str | None, split: str) -> list[dict[str, Any]]:
-    """Passages of Python's help topics, as text or as questions and answers.
+    """Passages of Python's help topics.
 
-    Args:
-        config: "docs", rows with `text`; or "chat", with `prompt` and `completion`.
-        split: "train", or "test": passages of other topics.
-
-    Raises:
-        UnusableError: there is no such configuration or split.
+    The configuration is "docs" for rows with `text`, or "chat" for `prompt` and `completion`. The
+    split is "train", or "test" for passages of other topics.
     """
     config = config or "docs"
     if config not in _CONFIGS or split not in ("train", "test"):

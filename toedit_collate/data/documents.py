@@ -5,14 +5,19 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
 
-from ..errors import UnusableError, first_line
+from ..editing.edit import edit_tokens
+from ..errors import first_line
+from ..policy import EditPolicy
+from ..prior.base import BasePrior
+from ..stores.cache import DecisionCache
 from ..stores.journal import Texts, keys_of
-from ..stores.ragged import Array
+from ..stores.ragged import Array, ranges
 from ..tokens.documents import find_documents as find_documents_of_rows
 from .parsing import Row
 from .reading import Batch, Data
@@ -29,7 +34,6 @@ class Documents:
         place: (M,) int64, index of each token in its row.
         tokens: (M,) int64, of all documents, one after the other.
         lengths: (N,) int64.
-        keys: (N,) uint64.
     """
 
     ids: list[Array]
@@ -37,7 +41,11 @@ class Documents:
     place: Array
     tokens: Array
     lengths: Array
-    keys: Array
+
+    @cached_property
+    def keys(self) -> Array:
+        """(N,) uint64, of the content of each document."""
+        return keys_of(self.tokens, self.lengths.tolist())
 
     @property
     def start(self) -> Array:
@@ -46,7 +54,7 @@ class Documents:
 
     @property
     def row_of_token(self) -> Array:
-        """(M,) int64."""
+        """(M,) int64, the row of each token."""
         return np.repeat(self.row, self.lengths)
 
     def texts(self) -> Texts:
@@ -64,68 +72,59 @@ class Documents:
         lengths = np.full(num.sum(), max_length)
         last = np.cumsum(num) - 1
         lengths[last] = self.lengths - (num - 1) * max_length
-        keys = keys_of(torch.from_numpy(self.tokens), lengths.tolist())
-        return Documents(self.ids, np.repeat(self.row, num), self.place, self.tokens, lengths, keys)
+        return Documents(self.ids, np.repeat(self.row, num), self.place, self.tokens, lengths)
 
 
 def find_documents(data: Data, batch: Batch) -> Documents:
     """The documents of tokenized rows, by `seq_lengths`, `position_ids` and `attention_mask`.
 
-    Raises:
-        UnusableError: a row's columns do not fit each other.
+    An UnusableError names the row whose columns do not fit each other.
     """
-    ids, row, place, borders = [], [], [], []
-    for number, (of, name) in enumerate(zip(batch.rows, batch.names, strict=True)):
-        tokens = per_token(data, of, "input_ids", None, name)
+    ids: list[Array] = []
+    places: list[Array] = []
+    rows: list[int] = []
+    lengths: list[int] = []
+    for number, (row, name) in enumerate(zip(batch.rows, batch.names, strict=True)):
+        tokens = per_token(data, row, "input_ids", None, name)
         assert tokens is not None
         if (tokens < 0).any():
             raise data.error(f"{name} has the token {tokens.min()} in input_ids; ids are from 0")
-        here, first = _documents_of_row(data, of, tokens, name)
+        place, of_row = _documents_of_row(data, row, tokens, name)
         ids.append(tokens)
-        row.append(np.full(len(here), number))
-        place.append(here)
-        borders.append(first)
-    rows, places = _joined(row), _joined(place)
-    first = np.flatnonzero(_joined(borders))
-    tokens = _joined([t[p] for t, p in zip(ids, place, strict=True)])
-    lengths = np.diff(first, append=len(tokens))
-    keys = keys_of(torch.from_numpy(tokens), lengths.tolist())
-    return Documents(ids, rows[first], places, tokens, lengths, keys)
+        places.append(place)
+        rows += [number] * len(of_row)
+        lengths += of_row
+    tokens = _joined([t[p] for t, p in zip(ids, places, strict=True)])
+    return Documents(
+        ids, np.array(rows, np.int64), _joined(places), tokens, np.array(lengths, np.int64)
+    )
 
 
-def _documents_of_row(data: Data, row: Row, ids: Array, name: str) -> tuple[Array, Array]:
-    """Places of the tokens that are no padding, and whether each is the first of its document."""
+def _documents_of_row(data: Data, row: Row, ids: Array, name: str) -> tuple[Array, list[int]]:
+    """Places of the tokens that are no padding, and the lengths of the documents."""
     T = len(ids)
-    first = np.zeros(T, bool)
     lengths = per_token(data, row, "seq_lengths", None, name)
     if lengths is not None:
         if lengths.sum() != T or (lengths < 0).any():
             raise data.error(
                 f"seq_lengths of {name} sum to {lengths.sum()}, but it has {T} tokens; {SAVE}"
             )
-        first[(np.cumsum(lengths) - lengths)[lengths > 0]] = True
-        return np.arange(T), first
+        return np.arange(T), lengths[lengths > 0].tolist()
     columns = [per_token(data, row, n, T, name) for n in ("attention_mask", "position_ids")]
     mask, positions = (None if c is None else torch.from_numpy(c)[None] for c in columns)
     if (mask is None and positions is None) or not T:
-        first[:1] = True
-        return np.arange(T), first
+        return np.arange(T), [T] if T else []
     try:
         found = find_documents_of_rows(torch.from_numpy(ids)[None], mask, positions)
     except ValueError as error:
         raise data.error(f"{name}: {first_line(error)}") from None
-    first[found.start.numpy()] = True
-    return found.index.numpy(), first[: found.num_tokens]
+    return found.index.numpy(), found.lengths
 
 
 def labels_of(
     data: Data, batch: Batch, documents: Documents, prep: Preparation = SFT_DEFAULTS
 ) -> Array:
-    """The labels of the documents' tokens, -100 where there is none: (M,) int64.
-
-    Raises:
-        UnusableError: see `row_labels`.
-    """
+    """The labels of the documents' tokens, -100 where there is none: (M,) int64."""
     rows = zip(batch.rows, documents.ids, batch.names, strict=True)
     labels = [row_labels(data, row, ids, name, prep) for row, ids, name in rows]
     start = np.cumsum([0, *map(len, labels)])
@@ -136,29 +135,11 @@ def _joined(parts: list[Array]) -> Array:
     return np.concatenate(parts) if parts else np.zeros(0, np.int64)
 
 
-def check_known(num_known: int, data: str, generation: int) -> None:
-    """Check that a generation knows documents.
-
-    Raises:
-        UnusableError: it knows none.
-    """
-    if not num_known:
-        raise UnusableError(
-            f"--data {data}: generation {generation} of the journal knows none of its documents; "
-            "training used other documents, or tokenized, truncated or packed otherwise: "
-            f"{SAVE}"
-        )
-
-
 def by_length(lengths: Sequence[int] | Array, batch_tokens: int) -> Iterator[list[int]]:
     """Indices of documents of similar length, in batches of at most `batch_tokens` with padding.
 
     The longest come first: if they do not fit into memory, a command fails at once. A longer
     document is a batch of its own.
-
-    Example:
-        >>> list(by_length([2, 5, 3], 6))
-        [[1], [2, 0]]
     """
     order = np.argsort(-np.asarray(lengths), kind="stable").tolist()
     done = 0
@@ -166,6 +147,46 @@ def by_length(lengths: Sequence[int] | Array, batch_tokens: int) -> Iterator[lis
         chosen = order[done : done + max(1, batch_tokens // int(lengths[order[done]]))]
         done += len(chosen)
         yield chosen
+
+
+COUNTS = ("scored", "selected", "changed", "dropped")
+
+
+def edit_documents(
+    prior: BasePrior, policy: EditPolicy, documents: Documents, labels: Array, *,
+    batch_tokens: int, cache: DecisionCache | None,
+) -> tuple[Texts, Array]:  # fmt: skip
+    """Edit N documents of M tokens in batches of similar length, with the draws of epoch 0.
+
+    `labels` are (M,) int64, and `batch_tokens` count padding, too. Other arguments, and errors, are
+    those of `edit_tokens`.
+
+    Returns:
+        The documents after the edit; and (N, 4) int64 counts of tokens, see `COUNTS`.
+    """
+    texts = documents.texts()
+    counts = np.zeros((len(documents.lengths), len(COUNTS)), np.int64)
+    for chosen in map(np.array, by_length(documents.lengths, batch_tokens)):
+        lengths = documents.lengths[chosen]
+        place = ranges(texts.start[chosen], lengths)
+        real = torch.arange(int(lengths[0])) < torch.from_numpy(lengths).unsqueeze(-1)
+        input_ids = torch.zeros(real.shape, dtype=torch.int64)
+        own_labels = torch.full_like(input_ids, -100)
+        input_ids[real] = torch.from_numpy(documents.tokens[place])
+        own_labels[real] = torch.from_numpy(labels[place])
+        result = edit_tokens(
+            prior, input_ids, attention_mask=real.long(), labels=own_labels, policy=policy,
+            cache=cache,
+        )  # fmt: skip
+        edited = result.input_ids
+        if result.source is not None:  # tokens were removed: move the others back to their places
+            rows, columns = (result.source >= 0).nonzero().unbind(-1)
+            edited = input_ids.clone()
+            edited[rows, result.source[rows, columns]] = result.input_ids[rows, columns]
+        texts.tokens[place] = edited[real].numpy()
+        texts.removed[place] = result.dropped[real].numpy()
+        counts[chosen] = torch.stack([getattr(result, name).sum(-1) for name in COUNTS], -1).numpy()
+    return texts, counts
 
 
 @dataclass(frozen=True)
@@ -194,23 +215,8 @@ def examples(
 ) -> Iterator[Example]:
     """Read all documents as training sees them; memory stays bounded.
 
-    Args:
-        data: see `open_data`. A packed row gives several documents.
-        tokenizer: for text and chats; None: rows must have `input_ids`.
-        prep: how rows become tokens, and longer documents windows.
-        vocab_size: of the prior; None: ids are not checked.
-
-    Raises:
-        UnusableError: a row cannot be used; names it.
-
-    Example:
-        >>> from pathlib import Path
-        >>> import tempfile
-        >>> file = Path(tempfile.mkdtemp()) / "a.jsonl"
-        >>> _ = file.write_text('{"input_ids": [5, 6, 7, 8, 9]}')
-        >>> from toedit_collate.data import Preparation, open_data
-        >>> [example.ids for example in examples(open_data(file), None, Preparation(max_length=3))]
-        [[5, 6, 7], [8, 9]]
+    A packed row gives several documents. Without a tokenizer, rows must have `input_ids`. Ids must
+    be below the `vocab_size` of the prior. An UnusableError names the row that cannot be used.
     """
     count = itertools.count()
     for batch in data.batches():
@@ -238,11 +244,7 @@ def examples(
 
 
 def check_ids(data: Data, batch: Batch, documents: Documents, vocab_size: int) -> None:
-    """Check that all tokens are in a prior's vocabulary.
-
-    Raises:
-        UnusableError: one is not; names its row.
-    """
+    """Check that all tokens are in a prior's vocabulary; an UnusableError names the row."""
     outside = documents.tokens >= vocab_size
     if outside.any():
         at = int(np.flatnonzero(outside)[0])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import shutil
 import tempfile
@@ -19,20 +18,8 @@ from ..errors import UnusableError
 def whole(target: Path, option: str = "", *, replace: bool = True) -> Iterator[Path]:
     """A temporary path for a file or a folder, which becomes `target` if no error is raised.
 
-    Args:
-        target: its folder is made if absent.
-        option: that named it, for messages: `--output`.
-        replace: replace an existing file; False: raise.
-
-    Raises:
-        UnusableError: it cannot be written: no room, no permission, or it exists already.
-
-    Example:
-        >>> folder = Path(tempfile.mkdtemp())
-        >>> with whole(folder / "a.txt") as place:
-        ...     _ = place.write_text("all of it")
-        >>> [path.name for path in folder.iterdir()]
-        ['a.txt']
+    `option` named the target, for messages. An UnusableError is raised if it cannot be written, or
+    exists already and `replace` is False.
     """
     label = f"{option} {target}".strip()
     try:
@@ -69,20 +56,6 @@ def write_json(path: Path, content: Any, option: str = "") -> None:
 
 
 def as_json(content: Any) -> str:
-    """Indented JSON. NaN and infinities become null, other objects text.
-
-    Example:
-        >>> as_json([1.5, float("nan"), Path("a")]).split()
-        ['[', '1.5,', 'null,', '"a"', ']']
-    """
-    return json.dumps(_finite(content), indent=2, default=str, allow_nan=False)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: _finite(one) for key, one in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(one) for one in value]
-    return value
+    """Indented JSON. NaN and infinities become null, other objects text."""
+    plain = json.loads(json.dumps(content, default=str), parse_constant=lambda _: None)
+    return json.dumps(plain, indent=2)

@@ -31,20 +31,16 @@ KINDS = {
 
 def kind_of(path: str | Path) -> str:
     """How to read a file, by its ending: a value of `KINDS`; "" if it is unknown."""
-    *_, first, last = ["", "", *(ending.lower() for ending in Path(path).suffixes)]
-    kind = KINDS.get(first if last in OPEN else last, "")
-    return kind if last not in OPEN or kind in PARSERS else ""
+    path = Path(path)
+    is_compressed = path.suffix.lower() in OPEN
+    kind = KINDS.get((path.with_suffix("") if is_compressed else path).suffix.lower(), "")
+    return "" if is_compressed and kind not in PARSERS else kind
 
 
 def read_files(files: Iterable[str], label: str) -> Iterator[tuple[str, Row]]:
-    """All rows of files of text, each with its name for messages: "line 3".
+    """All rows of files of kinds in `PARSERS`, each with its name for messages: "line 3".
 
-    Args:
-        files: each of a kind in `PARSERS`.
-        label: the beginning of errors: an option and its value.
-
-    Raises:
-        UnusableError: a file or a line cannot be read; names it.
+    `label`, an option and its value, begins errors, which name the file and the line.
     """
     for file in files:
         is_only = label.endswith(file)
@@ -63,21 +59,7 @@ def read_files(files: Iterable[str], label: str) -> Iterator[tuple[str, Row]]:
 
 
 def check_text(text: Any, name: str) -> None:
-    """Check that a value from outside is text, before it is tokenized.
-
-    Args:
-        text: any value.
-        name: of the value, for the error: "text of line 3".
-
-    Raises:
-        ValueError: it is null, bytes or a number, or contains half of a surrogate pair.
-
-    Example:
-        >>> check_text(None, "text of row 3")
-        Traceback (most recent call last):
-        ...
-        ValueError: text of row 3 is None, which is not text (NoneType); remove the row, or ...
-    """
+    """Raise a ValueError if a value that will be tokenized is no text; `name` is for the error."""
     if not isinstance(text, str):
         raise ValueError(
             f"{name} is {str(text)[:40]}, which is not text ({type(text).__name__}); remove the "
@@ -165,23 +147,22 @@ def _parse_csv(lines: Lines, delimiter: str = ",") -> Iterator[tuple[str, Row]]:
     """Rows of texts; the first line names the columns."""
     csv.field_size_limit(_LONGEST_FIELD)
     reader = csv.reader((line for _, line in lines), strict=True, delimiter=delimiter)
-    header: list[str] | None = None
     number = 1
     try:
+        header = next(reader, ["text"])
+        if not header or len(set(header)) < len(header):
+            raise ValueError(
+                f"its first line must name the columns, each once, got {header}; write one, as in "
+                "text or prompt,completion"
+            )
+        number = reader.line_num + 1
         for values in reader:
-            if header is None:
-                header = values
-                if not header or len(set(header)) < len(header):
-                    raise ValueError(
-                        f"its first line must name the columns, each once, got {header}; write "
-                        "one, as in text or prompt,completion"
-                    )
-            elif values and len(values) != len(header):
+            if values and len(values) != len(header):
                 raise ValueError(
                     f"line {number} has {len(values)} fields, and the first line names "
                     f"{len(header)} columns; put text with commas or quotes into quotes"
                 )
-            elif values:
+            if values:
                 yield f"line {number}", dict(zip(header, values, strict=True))
             number = reader.line_num + 1
     except csv.Error as error:

@@ -18,11 +18,7 @@ def progress_bar(
 ) -> Any:
     """A bar of tqdm on stderr; in a log, which is no terminal, one line per minute.
 
-    Args:
-        count: returns the total, or None if it is not known; called only if the bar is shown.
-        unit: what is counted, in the plural.
-        desc: text in front of the bar.
-        shown: False: show nothing.
+    `count` returns the total, or None if it is not known; it is called only if the bar is shown.
     """
     wait = 0.0 if sys.stderr.isatty() else LOG_SECONDS
     return tqdm(

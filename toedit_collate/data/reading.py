@@ -10,7 +10,6 @@ import glob
 import hashlib
 import json
 import re
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,7 +25,6 @@ BATCH_SIZE = 64  # rows
 _RULES = 2  # increase it when parsing changes, so that cached datasets are made again
 _SPLIT = re.compile(r"\w[\w.-]*(\[[^\]]*\])?")
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
-_URL = re.compile(r"\w{2,}://")
 # How paths and addresses begin; patterns; and a name that is empty.
 _PATH = re.compile(r"[./~\\:]|[A-Za-z]:[\\/]|.*[*?]|\w{2,}://|$")
 
@@ -47,28 +45,22 @@ class Data:
         name: as the user wrote it.
         option: that named it, for messages: "--data".
         read: returns all rows in order, each with its name for messages.
-        dataset: the `datasets` dataset of the rows, if there is one.
-        num_rows: if it is known without reading the rows.
+        dataset: of `datasets`, if the rows come from one.
     """
 
     name: str
     option: str
     read: Callable[[], Iterable[tuple[str, Row]]]
     dataset: Any = None
-    num_rows: int | None = None
 
     def count_rows(self) -> int | None:
-        """The number of rows; None for a stream. Reads, and so checks, a file of text."""
-        if self.num_rows is not None or self.dataset is not None:
-            return self.num_rows
-        return sum(1 for _ in self.read())
+        """The number of rows; None for a stream. Reads, and so checks, files of text."""
+        if self.dataset is None:
+            return sum(1 for _ in self.read())
+        return len(self.dataset) if hasattr(self.dataset, "select") else None
 
     def batches(self) -> Iterator[Batch]:
-        """All rows, in order.
-
-        Raises:
-            UnusableError: a row cannot be read; names it.
-        """
+        """All rows, in order; an UnusableError names the row that cannot be read."""
         rows = iter(self.read())
         while some := list(islice(rows, BATCH_SIZE)):
             yield Batch([row for _, row in some], [name for name, _ in some])
@@ -86,21 +78,10 @@ class Data:
 
 
 def open_data(source: str | Path, split: str | None = None, *, option: str = "--data") -> Data:
-    """Open what a user names, to read it in batches.
+    """Open what a user names, see `parse_source`, to read it in batches.
 
-    Args:
-        source: see `parse_source`.
-        split: of a folder with several, or of a hub dataset; None: the only one, or "train".
-        option: that named it, for messages; "": none.
-
-    Raises:
-        UnusableError: it does not exist or cannot be read, or `split` does not fit.
-
-    Example:
-        >>> open_data("talks.doc")
-        Traceback (most recent call last):
-        ...
-        toedit_collate.errors.UnusableError: --data talks.doc: there is no such file or ...
+    The split is one of a folder or a hub dataset; without it, the only one, or "train". `option`
+    named the source, for messages.
     """
     name, config, own_split = parse_source(str(source), option or "the data")
     named = _Source(option, str(source), name, config, split or own_split)
@@ -110,28 +91,16 @@ def open_data(source: str | Path, split: str | None = None, *, option: str = "--
     if named.kind in PARSERS and files:
         return Data(named.source, option, lambda: read_files(files, named.label))
     dataset = named.load(streaming=not named.files or bool(files))
-    num_rows = len(dataset) if hasattr(dataset, "select") else _rows_of_parquet(named.kind, files)
-    return Data(named.source, option, lambda: _numbered(dataset, named), dataset, num_rows)
+    return Data(named.source, option, lambda: _numbered(dataset, named), dataset)
 
 
 def load_rows(
     name: str, config: str | None = None, split: str = "train", *, streaming: bool = False,
     option: str = "",
 ) -> Any:  # fmt: skip
-    """Load what a user names as a dataset to train on: the rows of `open_data`.
+    """Load what a user names as a `datasets` dataset to train on: the rows of `open_data`.
 
-    Args:
-        name: path, hub id, or "toedit-demo"; see `parse_source`.
-        config: of a hub dataset that has several.
-        split: name, or a part as in "train[:90%]". A file has one split, "train".
-        streaming: read it while training.
-        option: that named it, for messages.
-
-    Returns:
-        A `datasets.Dataset`, or an `IterableDataset`. Messages get no keys with null.
-
-    Raises:
-        UnusableError: it cannot be loaded.
+    Name, configuration and split are those of `parse_source`. Messages get no keys with null.
     """
     return _Source(option, name, name, config, split).load(streaming)
 
@@ -139,15 +108,9 @@ def load_rows(
 def parse_source(text: str, what: str = "held_out") -> tuple[str, str | None, str]:
     """Name, configuration and split of what a user wrote.
 
-    An existing path is never divided. Otherwise, the part after the last colon may be a split.
-
-    Args:
-        text: "file", "file:split", "id", "id:config", or "id:config:split". A file may be a pattern
-            with `*`, or a folder. A split may be a part, as in "train[:90%]".
-        what: names it in the error.
-
-    Raises:
-        UnusableError: it is none of these.
+    The text is "file", "file:split", "id", "id:config", or "id:config:split". A file may be a
+    pattern with `*`, or a folder. A split may be a part, as in "train[:90%]". An existing path is
+    never divided. Otherwise, the part after the last colon may be a split.
 
     Example:
         >>> parse_source("bio.jsonl:train[900:]")
@@ -176,7 +139,7 @@ def parse_source(text: str, what: str = "held_out") -> tuple[str, str | None, st
 
 
 def is_local(name: str) -> bool:
-    """Whether a name means something on this machine. It is then never looked up on the hub."""
+    """Whether a name is of something on this machine, and is not looked up on the hub."""
     first = parse_source(name, "the data")[0]
     return first == DEMO or _exists(first) or _looks_local(first)
 
@@ -212,13 +175,13 @@ class _Source:
     config: str | None
     split: str
 
-    def error(self, message: str) -> UnusableError:
-        return UnusableError(f"{self.option} {self.source}: {message}".lstrip())
-
     @property
     def label(self) -> str:
-        """The beginning of errors about files."""
-        return f"{self.option} {self.name}".lstrip()
+        """The beginning of errors."""
+        return f"{self.option} {self.source}".lstrip()
+
+    def error(self, message: str) -> UnusableError:
+        return UnusableError(f"{self.label}: {message}")
 
     @property
     def is_saved(self) -> bool:
@@ -233,44 +196,40 @@ class _Source:
 
     @cached_property
     def files(self) -> dict[str, list[str]]:
-        """The local data files of each split; none for other datasets.
-
-        Raises:
-            UnusableError: there is no such file, or files are of an unknown kind or of several.
-        """
+        """The local data files of each split, all of one kind; none for other datasets."""
         path = Path(self.name)
         if self.name and path.is_dir():
-            return {} if self.is_saved else self._files_of_folder()
-        found = [self.name] if self.name and path.exists() else _glob(self.name)
-        if not found and _URL.match(self.name):
-            raise self.error("addresses are not read; download the file, or name a hub dataset")
-        if not found and (_looks_local(self.name) or not may_be_on_hub(self.name)):
-            raise self.error("there is no such file or folder; check the path")
-        if not all(Path(one).is_file() for one in found):  # a pipe would wait for a writer
-            raise self.error("is neither a file nor a folder; name a regular file")
-        if found and ("" in (kinds := set(map(kind_of, found))) or len(kinds) > 1):
-            seen = sorted({Path(one).suffix or "nothing" for one in found})
+            found = {} if self.is_saved else self._files_of_folder()
+        else:
+            files = [self.name] if self.name and path.exists() else _glob(self.name)
+            if not files and re.match(r"\w{2,}://", self.name):
+                raise self.error("addresses are not read; download the file, or name a hub dataset")
+            if not files and (_looks_local(self.name) or not may_be_on_hub(self.name)):
+                raise self.error("there is no such file or folder; check the path")
+            if not all(Path(one).is_file() for one in files):  # a pipe would wait for a writer
+                raise self.error("is neither a file nor a folder; name a regular file")
+            found = {"train": files} if files else {}
+        all_files = [one for some in found.values() for one in some]
+        if found and ("" in (kinds := set(map(kind_of, all_files))) or len(kinds) > 1):
+            seen = sorted({Path(one).suffix or "nothing" for one in all_files})
             raise self.error(
                 f"its name ends in {' and '.join(map(repr, seen))}; give files of one kind of "
                 f"{', '.join(KINDS)}, text perhaps compressed ({', '.join(OPEN)}), or a folder"
             )
-        return {"train": found} if found else {}
+        return found
 
     def _files_of_folder(self) -> dict[str, list[str]]:
-        """The files of a folder by split, as `datasets` finds them; only the most common kind."""
+        """The data files of a folder by split, as `datasets` finds them."""
         from datasets.data_files import DataFilesDict, EmptyDatasetError, get_data_patterns
 
         try:
             found: Any = DataFilesDict.from_patterns(get_data_patterns(self.name), self.name)
         except (EmptyDatasetError, FileNotFoundError):  # it finds none if a name has brackets
             found = {"train": [str(p) for p in sorted(Path(self.name).rglob("[!.]*.*"))]}
-        if not any(found.values()):
+        files = {str(split): list(filter(kind_of, some)) for split, some in found.items()}
+        if not any(files.values()):
             raise self.error("the folder holds no data files; check the path")
-        counts = Counter(filter(None, (kind_of(one) for some in found.values() for one in some)))
-        order = list(KINDS.values())
-        kind = max(counts, key=lambda one: (counts[one], -order.index(one)), default="")
-        files = {str(n): [one for one in some if kind_of(one) == kind] for n, some in found.items()}
-        return {split: some for split, some in files.items() if some and kind}
+        return {split: some for split, some in files.items() if some}
 
     def load(self, streaming: bool) -> Any:
         """The dataset; see `load_rows`."""
@@ -290,11 +249,6 @@ class _Source:
                 escaped = {n: list(map(glob.escape, some)) for n, some in self.files.items()}
                 return datasets.load_dataset(
                     self.kind, data_files=escaped, split=self.split, streaming=streaming
-                )
-            if streaming and self.split in self.files:
-                return datasets.IterableDataset.from_generator(
-                    _rows_of_files,
-                    gen_kwargs={"files": self.files[self.split], "label": self.label},
                 )
             named = [n for n in self.files if re.search(rf"\b{re.escape(n)}\b", self.split)]
             part = self._part({n: self._dataset(self.files[n]) for n in named or self.files})
@@ -328,11 +282,7 @@ class _Source:
         return datasets.concatenate_datasets(rows)
 
     def _dataset(self, files: list[str]) -> Any:
-        """Files of text as a dataset in the cache of `datasets`; a changed file is read again.
-
-        Raises:
-            UnusableError: they hold no rows, or a line cannot be read.
-        """
+        """Files of text as a dataset in the cache of `datasets`; a changed file is read again."""
         import datasets
 
         features = infer_features(row for _, row in read_files(files, self.label))
@@ -349,7 +299,7 @@ class _Source:
         )
 
 
-def _rows_of_files(files: list[str], label: str, as_json: Iterable[str] = ()) -> Iterator[Row]:
+def _rows_of_files(files: list[str], label: str, as_json: tuple[str, ...]) -> Iterator[Row]:
     for _, row in read_files(files, label):
         yield with_json(row, as_json)
 
@@ -376,15 +326,6 @@ def _numbered(dataset: Any, source: _Source) -> Iterator[tuple[str, Row]]:
         raise
     except Exception as error:  # of many kinds, by where the rows come from
         raise source.error(f"can't be read after row {number} ({first_line(error)})") from None
-
-
-def _rows_of_parquet(kind: str, files: list[str]) -> int | None:
-    """The number of rows of .parquet files; None for other kinds."""
-    import pyarrow.parquet as parquet  # type: ignore[import-untyped]
-
-    if kind != "parquet" or not files:
-        return None
-    return sum(parquet.read_metadata(Path(one).absolute()).num_rows for one in files)
 
 
 def infer_features(rows: Iterable[Row]) -> Any:

@@ -40,18 +40,9 @@ class Preparation:
 
     Attributes:
         max_length: tokens of a document; None: whole documents.
-        truncation_mode: "keep_start" or "keep_end" of longer documents; None: cut them into
-            windows, as `packing_strategy="bfd_split"` does. The first window is what "keep_start"
-            and `packing_strategy="bfd"` keep.
-        completion_only_loss: see `SFTConfig`.
-        assistant_only_loss: see `SFTConfig`.
-        dataset_text_field: the column of plain text.
-        eos_token: None: the tokenizer's.
-        chat_template_path: a .jinja file; None: the tokenizer's template.
+        truncation_mode: None: cut longer documents into windows, as `packing_strategy="bfd_split"`
+            does. The first window is what "keep_start" and `packing_strategy="bfd"` keep.
         add_eos: end plain text with the end token, as SFTTrainer does.
-
-    Raises:
-        UnusableError: `truncation_mode` is unknown, or has no `max_length`.
     """
 
     max_length: int | None = None
@@ -79,11 +70,7 @@ class Preparation:
         return None if self.truncation_mode else self.max_length
 
     def set_up(self, tokenizer: Any) -> Any:
-        """Set the end token and the chat template of a tokenizer; returns it. None is allowed.
-
-        Raises:
-            UnusableError: it has no such token, or the template is not a .jinja file.
-        """
+        """Set the end token and the chat template of a tokenizer, or of None; returns it."""
         if tokenizer is None:
             return None
         if self.eos_token is not None:
@@ -103,10 +90,7 @@ class Preparation:
         return tokenizer
 
     def set_up_prior(self, prior: BasePrior) -> Any:
-        """Set up a prior's tokenizer, and protect its special tokens and template; returns it.
-
-        Training protects the special tokens and the template of both tokenizers, too.
-        """
+        """Set up a prior's tokenizer, and protect its tokens as training does; returns it."""
         tokenizer = self.set_up(prior.tokenizer)
         if self.eos_token is not None or self.chat_template_path is not None:
             prior.protection |= Protection.of(tokenizer)
@@ -131,23 +115,12 @@ def format_of(row: Row, prep: Preparation = SFT_DEFAULTS) -> tuple[str, ...] | N
 def check_format(
     data: Data, row: Row, name: str, prep: Preparation = SFT_DEFAULTS
 ) -> tuple[str, ...]:
-    """`format_of` with checks of the values.
-
-    Raises:
-        UnusableError: a column is missing, or holds something else; names the row.
-    """
+    """`format_of` with checks of the values; an UnusableError names the row."""
     form, field = format_of(row, prep), prep.dataset_text_field
     if form is None:
-        if row.get("completion") is not None:
-            raise data.error(f"prompt of {name} is missing; a completion needs one")
-        null = [column for column in ("input_ids", *CHAT_COLUMNS, field) if column in row]
-        if null:
-            raise data.error(
-                f"{name} has null in {', '.join(null)}, and nothing else to read; remove the row"
-            )
         raise data.error(
             f"{name} has the columns {sorted(row)}, none of input_ids, {field}, messages, or "
-            f"prompt and completion: rename the columns, or {SAVE}"
+            "prompt and completion with a value: rename the columns, or remove the row"
         )
     if form == ("input_ids",):
         return form
@@ -157,24 +130,23 @@ def check_format(
             f"completion of {name} is missing; SFTTrainer takes a row with a prompt as prompt and "
             "completion: add it, or remove or rename the column prompt"
         )
+    of = f"{' and '.join(form)} of {name}"
     if form != (field,) and all(map(is_chat, values)):
         for content in (one.get("content", one.get("value")) for chat in values for one in chat):
             if not isinstance(content, str | list | dict | None):
                 raise data.error(
-                    f"{' and '.join(form)} of {name} has the content {str(content)[:40]}, which is "
-                    f"no text ({type(content).__name__}); remove the row, or convert the value"
+                    f"{of} has the content {str(content)[:40]}, which is no text "
+                    f"({type(content).__name__}); remove the row, or convert the value"
                 )
         return form
     if form[0] in CHAT_COLUMNS[:2] or not all(isinstance(value, str) for value in values):
         raise data.error(
-            f"{' and '.join(form)} of {name} is neither text nor a list of messages with role and "
-            f"content: {str(values[0] if len(values) == 1 else values)[:60]}; see TRL's dataset "
-            "formats"
+            f"{of} is neither text nor a list of messages with role and content: "
+            f"{str(values[0] if len(values) == 1 else values)[:60]}; see TRL's dataset formats"
         )
     if prep.assistant_only_loss:
         raise data.error(
-            f"assistant_only_loss is for conversations, and {name} has text in "
-            f"{' and '.join(form)}; SFTTrainer refuses it, too: leave it out"
+            f"assistant_only_loss is for conversations, and {of} is text: leave it out"
         )
     for column in form:
         try:
@@ -185,11 +157,7 @@ def check_format(
 
 
 def check_first(data: Data, prep: Preparation = SFT_DEFAULTS) -> None:
-    """Check the format of the first rows, before a model is loaded.
-
-    Raises:
-        UnusableError: it is unknown, or there are no rows.
-    """
+    """Check the format of the first rows, and that there are some, before a model is loaded."""
     first = next(data.batches(), None)
     if first is None:
         raise data.error("it holds no rows; check the path")
@@ -198,12 +166,7 @@ def check_first(data: Data, prep: Preparation = SFT_DEFAULTS) -> None:
 
 
 def is_chat(value: Any) -> bool:
-    """Whether a value is a list of one or more messages, each with a role (or `from`).
-
-    Example:
-        >>> is_chat([{"role": "user", "content": "hi"}]), is_chat("hi")
-        (True, False)
-    """
+    """Whether a value is a list of one or more messages, each with a role (or `from`)."""
     return isinstance(value, list) and all(
         isinstance(one, dict) and isinstance(one.get("role", one.get("from")), str)
         for one in value or [None]
@@ -213,20 +176,13 @@ def is_chat(value: Any) -> bool:
 def encode(
     tokenizer: Any, texts: Sequence[str], *, eos: bool = True, names: Sequence[str] | None = None
 ) -> tuple[list[list[int]], list[Array]]:
-    """Token ids of texts as SFTTrainer makes them, each with its end token.
+    """Token ids of texts as SFTTrainer makes them, each with its end token if `eos`.
 
-    Args:
-        tokenizer: of transformers; may have no end token.
-        texts: one document each.
-        eos: add an end token to those that have none.
-        names: of the texts, for errors; None: their numbers.
+    A ValueError names the value that is not text; `names` are those of the texts, or their numbers.
 
     Returns:
         ids: of each text.
         added: (T,) bool for each, True at special tokens that are not in the text.
-
-    Raises:
-        ValueError: a value is not text; see `check_text`.
     """
     for number, text in enumerate(texts):
         check_text(text, f"text {number} (from 0)" if names is None else names[number])
@@ -246,19 +202,11 @@ def tokenize(
 ) -> list[Array | None]:
     """Add `input_ids` to rows of text and of chats, and `labels` to chats, in place.
 
-    Rows that have `input_ids` keep them. `prep` may truncate all rows.
-
-    Args:
-        data: source of the rows, for messages.
-        batch: its rows are changed.
-        tokenizer: None: all rows must have tokens.
-        prep: see `Preparation`.
+    Rows that have `input_ids` keep them. `prep` may truncate all rows. Without a tokenizer, all
+    rows must have tokens. An UnusableError names the row that cannot be used.
 
     Returns:
         For each row of plain text, (T,) bool, True at special tokens that were added; else None.
-
-    Raises:
-        UnusableError: a row cannot be used; names it.
     """
     added: list[Array | None] = [None] * len(batch.rows)
     texts: list[int] = []
@@ -282,22 +230,13 @@ def tokenize(
         for i, ids, special in zip(texts, *encode(tokenizer, some, eos=prep.add_eos), strict=True):
             batch.rows[i]["input_ids"], added[i] = ids, special
     if prep.truncation_mode:
-        N = prep.max_length
-        part = slice(N) if prep.truncation_mode == "keep_start" else slice(-(N or 0), None)
-        for row, name in zip(batch.rows, batch.names, strict=True):
-            if len(row["input_ids"]) > (N or 0):
-                _truncate(data, row, name, part)
+        N = prep.max_length or 0
+        part = slice(N) if prep.truncation_mode == "keep_start" else slice(-N, None)
+        for row in batch.rows:
+            if len(row["input_ids"]) > N:
+                row.update({n: row[n][part] for n in PER_TOKEN if row.get(n) is not None})
         added = [None if special is None else special[part] for special in added]
     return added
-
-
-def _truncate(data: Data, row: Row, name: str, part: slice) -> None:
-    if row.get("seq_lengths") is not None or row.get("position_ids") is not None:
-        raise data.error(
-            f"{name} is packed (seq_lengths, position_ids) and longer than max_length; leave "
-            "truncation_mode out"
-        )
-    row.update({name: row[name][part] for name in PER_TOKEN if row.get(name) is not None})
 
 
 class _Rows(list[Row]):
@@ -350,12 +289,6 @@ def _preparation_of_trl(data: Data, tokenizer: Any, prep: Preparation) -> Callab
         is_pair = "prompt" in own
         if not is_pair:
             own.pop("completion", None)
-        template, shown = tokenizer.chat_template, str(next(iter(own.values())))[:60]
-        if not template and not isinstance(own.get("completion"), str):
-            raise data.error(
-                f"{name} holds messages, and the tokenizer has no chat template; use one with a "
-                "template (of an instruction-tuned model), or data with text"
-            )
         only_completion = prep.completion_only_loss
         trainer = SimpleNamespace(
             _tokenizer=end,
@@ -363,13 +296,14 @@ def _preparation_of_trl(data: Data, tokenizer: Any, prep: Preparation) -> Callab
             completion_only_loss=is_pair if only_completion is None else only_completion,
         )
         try:
-            if prep.assistant_only_loss and not has_generation_markers(template):
+            if prep.assistant_only_loss and not has_generation_markers(tokenizer.chat_template):
                 trainer.chat_template = get_training_chat_template(tokenizer)
             [made] = prepare_dataset(trainer, _Rows([own]), tokenizer, args, False, None, "train")
         except Exception as error:  # of many kinds: the template is a program
             raise data.error(
-                f"{name}: {shown} can't be tokenized as SFTTrainer does it ({first_line(error)}); "
-                "give messages that the chat template takes, with role and content"
+                f"{name}: {str(next(iter(own.values())))[:60]} can't be tokenized as SFTTrainer "
+                f"does it ({first_line(error)}); give messages that the chat template takes, with "
+                "role and content"
             ) from None
         return {column: list(made[column]) for column in ("input_ids", "labels")}
 
@@ -383,10 +317,7 @@ def row_labels(
 
     Without the column `labels`, a token has a label where `assistant_masks` is 1; and
     `completion_mask`, too, if `completion_only_loss` is true, or is None and the row has prompt and
-    completion.
-
-    Raises:
-        UnusableError: a label is neither -100 nor the token, or a column has another length.
+    completion. An UnusableError is raised if a label is neither -100 nor the token.
     """
     labels = per_token(data, row, "labels", len(ids), name)
     if labels is not None:
@@ -412,10 +343,7 @@ def row_labels(
 def per_token(data: Data, row: Row, column: str, T: int | None, name: str) -> Array | None:
     """A column of whole numbers, one for each of T tokens (None: any number): (T,) int64.
 
-    Returns None if the column is absent. `data` and `name`, of the row, are for messages.
-
-    Raises:
-        UnusableError: the column holds something else.
+    Returns None if the column is absent; an UnusableError names the row if it holds something else.
     """
     value = row.get(column)
     if value is None:

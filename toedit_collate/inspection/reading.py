@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence, Sized
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ def as_data(source: Source, split: str | None = None) -> Data:
         for number, row in enumerate(source):
             yield f"row {number} (from 0)", {"text": row} if isinstance(row, str) else dict(row)
 
-    return Data("rows", "", read, num_rows=len(source) if isinstance(source, Sized) else None)
+    return Data("rows", "", read)
 
 
 def in_batches(documents: Iterable[Example], batch_tokens: int) -> Iterator[list[Example]]:

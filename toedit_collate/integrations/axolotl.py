@@ -1,13 +1,5 @@
 """A plugin for Axolotl: `toedit:` in its YAML, and its training batches are edited.
 
-```yaml
-plugins:
-  - toedit_collate.integrations.axolotl.ToEditPlugin
-toedit:
-  policy: paper      # and any field of EditPolicy: threshold: 0.999, ...
-  prior: shared      # the frozen base of the LoRA trainee; or a folder, or a hub id
-```
-
 Axolotl skips a plugin that can't be imported. If its log says "toedit: training batches are
 edited", the plugin works.
 """

@@ -22,14 +22,9 @@ except ImportError:  # in tests and docs
 class ToEdit(PipelineStep):  # type: ignore[misc, valid-type]
     """Edits the text of each document; `metadata["toedit"]` gets its counts of tokens.
 
-    Args:
-        prior: folder or hub id.
-        policy: as in commands, "paper" or "reference_code top_k=8"; or an `EditPolicy`.
-        with_ids: put the edited tokens into `metadata["input_ids"]`; tokenizing the edited text
-            again may give other tokens.
-        batch_documents: how many documents are read, and then sorted by length.
-        options: of `TextEditor`: max_length, batch_tokens, cache, and of `Prior.from_pretrained`:
-            dtype, device, ...
+    With `with_ids`, `metadata["input_ids"]` gets the edited tokens; tokenizing the text again may
+    give others. `batch_documents` are read at once, and sorted by length. Other arguments are those
+    of `TextEditor`.
     """
 
     name = "ToEdit"
@@ -66,6 +61,5 @@ class ToEdit(PipelineStep):  # type: ignore[misc, valid-type]
                     document.metadata["input_ids"] = one.input_ids
                 for name, count in one.counts.items():
                     self.stat_update(name, value=count)
-                self.stat_update("lossy", value=int(one.is_lossy))
                 yield document
         editor.flush()

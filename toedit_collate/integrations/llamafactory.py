@@ -2,13 +2,6 @@
 
 ```bash
 python -m toedit_collate.integrations.llamafactory train llama3_lora_sft.yaml
-torchrun --nproc_per_node 8 -m toedit_collate.integrations.llamafactory train llama3_lora_sft.yaml
-```
-
-```yaml
-toedit:
-  policy: paper      # and any field of EditPolicy: threshold: 0.999, ...
-  prior: shared      # the frozen base of the LoRA trainee; or a folder, or a hub id
 ```
 
 `key=value` after the file overrides a setting, as in LLaMA-Factory: `toedit.top_k=64`.
@@ -47,9 +40,7 @@ class AttachCallback(TrainerCallback):
 def read_config(config: dict[str, Any]) -> tuple[dict[str, Any], EditArguments]:
     """Split a config into LLaMA-Factory's part and the section `toedit`.
 
-    Raises:
-        UnusableError: there is no section, it can't be used, or the config trains on something
-            that can't be edited.
+    An UnusableError is raised if the config trains on something that can't be edited.
     """
     rest = dict(config)
     if "toedit" not in rest:

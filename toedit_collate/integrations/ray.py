@@ -1,17 +1,7 @@
 """For Ray Data: `dataset.map_batches(ToEditBatches, ...)`, one actor for each GPU.
 
-```python
-dataset.map_batches(
-    ToEditBatches,
-    fn_constructor_args=("Qwen/Qwen2.5-0.5B",),
-    fn_constructor_kwargs={"policy": "paper", "max_length": 1024},
-    compute=ray.data.ActorPoolStrategy(size=8),
-    num_gpus=1,
-)
-```
-
 Ray restarts an actor that was killed. If the driver was killed, the run continues with Ray Data's
-`CheckpointConfig`.
+`CheckpointConfig`. docs/clusters.md has an example.
 """
 
 from __future__ import annotations
@@ -20,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from ..data.documents import COUNTS
 from ..policy import EditPolicy
-from .texts import COUNTS, TextEditor
+from .texts import TextEditor
 
 
 class ToEditBatches:
@@ -29,11 +20,7 @@ class ToEditBatches:
 
     Adds the columns `scored`, `selected`, `changed` and `dropped`: counts of tokens, (N,) int64.
 
-    Args:
-        prior: folder or hub id.
-        policy: as in commands, "paper" or "reference_code top_k=8"; or an `EditPolicy`.
-        column: that holds the texts.
-        options: of `TextEditor`: max_length, batch_tokens, and of `Prior.from_pretrained`.
+    The `column` holds the texts. Other arguments are those of `TextEditor`, without `cache`.
     """
 
     def __init__(
@@ -63,6 +50,6 @@ class ToEditBatches:
         texts = list(batch[self._column])
         names = [f"{self._column} of row {n} (from 0) of a batch" for n in range(len(texts))]
         edited = self._editor.edit(texts, names)
-        counts = {n: np.array([getattr(one, n) for one in edited], np.int64) for n in COUNTS}
+        counts = {n: np.array([one.counts[n] for one in edited], np.int64) for n in COUNTS}
         new = np.array([one.text for one in edited], dtype=object)
         return {**batch, self._column: new, **counts}

@@ -6,45 +6,33 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch.nn.utils.rnn import pad_sequence
+import numpy as np
 
 from ..config.policies import parse_policy
-from ..data import by_length, encode
-from ..editing.edit import edit_tokens
+from ..data import Batch, Data, encode, find_documents
+from ..data.documents import COUNTS, edit_documents
 from ..policy import EditPolicy
 from ..prior.prior import Prior
 from ..stores.cache import DecisionCache
 from ..stores.ragged import Array
 
-COUNTS = ("scored", "selected", "changed", "dropped")
 _NO_LIMIT = 2**62  # of a cache: training without the prior needs all documents
 
 
 @dataclass(frozen=True)
 class EditedText:
-    """One text after its edit, with its counts of tokens.
+    """One text after its edit.
 
     Attributes:
         text: edited; exactly the source if no token changed.
         input_ids: its tokens with the tokenizer's special and end tokens, as SFTTrainer, a recipe
             or `toedit apply` makes them.
-        is_lossy: the tokenizer does not restore the source from its tokens, so more than the
-            changed tokens may differ in `text`.
+        counts: of its tokens: scored, selected, changed and dropped.
     """
 
     text: str
     input_ids: list[int]
-    scored: int
-    selected: int
-    changed: int
-    dropped: int
-    is_lossy: bool
-
-    @property
-    def counts(self) -> dict[str, int]:
-        """The counts alone."""
-        return {name: getattr(self, name) for name in COUNTS}
+    counts: dict[str, int]
 
 
 class TextEditor:
@@ -54,7 +42,7 @@ class TextEditor:
 
     Args:
         prior: folder or hub id.
-        policy: as in commands, "paper" or "reference_code top_k=8"; or an `EditPolicy`.
+        policy: as in commands, "paper" or "reference_code,top_k=8"; or an `EditPolicy`.
         max_length: tokens of a window; a longer text is scored window by window, each on its own.
         batch_tokens: how many tokens are scored at once, padding included.
         cache: folder of a `DecisionCache` to fill, by any number of processes at once; or None.
@@ -95,65 +83,40 @@ class TextEditor:
     def edit(self, texts: Sequence[str], names: Sequence[str] | None = None) -> list[EditedText]:
         """Edit texts, in their order.
 
-        Args:
-            texts: of any number.
-            names: of the texts, for errors; None: their places.
-
-        Raises:
-            TypeError: `texts` is one text.
-            ValueError: a value is not a text (null, bytes, a number), or the prior can't score it.
+        A ValueError is raised if a value is not a text (null, bytes, a number), with its name of
+        `names`, or if the prior can't score it.
         """
         if isinstance(texts, str | bytes):
             raise TypeError("texts must be a list of texts, got one alone; write edit([text])")
         if not len(texts):
             return []
         all_ids, added = encode(self.prior.tokenizer, texts, names=names)
-        windows = [
-            (number, start, ids[start : start + self._max_length])
-            for number, ids in enumerate(all_ids)
-            for start in range(0, len(ids), self._max_length)
-        ]
-        edited: list[Any] = [None] * len(windows)
-        for some in by_length([len(ids) for _, _, ids in windows], self._batch_tokens):
-            for i, one in zip(some, self._edit_batch([windows[i][2] for i in some]), strict=True):
-                edited[i] = one
-        parts: list[list[tuple[int, Any]]] = [[] for _ in texts]
-        for (number, start, _), one in zip(windows, edited, strict=True):
-            parts[number].append((start, one))
-        return [self._join(*one) for one in zip(texts, all_ids, added, parts, strict=True)]
+        rows = [{"input_ids": ids} for ids in all_ids]
+        whole = find_documents(Data("texts", "", list), Batch(rows, [""] * len(rows)))
+        windows = whole.cut(self._max_length)
+        edited, counts_of_windows = edit_documents(
+            self.prior, self.policy, windows, windows.tokens, batch_tokens=self._batch_tokens,
+            cache=self._cache,
+        )  # fmt: skip
+        counts = np.zeros((len(texts), len(COUNTS)), np.int64)
+        np.add.at(counts, windows.row, counts_of_windows)
+        borders = np.cumsum([len(ids) for ids in all_ids])[:-1]
+        new, removed = np.split(edited.tokens, borders), np.split(edited.removed, borders)
+        parts = zip(texts, whole.ids, added, new, removed, counts, strict=True)
+        return [self._edited_text(*part) for part in parts]
 
     def flush(self) -> None:
         """Write what the cache has not written yet."""
         if self._cache is not None:
             self._cache.flush()
 
-    def _edit_batch(self, pieces: list[list[int]]) -> list[tuple[list[int], list[int], Array]]:
-        """For each window: its tokens, their places in it, and its four counts."""
-        rows = [torch.tensor(ids) for ids in pieces]
-        input_ids = pad_sequence(rows, batch_first=True)
-        source = pad_sequence([torch.arange(len(row)) for row in rows], True, padding_value=-1)
-        result = edit_tokens(
-            self.prior, input_ids, attention_mask=(source >= 0).long(), policy=self.policy,
-            cache=self._cache,
-        )  # fmt: skip
-        counts = torch.stack([getattr(result, name).sum(-1) for name in COUNTS], -1).cpu().numpy()
-        source = source if result.source is None else result.source.cpu()
-        return [
-            (ids[place >= 0].tolist(), place[place >= 0].tolist(), count)
-            for ids, place, count in zip(result.input_ids.cpu(), source, counts, strict=True)
-        ]
-
-    def _join(
-        self, text: str, ids: list[int], special: Array, parts: list[tuple[int, Any]]
+    def _edited_text(
+        self, text: str, old: Array, special: Array, new: Array, removed: Array, counts: Array
     ) -> EditedText:
-        tokenizer: Any = self.prior.tokenizer
-        new = [token for _, (tokens, _, _) in parts for token in tokens]
-        at = [start + place for start, (_, places, _) in parts for place in places]
-        totals = [sum(int(count[n]) for _, (_, _, count) in parts) for n in range(len(COUNTS))]
-        before = [token for token, mark in zip(ids, special, strict=True) if not mark]
-        is_lossy = tokenizer.decode(before, clean_up_tokenization_spaces=False) != text
-        if totals[2] or totals[3]:
-            plain = [token for token, place in zip(new, at, strict=True) if not special[place]]
-            text = tokenizer.decode(plain, clean_up_tokenization_spaces=False)
-        counts = dict(zip(COUNTS, totals, strict=True))
-        return EditedText(text, new, **counts, is_lossy=is_lossy)
+        """Of one text: its tokens before and after the edit, and those that it removes."""
+        if (new != old).any() or removed.any():
+            tokenizer: Any = self.prior.tokenizer
+            left = new[~removed & ~special].tolist()
+            text = tokenizer.decode(left, clean_up_tokenization_spaces=False)
+        of = dict(zip(COUNTS, counts.tolist(), strict=True))
+        return EditedText(text, new[~removed].tolist(), of)

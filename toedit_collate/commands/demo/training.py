@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import math
 import tempfile
 import time
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -17,7 +19,6 @@ from transformers import (
 )
 
 from ...data import Example
-from ...data.demo_model import perplexity
 from ...data.progress import progress_bar
 from ...editing.with_cache import check_can_be_cached
 from ...policy import EditPolicy
@@ -138,3 +139,18 @@ class _Progress(TrainerCallback):
         self.model.eval()
         self.perplexities[step] = perplexity(self.model, self.held_out)
         self.model.train()
+
+
+@torch.no_grad()
+def perplexity(model: Any, documents: Iterable[tuple[list[int], list[int]]]) -> float:
+    """Perplexity per label of documents, given by their ids and labels, each scored on its own."""
+    total, count = 0.0, 0
+    for ids, labels in documents:
+        num_labels = sum(label != -100 for label in labels[1:])
+        if num_labels:
+            row = torch.tensor([ids], device=model.device)
+            target = torch.tensor([labels], device=model.device)
+            loss = model(input_ids=row, labels=target, use_cache=False).loss
+            total += float(loss) * num_labels
+            count += num_labels
+    return math.exp(total / max(count, 1))
