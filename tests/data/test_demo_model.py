@@ -22,13 +22,13 @@ def test_it_is_made_once(cache, capsys, monkeypatch):
     assert "Training toedit-demo, a small model" in printed
     assert f"It is kept in {folder}; to train it again" in printed
     assert Prior.from_pretrained(folder).tokenizer.chat_template
-    monkeypatch.setattr(kept, "make_prior", pytest.fail)
+    monkeypatch.setattr(kept, "_train", pytest.fail)
     assert kept.demo_model() == folder
     assert [path.name for path in cache.iterdir()] == [folder.name]
 
 
 def test_a_configuration_is_made_without_training(cache, monkeypatch):
-    monkeypatch.setattr(kept, "make_prior", pytest.fail)
+    monkeypatch.setattr(kept, "_train", pytest.fail)
     folder = kept.demo_config("toedit-demo-512")
     config = AutoConfig.from_pretrained(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)

@@ -12,12 +12,10 @@ import torch
 from torch import Tensor
 
 from ..errors import UnusableError
-from ..prior.prior import Prior
 from .demo_text import DEMO, DEMO_MODELS, python_topics
 from .files import whole
 from .progress import progress_bar
 
-VOCAB_SIZE = 1024
 CONTEXT = 256
 BATCH_SIZE = 4
 NUM_STEPS = 500  # 45 seconds on two CPU cores
@@ -39,26 +37,7 @@ _CHAT_TEMPLATE = (
 )
 
 
-def make_prior(
-    texts: list[str], *, seed: int, steps: int | None = None, vocab_size: int = VOCAB_SIZE
-) -> Prior:
-    """Train a byte-level BPE tokenizer and a Llama on `texts`, with a progress bar.
-
-    `steps` are `NUM_STEPS` by default.
-    """
-    from transformers import LlamaForCausalLM
-
-    torch.manual_seed(seed)
-    tokenizer = make_tokenizer(texts, vocab_size)
-    eos = tokenizer.eos_token_id
-    stream = torch.tensor([i for ids in tokenizer(texts)["input_ids"] for i in (*ids, eos)])
-    model: Any = LlamaForCausalLM(make_config(tokenizer))
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    _train(model.to(device), stream, NUM_STEPS if steps is None else steps)
-    return Prior(model, tokenizer)
-
-
-def make_tokenizer(texts: list[str], vocab_size: int = VOCAB_SIZE) -> Any:
+def make_tokenizer(texts: list[str], vocab_size: int = 1024) -> Any:
     """A byte-level BPE tokenizer with a chat template."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
@@ -97,8 +76,9 @@ def make_config(tokenizer: Any) -> Any:
     )
 
 
-def _train(model: Any, stream: Tensor, steps: int) -> None:
+def _train(model: Any, stream: Tensor) -> None:
     """Train on random windows of `stream`, a row of token ids."""
+    steps = NUM_STEPS
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
     others = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
     optimizers = [_Muon(matrices, lr=0.03), torch.optim.AdamW(others, lr=0.03, betas=(0.9, 0.95))]
@@ -161,6 +141,8 @@ def demo_model(name: str = DEMO) -> Path:
     `name` is one of `DEMO_MODELS`; each has its own tokenizer. Returns the model's folder, in
     `$XDG_CACHE_HOME` or `~/.cache`.
     """
+    from transformers import LlamaForCausalLM
+
     folder = _folder_of(name)
     if not _is_there(folder):
         print(
@@ -168,8 +150,14 @@ def demo_model(name: str = DEMO) -> Path:
             f"in {folder}; to train it again, delete this folder",
             flush=True,
         )
-        prior = make_prior(python_topics()[0], seed=0, vocab_size=DEMO_MODELS[name])
-        _save(folder, prior.tokenizer, prior.model)
+        torch.manual_seed(0)
+        texts = python_topics()[0]
+        tokenizer = make_tokenizer(texts, DEMO_MODELS[name])
+        eos = tokenizer.eos_token_id
+        stream = torch.tensor([i for ids in tokenizer(texts)["input_ids"] for i in (*ids, eos)])
+        model: Any = LlamaForCausalLM(make_config(tokenizer))
+        _train(model.to("cuda" if torch.cuda.is_available() else "cpu"), stream)
+        _save(folder, tokenizer, model)
     return folder
 
 
