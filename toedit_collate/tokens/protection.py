@@ -15,7 +15,7 @@ from torch import Tensor
 from ..policy import parse_rules
 from .chat_template import BETWEEN, ChatPatterns, special_token_ids
 from .documents import Documents
-from .rules import Span, find_spans
+from .rules import BORDER, Span, find_spans
 from .spelling import Spelling, text_of
 
 
@@ -57,7 +57,7 @@ class Protection:
                     "the prior's chat template is known, but it has no tokenizer to find its text; "
                     "pass one: prior.set_tokenizer(tokenizer)"
                 )
-            spelled = Spelling.of(tokenizer).of_tokens(tokens.tolist(), tokenizer, with_names=True)
+            spelled = Spelling.of(tokenizer).of_tokens(tokens.tolist(), tokenizer)
             found |= _written(patterns, spelled, documents, special)
         return torch.from_numpy(found)
 
@@ -168,7 +168,10 @@ def rule_mask(rules: str, tokens: Tensor, documents: Documents, tokenizer: Any) 
             f"protect={rules!r} reads the text, and no tokenizer is known; give one: "
             "Prior(model, tokenizer), or ToEditCollator(..., tokenizer=tokenizer)"
         )
-    spelled = Spelling.of(tokenizer).of_tokens(tokens.tolist(), tokenizer)
+    spelling, border = Spelling.of(tokenizer), BORDER.encode()
+    spelled = spelling.of_tokens(tokens.tolist(), tokenizer)
+    pairs = zip(tokens.tolist(), spelled, strict=True)
+    spelled = [border if token in spelling.special else one for token, one in pairs]
     parsed = parse_rules(rules)
     mask = np.zeros(len(spelled), dtype=bool)
     for part in documents.slices:  # rules must not see other documents

@@ -15,8 +15,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .rules import BORDER
-
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _KNOWN: weakref.WeakKeyDictionary[Any, tuple[Any, Spelling]] = weakref.WeakKeyDictionary()
 
@@ -37,18 +35,18 @@ BYTE_OF_CHARACTER = {character: byte for byte, character in CHARACTER_OF_BYTE.it
 
 
 class Spelling:
-    """The bytes of a tokenizer's tokens, looked up as they occur."""
+    """The bytes of a tokenizer's tokens, looked up as they occur.
+
+    Attributes:
+        special: ids of special tokens, which are spelled as their names.
+    """
 
     def __init__(self, tokenizer: Any) -> None:
         self._decoders = _decoder_types(tokenizer)
-        self._special = set(tokenizer.all_special_ids)
-        self._added = {}
-        for token_id, token in getattr(tokenizer, "added_tokens_decoder", {}).items():
-            self._added[token_id] = str(token)
-            if getattr(token, "special", False):
-                self._special.add(token_id)
+        added = getattr(tokenizer, "added_tokens_decoder", {})
+        self._added = {token_id: str(token) for token_id, token in added.items()}
+        self.special = {*tokenizer.all_special_ids, *(i for i, t in added.items() if t.special)}
         self._bytes: dict[int, bytes] = {}
-        self._with_names: dict[int, bytes] = {}
 
     @classmethod
     def of(cls, tokenizer: Any) -> Spelling:
@@ -59,39 +57,31 @@ class Spelling:
             known = _KNOWN[tokenizer] = made_of, cls(tokenizer)
         return known[1]
 
-    def of_tokens(
-        self, ids: Sequence[int], tokenizer: Any, *, with_names: bool = False
-    ) -> list[bytes]:
-        """The bytes of each token; empty for an unknown id.
-
-        Special tokens are written as their names, or without `with_names` as `BORDER`.
-        """
-        spelled = self._with_names if with_names else self._bytes
-        missing = [i for i in set(ids) if i not in spelled]
+    def of_tokens(self, ids: Sequence[int], tokenizer: Any) -> list[bytes]:
+        """The bytes of each token; empty for an unknown id."""
+        missing = [i for i in set(ids) if i not in self._bytes]
         if missing:
             names = tokenizer.convert_ids_to_tokens(missing)
             for token_id, name in zip(missing, names, strict=True):
-                spelled[token_id] = self._spell(token_id, name, with_names)
-        return [spelled[i] for i in ids]
+                self._bytes[token_id] = self._spell(token_id, name or "")
+        return [self._bytes[i] for i in ids]
 
     def text(self, text: str, tokenizer: Any) -> str:
-        """A text as its tokens spell it, with special tokens as their names."""
+        """A text as its tokens spell it."""
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-        spelled = self.of_tokens(ids, tokenizer, with_names=True)
+        spelled = self.of_tokens(ids, tokenizer)
         return b"".join(spelled).decode("utf-8", errors="surrogateescape")
 
     def names(self, ids: Sequence[int], tokenizer: Any) -> list[str]:
         """The names of special tokens, the longest first."""
-        spelled = self.of_tokens(ids, tokenizer, with_names=True)
+        spelled = self.of_tokens(ids, tokenizer)
         return sorted({one.decode() for one in spelled} - {""}, key=lambda n: (-len(n), n))
 
-    def _spell(self, token_id: int, name: str | None, with_names: bool) -> bytes:
-        if token_id in self._special:
-            return (self._added.get(token_id, name or "") if with_names else BORDER).encode()
+    def _spell(self, token_id: int, name: str) -> bytes:
         if token_id in self._added:
             return self._added[token_id].encode()
-        if name is None:
-            return b""
+        if token_id in self.special or not name:
+            return name.encode()
         if "ByteLevel" in self._decoders and all(c in BYTE_OF_CHARACTER for c in name):
             return bytes(BYTE_OF_CHARACTER[c] for c in name)
         if "WordPiece" in self._decoders and not _BYTE_TOKEN.fullmatch(name):
