@@ -39,26 +39,35 @@ WAITS = {
 }
 
 
-def run(*command: str) -> str:
+CODE = """
+import json, sys, pytest
+status = pytest.main(sys.argv[1:])
+from count_waits import count_waits
+print(json.dumps(count_waits()))
+sys.exit(status)
+"""
+
+
+@pytest.fixture(scope="module")
+def printed():
+    """What a process with a pretend GPU prints: of the tests for a GPU, and then the waits."""
     paths = [str(TESTS), str(TESTS / "helpers"), str(TESTS.parent)]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
+    chosen = " and ".join(f"not {word}" for word in NEED_A_GPU)
+    options = ["-q", "-n", "0", "-p", "no:cacheprovider", "-p", "pretend_gpu", "-m", "gpu"]
     done = subprocess.run(
-        [sys.executable, *command], env=env, cwd=TESTS.parent, capture_output=True, text=True,
-        check=False,
+        [sys.executable, "-c", CODE, *options, "-k", chosen, "tests/test_gpu.py"],
+        env=env, cwd=TESTS.parent, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
     return done.stdout
 
 
-def test_the_tests_for_a_gpu_pass_on_a_pretended_one():
-    chosen = " and ".join(f"not {word}" for word in NEED_A_GPU)
-    options = ["-q", "-n", "0", "-p", "no:cacheprovider", "-p", "pretend_gpu", "-m", "gpu"]
-    printed = run("-m", "pytest", *options, "-k", chosen, "tests/test_gpu.py")
+def test_the_tests_for_a_gpu_pass_on_a_pretended_one(printed):
     assert "passed" in printed
     assert "skipped" not in printed
 
 
-def test_how_often_the_host_waits():
-    assert json.loads(run(str(TESTS / "helpers" / "count_waits.py"))) == {
-        name: list(waits) for name, waits in WAITS.items()
-    }
+def test_how_often_the_host_waits(printed):
+    found = json.loads(printed.splitlines()[-1])
+    assert found == {name: list(waits) for name, waits in WAITS.items()}

@@ -1,8 +1,7 @@
-"""Prints how often the host waits for a batch on the pretend GPU, by policy, as JSON."""
+"""How often the host waits for a batch on the pretend GPU, which is installed, by policy."""
 
 from __future__ import annotations
 
-import json
 import sys
 import tempfile
 
@@ -41,8 +40,8 @@ def count(function) -> int:
     return len(pretend_gpu.WAITS)
 
 
-def main() -> None:
-    pretend_gpu.install()
+def count_waits() -> dict[str, tuple[int, int | None]]:
+    """How often it waits in a training loop, and in `edit_tokens` with results on the CPU."""
     ids = likely_ids(make_llama(), 6, 40)
     prior = Prior(make_llama().cuda(), make_tokenizer())
     found = {}
@@ -82,8 +81,4 @@ def main() -> None:
     found["cache"] = (of_collator(POLICIES["half"], cache=DecisionCache()), None)
     with tempfile.TemporaryDirectory() as folder:
         found["journal"] = (of_collator(POLICIES["half"], journal=Journal(folder)), None)
-    print(json.dumps(found))
-
-
-if __name__ == "__main__":
-    main()
+    return found

@@ -393,8 +393,7 @@ def test_runs_of_another_prior_are_not_taken(place, tmp_path, no_figures):
         make_study(read_study(path), place, str(other), tmp_path)
 
 
-def test_generations(place, tmp_path, monkeypatch):
-    pytest.importorskip("matplotlib")
+def test_generations(place, tmp_path, monkeypatch, no_figures):
     path = content_of(
         "generations", place, generations=3, policies={"edited": "region=all"},
         fractions=[0.0, 0.5, 1.0],

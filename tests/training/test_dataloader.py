@@ -96,6 +96,7 @@ class ReadsEarly:
         return batch
 
 
+@pytest.mark.usefixtures("end_workers")
 def test_reading_in_a_worker_is_refused(collator):
     loader = DataLoader(TEXTS[:1], collate_fn=ReadsEarly(collator), num_workers=1)
     with pytest.raises(RuntimeError, match=r"read in a DataLoader worker.*base_collator"):
