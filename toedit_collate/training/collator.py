@@ -224,9 +224,14 @@ class DefaultCollator:
                     "the rows are packed (they have seq_lengths), and the default base collator "
                     "would join their documents; use attach(trainer, prior, policy) for packing"
                 )
-            if "input_ids" in row:  # else transformers names the columns that there are
-                row.setdefault("labels", list(row["input_ids"]))
+            if not hasattr(row.get("input_ids"), "__len__"):
+                raise ValueError("a row has no list of input_ids; tokenize the dataset first")
+            row.setdefault("labels", list(row["input_ids"]))
         can_pad = self.tokenizer.pad_token_id is not None
+        if not can_pad and len({len(row["input_ids"]) for row in rows}) > 1:
+            raise ValueError(
+                "the tokenizer has no padding token; set tokenizer.pad_token = tokenizer.eos_token"
+            )
         return DataCollatorForSeq2Seq(self.tokenizer, padding=can_pad)(rows)
 
 
