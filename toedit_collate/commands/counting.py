@@ -168,7 +168,7 @@ def _fused_head_bytes(states: Tensor, head: Tensor, autocast: bool) -> tuple[int
     """Memory of TRL's fused head in its forward and in its backward pass."""
     tokens, (V, D) = states.numel() // states.shape[-1], head.shape
     element = 2 if autocast else states.element_size()
-    forward = min(tokens, _LOSS_TILE_TOKENS) * min(V, _LOSS_TILE_IDS) * element
+    forward = min(tokens, _LOSS_TILE_TOKENS) * _LOSS_TILE_IDS * element
     if head.element_size() != element:
         forward += min(V, _LOSS_TILE_IDS) * D * element  # the cast weights of a tile
     # Gradients are summed in float32.

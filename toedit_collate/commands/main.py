@@ -11,17 +11,10 @@ from ..config.console import run_guarded, shorten_ctrl_c
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the `toedit` command.
+    """Run the `toedit` command, and return its exit status.
 
-    Args:
-        argv: its arguments; None: those of this process.
-
-    Returns:
-        The exit status: 0; 1: `toedit journal verify` found problems; 2: the arguments or the data
-        cannot be used.
-
-    Raises:
-        SystemExit: `--help`, or unknown arguments (status 2).
+    0: it is done; 1: `toedit journal verify` found problems; 2: the arguments or the data cannot be
+    used. argparse raises SystemExit after `--help` and at unknown arguments.
     """
     shorten_ctrl_c()
     args = _make_parser().parse_args(argv)

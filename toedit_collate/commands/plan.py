@@ -277,7 +277,7 @@ def make_plan(run: Run, card: Card, sharding: Sharding, mfu: float) -> Plan:
     has_kernel = run.model.attn_implementation not in (None, "sdpa", "eager")
     long_row = run.is_packed and not has_kernel
     step = count_training(
-        model, *((1, B * T) if long_row else (B, T)), autocast=autocast and not mixed,
+        model, *((1, B * T) if long_row else (B, T)), autocast=autocast,
         checkpointing=args.gradient_checkpointing,
         with_mask=long_row or (B > 1 and not args.packing and not has_kernel),
     )  # fmt: skip
@@ -293,14 +293,16 @@ def make_plan(run: Run, card: Card, sharding: Sharding, mfu: float) -> Plan:
         "edit pass": edit.peak,
     }
     always = sum(parts[name] for name in ("weights", "optimizer", "prior", "gradients"))
-    flops = {"training": step.flops * batches, "edit pass": edit.flops * batches}
-    fast = {"training": is_16_bit, "edit pass": edit.is_16_bit}
+    seconds = {
+        "training": batches * card.seconds(step.flops, is_16_bit, mfu),
+        "edit pass": batches * card.seconds(edit.flops, edit.is_16_bit, mfu),
+    }
     return Plan(
         parameters=_numel(weights),
         trained=_numel(trained),
         bytes=parts,
         peak=always + max(parts["gathered"] + parts["activations"], parts["edit pass"]),
-        seconds={part: card.seconds(flops[part], fast[part], mfu) for part in flops},
+        seconds=seconds,
         tokens=B * T * batches * sharding.processes,
     )
 

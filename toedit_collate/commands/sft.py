@@ -36,11 +36,7 @@ def add_sft(commands: Any) -> None:
 
 
 def run_sft(args: Sequence[str]) -> None:
-    """Train as `trl sft` does, on edited batches.
-
-    Args:
-        args: those of TRL's script and the fields of `EditArguments`; `--config FILE.yaml` may
-            set any of them.
+    """Train as `trl sft` does, on edited batches. `args` are TRL's and those of `EditArguments`.
 
     Raises:
         UnusableError: an argument cannot be used, or TRL is not installed or has another script.
