@@ -44,7 +44,7 @@ def words_of(seen: Inspection, number: int, policy: str) -> list[Word]:
     """The tokens of a document from the first one that the policy applies to, to the last one."""
     document = seen.documents[number]
     edit = document.edits[policy]
-    texts = document.text.pieces
+    texts = document.pieces
     changed = set(edit.changed)
     words = []
     scored = edit.scored.nonzero()[0]

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..policy import EditPolicy
-from .kinds import KINDS, Bool, Reader, Text
+from .kinds import KINDS, Bool, Reader
 
 Counts = npt.NDArray[np.int64]
 Tokens = npt.NDArray[np.int64]
@@ -63,7 +63,8 @@ class Document:
     Attributes:
         name: of its row.
         ids: T token ids of the source.
-        text: the same tokens as text, with their kinds.
+        pieces: the text that each token adds; joined, they are the document.
+        kinds: (T, K), whether a token is of each of `KINDS`.
         probability: (T,) float32, P of each token; NaN where the prior gives none.
         edits: by the name of the policy or generation.
         candidates: index of a token -> (token id, P) of the most probable tokens there.
@@ -71,7 +72,8 @@ class Document:
 
     name: str
     ids: list[int]
-    text: Text
+    pieces: list[str]
+    kinds: Bool
     probability: npt.NDArray[np.float32]
     edits: dict[str, Edit]
     candidates: dict[int, list[tuple[int, float]]]
@@ -188,7 +190,7 @@ class Findings:
         """The text of a token before an edit."""
         token = int(edit.before[place])
         if token == document.ids[place]:
-            return document.text.pieces[place]
+            return document.pieces[place]
         return self.reader.piece(token) if token >= 0 else ""
 
     def text_after(self, edit: Edit, place: int) -> str:

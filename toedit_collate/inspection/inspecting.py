@@ -206,10 +206,12 @@ def _split(
     begin = 0
     for source in batch:
         end = begin + len(source.ids)
+        pieces, kinds = reader.read(source.ids)
         yield Document(
             name=source.name,
             ids=source.ids,
-            text=reader.read(source.ids),
+            pieces=pieces,
+            kinds=kinds,
             probability=np.exp(logprob[begin:end]),
             edits={name: edit.part(slice(begin, end)) for name, edit in edits.items()},
             candidates={i - begin: candidates[i] for i in range(begin, end) if i in candidates},
@@ -227,4 +229,4 @@ def _count(
     seen.probabilities.add(np.log(document.probability[has_label].clip(1e-38)))
     for name, policy in policies.items():
         in_scope = has_label if policy.scope == "loss" else has_score
-        seen.tallies[name].add(document.text.kinds, in_scope, document.edits[name])
+        seen.tallies[name].add(document.kinds, in_scope, document.edits[name])

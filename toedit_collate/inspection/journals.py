@@ -61,7 +61,7 @@ def inspect_journal(
             labelled = np.array(source.labels) != -100
             labelled[:1] = False
             for name, edit in document.edits.items():
-                seen.tallies[name].add(document.text.kinds, labelled, edit)
+                seen.tallies[name].add(document.kinds, labelled, edit)
             if document.num_edits:
                 yield document
 
@@ -84,10 +84,12 @@ def _document(source: Example, journal: Journal, names: dict[int, str], reader: 
         return full
 
     unknown = np.zeros(len(source.ids), bool)
+    pieces, kinds = reader.read(source.ids)
     return Document(
         name=source.name,
         ids=source.ids,
-        text=reader.read(source.ids),
+        pieces=pieces,
+        kinds=kinds,
         probability=np.full(len(source.ids), np.nan, np.float32),
         edits={
             name: Edit(unknown, unknown, unknown, before=state(number - 1), after=state(number))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -38,19 +37,6 @@ _MARKUP = re.compile(
 )
 
 
-@dataclass(frozen=True)
-class Text:
-    """A document as text.
-
-    Attributes:
-        pieces: the text that each token adds; joined, they are the document.
-        kinds: (T, K), whether a token is of each of `KINDS`.
-    """
-
-    pieces: list[str]
-    kinds: Bool
-
-
 class Reader:
     """Turns token ids into text and finds their kinds.
 
@@ -74,13 +60,13 @@ class Reader:
         # alone, a SentencePiece word loses the space in front of it.
         self._anchor = list(tokenizer("a", add_special_tokens=False)["input_ids"][-1:])
 
-    def read(self, ids: list[int]) -> Text:
-        """Text and kinds of one document's tokens."""
+    def read(self, ids: list[int]) -> tuple[list[str], Bool]:
+        """The texts and the kinds of one document's T tokens; see `pieces` and `find_kinds`."""
         pieces = self.pieces(ids)
         tokens = torch.tensor(ids, dtype=torch.int64)
         documents = find_documents(tokens.unsqueeze(0), None, None)
         template = self._protection.mask(tokens, documents)
-        return Text(pieces, find_kinds(pieces, template.numpy()))
+        return pieces, find_kinds(pieces, template.numpy())
 
     def pieces(self, ids: list[int]) -> list[str]:
         """The text that each token adds.

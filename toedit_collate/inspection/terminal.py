@@ -158,7 +158,7 @@ def label_lines(
     label = "the label is" if num_draws == 1 else f"first of {num_draws} draws"
     rows = [["   after the text", "the text has", label, "P of each"]]
     for i in places:
-        before = "".join(document.text.pieces[max(0, i - 12) : i]).translate(_HARMLESS)
+        before = "".join(document.pieces[max(0, i - 12) : i]).translate(_HARMLESS)
         before = " ".join(before.split())[-44:]
         tokens = (seen.text_before(document, edit, i), seen.text_after(edit, i))
         new = dict(document.candidates.get(i, ())).get(edit.after[i])

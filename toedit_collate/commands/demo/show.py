@@ -163,8 +163,8 @@ def _show_labels(seen: Inspection, name: str, color: bool) -> None:
 
     def is_readable(document: Document, i: int) -> bool:
         """Whether a whole word became another one that the prior finds probable."""
-        pieces = [document.text.pieces[i], seen.reader.piece(new_token(document, i))]
-        next_piece = document.text.pieces[i + 1] if i + 1 < len(document.ids) else ""
+        pieces = [document.pieces[i], seen.reader.piece(new_token(document, i))]
+        next_piece = document.pieces[i + 1] if i + 1 < len(document.ids) else ""
         are_words = all(re.fullmatch(r" [^\W\d_]{2,}", piece) for piece in pieces)
         return are_words and not next_piece[:1].isalnum() and chance(document, i) >= 0.05
 

@@ -93,9 +93,9 @@ def _documents(seen: Findings) -> list[dict[str, Any]]:
         packed.append(
             {
                 "name": document.name,
-                "tokens": document.text.pieces,
+                "tokens": document.pieces,
                 "p": [_chance(p) for p in document.probability.tolist()],
-                "kinds": [np.flatnonzero(row).tolist() for row in document.text.kinds],
+                "kinds": [np.flatnonzero(row).tolist() for row in document.kinds],
                 "candidates": {
                     place: [[seen.reader.piece(token), _chance(p)] for token, p in found]
                     for place, found in candidates.items()
