@@ -20,7 +20,7 @@ from .candidates import Candidates, draw_among, find_candidates
 from .groups import GroupColumns, IdGroups, LeadingMembers, leading_members
 from .logprob import Scores, exact_logprob, score_observed
 from .predictions import Predictions, repeated
-from .projection import project_rows, tile_elements
+from .projection import project_rows, tile_elements, write_at
 
 
 @dataclass(frozen=True)
@@ -299,7 +299,8 @@ class AlignedPredictions(Predictions):
                 groups = self.chains.first_after(keys[key]).to(self.device)
                 there = send(some, self.device)
                 going_on = part.gather(1, chained[there])
-                part.scatter_(1, chained[there], going_on.masked_fill(~ends[there], -math.inf))
+                at_end = going_on.masked_fill(~ends[there], -math.inf)
+                write_at(part, chained[there].squeeze(-1), at_end.squeeze(-1))
                 going_on = going_on.float().masked_fill_(ends[there], -math.inf)
                 of_groups = groups.logits(part, going_on)
                 of_groups[:, :-1].masked_fill_(is_forbidden[groups.ids], -math.inf)

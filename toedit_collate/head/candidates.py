@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..policy import EditPolicy
 from ..transfer import on_host
-from .projection import exp_pieces, rows_at_once
+from .projection import exp_pieces, rows_at_once, write_at
 
 # Numbers of ids whose sum, or maximum, is computed before single ids are looked at.
 CHUNK = 64
@@ -124,7 +124,7 @@ def _allowed(logits: Tensor, observed: Tensor, policy: EditPolicy, forbidden: Te
     """The logits with -inf at ids that may not be drawn; changed in place."""
     logits.index_fill_(-1, forbidden, -math.inf)
     if policy.exclude_original:
-        logits[torch.arange(len(logits), device=logits.device), observed] = -math.inf
+        write_at(logits, observed, -math.inf)
     return logits
 
 
@@ -140,8 +140,7 @@ def _draw_by_chunks(
         logits = F.pad(logits, (0, -logits.shape[-1] % CHUNK), value=-math.inf)
     own = observed.unsqueeze(-1)
     own_logit = logits.gather(-1, own).float() / temperature
-    # scatter_ would convert all 16-bit logits to float32 and back.
-    logits[torch.arange(len(own), device=own.device), observed] = -math.inf
+    write_at(logits, observed, -math.inf)
     chunks = logits.view(len(own), -1, CHUNK)
     peaks, sums = [], []
     for weights, peak in exp_pieces(logits, temperature):

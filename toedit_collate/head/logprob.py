@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..transfer import fetch, on_host, send
 from . import kernels
-from .projection import Head, exp_pieces, project_rows, tile_elements
+from .projection import Head, exp_pieces, project_rows, tile_elements, write_at
 
 # On a CPU, checking which rows are still open costs no wait, so competitors are visited in growing
 # tiles: up to id 64, 256, 1,024, ... and at most this share of the vocabulary.
@@ -248,9 +248,9 @@ def _replace_observed(tile: Tensor, place: Tensor, start: int, value: float) -> 
     """
     column = place - start
     inside = (column >= 0) & (column < tile.shape[-1])
-    # On a CPU, scatter_ would convert all 16-bit numbers of the tile to float32 and back.
-    at = torch.arange(len(tile), device=tile.device), column.clamp_(0, tile.shape[-1] - 1)
-    tile.index_put_(at, tile[at].masked_fill_(inside, value))
+    column.clamp_(0, tile.shape[-1] - 1)
+    values = tile.gather(-1, column.unsqueeze(-1)).squeeze(-1)
+    write_at(tile, column, values.masked_fill_(inside, value))
 
 
 def _logprob(observed: Tensor, others: Tensor) -> Tensor:

@@ -100,6 +100,14 @@ def rows_at_once(on: Tensor, width: int, *, many: bool = False) -> int:
     return max(1, (most if on_host(on) else MAX_TILE_ELEMENTS_GPU) // width)
 
 
+def write_at(logits: Tensor, ids: Tensor, values: Tensor | float) -> None:
+    """Write a value at one id per row, (n,) int64; the logits are changed.
+
+    On a CPU, scatter_ would convert all 16-bit logits to float32 and back.
+    """
+    logits[torch.arange(len(ids), device=ids.device), ids] = values
+
+
 def exp_pieces(logits: Tensor, temperature: float = 1.0) -> Iterator[tuple[Tensor, Tensor]]:
     """e^(logits / temperature - peak), a few rows at a time, with the peak of each row.
 
