@@ -119,7 +119,7 @@ class Predictions:
 
     def _draw(self, policy: EditPolicy, at: Tensor, observed: Tensor, uniforms: Tensor) -> Tensor:
         draw = partial(draw_tokens, policy, self._forbidden(policy))
-        tiles = self._tiles(at, observed, uniforms, many=policy.sampler == "full")
+        tiles = self._tiles(at, observed, uniforms, many=policy.sampler != "top_p")
         # starmap keeps no tile, whose block could not be freed before the next is made.
         return torch.cat(list(starmap(draw, tiles)))
 
