@@ -219,11 +219,7 @@ class TestApi:
 
     def test_weights_of_the_trainee_are_refused(self):
         _, aligned, _ = pair("coarse", "byte-level")
-        for refused in (
-            aligned.check_can_swap,
-            lambda: aligned.prepare_swap("folder"),
-            lambda: aligned.complete_swap(None),
-        ):
+        for refused in (aligned.check_can_swap, lambda: aligned.swap("folder")):
             with pytest.raises(ValueError, match="make generations with a prior"):
                 refused()
 

@@ -174,16 +174,6 @@ def test_a_disk_that_fails_at_a_new_adapter_leaves_the_old_prior(tmp_path, faili
     assert torch.allclose(logprobs(prior, IDS), logprobs(Prior(other), IDS), atol=1e-5)
 
 
-def test_a_folder_without_a_configuration_says_what_was_not_compared(tmp_path, caplog):
-    new = make_llama(1)
-    new.save_pretrained(tmp_path)
-    (tmp_path / "config.json").unlink()
-    prior = Prior(make_llama())
-    prior.swap(tmp_path)
-    assert "has no config.json, so only the names and shapes" in caplog.text
-    assert torch.equal(logprobs(prior, IDS), logprobs(Prior(new), IDS))
-
-
 STATE = make_llama(1).state_dict()
 NO_STATES = {
     "a number": (123, TypeError, r"not '?int"),

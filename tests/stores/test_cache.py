@@ -624,11 +624,8 @@ class TestCachedPrior:
         cached.set_tokenizer(filled.tokenizer)
         with pytest.raises(ValueError, match="toedit apply --cache"):
             edit_tokens(cached, torch.ones(1, 4, dtype=torch.int64))
-        for refuse in (cached.prepare_swap, cached.complete_swap):
-            with pytest.raises(ValueError, match="can't be swapped"):
-                refuse(filled.model.state_dict())
         with pytest.raises(ValueError, match="can't be swapped"):
-            cached.check_can_swap()
+            cached.swap(filled.model.state_dict())
 
     def test_the_tokenizer_must_be_the_priors(self, folder, filled):
         cached = DecisionCache(folder).prior()

@@ -75,12 +75,8 @@ def unwrap_layer(module: Any, adapters: str | Collection[str] | None) -> Any:
             saved = next((name for name in wanted if name in module.modules_to_save), None)
             module = module.original_module if saved is None else module.modules_to_save[saved]
         elif hasattr(module, "_disable_adapters") and hasattr(module, "get_base_layer"):
-            touched = any(
-                name in getattr(module, holder, ())
-                for holder in getattr(module, "adapter_layer_names", ())
-                for name in wanted
-            )
-            if touched:
+            holders = [getattr(module, name, ()) for name in module.adapter_layer_names]
+            if any(name in held for held in holders for name in wanted):
                 return None
             module = module.get_base_layer()
         else:

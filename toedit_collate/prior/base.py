@@ -15,7 +15,6 @@ from ..head.predictions import Predictions
 from ..policy import EditPolicy
 from ..tokens.protection import Protection
 from ..tokens.token_batch import TokenBatch
-from .swap import PreparedSwap
 
 T = TypeVar("T")
 
@@ -173,28 +172,6 @@ class BasePrior(ABC):
         """Raise a ValueError if the weights can never be swapped."""
 
     def swap(self, source: str | os.PathLike[str] | Mapping[str, Tensor]) -> None:
-        """Take over the weights of a checkpoint, in place: all or nothing.
-
-        Everything is checked first. A checkpoint that is missing, half-written, not finite, or of
-        another shape or configuration leaves the prior as it was. Only safetensors are read. A
-        state dict has no configuration, so one of another model with the same shapes is accepted.
-
-        Args:
-            source: a folder with `model.safetensors`, its shards, or `adapter_model.safetensors`;
-                or a state dict of the model or of its adapter.
-
-        Raises:
-            FileNotFoundError: there is no such checkpoint.
-            ValueError: it can't be used.
-        """
-        self.complete_swap(self.prepare_swap(source))
-
-    def prepare_swap(self, source: str | os.PathLike[str] | Mapping[str, Tensor]) -> PreparedSwap:
-        """The first half of `swap`: check everything, so that several ranks can agree on it."""
-        self.check_can_swap()
-        raise NotImplementedError
-
-    def complete_swap(self, prepared: PreparedSwap) -> None:
-        """The second half of `swap`: copy the weights."""
+        """Take over the weights of a checkpoint; see `Prior.swap`."""
         self.check_can_swap()
         raise NotImplementedError

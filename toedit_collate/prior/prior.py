@@ -148,17 +148,31 @@ class Prior(ModelPrior):
             return self
         return AlignedPrior(self, tokenizer)
 
+    def swap(self, source: str | os.PathLike[str] | Mapping[str, Tensor]) -> None:
+        """Take over the weights of a checkpoint, in place: all or nothing.
+
+        Everything is checked first. A checkpoint that is missing, half-written, not finite, or of
+        another shape or configuration leaves the prior as it was. Only safetensors are read. A
+        state dict has no configuration, so one of another model with the same shapes is accepted.
+
+        Args:
+            source: a folder with `model.safetensors`, its shards, or `adapter_model.safetensors`;
+                or a state dict of the model or of its adapter.
+
+        Raises:
+            FileNotFoundError: there is no such checkpoint.
+            ValueError: it can't be used.
+            RuntimeError: reading failed halfway; the prior can't be used until a swap succeeds.
+        """
+        self.complete_swap(self.prepare_swap(source))
+
     def prepare_swap(self, source: str | os.PathLike[str] | Mapping[str, Tensor]) -> PreparedSwap:
+        """The first half of `swap`: check everything, so that several ranks can agree on it."""
         source = source if isinstance(source, Mapping) else Path(source)
         return prepare_swap(self.model, source, shared=self.is_shared, adapter=self.adapter)
 
     def complete_swap(self, prepared: PreparedSwap) -> None:
-        """The second half of `swap`: copy the weights.
-
-        Raises:
-            ValueError: a new adapter could not be read; the prior is as before.
-            RuntimeError: reading failed halfway; the prior can't be used until a swap succeeds.
-        """
+        """The second half of `swap`: copy the weights."""
         try:
             prepared.copy()
         except Exception as error:  # a disk fails: everything was checked

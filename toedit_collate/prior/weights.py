@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -14,8 +13,6 @@ from torch import Tensor
 
 from .fingerprint import deciding_config, differences
 from .sharding import copy_into, storage_of
-
-logger = logging.getLogger("toedit_collate")
 
 # What a folder may hold, in the order of transformers.
 _FILES = ("model.safetensors", "model-*-of-*.safetensors", "adapter_model.safetensors")
@@ -153,13 +150,6 @@ def check_config(lm: Any, source: Path | Mapping[str, Tensor], where: str) -> No
         from transformers import AutoConfig
 
         config = AutoConfig.from_pretrained(source)
-    elif isinstance(source, Path):
-        logger.warning(
-            "checkpoint %s has no config.json, so only the names and shapes of its weights were "
-            "compared with the prior's, not rotary positions, scales or windows; save it with "
-            "save_pretrained",
-            where,
-        )
     if config is None:
         return
     different = differences(deciding_config(lm.config), deciding_config(config))
