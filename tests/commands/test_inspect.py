@@ -41,7 +41,7 @@ def test_tables_documents_and_a_recommendation(capsys, prior_folder, data, tmp_p
     page = tmp_path / "page.html"
     status, printed, _ = inspect(
         capsys, "--prior", prior_folder, "--data", data, "--policy", "threshold=0.2",
-        "reference_code threshold=0.1", "--html", page, "--show", "2",
+        "reference_code threshold=0.1", "--html", page,
     )  # fmt: skip
     assert status == 0
     assert "7 documents, " in printed
