@@ -52,7 +52,7 @@ def test_cache_may_be_true():
         ({"journal": "yes"}, "'journal' expected bool, got str .*yes"),
         ({"prior_quantization": "2bit"}, "'prior_quantization' .*2bit.*8bit', '4bit', 'int8"),
         ({"policy": "papr"}, "'policy' expected one of .*paper.*, got papr"),
-        ({"protected_token_ids": 7}, "a list of token ids, got 7"),
+        ({"protected_token_ids": [-7]}, "must be whole numbers from 0 on, got"),
         ({"refresh": "often"}, "refresh must be .*a positive number of steps"),
         (["paper"], "toedit must be a mapping"),
     ],
