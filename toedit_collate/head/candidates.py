@@ -145,25 +145,25 @@ def _draw_by_chunks(
     own_logit = logits.gather(-1, own).float() / temperature
     write_at(logits, observed, -math.inf)
     chunks = logits.view(len(own), -1, CHUNK)
-    peaks, sums = [], []
-    for weights, peak in exp_pieces(logits, temperature):
-        peaks.append(peak)
+    shifts, sums = [], []
+    for weights, some in exp_pieces(logits, temperature):
+        shifts.append(some)
         sums.append(weights.view(len(weights), -1, CHUNK).sum(-1))
-    most, of_chunks = torch.cat(peaks), torch.cat(sums).double()
+    shift, of_chunks = torch.cat(shifts), torch.cat(sums).double()
     ends = of_chunks.cumsum(-1)
-    own_weight = (own_logit - most).double().exp_()
+    own_weight = (own_logit - shift).clamp(max=700).double().exp_()  # finite
     target = _beyond_own(uniforms, own_weight, ends[:, -1:])
     chunk = _first_above(ends, target)
     left = (target - (ends - of_chunks).gather(-1, chunk)).float()
     used = chunk + torch.arange(len(own), device=own.device).unsqueeze(-1) * chunks.shape[1]
     rows = rows_at_once(logits, CHUNK * uniforms.shape[-1] // 2)
     parts = zip(used.split(rows), left.split(rows), strict=True)
-    place = [_search_chunks(chunks, most, *part, temperature) for part in parts]
+    place = [_search_chunks(chunks, shift, *part, temperature) for part in parts]
     return torch.where(target < 0, own, chunk * CHUNK + torch.cat(place))
 
 
 def _search_chunks(
-    chunks: Tensor, peak: Tensor, used: Tensor, target: Tensor, temperature: float
+    chunks: Tensor, shift: Tensor, used: Tensor, target: Tensor, temperature: float
 ) -> Tensor:
     """Where in its chunk each draw falls: (r, d) numbers of chunks, (r, d) targets -> (r, d) int64.
 
@@ -175,7 +175,7 @@ def _search_chunks(
     weights = chunks.flatten(0, 1).index_select(0, some).float()
     if temperature != 1:
         weights.div_(temperature)
-    steps = weights.sub_(peak.index_select(0, some // chunks.shape[1])).exp_().cumsum(-1)
+    steps = weights.sub_(shift.index_select(0, some // chunks.shape[1])).exp_().cumsum(-1)
     if row is None:
         return _first_above(steps.view(*used.shape, CHUNK), target.unsqueeze(-1)).squeeze(-1)
     begin = row * CHUNK

@@ -237,8 +237,10 @@ def _sum_all(
 def _logsumexp_of_others(tile: Tensor, place: Tensor, start: int) -> Tensor:
     """Log-sum-exp of each row of a tile without the observed id: (r,) float32; changes the tile."""
     _replace_observed(tile, place, start, -math.inf)
-    pieces = exp_pieces(tile)
-    return torch.cat([weights.sum(-1).log_().add_(peak.squeeze(-1)) for weights, peak in pieces])
+    if not on_host(tile):
+        return tile.float().logsumexp(-1)
+    pieces = exp_pieces(tile)  # bit for bit as logsumexp, which takes 1.3 times as long
+    return torch.cat([weights.sum(-1).log_().add_(shift.squeeze(-1)) for weights, shift in pieces])
 
 
 def _replace_observed(tile: Tensor, place: Tensor, start: int, value: float) -> None:

@@ -109,20 +109,27 @@ def write_at(logits: Tensor, ids: Tensor, values: Tensor | float) -> None:
 
 
 def exp_pieces(logits: Tensor, temperature: float = 1.0) -> Iterator[tuple[Tensor, Tensor]]:
-    """e^(logits / temperature - peak), a few rows at a time, with the peak of each row.
+    """e^(logits / temperature - shift), a few rows at a time, with the shift of each row.
 
     Yields:
         (r, V) float32, in a buffer that is used again; (r, 1) float32.
     """
     rows = rows_at_once(logits, logits.shape[-1])
+    if not on_host(logits):  # on a GPU, softmax reads 16-bit logits and writes float32 at once
+        for some in logits.split(rows):
+            scaled = some if temperature == 1 else some.float() / temperature
+            weights = scaled.softmax(-1, dtype=torch.float32)
+            most, place = scaled.max(-1, keepdim=True)
+            yield weights, most.float() - weights.gather(-1, place).log_()
+        return
     buffer = logits.new_empty(min(rows, len(logits)), logits.shape[-1], dtype=torch.float32)
     for some in logits.split(rows):
         weights = buffer[: len(some)].copy_(some)
         if temperature != 1:
             weights.div_(temperature)
         # Not -inf, for a row of -inf.
-        peak = weights.amax(-1, keepdim=True).clamp_(min=torch.finfo(torch.float32).min)
-        yield weights.sub_(peak).exp_(), peak
+        shift = weights.amax(-1, keepdim=True).clamp_(min=torch.finfo(torch.float32).min)
+        yield weights.sub_(shift).exp_(), shift
 
 
 def project_rows(
