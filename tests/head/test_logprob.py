@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from toedit_collate.head import logprob as scores_module
+from toedit_collate.head import projection
 from toedit_collate.head.logprob import (
     MARGIN,
     Competitors,
@@ -210,6 +211,28 @@ def test_a_weight_that_is_no_number_leaves_no_competitors(value):
     assert measure_competitors(head, hidden) is not None
     head.weight[299, 3] = value  # wherever it is
     assert measure_competitors(head, hidden) is None
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_sums_of_a_few_rows_are_those_of_logsumexp(monkeypatch, rows):
+    monkeypatch.setattr(projection, "PIECE_ELEMENTS", rows * 200)
+    tile = (torch.randn(7, 200, generator=torch.Generator().manual_seed(0)) * 30).bfloat16()
+    tile[2] = -math.inf
+    place = torch.tensor([5, 0, 3, 199, 200, -1, 9])  # two are outside of the tile
+    others = tile.float()
+    others[[0, 1, 3, 6], [5, 0, 199, 9]] = -math.inf
+    found = scores_module._logsumexp_of_others(tile, place, 0)
+    torch.testing.assert_close(found, others.logsumexp(-1))
+
+
+def test_when_no_decision_depends_on_p_only_numbers_are_checked():
+    head = make_head()
+    hidden, ids = torch.randn(4, 16), torch.arange(4)
+    competitors = measure_competitors(head, hidden)
+    hidden[1, 3] = math.nan
+    scores = score_observed(head, hidden, ids, lowest_cut=math.inf, competitors=competitors)
+    assert scores.is_finite.tolist() == [True, False, True, True]
+    assert not scores.is_open.any()
 
 
 def test_tiles_stay_small():
