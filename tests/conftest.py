@@ -108,6 +108,15 @@ def likely_ids(model, B: int, T: int, seed: int = 0, *, low: int = 5) -> torch.T
     return ids
 
 
+def pytest_configure(config):
+    """pytest-xdist keeps the order of files: the doctests, which are short, come last.
+
+    By default, files of few tests come last. Some of them take half a minute, while the other
+    workers have nothing to do.
+    """
+    config.option.loadscopereorder = False
+
+
 def pytest_collection_finish():
     """Each run of a Trainer collects garbage; most of its time went into what was imported."""
     import torch
