@@ -66,6 +66,19 @@ def stop_at(folder, kind, step, **settings):
     return {key: stopped[key] for key in ("rows", "passes")}
 
 
+@pytest.fixture(scope="module")
+def stopped_once(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("stopped")
+    stop_at(folder, "full, epoch", 6)
+    return folder
+
+
+@pytest.fixture
+def stopped(stopped_once, tmp_path):
+    """A copy of the folder of a run that swaps in each epoch and was stopped at step 6."""
+    return shutil.copytree(stopped_once, tmp_path / "stopped")
+
+
 def assert_went_on(resumed, whole, first_step, folder=None):
     """The rest of the run is that of the uninterrupted one, bit for bit."""
     begin = 2 * first_step
@@ -147,12 +160,11 @@ class TestResumed:
         resumed = run(moved, kind, resume_from=str(moved / "elsewhere/checkpoint-6"), **settings)
         assert_went_on(resumed, whole(kind, **settings), 6, moved)
 
-    def test_after_it_was_resumed_without_the_link(self, tmp_path, whole):
+    def test_after_it_was_resumed_without_the_link(self, stopped, whole):
         """As if it had been killed before the prior was put into the checkpoint."""
-        stop_at(tmp_path, "full, epoch", 6)
-        shutil.rmtree(tmp_path / "out/checkpoint-6/toedit_prior")
-        resumed = run(tmp_path, "full, epoch", resume_from=last_checkpoint(tmp_path / "out"))
-        assert_went_on(resumed, whole("full, epoch"), 6, tmp_path)
+        shutil.rmtree(stopped / "out/checkpoint-6/toedit_prior")
+        resumed = run(stopped, "full, epoch", resume_from=last_checkpoint(stopped / "out"))
+        assert_went_on(resumed, whole("full, epoch"), 6, stopped)
 
     def test_where_another_run_had_been(self, tmp_path, whole):
         """The folder holds priors and checkpoints of the same generations, of another run."""
@@ -164,11 +176,6 @@ class TestResumed:
 
 
 class TestRefusals:
-    @pytest.fixture
-    def stopped(self, tmp_path):
-        stop_at(tmp_path, "full, epoch", 6)
-        return tmp_path
-
     def resume(self, folder, kind="full, epoch", **settings):
         return run(folder, kind, resume_from=last_checkpoint(folder / "out"), **settings)
 
