@@ -92,8 +92,9 @@ class Predictions:
         if len(at) == 0:
             return
         forbidden = self._forbidden(policy)
-        for logits, tokens in self._tiles(at, self.tokens[send(at, self.device)]):
-            yield find_candidates(policy, forbidden, logits, tokens)
+        tokens = self.tokens[send(at, self.device)]
+        for logits, observed in self._tiles(at, tokens, many=policy.sampler == "top_k"):
+            yield find_candidates(policy, forbidden, logits, observed)
 
     # What `AlignedPredictions` changes.
 
