@@ -168,7 +168,8 @@ def test_every_token_takes_the_whole_head_once(small):
 # Every script runs
 
 
-def test_the_table_of_parts(capsys):
+def test_the_table_of_parts(capsys, monkeypatch):
+    monkeypatch.setitem(shapes.SHAPES, "tiny", SMALL)
     argv = ["--batch-size", "2", "--max-length", "32", "--rounds", "1"]
     shapes.run(edit_parts.make_parser(), edit_parts.measure, ["--plain", *argv])
     shapes.run(edit_parts.make_parser(), edit_parts.measure, ["--training", *argv])
