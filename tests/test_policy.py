@@ -46,6 +46,7 @@ from toedit_collate.policy import OPTIONS, PRESETS, Redraw
         ({"protect": "numbrs"}, ValueError, r"no rule 'numbrs'.*the rules are code,"),
         ({"protect": "numbers,cod"}, ValueError, r"no rule 'cod', in 'numbers,cod'"),
         ({"protect": ""}, ValueError, r"protect has no rule ''"),
+        ({"protect": "code,regex:"}, ValueError, r"protect has no rule 'regex:'.*EXPRESSION"),
         ({"protect": "regex:("}, ValueError, r"'regex:\(', which is not a regular expression"),
         ({"target": "outputs"}, ValueError, r"target.*'both', 'inputs', 'labels'.*'outputs'"),
         ({"target": "labels", "scope": "all"}, ValueError, r"target='labels'.*use scope='loss'"),

@@ -95,7 +95,7 @@ def parse_rules(text: str) -> tuple[str, ...]:
         else:
             rules.update(word.strip() for word in part.split(","))
     for rule in rules:
-        if rule not in RULES and not rule.startswith(REGEX):
+        if rule not in RULES and (rule == REGEX or not rule.startswith(REGEX)):
             raise ValueError(
                 f"protect has no rule {rule!r}, in {text!r}; the rules are {', '.join(RULES)} and "
                 f"{REGEX}EXPRESSION, separated by commas"
