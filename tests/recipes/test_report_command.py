@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from common.figures import save_figure
 from conftest import TEXT, likely_ids, make_llama, make_tokenizer
 from paper.report import main
 
@@ -31,7 +32,11 @@ def report(capsys, *argv):
     return status, printed.out, printed.err.splitlines()[-1] if printed.err else ""
 
 
-def test_two_sets(capsys, prior_folder, data, tmp_path):
+def test_two_sets(capsys, prior_folder, data, tmp_path, monkeypatch):
+    def save_one(figure, folder, name):  # test_report.py draws them all
+        return save_figure(figure, folder, name) if name == "histogram" else []
+
+    monkeypatch.setattr("paper.report.save_figure", save_one)
     status, printed, _ = report(
         capsys, "--prior", prior_folder, "--data", data / "first.jsonl", "--data",
         f"texts={data / 'second.txt'}", "--output", tmp_path / "new", "--map", "none",

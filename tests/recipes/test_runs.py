@@ -330,7 +330,7 @@ class TestMixing:
         ]
         assert max(map(len, packed["input_ids"])) == 32
 
-    @pytest.mark.parametrize("fraction", [0.0, 0.25, 0.5, 0.75, 1.0])
+    @pytest.mark.parametrize("fraction", [0.0, 0.25, 1.0])
     @pytest.mark.parametrize("streaming", [False, True])
     def test_shares_are_of_tokens(self, fraction, streaming):
         """Though synthetic documents are longer: within four standard errors of a share of rows."""
