@@ -30,14 +30,12 @@ import toedit_collate
 from toedit_collate.commands.main import main
 look("package")
 
+print_help("demo")
+print_help("journal", "export")
+
 missing = ["trl", "peft", "datasets", "pyarrow", "matplotlib", "axolotl"]
 sys.modules.update(dict.fromkeys(missing))
 import toedit_collate.integrations.axolotl
-for name in missing:
-    del sys.modules[name]
-
-print_help("demo")
-print_help("journal", "export")
 
 import torch
 import toedit_collate.head.kernels as kernels
