@@ -93,7 +93,8 @@ def drawn_log_prob(
     dtype = head.weight.dtype
     if torch.is_autocast_enabled(kind):
         dtype = torch.get_autocast_dtype(kind)
-    most = MAX_TILE_ELEMENTS_GPU * 4 if kind == "cuda" else MAX_TILE_ELEMENTS
+    # Each tile adds to the gradient of the whole head, so tiles are larger than those of an edit.
+    most = 4 * (MAX_TILE_ELEMENTS_GPU if kind == "cuda" else MAX_TILE_ELEMENTS)
     rows = max(1, most // head.vocab_size)
     states = hidden[:, :-1][known].to(device, dtype)
     columns = (states, ids.to(device), shares.to(device), labels[:, 1:][known].to(device))
@@ -101,10 +102,15 @@ def drawn_log_prob(
         bias = None if head.bias is None else head.bias.to(dtype)
         own = dataclasses.replace(head, weight=head.weight.to(dtype), bias=bias)
         # checkpoint: the backward pass computes the logits of a tile again.
-        parts = [
-            checkpoint(_score_draws, own, *tile, use_reentrant=False, preserve_rng_state=False)
-            for tile in zip(*(column.split(rows) for column in columns), strict=True)
-        ]
+        log_probs, metrics = [], []
+        for tile in zip(*(column.split(rows) for column in columns), strict=True):
+            metrics.append(list[Tensor]())
+            log_probs.append(
+                checkpoint(
+                    _score_draws, own, *tile, metrics[-1],
+                    use_reentrant=False, preserve_rng_state=False,
+                )
+            )  # fmt: skip
     known = known.to(device)
 
     def spread(values: Iterable[Tensor]) -> Tensor:
@@ -112,18 +118,27 @@ def drawn_log_prob(
         joined = torch.cat(list(values))
         return joined.new_zeros(known.shape).masked_scatter(known, joined)
 
-    log_prob, entropy, is_top1 = map(spread, zip(*parts, strict=True))
-    return log_prob, entropy, is_top1, known
+    entropy, is_top1 = map(spread, zip(*metrics, strict=True))
+    return spread(log_probs), entropy, is_top1, known
 
 
 def _score_draws(
-    head: Head, hidden: Tensor, ids: Tensor, shares: Tensor, labels: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """sum_k share_k log p_k of n states, the entropy, and whether the label is the likeliest id."""
+    head: Head,
+    hidden: Tensor,
+    ids: Tensor,
+    shares: Tensor,
+    labels: Tensor,
+    metrics: list[Tensor],
+) -> Tensor:
+    """sum_k share_k log p_k of n states. Once, the entropy, and whether the label is likeliest.
+
+    These are appended to `metrics`, and not computed again in the backward pass.
+    """
     log_p = head.logits(hidden).log_softmax(-1)
-    log_prob = (shares * log_p.gather(1, ids)).sum(-1)
-    with torch.no_grad():
-        return log_prob, -(log_p.exp() * log_p).sum(-1), log_p.argmax(-1) == labels
+    if not metrics:
+        with torch.no_grad():
+            metrics += [-(log_p.exp() * log_p).sum(-1), log_p.argmax(-1) == labels]
+    return (shares * log_p.gather(1, ids)).sum(-1)
 
 
 def _shifted(draws: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
