@@ -91,7 +91,7 @@ class World:
         dtype = getattr(torch, self.settings.prior_dtype)
         with quiet():
             prior = Prior.from_pretrained(name, dtype=dtype, device=self.device)
-        return prior.aligned_to(self.tokenizer) if self.trainee_name != self.prior_name else prior
+        return prior.aligned_to(self.tokenizer)
 
     def rows(self, wanted: Rows) -> TokenRows:
         """Some rows of a file.

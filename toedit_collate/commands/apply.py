@@ -32,7 +32,7 @@ from ..data.tokens import check_first
 from ..errors import UnusableError
 from ..policy import EditPolicy
 from ..prior.prior import Prior
-from ..stores.cache import DecisionCache, Identity
+from ..stores.cache import NO_LIMIT, DecisionCache, Identity
 from ..stores.cache.decisions import list_identities
 from ..stores.journal import Texts
 from ..stores.ragged import Array
@@ -43,8 +43,6 @@ _BEST = (
     ". Best is the tokenized data of the training run, saved with "
     "trainer.train_dataset.save_to_disk(FOLDER); the prior's tokenizer reads text and chats"
 )
-# The cache grows as needed: a training run without the prior needs all documents.
-_NO_LIMIT = 2**62
 # Documents are sorted by length within this many batches.
 BATCHES_PER_WINDOW = 16
 # Write the cache at least this often, so that a killed run loses little.
@@ -122,7 +120,6 @@ def _run(args: argparse.Namespace) -> int:
     try:
         if cache is not None:
             cache.open(Identity.of(prior, policy))
-            cache.refresh()
             before = cache.num_documents
         with progress_bar(count_rows, "rows", desc=desc) as bar:
             windows = read_windows(data, prior, prep, args.batch_tokens, args.shard)
@@ -146,7 +143,7 @@ def _run(args: argparse.Namespace) -> int:
 
 def _open_cache(path: Path) -> DecisionCache:
     try:
-        cache = DecisionCache(path, max_bytes=_NO_LIMIT)
+        cache = DecisionCache(path, max_bytes=NO_LIMIT)
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):  # fail before hours of scoring, not after
             pass

@@ -120,11 +120,12 @@ def _decide(
     scores = predictions.score(policy)
     check_finite(scores.is_finite)
     dropped = policy.drops(scores.logprob)
-    is_selected, is_dropped = fetch(policy.selects(scores.logprob) & ~dropped, dropped)
+    to_resample = policy.selects(scores.logprob) & ~dropped
+    is_selected, is_dropped = fetch(to_resample, dropped)
     selected = is_selected.nonzero().squeeze(-1)
     if policy.num_draws > 1:  # the ids that were drawn, and their counts
         uniforms = batch.uniforms(where, draws, policy.num_draws)
-        drawn = predictions.draw(policy, scores, policy.selects(scores.logprob), uniforms)
+        drawn = predictions.draw(policy, scores, to_resample, uniforms)
         counted = count_draws(fetch(drawn)[0][selected])
         found = [Candidates(counted[..., 0], counted[..., 1])]
         impossible = 0.0

@@ -13,10 +13,8 @@ from ..data import Batch, Data, encode, find_documents
 from ..data.documents import COUNTS, edit_documents
 from ..policy import EditPolicy
 from ..prior.prior import Prior
-from ..stores.cache import DecisionCache
+from ..stores.cache import NO_LIMIT, DecisionCache
 from ..stores.ragged import Array
-
-_NO_LIMIT = 2**62  # of a cache: training without the prior needs all documents
 
 
 @dataclass(frozen=True)
@@ -78,7 +76,7 @@ class TextEditor:
         self._max_length, self._batch_tokens = max_length, batch_tokens
         self._cache = None
         if cache is not None:
-            self._cache = DecisionCache(cache, max_bytes=_NO_LIMIT, fill_only=True)
+            self._cache = DecisionCache(cache, max_bytes=NO_LIMIT, fill_only=True)
 
     def edit(self, texts: Sequence[str], names: Sequence[str] | None = None) -> list[EditedText]:
         """Edit texts, in their order.

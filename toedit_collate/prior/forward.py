@@ -45,7 +45,6 @@ def run_trunk(
         torch.OutOfMemoryError: a single document is too large for the GPU.
     """
     kind = "sharded" if ranks is not None else "cpu" if device.type == "cpu" else "gpu"
-
     plan = partial(
         plan_passes, documents, tokens, pass_cost=PASS_COST[kind],
         length_class=length_class(lm.config),

@@ -3,6 +3,6 @@
 from .decisions import Decisions
 from .identity import Identity
 from .prior import CachedPrior
-from .store import DecisionCache
+from .store import NO_LIMIT, DecisionCache
 
-__all__ = ["CachedPrior", "DecisionCache", "Decisions", "Identity"]
+__all__ = ["NO_LIMIT", "CachedPrior", "DecisionCache", "Decisions", "Identity"]

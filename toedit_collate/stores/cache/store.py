@@ -27,6 +27,8 @@ SEGMENT_BYTES = 2**24
 # A job that only fills a cache writes larger segments: a corpus of 1 T tokens has terabytes of
 # decisions, which would otherwise be hundreds of thousands of files.
 FILLED_SEGMENT_BYTES = 2**28
+# `max_bytes` of a cache to be filled: training without the prior needs all documents.
+NO_LIMIT = 2**62
 
 
 class DecisionCache(WriteBehind):
