@@ -2,7 +2,7 @@
 
 Each generation trains the same start on rows of the same number, which are, by arm:
     real: the real rows.
-    replaced: written by the last generation's model.
+    replaced: written by the last generation's model; of conversations, the answers only.
     accumulated: drawn from the real rows and those that all generations before wrote.
     edited, by a policy: the real rows, edited by each generation's model in turn (Eq. 3).
 Mixtures (section 2.1) train on real rows and on those that the first model wrote, in some shares.
@@ -30,10 +30,10 @@ from .settings import Study
 from .summary import Result
 from .train import measure, train
 from .world import TokenRows, World
-from .writing import write_rows
+from .writing import answer_rows, write_rows
 
 REAL = "real"
-WRITERS = ("replaced", "accumulated")
+_EDITED_AT_ONCE = 16  # rows
 
 
 def run_collapse(study: Study, world: World, output: Path) -> list[Result]:
@@ -55,8 +55,9 @@ class Chain:
         settings = json.dumps([asdict(study.world), asdict(study.run)])
         digest = hashlib.sha256(settings.encode()).hexdigest()[:10]
         self.folder = output / "runs" / f"seed-{seed}-{digest}"
-        self.real = world.rows(study.world.train).input_ids
-        counts = torch.bincount(self.real.flatten(), minlength=len(world.tokenizer))
+        self.real = world.rows(study.world.train)
+        self.special = set(world.tokenizer.all_special_ids)
+        counts = torch.bincount(_text(self.real), minlength=len(world.tokenizer))
         self.groups = frequency_deciles(counts)
 
     def run(self) -> list[Result]:
@@ -66,9 +67,9 @@ class Chain:
         for share in self.study.fractions:
             order = torch.randperm(len(self.real), generator=self._generator(900))
             num = round(share * len(self.real))
-            rows = torch.cat([written[order[:num]], self.real[order[num:]]])
+            rows = TokenRows.join([written[order[:num]], self.real[order[num:]]])
             results.append(self._generation(f"mixture {share:.0%}", 1, rows))
-        for arm in WRITERS:
+        for arm in self.study.writers:
             pool = [self.real, written]
             for generation in range(1, self.study.generations):
                 rows = pool[-1] if arm == "replaced" else self._draw(pool, generation)
@@ -82,14 +83,14 @@ class Chain:
                 last, rows = rows, self.rows_after(name, generation)
         return results
 
-    def _draw(self, pool: list[Tensor], generation: int) -> Tensor:
+    def _draw(self, pool: list[TokenRows], generation: int) -> TokenRows:
         """As many rows as there are real ones, out of all that there are."""
-        every = torch.cat(pool)
+        every = TokenRows.join(pool)
         order = torch.randperm(len(every), generator=self._generator(generation))
         return every[order[: len(self.real)]]
 
     def _generation(
-        self, arm: str, generation: int, rows: Tensor, last: Tensor | None = None
+        self, arm: str, generation: int, rows: TokenRows, last: TokenRows | None = None
     ) -> Result:
         """Train one model on rows; measure it, and the rows; make what the next ones train on.
 
@@ -100,18 +101,16 @@ class Chain:
             found: Result = json.loads(path.read_text())
             return found
         seed = 1000 * self.seed + generation
-        model, trained = train(self.world, self.study.run, seed, rows=TokenRows(rows, rows))
+        model, trained = train(self.world, self.study.run, seed, rows=rows)
         found = {
             "arm": arm, "generation": generation, "seed": self.seed,
             **trained, **measure(self.world, model, groups=self.groups),
-            "rows": _ngrams(rows, set(self.world.tokenizer.all_special_ids)),
-            "differs_from_real": _share(rows != self.real),
-            "changed": None if last is None else _share(rows != last),
+            "rows": _ngrams(rows, self.special),
+            "differs_from_real": _difference(rows, self.real),
+            "changed": None if last is None else _difference(rows, last),
         }  # fmt: skip
-        if arm == REAL or arm in WRITERS:
-            bos = self.world.tokenizer.bos_token_id
-            text = write_rows(model, len(self.real), self.real.shape[1], bos, seed)
-            self._keep(text, arm, generation)
+        if arm == REAL or arm in self.study.writers:
+            self._keep(self.write(model, seed), arm, generation)
         for name in [*self.study.policies] if arm == REAL else [arm]:
             if name in self.study.policies:
                 edited = self.edit(model, rows, self.study.policies[name], generation + 1)
@@ -124,27 +123,43 @@ class Chain:
         )
         return found
 
-    def edit(self, model: nn.Module, rows: Tensor, policy: str, generation: int) -> Tensor:
+    def write(self, model: nn.Module, seed: int) -> TokenRows:
+        """What a model writes in place of the real rows, or of the answers in them."""
+        if self.real.is_padded:
+            return answer_rows(model, self.real, self.world.tokenizer, seed)
+        length, bos = self.real.input_ids.shape[1], self.world.tokenizer.bos_token_id
+        ids = write_rows(model, len(self.real), length, bos, seed)
+        return TokenRows(ids, ids)
+
+    def edit(self, model: nn.Module, rows: TokenRows, policy: str, generation: int) -> TokenRows:
         """The rows, edited by a model of the generation before."""
         prior, own = self.world.prior_of(model), parse_policy(policy, seed=self.seed)
-        parts = [
-            edit_tokens(
-                prior, ids.to(self.world.device), policy=own, generation=generation
-            ).input_ids.cpu()
-            for ids in rows.split(16)
-        ]
-        return torch.cat(parts)
+        parts = []
+        for first in range(0, len(rows), _EDITED_AT_ONCE):
+            some, device = rows[first : first + _EDITED_AT_ONCE], self.world.device
+            edit = edit_tokens(
+                prior,
+                some.input_ids.to(device),
+                attention_mask=some.attention_mask.to(device),
+                labels=some.labels.to(device),
+                policy=own,
+                generation=generation,
+            )
+            parts.append(TokenRows(edit.input_ids.cpu(), edit.labels.cpu(), rows.is_padded))
+        return TokenRows.join(parts)
 
-    def _keep(self, rows: Tensor, arm: str, generation: int, name: str = "") -> None:
+    def _keep(self, rows: TokenRows, arm: str, generation: int, name: str = "") -> None:
         target = self._path(arm, generation, f"{_slug(name)}.npy")
+        both = torch.stack([rows.input_ids, rows.labels])
         with whole(target) as place, open(place, "wb") as file:
-            np.save(file, rows.numpy().astype(np.int32))
+            np.save(file, both.numpy().astype(np.int32))
 
-    def rows_after(self, arm: str, generation: int, name: str = "") -> Tensor:
+    def rows_after(self, arm: str, generation: int, name: str = "") -> TokenRows:
         """What the model of a generation wrote, or the rows as it edited them."""
         own = name or (arm if arm in self.study.policies else "")
         path = self._path(arm, generation, f"{_slug(own)}.npy")
-        return torch.from_numpy(np.load(path)).long()
+        ids, labels = torch.from_numpy(np.load(path)).long()
+        return TokenRows(ids, labels, self.real.is_padded)
 
     def _path(self, arm: str, generation: int, ending: str) -> Path:
         return self.folder / f"{_slug(arm)}-{generation}{ending}"
@@ -157,17 +172,24 @@ def _slug(name: str) -> str:
     return "".join(c if c.isalnum() else "_" for c in name)
 
 
-def _share(mask: Tensor) -> float:
-    return float(mask.double().mean())
+def _text(rows: TokenRows) -> Tensor:
+    """The tokens that are trained on, (n,)."""
+    return rows.input_ids[rows.labels != -100]
 
 
-def _ngrams(rows: Tensor, special: set[int]) -> dict[str, float]:
+def _difference(rows: TokenRows, before: TokenRows) -> float:
+    """Share of the trained tokens that another text has at the same place."""
+    places = (rows.labels != -100) | (before.labels != -100)
+    return float((rows.input_ids != before.input_ids)[places].double().mean())
+
+
+def _ngrams(rows: TokenRows, special: set[int]) -> dict[str, float]:
     """How varied the rows are: entropy of bigrams, share of the 64 most frequent, distinct ones."""
     counts = NGrams()
     pairs: set[tuple[int, int]] = set()
     total = 0
-    for row in rows.tolist():
-        ids = [i for i in row if i not in special]
+    for place in range(len(rows)):
+        ids = [i for i in _text(rows[place : place + 1]).tolist() if i not in special]
         counts.add(np.array(ids))
         pairs.update(pairwise(ids))
         total += max(len(ids) - 1, 0)

@@ -139,6 +139,7 @@ class Study:
             on the test rows, so it may be one of `seeds` where runs are expensive.
         run: how each generation is trained.
         generations: how many models are trained one after the other; 0: the study has arms.
+        writers: arms of generations that train on written text, "replaced" and "accumulated".
         policies: of the arms that edit over generations, by name.
         fractions: shares of written text in mixtures; empty: no mixtures are made.
     """
@@ -152,6 +153,7 @@ class Study:
     tuning_seed: int | None = None
     run: RunSettings = RunSettings()
     generations: int = 0
+    writers: tuple[str, ...] = ("replaced", "accumulated")
     policies: dict[str, str] = field(default_factory=dict)
     fractions: list[float] = field(default_factory=list)
 

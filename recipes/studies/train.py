@@ -143,13 +143,11 @@ def _collator(
     policy = settings.edit_policy(seed)
     if policy is None or prior is None:
         return None
-    pad = world.tokenizer.pad_token_id
 
     def collate(places: list[int]) -> dict[str, Tensor]:
-        batch = {"input_ids": rows.input_ids[places], "labels": rows.labels[places]}
-        if rows.is_padded:
-            batch["attention_mask"] = (batch["input_ids"] != pad).long()
-        return batch
+        some = rows[places]
+        batch = {"input_ids": some.input_ids, "labels": some.labels}
+        return batch | {"attention_mask": some.attention_mask} if rows.is_padded else batch
 
     # Many draws are kept if they are made once; one of the whole vocabulary is not kept at all.
     is_kept = policy.sampler != "full" or (policy.num_draws > 1 and policy.redraw == "never")
@@ -173,7 +171,9 @@ def _batch(
     if collator is not None and own:
         edited = collator([places[n] for n in own])
         ids, labels = ids.clone(), labels.clone()
-        ids[own], labels[own] = edited["input_ids"].cpu(), edited["labels"].cpu()
+        removed = ids.shape[1] - edited["input_ids"].shape[1]  # some policies remove tokens
+        ids[own] = F.pad(edited["input_ids"].cpu(), (0, removed))
+        labels[own] = F.pad(edited["labels"].cpu(), (0, removed), value=-100)
         draws = edited.get("draws")
         if draws is not None and len(own) < len(places):
             raise ValueError("replay can't be combined with num_draws > 1; leave one of them out")
@@ -190,11 +190,7 @@ def _orders(
         if world.settings.replay is None:
             raise ValueError("an arm has replay, and the world has no replay rows; add them")
         more = world.rows(world.settings.replay)
-        every = TokenRows(
-            torch.cat([rows.input_ids, more.input_ids]),
-            torch.cat([rows.labels, more.labels]),
-            rows.is_padded or more.is_padded,
-        )
+        every = TokenRows.join([rows, more])
         extra = len(more)
     orders = []
     for _ in range(settings.epochs):

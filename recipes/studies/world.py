@@ -34,7 +34,7 @@ class TokenRows:
     """Rows of tokens: `input_ids` and `labels` (-100: no loss), both (N, T) int64.
 
     Attributes:
-        is_padded: rows end with padding, which has no labels.
+        is_padded: rows are conversations that end with padding, which has no labels.
     """
 
     input_ids: Tensor
@@ -43,6 +43,28 @@ class TokenRows:
 
     def __len__(self) -> int:
         return len(self.input_ids)
+
+    def __getitem__(self, places: Any) -> TokenRows:
+        """Some rows, by a slice, a list or a tensor of their places."""
+        return TokenRows(self.input_ids[places], self.labels[places], self.is_padded)
+
+    @classmethod
+    def join(cls, parts: list[TokenRows]) -> TokenRows:
+        """The rows of all parts, one after another."""
+        return cls(
+            torch.cat([part.input_ids for part in parts]),
+            torch.cat([part.labels for part in parts]),
+            any(part.is_padded for part in parts),
+        )
+
+    @property
+    def attention_mask(self) -> Tensor:
+        """1 up to each row's last labelled token, (N, T) int64.
+
+        The padding id does not tell where a row ends: it is often the end token of each turn.
+        """
+        labelled = (self.labels != -100).long()
+        return (labelled.flip(1).cumsum(1).flip(1) > 0).long()
 
 
 class World:
@@ -106,7 +128,7 @@ class World:
                 f"{self.data / wanted.file}: rows {first} to {last} are wanted, and it has "
                 f"{len(every)} of {self.settings.row_length} tokens; change `rows` of the study"
             )
-        return TokenRows(every.input_ids[first:last], every.labels[first:last], every.is_padded)
+        return every[first:last]
 
     def new_trainee(self, seed: int, lora_rank: int = 0) -> nn.Module:
         """A model to train: prepared, from random weights, or with the weights of the prior.

@@ -1,4 +1,4 @@
-"""Text that a model writes: rows that it completes, and rows of its own."""
+"""Text that a model writes: rows that it completes, answers, and rows of its own."""
 
 from __future__ import annotations
 
@@ -40,23 +40,58 @@ def complete_rows(model: nn.Module, rows: TokenRows, tokenizer: Any) -> TokenRow
     parts = []
     for ids in rows.input_ids.to(device).split(_COMPLETED_AT_ONCE):
         prompt = ids[:, :start]
-        with torch.no_grad(), fast_precision(device):
-            written: Tensor = model.generate(  # type: ignore[operator]
-                input_ids=prompt,
-                attention_mask=torch.ones_like(prompt),
-                max_new_tokens=length - start,
-                do_sample=True,
-                temperature=1.0,
-                top_k=0,
-                top_p=1.0,
-                eos_token_id=[-1],  # None would be the model's own
-                pad_token_id=tokenizer.pad_token_id,
-            )
-        parts.append(written.cpu())
+        with fast_precision(device):
+            # No end token: None would be the model's own.
+            written = _sample(model, prompt, length - start, [-1], tokenizer.pad_token_id)
+        parts.append(written)
     ids = torch.cat(parts)
     labels = ids.clone()
     labels[:, :start] = -100
     return TokenRows(ids, labels)
+
+
+def answer_rows(model: nn.Module, rows: TokenRows, tokenizer: Any, seed: int) -> TokenRows:
+    """Keep the prompt of each conversation, and let a model write the answer.
+
+    Args:
+        model: a causal language model of transformers. Tokens are sampled at temperature 1 from
+            the whole vocabulary, up to the end token or the end of the row.
+        rows: (N, T) conversations; the prompt goes up to the first labelled token. What follows the
+            end token of the old answer (a newline of the chat template) follows that of the new.
+        tokenizer: of the model.
+        seed: of the draws.
+
+    Returns:
+        Rows of the same shape; only the answers have labels.
+    """
+    writer: Any = copy.deepcopy(model).to(fast_dtype(next(model.parameters()).device)).eval()
+    pad, end = tokenizer.pad_token_id, tokenizer.eos_token_id
+    length = rows.input_ids.shape[1]
+    ids = torch.full_like(rows.input_ids, pad)
+    labels = torch.full_like(rows.labels, -100)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        for first in range(0, len(rows), _COMPLETED_AT_ONCE):
+            some = rows[first : first + _COMPLETED_AT_ONCE]
+            starts = (some.labels != -100).int().argmax(1).tolist()
+            width = max(starts)
+            prompts = torch.full((len(some), width), pad)
+            mask = torch.zeros_like(prompts)
+            for row, start in enumerate(starts):
+                prompts[row, width - start :] = some.input_ids[row, :start]
+                mask[row, width - start :] = 1
+            written = _sample(writer, prompts, length - min(starts), [end], pad, mask)[:, width:]
+            for row, start in enumerate(starts):
+                answer = written[row].tolist()
+                if end in answer:
+                    old = some.labels[row][some.labels[row] != -100].tolist()
+                    tail = old[len(old) - old[::-1].index(end) :] if end in old else []
+                    answer = answer[: answer.index(end) + 1] + tail
+                new = torch.tensor(answer[: length - start])
+                place, stop = first + row, start + len(new)
+                ids[place, :start] = some.input_ids[row, :start]
+                ids[place, start:stop] = labels[place, start:stop] = new
+    return TokenRows(ids, labels, is_padded=True)
 
 
 def write_rows(model: nn.Module, num_rows: int, length: int, bos_id: int, seed: int) -> Tensor:
@@ -93,3 +128,28 @@ def write_rows(model: nn.Module, num_rows: int, length: int, bos_id: int, seed: 
                 ids[:, place] = drawn[:, 0]
             parts.append(ids)
     return torch.cat(parts).cpu()
+
+
+def _sample(
+    model: Any, prompts: Tensor, num_new: int, ends: list[int], pad: int, mask: Tensor | None = None
+) -> Tensor:
+    """Prompts (N, T) with up to `num_new` tokens each, drawn at temperature 1 from all ids.
+
+    Prompts of other lengths are padded at the left; `mask` (N, T) is 0 there.
+    """
+    device = next(model.parameters()).device
+    mask = torch.ones_like(prompts) if mask is None else mask
+    with torch.no_grad():
+        written: Tensor = model.generate(
+            input_ids=prompts.to(device),
+            attention_mask=mask.to(device),
+            max_new_tokens=num_new,
+            do_sample=True,
+            temperature=1.0,
+            top_k=0,
+            top_p=1.0,
+            repetition_penalty=1.0,
+            eos_token_id=ends,
+            pad_token_id=pad,
+        )
+    return written.cpu()

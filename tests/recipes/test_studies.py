@@ -16,8 +16,8 @@ from studies.engine import make_study
 from studies.loss import backward
 from studies.settings import Rows, RunSettings, read_study
 from studies.train import train
-from studies.world import World
-from studies.writing import complete_rows, write_rows
+from studies.world import TokenRows, World
+from studies.writing import answer_rows, complete_rows, write_rows
 
 from toedit_collate import Prior, edit_tokens, soft_cross_entropy
 from toedit_collate.config.policies import parse_policy
@@ -331,6 +331,84 @@ def test_conversations_are_padded_and_only_answers_are_edited(place, monkeypatch
     assert not changed[labels == -100].any()
 
 
+def test_padding_may_be_the_end_token_of_a_turn():
+    """SmolLM2 pads with its end token: the mask has no hole where a turn ends."""
+    ids = torch.tensor([[5, 9, 6, 7, 9, 9, 9], [5, 9, 6, 9, 8, 7, 9]])
+    labels = torch.tensor([[-100, -100, 6, 7, 9, -100, -100], [-100, -100, -100, 9, 8, 7, 9]])
+    mask = TokenRows(ids, labels, is_padded=True).attention_mask
+    assert mask.tolist() == [[1, 1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 1, 1]]
+
+
+def test_policies_may_remove_tokens(place, monkeypatch):
+    world = chats_of(place)
+    source = world.rows(world.settings.train)
+    settings = RunSettings(policy="region=none drop_below=0.5", epochs=1, batch_rows=6)
+    ((_, (ids, labels)),) = seen_batches(world, settings, monkeypatch)
+    assert ids.shape == labels.shape == source.input_ids.shape
+    assert 0 < (labels != -100).sum() < (source.labels != -100).sum()
+
+
+def answers(model, rows, seed=1):
+    return answer_rows(model, rows, make_tokenizer(), seed)
+
+
+def test_answers_keep_the_prompt_and_fill_the_row():
+    ids = torch.full((3, 12), 0)
+    labels = torch.full((3, 12), -100)
+    for row, (start, stop) in enumerate([(2, 6), (7, 12), (4, 5)]):
+        ids[row, :stop] = torch.arange(10, 10 + stop)
+        labels[row, start:stop] = ids[row, start:stop]
+    rows = TokenRows(ids, labels, is_padded=True)
+    model = make_llama(3)
+    got = answers(model, rows)
+    end = make_tokenizer().eos_token_id
+    for row, start in enumerate([2, 7, 4]):
+        assert torch.equal(got.input_ids[row, :start], ids[row, :start])
+        assert (got.labels[row, :start] == -100).all()
+        written = got.labels[row][got.labels[row] != -100]
+        assert torch.equal(written, got.input_ids[row, start : start + len(written)])
+        assert len(written) == 12 - start or end in written.tolist()
+    assert torch.equal(answers(model, rows).labels, got.labels)
+    assert not torch.equal(answers(model, rows, seed=2).labels, got.labels)
+
+
+def test_answers_end_with_the_end_token_and_what_followed_it(monkeypatch):
+    """A writer that always ends: each answer is the end token and the old answer's tail."""
+    end = make_tokenizer().eos_token_id
+    model = make_llama(3)
+    ids = torch.tensor([[10, 11, 12, end, 13, 0], [10, 12, end, 14, 15, 0], [10, 12, 13, 0, 0, 0]])
+    labels = torch.where(torch.arange(6) < torch.tensor([[2], [1], [1]]), -100, ids)
+    labels[:, 5] = -100
+    labels[2, 3:] = -100
+    monkeypatch.setattr(
+        "studies.writing._sample",
+        lambda model, prompts, *_: torch.cat([prompts, torch.tensor([[end, 7]] * 3)], 1),
+    )
+    got = answers(model, TokenRows(ids, labels, is_padded=True)).labels
+    assert [row[row != -100].tolist() for row in got] == [[end, 13], [end, 14, 15], [end]]
+
+
+def test_answers_are_drawn_from_the_prompt_alone():
+    """Prompts of two lengths in one batch, padded at the left, each get the model's shares."""
+    torch.manual_seed(0)
+    model = make_llama(3, vocab_size=8, initializer_range=0.5)
+    prompts = [[3, 4], [5, 6, 7, 3, 4]]
+    ids = torch.full((4000, 6), 0)
+    labels = torch.full((4000, 6), -100)
+    for row in range(4000):
+        prompt = prompts[row % 2]
+        ids[row, : len(prompt)] = torch.tensor(prompt)
+        ids[row, len(prompt)] = labels[row, len(prompt)] = 1
+    tokenizer = type("Ends", (), {"pad_token_id": 0, "eos_token_id": 2})
+    got = answer_rows(model, TokenRows(ids, labels, is_padded=True), tokenizer, 5)
+    for kind, prompt in enumerate(prompts):
+        with torch.no_grad():
+            wanted = model(input_ids=torch.tensor([prompt])).logits[0, -1].float().softmax(-1)
+        first = got.input_ids[kind::2, len(prompt)]
+        shares = torch.bincount(first, minlength=8) / 2000
+        assert (shares - wanted).abs().max() < 0.05  # 4 standard errors of 2,000 draws: 0.045
+
+
 def test_dropout_acts_in_training_only(place):
     world = world_of(place)
     plain, _ = train(world, RunSettings(epochs=1), 0)
@@ -435,24 +513,60 @@ def test_generations_edit_what_the_last_one_edited(place, tmp_path, no_figures):
     study = read_study(path)
     chain = Chain(study, world_of(place), 0, tmp_path)
     model = make_llama(9)
+    real = chain.real.input_ids
     rows = chain.edit(model, chain.real, "region=all", 2)
     wanted = edit_tokens(
-        Prior(model, make_tokenizer()), chain.real, policy=parse_policy("region=all"), generation=2
+        Prior(model, make_tokenizer()), real, policy=parse_policy("region=all"), generation=2
     )
-    assert torch.equal(rows, wanted.input_ids)
+    assert torch.equal(rows.input_ids, wanted.input_ids)
     made(path, place, tmp_path)
     (folder,) = (tmp_path / "runs").glob("seed-0-*")
-    first, second = (chain.rows_after("edited", n) if n else chain.rows_after("real", 0, "edited")
-                     for n in (0, 1))  # fmt: skip
+    first, second = (
+        one.input_ids
+        for one in (chain.rows_after("real", 0, "edited"), chain.rows_after("edited", 1))
+    )
     assert folder == chain.folder
     assert not torch.equal(first, second)
     changed = [
         json.loads((folder / f"{name}.json").read_text())["changed"]
         for name in ("real-0", "edited-1", "edited-2")
     ]
-    shares = [(a != b).double().mean().item() for a, b in ((chain.real, first), (first, second))]
+    shares = [(a != b).double().mean().item() for a, b in ((real, first), (first, second))]
     assert changed == [None, *shares]
     assert shares[0] != shares[1]
+
+
+def test_generations_of_conversations_keep_the_prompts(place, tmp_path, no_figures):
+    path = content_of(
+        "answers", place, generations=3, writers=["replaced"], policies={"edited": "region=all"},
+        seeds=[0],
+    )  # fmt: skip
+    content = yaml.safe_load(path.read_text())
+    for name in ("train", "validation", "test"):
+        content["world"][name]["file"] = "c.jsonl"
+    content["world"] |= {
+        "train": {"file": "c.jsonl", "rows": [0, 4]},
+        "validation": {"file": "c.jsonl", "rows": [4, 5]},
+        "test": {"file": "c.jsonl", "rows": [5, 6]},
+        "row_length": 32,
+    }
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
+    table = made(path, place, tmp_path)
+    assert table.count("| replaced |") == 2
+    assert "accumulated" not in table
+    from studies.collapse import Chain
+
+    study = read_study(path)
+    world = World(study.world, place, str(place / "prior"))
+    chain = Chain(study, world, 0, tmp_path)
+    prompt = chain.real.labels == -100
+    prompt &= chain.real.attention_mask.bool()
+    assert prompt.any()
+    for arm, generation, name in (("real", 0, ""), ("replaced", 1, ""), ("edited", 1, "edited")):
+        rows = chain.rows_after(arm, generation, name)
+        assert torch.equal(rows.input_ids[prompt], chain.real.input_ids[prompt])
+        assert (rows.labels[prompt] == -100).all()
+        assert not torch.equal(rows.labels, chain.real.labels)
 
 
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
