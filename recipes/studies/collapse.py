@@ -145,7 +145,8 @@ class Chain:
                 policy=own,
                 generation=generation,
             )
-            parts.append(TokenRows(edit.input_ids.cpu(), edit.labels.cpu(), rows.is_padded))
+            labels = some.labels if edit.labels is None else edit.labels.cpu()
+            parts.append(TokenRows(edit.input_ids.cpu(), labels, rows.is_padded))
         return TokenRows.join(parts)
 
     def _keep(self, rows: TokenRows, arm: str, generation: int, name: str = "") -> None:
