@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import os
-import pathlib
 from typing import TYPE_CHECKING
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -137,16 +136,6 @@ def prior() -> Prior:
     from toedit_collate import Prior
 
     return Prior(make_llama())
-
-
-@pytest.fixture(scope="session")
-def real_prior() -> Prior:
-    from toedit_collate import Prior
-
-    folder = os.environ.get("TOEDIT_REAL_PRIOR")
-    if not folder or not pathlib.Path(folder).is_dir():
-        pytest.skip("TOEDIT_REAL_PRIOR is not set")
-    return Prior.from_pretrained(folder)
 
 
 @pytest.fixture(autouse=True, scope="session")

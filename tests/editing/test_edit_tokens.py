@@ -447,21 +447,6 @@ def test_the_logits_are_never_whole(name, monkeypatch):
     assert mode.largest == 8 * 64 * 4000
 
 
-def test_bf16_decides_as_float32_but_at_the_threshold(real_prior):
-    """A 16-bit prior flips only tokens that lie close to the threshold."""
-    text = "The quick brown fox jumps over the lazy dog. " * 20
-    ids = real_prior.tokenizer(text, return_tensors="pt").input_ids[:, :256]
-    exact = Prior(type(real_prior.model).from_pretrained(real_prior.model.name_or_path,
-                                                         dtype=torch.float32))  # fmt: skip
-    policy = EditPolicy(threshold=0.9, scope="all")
-    low = edit_tokens(real_prior, ids, policy=policy, return_logprob=True)
-    high = edit_tokens(exact, ids, policy=policy, return_logprob=True)
-    assert high.selected.any()
-    flipped = low.selected != high.selected
-    assert ((high.logprob.exp() - 0.9).abs()[flipped] < 0.05).all()
-    assert flipped.float().mean() < 0.02
-
-
 def test_ids_of_the_sample_are_scored_exactly(prior, ids):
     result = edit_tokens(prior, ids, num_sampled=10, policy=POLICIES["paper"])
     assert result.sample_logprob.shape == (10,)

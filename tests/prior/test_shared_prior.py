@@ -284,6 +284,10 @@ class TestRefusals:
         with pytest.raises(ValueError, match=r"is trained, but is part of.*train with LoRA"):
             trainer.train()
 
+    def test_a_tokenizer_in_the_place_of_an_adapter(self, tokenizer):
+        with pytest.raises(TypeError, match=r"name of a frozen adapter.*tokenizer=\.\.\."):
+            Prior.shared(make_lora_trainee(), tokenizer)
+
     def test_an_adapter_that_is_not_there(self):
         with pytest.raises(ValueError, match=r"adapter 'old' is not in the model.*\['default'\]"):
             Prior.shared(make_lora_trainee(), adapter="old")

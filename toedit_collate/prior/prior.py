@@ -115,9 +115,15 @@ class Prior(ModelPrior):
             tokenizer: of the trainee; None: the collator sets it.
 
         Raises:
+            TypeError: `adapter` is no name.
             ValueError: the trainee trains weights that the prior scores with, or has no such
                 adapter. For a model without an adapter yet, the first batch raises.
         """
+        if not isinstance(adapter, str | None):
+            raise TypeError(
+                f"adapter must be the name of a frozen adapter or None, got a "
+                f"{type(adapter).__name__}; a tokenizer is passed as tokenizer=..."
+            )
         if getattr(trainee, "peft_config", None) or adapter is not None:
             names = adapter_names(trainee)
             if adapter is not None and adapter not in names:
