@@ -70,6 +70,7 @@ def draw_generations(rows: list[dict[str, Any]]) -> Any:
             else:
                 _plot(axis, [row["generation"] for row in found], found, name, number, arm)
         axis.set_xlabel("generation")
+        axis.set_xticks(sorted({row["generation"] for row in rows}))
         axis.set_ylabel("bits" if name == "bigram entropy" else "nats per token")
         axis.set_title(title, fontsize=10)
     axes[0].legend(fontsize=7.5, frameon=False)
