@@ -50,6 +50,7 @@ def test_many_draws_are_recommended_before_one():
     other_tokenizer = seen({"paper": 0.1})
     other_tokenizer.is_aligned = True
     assert repr(ONE_LABEL) in recommend(other_tokenizer).title
+    assert "another tokenizer gained hardly anything" in recommend(other_tokenizer).reason
 
 
 @pytest.mark.parametrize("shares", [{"threshold=0.5": 0.04}, {"target=labels": 0.9 * TOO_FEW}])

@@ -37,14 +37,15 @@ def recommend(seen: Findings) -> Advice | None:
         changed = percent(acted(seen.tallies[name]))
         share = f"In this data, {changed} of the drawn labels differ from the text."
     best = ONE_LABEL if seen.is_aligned else LABELS
+    other = " A prior with another tokenizer gained hardly anything." if seen.is_aligned else ""
     return Advice(
-        f"Use {name or best!r} if the prior is larger than the model in training. Otherwise "
-        "train without edits.",
+        f"Use {name or best!r} if the prior is larger than the model in training and knows such "
+        "text. Otherwise train without edits.",
         "With this policy the model reads the original text, and learns tokens that the prior "
         f"draws. {share} In our studies (docs/studies.md), redrawn labels are the only edits that "
         "paid: with a larger prior and several epochs, they lowered the loss in pretraining, "
-        "continual pretraining and SFT. With the model's own base as the prior, no policy lowered "
-        "the loss.",
+        "continual pretraining and SFT. They did harm in text whose notation the prior did not "
+        f"know.{other} With the model's own base as the prior, no policy lowered the loss.",
     )
 
 
