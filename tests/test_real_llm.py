@@ -112,8 +112,9 @@ def test_a_lora_run_with_a_shared_prior(tmp_path):
     policy = EditPolicy(region="all", exclude_original=True, top_k=8)
     collator = attach(trainer, Prior.shared(trainer.model), policy)
     batch = next(iter(trainer.get_train_dataloader()))
-    plain = trainer.processing_class.apply_chat_template(rows[0]["prompt"] + rows[0]["completion"])
-    plain = torch.tensor(plain["input_ids"] if hasattr(plain, "keys") else plain)
+    plain = trainer.processing_class.apply_chat_template(
+        rows[0]["prompt"] + rows[0]["completion"], return_dict=False, return_tensors="pt"
+    )[0]
     changed = batch["input_ids"][0, : len(plain)] != plain
     assert changed.sum() > 5
     assert not changed[batch["labels"][0, : len(plain)] == -100].any()

@@ -134,9 +134,8 @@ class Chain:
     def edit(self, model: nn.Module, rows: TokenRows, policy: str, generation: int) -> TokenRows:
         """The rows, edited by a model of the generation before."""
         prior, own = self.world.prior_of(model), parse_policy(policy, seed=self.seed)
-        parts = []
-        for first in range(0, len(rows), _EDITED_AT_ONCE):
-            some, device = rows[first : first + _EDITED_AT_ONCE], self.world.device
+        device, parts = self.world.device, []
+        for some in rows.split(_EDITED_AT_ONCE):
             edit = edit_tokens(
                 prior,
                 some.input_ids.to(device),
@@ -145,8 +144,8 @@ class Chain:
                 policy=own,
                 generation=generation,
             )
-            labels = some.labels if edit.labels is None else edit.labels.cpu()
-            parts.append(TokenRows(edit.input_ids.cpu(), labels, rows.is_padded))
+            assert edit.labels is not None
+            parts.append(TokenRows(edit.input_ids.cpu(), edit.labels.cpu(), rows.is_padded))
         return TokenRows.join(parts)
 
     def _keep(self, rows: TokenRows, arm: str, generation: int, name: str = "") -> None:
@@ -189,8 +188,8 @@ def _ngrams(rows: TokenRows, special: set[int]) -> dict[str, float]:
     counts = NGrams()
     pairs: set[tuple[int, int]] = set()
     total = 0
-    for place in range(len(rows)):
-        ids = [i for i in _text(rows[place : place + 1]).tolist() if i not in special]
+    for row in rows.split(1):
+        ids = [i for i in _text(row).tolist() if i not in special]
         counts.add(np.array(ids))
         pairs.update(pairwise(ids))
         total += max(len(ids) - 1, 0)

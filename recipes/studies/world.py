@@ -48,6 +48,10 @@ class TokenRows:
         """Some rows, by a slice, a list or a tensor of their places."""
         return TokenRows(self.input_ids[places], self.labels[places], self.is_padded)
 
+    def split(self, size: int) -> list[TokenRows]:
+        """Parts of `size` rows; the last may have fewer."""
+        return [self[first : first + size] for first in range(0, len(self), size)]
+
     @classmethod
     def join(cls, parts: list[TokenRows]) -> TokenRows:
         """The rows of all parts, one after another."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 from typing import Any
 
 import torch
 from common.precision import fast_dtype, fast_precision
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from .world import TokenRows
 
@@ -38,12 +40,10 @@ def complete_rows(model: nn.Module, rows: TokenRows, tokenizer: Any) -> TokenRow
     length = rows.input_ids.shape[1]
     start = length // _PROMPT
     parts = []
-    for ids in rows.input_ids.to(device).split(_COMPLETED_AT_ONCE):
-        prompt = ids[:, :start]
+    for prompt in rows.input_ids[:, :start].split(_COMPLETED_AT_ONCE):
         with fast_precision(device):
             # No end token: None would be the model's own.
-            written = _sample(model, prompt, length - start, [-1], tokenizer.pad_token_id)
-        parts.append(written)
+            parts.append(_sample(model, prompt, length - start, [-1], tokenizer.pad_token_id))
     ids = torch.cat(parts)
     labels = ids.clone()
     labels[:, :start] = -100
@@ -65,33 +65,10 @@ def answer_rows(model: nn.Module, rows: TokenRows, tokenizer: Any, seed: int) ->
         Rows of the same shape; only the answers have labels.
     """
     writer: Any = copy.deepcopy(model).to(fast_dtype(next(model.parameters()).device)).eval()
-    pad, end = tokenizer.pad_token_id, tokenizer.eos_token_id
-    length = rows.input_ids.shape[1]
-    ids = torch.full_like(rows.input_ids, pad)
-    labels = torch.full_like(rows.labels, -100)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        for first in range(0, len(rows), _COMPLETED_AT_ONCE):
-            some = rows[first : first + _COMPLETED_AT_ONCE]
-            starts = (some.labels != -100).int().argmax(1).tolist()
-            width = max(starts)
-            prompts = torch.full((len(some), width), pad)
-            mask = torch.zeros_like(prompts)
-            for row, start in enumerate(starts):
-                prompts[row, width - start :] = some.input_ids[row, :start]
-                mask[row, width - start :] = 1
-            written = _sample(writer, prompts, length - min(starts), [end], pad, mask)[:, width:]
-            for row, start in enumerate(starts):
-                answer = written[row].tolist()
-                if end in answer:
-                    old = some.labels[row][some.labels[row] != -100].tolist()
-                    tail = old[len(old) - old[::-1].index(end) :] if end in old else []
-                    answer = answer[: answer.index(end) + 1] + tail
-                new = torch.tensor(answer[: length - start])
-                place, stop = first + row, start + len(new)
-                ids[place, :start] = some.input_ids[row, :start]
-                ids[place, start:stop] = labels[place, start:stop] = new
-    return TokenRows(ids, labels, is_padded=True)
+        parts = [_answer(writer, some, tokenizer) for some in rows.split(_COMPLETED_AT_ONCE)]
+    return TokenRows.join(parts)
 
 
 def write_rows(model: nn.Module, num_rows: int, length: int, bos_id: int, seed: int) -> Tensor:
@@ -128,6 +105,36 @@ def write_rows(model: nn.Module, num_rows: int, length: int, bos_id: int, seed: 
                 ids[:, place] = drawn[:, 0]
             parts.append(ids)
     return torch.cat(parts).cpu()
+
+
+def _answer(writer: nn.Module, rows: TokenRows, tokenizer: Any) -> TokenRows:
+    """`answer_rows` for as many rows as are written at once."""
+    pad, end = tokenizer.pad_token_id, tokenizer.eos_token_id
+    length = rows.input_ids.shape[1]
+    starts = (rows.labels != -100).int().argmax(1).tolist()
+    prompts = [ids[:start] for ids, start in zip(rows.input_ids, starts, strict=True)]
+    left = partial(pad_sequence, batch_first=True, padding_side="left")
+    mask = left([torch.ones_like(prompt) for prompt in prompts])
+    written = _sample(
+        writer, left(prompts, padding_value=pad), length - min(starts), [end], pad, mask
+    )
+    ids = torch.full_like(rows.input_ids, pad)
+    labels = torch.full_like(rows.labels, -100)
+    for row, (prompt, start) in enumerate(zip(prompts, starts, strict=True)):
+        old = rows.labels[row][rows.labels[row] != -100].tolist()
+        answer = _ended(written[row, max(starts) :].tolist(), old, end)
+        new = torch.tensor(answer[: length - start])
+        ids[row, : start + len(new)] = torch.cat([prompt, new])
+        labels[row, start : start + len(new)] = new
+    return TokenRows(ids, labels, is_padded=True)
+
+
+def _ended(answer: list[int], old: list[int], end: int) -> list[int]:
+    """An answer up to its end token, and what follows the last one of the old answer."""
+    if end not in answer:
+        return answer
+    tail = old[::-1].index(end) if end in old else 0
+    return answer[: answer.index(end) + 1] + old[len(old) - tail :]
 
 
 def _sample(

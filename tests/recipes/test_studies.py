@@ -544,8 +544,6 @@ def test_generations_of_conversations_keep_the_prompts(place, tmp_path, no_figur
         seeds=[0],
     )  # fmt: skip
     content = yaml.safe_load(path.read_text())
-    for name in ("train", "validation", "test"):
-        content["world"][name]["file"] = "c.jsonl"
     content["world"] |= {
         "train": {"file": "c.jsonl", "rows": [0, 4]},
         "validation": {"file": "c.jsonl", "rows": [4, 5]},
