@@ -11,6 +11,8 @@ from toedit_collate.config.policies import parse_policy
 from toedit_collate.errors import UnusableError
 from toedit_collate.policy import EditPolicy
 
+WRITERS = ("replaced", "accumulated")
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunSettings:
@@ -153,13 +155,17 @@ class Study:
     tuning_seed: int | None = None
     run: RunSettings = RunSettings()
     generations: int = 0
-    writers: tuple[str, ...] = ("replaced", "accumulated")
+    writers: tuple[str, ...] = WRITERS
     policies: dict[str, str] = field(default_factory=dict)
     fractions: list[float] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         if bool(self.arms) == bool(self.generations):
             raise ValueError("a study has either arms or generations; write one of them")
+        if unknown := set(self.writers) - set(WRITERS):
+            raise ValueError(
+                f"writers may be {' and '.join(WRITERS)}, got {', '.join(sorted(unknown))}"
+            )
 
 
 def read_study(path: Path, size: str | None = None) -> Study:

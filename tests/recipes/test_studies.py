@@ -538,6 +538,12 @@ def test_generations_edit_what_the_last_one_edited(place, tmp_path, no_figures):
     assert shares[0] != shares[1]
 
 
+def test_an_unknown_writer_is_refused(place):
+    path = content_of("writers", place, generations=3, writers=["replace"])
+    with pytest.raises(UnusableError, match="writers may be replaced and accumulated, got replace"):
+        read_study(path)
+
+
 def test_generations_of_conversations_keep_the_prompts(place, tmp_path, no_figures):
     path = content_of(
         "answers", place, generations=3, writers=["replaced"], policies={"edited": "region=all"},
